@@ -1,0 +1,1 @@
+"""Raw videos and official annotations -> tar shards and a manifest."""

@@ -1,0 +1,1 @@
+"""uint8 batches -> loss, features, logits: the dual-masked video autoencoder."""

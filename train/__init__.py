@@ -1,0 +1,1 @@
+"""The loops: pre-train, look at what was learned."""
