@@ -53,9 +53,7 @@ SCHEMA = pa.schema(
         ("content_hash", pa.string()),  # blake2b-128 of the encoded clip, hexadecimal
     ]
 )
-REJECT_SCHEMA = pa.schema(
-    [("path", pa.binary()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
-)
+REJECT_SCHEMA = pa.schema([("path", pa.binary()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 FORMAT = 1  # of the manifest; a reader refuses others
 METADATA_KEY = b"tubecell"
 # what the loader reads by row or as whole columns; the rest stays in the parquet file, for people and tools
@@ -121,9 +119,11 @@ class Manifest:
         self.root = Path(path)
         manifest = self.root / "manifest.parquet"
         if not manifest.is_file():
-            what = "is not finished: its build was interrupted; run the build command again" if (
-                (self.root / "shards").is_dir()
-            ) else "is no dataset: it has no manifest.parquet; build one with dataset_builders/build_unlabeled_hybrid.py"
+            what = (
+                "is not finished: its build was interrupted; run the build command again"
+                if ((self.root / "shards").is_dir())
+                else "is no dataset: it has no manifest.parquet; build one with dataset_builders/build_unlabeled_hybrid.py"
+            )
             raise ValueError(f"{self.root} {what}")
         self.versions = read_versions(manifest)
         self.version = len(self.versions) if version is None else version

@@ -1,0 +1,112 @@
+"""The sizes of a model, and the named ones of the paper (VideoMAE V2 Table 7; widths as in the released code)."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Sizes of the encoder, of the pre-training decoder and of the clip they are built for."""
+
+    input_size: int = 224
+    """Height and width of a view, in pixels; a multiple of the patch size."""
+    num_frames: int = 16
+    """Frames of a view; a multiple of the tubelet size."""
+    patch_size: int = 16
+    """Height and width of a patch, in pixels."""
+    tubelet_size: int = 2
+    """Frames that a patch spans."""
+    encoder_dim: int = 768
+    """Width D of the encoder; a multiple of its heads."""
+    encoder_depth: int = 12
+    """Blocks of the encoder."""
+    encoder_heads: int = 12
+    """Attention heads of the encoder."""
+    decoder_dim: int = 384
+    """Width of the decoder; a multiple of its heads."""
+    decoder_depth: int = 4
+    """Blocks of the decoder."""
+    decoder_heads: int = 6
+    """Attention heads of the decoder."""
+    mlp_ratio: float = 4.0
+    """Hidden width of every MLP by its block's width, the product truncated. ViT-g: 48/11, so 6144 and 2234."""
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "num_frames", "patch_size", "tubelet_size", "encoder_dim", "encoder_depth"):
+            self._check_positive(name)
+        for name in ("encoder_heads", "decoder_dim", "decoder_depth", "decoder_heads", "mlp_ratio"):
+            self._check_positive(name)
+        for whole, part in (
+            ("input_size", "patch_size"),
+            ("num_frames", "tubelet_size"),
+            ("encoder_dim", "encoder_heads"),
+            ("decoder_dim", "decoder_heads"),
+        ):
+            value, divisor = getattr(self, whole), getattr(self, part)
+            if value % divisor:
+                below = value // divisor * divisor
+                nearest = " or ".join(str(n) for n in (below, below + divisor) if n)
+                raise ValueError(
+                    f"model: {whole} = {value} is no multiple of {part} = {divisor}; set {whole} to {nearest}, or change {part}"
+                )
+
+    def _check_positive(self, name: str) -> None:
+        if getattr(self, name) <= 0:
+            raise ValueError(f"model: {name} = {getattr(self, name)} must be greater than 0")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(T', rows, columns) of tokens; token = (t * rows + row) * columns + column."""
+        side = self.input_size // self.patch_size
+        return self.num_frames // self.tubelet_size, side, side
+
+    @property
+    def num_tokens(self) -> int:
+        """N, tokens of a view: 1568 for 16 x 224² with patch 16, 2048 with patch 14."""
+        time, rows, columns = self.grid
+        return time * rows * columns
+
+    @property
+    def patch_values(self) -> int:
+        """P, values of a patch: 1536 for patch 16, 1176 for patch 14."""
+        return self.tubelet_size * self.patch_size**2 * 3
+
+    @property
+    def encoder_mlp_dim(self) -> int:
+        """Hidden width of the encoder's MLPs."""
+        return int(self.encoder_dim * self.mlp_ratio)
+
+    @property
+    def decoder_mlp_dim(self) -> int:
+        """Hidden width of the decoder's MLPs: 2234 for ViT-g, as in its checkpoints, where Table 7 prints 2048."""
+        return int(self.decoder_dim * self.mlp_ratio)
+
+
+VIT_B = ModelConfig()
+
+MODELS: dict[str, ModelConfig] = {
+    # for tests and the quick start: trains on two CPU cores
+    "tiny": ModelConfig(
+        input_size=64,
+        patch_size=8,
+        encoder_dim=192,
+        encoder_depth=6,
+        encoder_heads=3,
+        decoder_dim=96,
+        decoder_depth=2,
+        decoder_heads=3,
+    ),
+    "vit-s": replace(VIT_B, encoder_dim=384, encoder_heads=6, decoder_dim=192, decoder_heads=3),
+    "vit-b": VIT_B,
+    "vit-l": replace(VIT_B, encoder_dim=1024, encoder_depth=24, encoder_heads=16, decoder_dim=512, decoder_heads=8),
+    "vit-h": replace(VIT_B, encoder_dim=1280, encoder_depth=32, encoder_heads=16, decoder_dim=512, decoder_heads=8),
+    "vit-g": replace(
+        VIT_B,
+        patch_size=14,
+        encoder_dim=1408,
+        encoder_depth=40,
+        encoder_heads=16,
+        decoder_dim=512,
+        decoder_heads=8,
+        mlp_ratio=48 / 11,
+    ),
+}

@@ -1,0 +1,114 @@
+"""The dual-masked video autoencoder (VideoMAE V2, section 3): uint8 views and token indices -> loss.
+
+Parameters carry the official names: `state_dict()` is the official checkpoint, entry by entry. Every shape is constant and
+nothing waits for the device, so each block compiles once.
+
+B views, T frames, N tokens, V visible tokens, K decoded tokens, L loss tokens (the first of the K), D width,
+P values of a patch.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.layers import LAYER_NORM_EPS, Block, PatchEmbed, PositionTable, reset_buffers
+from model.patches import gather_patches, normalise, patches_and_targets
+
+
+class Encoder(nn.Module):
+    """Visible patches (B, V, P) and their indices (B, V) -> latent (B, V, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.encoder_dim
+        self.patch_embed = PatchEmbed(dim, config.patch_size, config.tubelet_size)
+        self.positions = PositionTable(config.num_tokens, dim)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.encoder_heads, config.encoder_mlp_dim) for _ in range(config.encoder_depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+    def forward(self, patches_BVP: Tensor, visible_idx: Tensor) -> Tensor:
+        x_BVD = self.patch_embed(patches_BVP)
+        x_BVD = x_BVD + self.positions(visible_idx, x_BVD.dtype)
+        for block in self.blocks:
+            x_BVD = block(x_BVD)
+        return self.norm(x_BVD)
+
+
+class Decoder(nn.Module):
+    """Projected latent and mask tokens (B, V + K, decoder D) -> predictions (B, K, P) of the last K."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.decoder_dim
+        self.positions = PositionTable(config.num_tokens, dim)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.decoder_heads, config.decoder_mlp_dim) for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(dim, config.patch_values)
+
+    def forward(self, x_BND: Tensor, num_decoded: int) -> Tensor:
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.head(self.norm(x_BND[:, -num_decoded:]))
+
+
+class VideoMAE(nn.Module):
+    """Encoder, decoder and loss. Activations have the dtype of the parameters; targets and loss are at least float32."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.encoder_to_decoder = nn.Linear(config.encoder_dim, config.decoder_dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_dim))
+        self.reset_buffers()
+
+    def forward(self, views: Tensor, visible_idx: Tensor, decoded_idx: Tensor, loss_weight: Tensor) -> Tensor:
+        """Views (B, T, H, W, 3) uint8, contiguous; indices (B, V) and (B, K) int64; weights (B, L) -> loss (), float32.
+
+        The first L of the K decoded tokens have a target. Their squared errors, averaged over the P values, are averaged
+        over the batch with `loss_weight` (official behaviour; equation 2 divides by all K, so is smaller by L / K).
+        """
+        L = loss_weight.shape[1]
+        patches_BVP, target_BLP = patches_and_targets(
+            views,
+            visible_idx,
+            decoded_idx[:, :L],
+            self.config.patch_size,
+            self.config.tubelet_size,
+            self.mask_token.dtype,
+        )
+        prediction_BKP = self.decode(self.encoder(patches_BVP, visible_idx), visible_idx, decoded_idx)
+        error_BL = (prediction_BKP[:, :L].to(target_BLP.dtype) - target_BLP).square().mean(-1)
+        weight_BL = loss_weight.to(target_BLP.dtype)
+        return (error_BL * weight_BL).sum() / weight_BL.sum()
+
+    def encode(self, views: Tensor, visible_idx: Tensor) -> Tensor:
+        """Views (B, T, H, W, 3) uint8, indices (B, V) int64 -> latent (B, V, D), after the encoder's last norm."""
+        patches_u8 = gather_patches(views, visible_idx, self.config.patch_size, self.config.tubelet_size)
+        return self.encoder(normalise(patches_u8).to(self.mask_token.dtype), visible_idx)
+
+    def decode(self, latent_BVD: Tensor, visible_idx: Tensor, decoded_idx: Tensor) -> Tensor:
+        """Latent (B, V, D), indices (B, V) and (B, K) int64 -> predicted targets (B, K, P).
+
+        A mask token stands at every decoded position, also where the encoder sees the token (104 of ViT-g's 1024).
+        """
+        x_BVD = self.encoder_to_decoder(latent_BVD)
+        x_BVD = x_BVD + self.decoder.positions(visible_idx, x_BVD.dtype)
+        mask_BKD = self.mask_token + self.decoder.positions(decoded_idx, x_BVD.dtype)
+        return self.decoder(torch.cat([x_BVD, mask_BKD], dim=1), decoded_idx.shape[1])
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Every transformer block in forward order: what is sharded, checkpointed and compiled one by one."""
+        yield from self.encoder.blocks
+        yield from self.decoder.blocks
+
+    def reset_buffers(self) -> None:
+        """Compute the buffers that no checkpoint holds; call it after `to_empty` on a model built on meta."""
+        reset_buffers(self)

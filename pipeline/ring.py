@@ -1,0 +1,73 @@
+"""Shared memory between a trainer and its decoding process: a ring of batch slots, and a table of what is in flight.
+
+It is an anonymous `memfd`, not /dev/shm, which is 64 MB in most containers. Layout: the in-flight table, then the slots,
+each array of a slot on a 4096-byte boundary (CUDA registers whole pages; huge copies like alignment).
+"""
+
+import mmap
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.sampling import SamplingRecipe
+
+PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One batch, before it becomes tensors; B clips of R views."""
+
+    views: np.ndarray  # uint8 (B, R, T, size, size, 3)
+    visible: np.ndarray  # int64 (B·R, V)
+    decoded: np.ndarray  # int64 (B·R, K)
+    loss_weight: np.ndarray  # float32 (B·R, L)
+    positions: np.ndarray  # int64 (B,), of the epoch
+    rows: np.ndarray  # int64 (B,), of the manifest; those of the substitutes where clips failed
+
+
+class Ring:
+    """`num_slots` batches of `clips` clips, and one in-flight row (epoch, position, attempt, start in ns) per thread."""
+
+    def __init__(self, recipe: SamplingRecipe, clips: int, num_slots: int, threads: int, memfd: int | None = None) -> None:
+        """Make the memory, or map that of `memfd`, which another process made with equal arguments."""
+        views, tokens = clips * recipe.views_per_clip, recipe.tokens
+        side, frames = recipe.input_size, recipe.num_frames
+        fields: dict[str, tuple[tuple[int, ...], type]] = {
+            "views": ((clips, recipe.views_per_clip, frames, side, side, 3), np.uint8),
+            "visible": ((views, tokens.visible), np.int64),
+            "decoded": ((views, tokens.decoded), np.int64),
+            "loss_weight": ((views, tokens.loss), np.float32),
+            "positions": ((clips,), np.int64),
+            "rows": ((clips,), np.int64),
+        }
+        sizes = [_pages(int(np.prod(shape)) * np.dtype(kind).itemsize) for shape, kind in fields.values()]
+        header = _pages(threads * 4 * 8)
+        self.num_slots = num_slots
+        self.nbytes = header + num_slots * sum(sizes)
+        self.memfd = memfd if memfd is not None else os.memfd_create("tubecell-ring")
+        if memfd is None:
+            os.ftruncate(self.memfd, self.nbytes)
+        self.memory = mmap.mmap(self.memfd, self.nbytes)
+        self.in_flight = np.ndarray((threads, 4), np.int64, self.memory)
+        self.slots = []
+        offset = header
+        for _ in range(num_slots):
+            arrays = {}
+            for (name, (shape, kind)), size in zip(fields.items(), sizes, strict=True):
+                arrays[name] = np.ndarray(shape, kind, self.memory, offset)
+                offset += size
+            self.slots.append(Slot(**arrays))
+
+    def __getitem__(self, number: int) -> Slot:
+        """The slot of batch `number`."""
+        return self.slots[number % self.num_slots]
+
+    def close(self) -> None:
+        """Give the descriptor back; the memory itself goes when the last array or tensor on it does."""
+        os.close(self.memfd)
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE

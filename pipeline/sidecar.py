@@ -1,0 +1,177 @@
+"""The decoding process beside a trainer: plans its rank's batches, decodes them in threads, fills the ring.
+
+One process per rank, so that a decoder which crashes or hangs takes nothing with it, and neither the trainer's GIL nor its
+garbage collector stands in the way. Threads inside it suffice: libav, torch and swscale release the GIL (64 -> 116 videos/s
+from 1 to 2 threads on 2 cores). The trainer sends how many batches it has consumed; it is told which are ready, which
+clips failed, and, by the in-flight table of the ring, what every thread is doing.
+"""
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.decode import ClipRequest, DecodeError, Decoder, Failure
+from pipeline.manifest import Manifest
+from pipeline.ring import Ring
+from pipeline.sampling import SamplingRecipe, rank_positions, sample_clips, sample_masks, steps_per_epoch
+from pipeline.storage import ShardReader
+
+MAX_ATTEMPTS = 16  # substitutes at one position; if all fail it is not the clips that are broken
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What a sidecar has to do; pickled to it as the first message."""
+
+    dataset: Path
+    version: int
+    recipe: SamplingRecipe
+    decoder: Decoder
+    rank: int
+    world_size: int
+    clips: int  # of one batch of this rank
+    epoch: int
+    step: int  # of the epoch, the first to deliver
+    part: int  # of that step: a rank's share of a step may be several batches
+    number: int  # of the first batch to deliver; batch n lies in slot n modulo the number of slots
+    serial_until: int  # batches before this number are decoded one clip at a time, to find the one that crashes
+    num_slots: int
+    threads: int
+    memfd: int
+    failed: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the ledger: (epoch, position) -> failed attempts
+
+
+@dataclass(frozen=True, slots=True)
+class FailedClip:
+    """One failed attempt to deliver a clip: a line of failures.jsonl."""
+
+    epoch: int
+    position: int
+    attempt: int  # 0 for the clip that the order names, 1 for its first substitute ...
+    row: int
+    key: str
+    reason: Failure
+    detail: str
+
+
+def batches(job: Job, num_clips: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(epoch, positions (clips,)) of this rank's batches, from the job's first one on, without end."""
+    epoch, step, part = job.epoch, job.step, job.part
+    steps = steps_per_epoch(num_clips, job.recipe)
+    while True:
+        positions = rank_positions(step, job.recipe, job.rank, job.world_size).reshape(-1, job.clips)
+        for chunk in positions[part:]:
+            yield epoch, chunk
+        part = 0
+        epoch, step = (epoch, step + 1) if step + 1 < steps else (epoch + 1, 0)
+
+
+class Sidecar:
+    """The process's state: memory, threads, and the two directions of the connection."""
+
+    def __init__(self, job: Job, connection: Connection) -> None:
+        self.job, self.connection = job, connection
+        self.manifest = Manifest(job.dataset, job.version)
+        self.reader = ShardReader(job.dataset)
+        self.ring = Ring(job.recipe, job.clips, job.num_slots, job.threads, job.memfd)
+        self.ring.in_flight[:] = 0
+        self._serial, self._send_lock, self._threads = threading.Lock(), threading.Lock(), threading.local()
+        thread_numbers = iter(range(job.threads))
+        self.pool = ThreadPoolExecutor(job.threads, initializer=lambda: setattr(self._threads, "row", next(thread_numbers)))
+        self.submitted: queue.SimpleQueue[tuple[int, list[Future]]] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Keep every free slot in work until the trainer closes the connection."""
+        threading.Thread(target=self._announce, daemon=True).start()
+        consumed = self.job.number
+        for number, (epoch, positions) in enumerate(batches(self.job, len(self.manifest)), self.job.number):
+            while number >= consumed + self.job.num_slots:
+                consumed = self.connection.recv()
+            self.submitted.put((number, self._submit(number, epoch, positions)))
+
+    def _submit(self, number: int, epoch: int, positions: np.ndarray) -> list[Future]:
+        slot = self.ring[number]
+        attempts = np.array([self.job.failed.get((epoch, int(p)), 0) for p in positions])
+        slot.positions[:] = positions
+        slot.visible[:], slot.decoded[:], slot.loss_weight[:] = sample_masks(self.job.recipe, epoch, positions)
+        serial = number < self.job.serial_until
+        return [
+            self.pool.submit(self._deliver, number, i, epoch, int(positions[i]), int(attempts[i]), serial)
+            for i in range(len(positions))
+        ]
+
+    def _deliver(self, number: int, i: int, epoch: int, position: int, attempt: int, serial: bool) -> None:
+        """Decode what stands at a position into its place in the slot; on failure, the position's next substitute."""
+        slot, state = self.ring[number], self.ring.in_flight[self._threads.row]
+        first = attempt
+        while attempt < first + MAX_ATTEMPTS:
+            samples = sample_clips(self.manifest, self.job.recipe, epoch, np.array([position]), np.array([attempt]))
+            clip = self.manifest.clip(int(samples.rows[0]))
+            try:
+                with self._serial if serial else nullcontext():
+                    state[:3] = epoch, position, attempt
+                    state[3] = time.monotonic_ns()  # last: it says that the row is valid
+                    try:
+                        data = self.reader.read(clip.shard, clip.offset, clip.size)
+                        self.job.decoder(ClipRequest(clip, data, samples.frames[0], samples.boxes[0]), slot.views[i])
+                    except OSError as error:
+                        raise DecodeError(Failure.READ, str(error)) from error
+                    finally:
+                        state[3] = 0
+                slot.rows[i] = clip.row
+                return
+            except DecodeError as error:
+                self._send(FailedClip(epoch, position, attempt, clip.row, clip.key, error.reason, error.detail))
+                attempt += 1
+        raise RuntimeError(f"{MAX_ATTEMPTS} clips in a row could not be decoded at position {position} of epoch {epoch}")
+
+    def _announce(self) -> None:
+        """Tell the trainer, in order, which batches are complete."""
+        try:
+            while True:
+                number, clips = self.submitted.get()
+                for clip in clips:
+                    clip.result()
+                self._send(number)
+        except BrokenPipeError:  # the trainer is gone
+            pass
+        except Exception:
+            self._send(traceback.format_exc())
+
+    def _send(self, message: int | str | FailedClip) -> None:
+        with self._send_lock:
+            self.connection.send(message)
+
+
+def main() -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach every process of the job; this one ends when its trainer does
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)  # parallel over clips
+    connection = Connection(int(sys.argv[1]))
+    try:
+        Sidecar(connection.recv(), connection).run()
+    except (EOFError, ConnectionResetError):
+        pass  # the trainer closed the connection or died
+    except Exception:
+        connection.send(traceback.format_exc())
+    # not waiting for threads that may be inside a decoder
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The configuration of a pre-training run: typed, complete, and written into the run's folder."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from model.config import MODELS, ModelConfig
+from pipeline.sampling import SamplingRecipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What a step takes from the dataset."""
+
+    views_per_step: int = 8192
+    """Batch size in views over all ranks and all gradient accumulation, the paper's batch size."""
+    views_per_clip: int = 4
+    """R, repeated augmentation: views cropped and masked from one decoded clip."""
+    mask_ratio: float = 0.9
+    """Share of the tubes hidden from the encoder."""
+    decoder_mask_ratio: float = 0.5
+    """Share of the tokens the decoder leaves out: 0.25, 0.5, 0.75, or 0 for encoder-only masking (VideoMAE V1)."""
+    threads: int | None = None
+    """Decoding threads of a rank; by default the usable cores, shared by the ranks of a node."""
+    prefetch: int = 3
+    """Batches decoded ahead."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    base_lr: float = 1.5e-4
+    """Peak learning rate for 256 views; scaled by views_per_step / 256."""
+    base_min_lr: float = 2.5e-6
+    """Learning rate at the end of the cosine, for 256 views."""
+    warmup_share: float = 0.1
+    """Share of the steps in which the learning rate rises from 0 (the paper: 120 of 1200 epochs)."""
+    weight_decay: float = 0.05
+    """Of matrices; vectors, biases and the mask token have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's."""
+    eps: float = 1e-8
+    """AdamW's."""
+    clip_grad: float | None = None
+    """Largest global gradient norm; None leaves gradients as they are."""
+    max_skipped: int = 20
+    """Steps in a row with a non-finite gradient after which the run stops; each of them is skipped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeConfig:
+    """How a step is computed; none of this changes what is learned, beyond rounding."""
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the forward and backward pass; master weights, gradient reduction, targets and loss are float32 always."""
+    views_per_forward: int = 128
+    """Most views of one forward pass on one rank; a step is accumulated over as many passes as it takes."""
+    activation_checkpointing: bool = False
+    """Recompute every block in the backward pass instead of keeping its activations."""
+    compile: bool | None = None
+    """Compile the blocks; by default on a GPU only: on a CPU it needs a C++ compiler, which a bare machine lacks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes a GPU if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """A pre-training run."""
+
+    data: Path | None = None
+    """The dataset: a folder with a manifest.parquet, made by dataset_builders/."""
+    out: Path | None = None
+    """The run's folder. If it holds a checkpoint, the run goes on from there."""
+    steps: int | None = None
+    """Optimizer steps; by default epochs times the steps of an epoch."""
+    epochs: int = 300
+    """Passes over the clips. One takes every clip once, with R views: the paper's 1200 epochs are 300 of these."""
+    seed: int = 0
+    """Of the initial weights, the order, the crops and the masks."""
+    log_every: int = 10
+    """Steps between two lines of the log."""
+    save_every: int = 500
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """Checkpoints that stay."""
+    dry_run: bool = False
+    """Print what the run would be, and exit."""
+    expected_clips: int = 1_348_000
+    """Clips to reckon with in a dry run without --data (UnlabeledHybrid: the paper's Table 8)."""
+
+    model: ModelConfig = field(default_factory=lambda: MODELS["vit-b"])
+    views: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "log_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps {self.steps} must be at least 1")
+        if not 0 <= self.optim.warmup_share < 1:
+            raise ValueError(f"--optim.warmup-share {self.optim.warmup_share} must be at least 0 and less than 1")
+        _ = self.sampling  # refuses views that cannot be taken or masked
+
+    @property
+    def sampling(self) -> SamplingRecipe:
+        """What decides the batches. Raises ValueError if the views cannot be masked so."""
+        return SamplingRecipe(
+            seed=self.seed,
+            views_per_step=self.views.views_per_step,
+            views_per_clip=self.views.views_per_clip,
+            num_frames=self.model.num_frames,
+            input_size=self.model.input_size,
+            tubelet_size=self.model.tubelet_size,
+            patch_size=self.model.patch_size,
+            mask_ratio=self.views.mask_ratio,
+            decoder_mask_ratio=self.views.decoder_mask_ratio,
+        )
+
+    @property
+    def peak_lr(self) -> float:
+        return self.optim.base_lr * self.views.views_per_step / 256
+
+    @property
+    def final_lr(self) -> float:
+        return self.optim.base_min_lr * self.views.views_per_step / 256
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return self.steps or self.epochs * steps_per_epoch
+
+    def warmup_steps(self, total_steps: int) -> int:
+        return round(self.optim.warmup_share * total_steps)
+
+    def accumulation(self, world_size: int) -> int:
+        """Forward passes of a rank in a step: the fewest, equal ones that keep to `views_per_forward`.
+
+        Raises ValueError, with the numbers, if the ranks cannot share the step's clips.
+        """
+        clips = self.sampling.clips_per_step
+        if clips % world_size:
+            possible = ", ".join(str(w) for w in range(1, min(clips, 4096) + 1) if clips % w == 0)
+            raise ValueError(
+                f"--views.views-per-step {self.views.views_per_step} are {clips} clips of {self.views.views_per_clip} views, "
+                f"which {world_size} ranks cannot share equally; possible numbers of ranks: {possible}"
+            )
+        share = clips // world_size
+        if self.compute.views_per_forward < self.views.views_per_clip:
+            raise ValueError(
+                f"--compute.views-per-forward {self.compute.views_per_forward} must be at least "
+                f"--views.views-per-clip {self.views.views_per_clip}: a clip's views stay together"
+            )
+        most = self.compute.views_per_forward // self.views.views_per_clip
+        return next(n for n in range(math.ceil(share / most), share + 1) if share % n == 0)

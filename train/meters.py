@@ -1,0 +1,106 @@
+"""What a run says about itself: metrics.jsonl and TensorBoard always, and one console line."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+# dense bf16 TFLOP/s of the data sheets, by a part of the device's name
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0, "L40S": 362.0}
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOP/s of a GPU's data sheet, None where it is not known: MFU is then not given, rather than guessed."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of the GPU since the start, or the resident memory of this process, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def truncate(file: Path, step: int) -> None:
+    """Keep the lines of a JSONL file up to a step: those after it were written by a run that did not save them.
+
+    A last line that was cut off goes too.
+    """
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    temporary.rename(file)
+
+
+def duration(seconds: float) -> str:
+    """95 -> "1:35", 4000 -> "1:06:40"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Meters:
+    """Writes a run's log. Only rank 0 has one; `out` is the run's folder."""
+
+    def __init__(self, out: Path, total_steps: int, step: int) -> None:
+        self.total_steps = total_steps
+        truncate(out / "metrics.jsonl", step)
+        self._file = (out / "metrics.jsonl").open("a", buffering=1)
+        self._failures = (out / "failures.jsonl").open("a", buffering=1)
+        self._tensorboard = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, leave=False)
+        self._began, self._first = time.perf_counter(), step
+
+    def advance(self) -> None:
+        """A step is done (as far as the host knows)."""
+        self._bar.update()
+
+    def log(self, values: dict[str, Any]) -> None:
+        """A line: values with at least step, loss, lr, grad_norm, views_per_second and data_wait."""
+        self._file.write(json.dumps(values) + "\n")
+        step = values["step"]
+        for name, value in values.items():
+            if name not in ("step", "time") and value is not None:
+                self._tensorboard.add_scalar(name, value, step)
+        elapsed = time.perf_counter() - self._began
+        left = elapsed / max(step - self._first, 1) * (self.total_steps - step)
+        mfu = "" if values["mfu"] is None else f" · MFU {values['mfu']:.1%}"
+        skipped = f" · {values['skipped']} skipped" if values["skipped"] else ""
+        self.say(
+            f"step {step}/{self.total_steps} · loss {values['loss']:.4f} · lr {values['lr']:.2e} · "
+            f"grad {values['grad_norm']:.3g} · {values['views_per_second']:.1f} views/s{mfu} · "
+            f"waiting for data {values['data_wait']:.0%}{skipped} · {duration(left)} left"
+        )
+
+    def failures(self, failures: Iterable[dict[str, Any]]) -> None:
+        """Clips that could not be decoded, one line each."""
+        for failure in failures:
+            self._failures.write(json.dumps(failure) + "\n")
+
+    def say(self, text: str) -> None:
+        """A line on the console, above the progress bar."""
+        tqdm.write(text)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._tensorboard.close()
+        self._file.close()
+        self._failures.close()
