@@ -184,7 +184,7 @@ class ClipLoader:
             "OMP_NUM_THREADS": "1",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.sidecar", str(theirs.fileno())],
+            [sys.executable, "-c", "from pipeline.sidecar import main; main()", str(theirs.fileno())],
             pass_fds=(theirs.fileno(), self._ring.memfd),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -264,6 +264,7 @@ class ClipLoader:
         self._deaths += not blamed
         if self._deaths > 3:
             raise RuntimeError(f"the decoding process of rank {self.rank} died {self._deaths} times, last with status {code}")
+        self._ring.in_flight[:] = 0
         self._closer()
         self._start(serial_until=self._serial_until if hung else self._ready + self._ring.num_slots)
 

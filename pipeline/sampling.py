@@ -42,8 +42,11 @@ class SamplingRecipe:
     def __post_init__(self) -> None:
         if self.shuffle != "global":
             raise ValueError(f"shuffle {self.shuffle!r} is not known; allowed is 'global'")
-        if self.views_per_clip < 1 or self.views_per_step % self.views_per_clip:
-            raise ValueError(f"views_per_step {self.views_per_step} must be a multiple of views_per_clip {self.views_per_clip}")
+        if min(self.views_per_clip, self.views_per_step) < 1 or self.views_per_step % self.views_per_clip:
+            raise ValueError(
+                f"views_per_step {self.views_per_step} must be a multiple of views_per_clip {self.views_per_clip}, "
+                "both at least 1"
+            )
         if self.num_frames % self.tubelet_size or self.input_size % self.patch_size:
             raise ValueError(
                 f"{self.num_frames} frames of {self.input_size} px do not divide into tubelets of {self.tubelet_size} frames "

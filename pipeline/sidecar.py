@@ -87,7 +87,6 @@ class Sidecar:
         self.manifest = Manifest(job.dataset, job.version)
         self.reader = ShardReader(job.dataset)
         self.ring = Ring(job.recipe, job.clips, job.num_slots, job.threads, job.memfd)
-        self.ring.in_flight[:] = 0
         self._serial, self._send_lock, self._threads = threading.Lock(), threading.Lock(), threading.local()
         thread_numbers = iter(range(job.threads))
         self.pool = ThreadPoolExecutor(job.threads, initializer=lambda: setattr(self._threads, "row", next(thread_numbers)))
@@ -157,6 +156,7 @@ class Sidecar:
 
 
 def main() -> None:
+    """Serve the trainer at the other end of the connection whose descriptor is the first argument, until it closes."""
     # Ctrl-C and a scheduler's SIGTERM reach every process of the job; this one ends when its trainer does
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -171,7 +171,3 @@ def main() -> None:
     # not waiting for threads that may be inside a decoder
     sys.stdout.flush()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

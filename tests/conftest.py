@@ -1,0 +1,31 @@
+"""Fixtures: real material when it lies beside the checkout, generated clips otherwise, and a small dataset built from them."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference material: TUBECELL_SHARED, or ../shared beside the checkout."""
+    path = Path(os.environ.get("TUBECELL_SHARED", ROOT.parent / "shared"))
+    if not (path / "clips").is_dir():
+        pytest.skip("needs the reference material beside the checkout (or TUBECELL_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 generated clips, built by the real builder."""
+    from dataset_builders import build_unlabeled_hybrid, generate_clips
+
+    folder = tmp_path_factory.mktemp("clips")
+    assert generate_clips.main(["--out", str(folder / "videos"), "--clips", "12"]) == 0
+    arguments = ["--folder", f"generated={folder / 'videos'}", "--out", str(folder / "dataset"), "--clips-per-shard", "5"]
+    assert build_unlabeled_hybrid.main(arguments) == 0
+    return folder / "dataset"

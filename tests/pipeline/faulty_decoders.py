@@ -1,0 +1,42 @@
+"""Decoders that fail on some clips, as real ones do; in a module of their own because the sidecar imports them by name."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from pipeline.decode import ClipRequest, DecodeError, Failure, decode_libav
+
+BAD_ROWS = (3, 7)
+
+
+def refusing(request: ClipRequest, views: np.ndarray) -> None:
+    if request.clip.row in BAD_ROWS:
+        raise DecodeError(Failure.DAMAGED, "made to fail")
+    decode_libav(request, views)
+
+
+def refusing_all(request: ClipRequest, views: np.ndarray) -> None:
+    raise DecodeError(Failure.DAMAGED, "made to fail")
+
+
+def crashing(request: ClipRequest, views: np.ndarray) -> None:
+    if request.clip.row in BAD_ROWS:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    decode_libav(request, views)
+
+
+def hanging(request: ClipRequest, views: np.ndarray) -> None:
+    if request.clip.row in BAD_ROWS:
+        time.sleep(1000)
+    decode_libav(request, views)
+
+
+def broken(request: ClipRequest, views: np.ndarray) -> None:
+    raise KeyError("a bug of ours")
+
+
+def slow(request: ClipRequest, views: np.ndarray) -> None:
+    time.sleep(0.1)
+    decode_libav(request, views)

@@ -1,0 +1,152 @@
+import io
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.decode import ClipRequest, DecodeError, Failure, decode_frames, decode_libav
+from pipeline.manifest import Clip
+from tests.pipeline.encoding import HEIGHT, WIDTH, encode, numbered_frame, read_number
+
+FRAMES = 50
+
+
+def facts(data: bytes) -> Clip:
+    """A manifest row for a clip, read the slow and certain way."""
+    with av.open(io.BytesIO(data), "r") as container:
+        stamps = [frame.pts for frame in container.decode(video=0)]
+    with av.open(io.BytesIO(data), "r") as container:
+        keyframes = [packet.pts for packet in container.demux(video=0) if packet.is_keyframe and packet.pts is not None]
+    steps = set(np.diff(stamps).tolist())  # Matroska rounds to milliseconds: 33, 34, 33 ...
+    return Clip(
+        row=0,
+        key="clip",
+        shard="",
+        offset=0,
+        size=len(data),
+        num_frames=len(stamps),
+        width=WIDTH,
+        height=HEIGHT,
+        codec="",
+        rotation=0,
+        matrix="bt601",
+        range="limited",
+        pts_start=stamps[0],
+        pts_step=steps.pop() if len(steps) == 1 else 0,
+        keyframes=tuple(sorted(stamps.index(pts) for pts in keyframes)),
+    )
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    return [read_number(frame) for frame in frames]
+
+
+NUMBERED = [numbered_frame(i) for i in range(FRAMES)]
+CODECS = {
+    "h264": ("libx264", "mp4", {"bf": "0"}),
+    "h264 with B-frames": ("libx264", "mp4", {"bf": "3"}),
+    "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8"}),
+    "vp9 with hidden frames": ("libvpx-vp9", "webm", {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"}),
+    "mjpeg": ("mjpeg", "avi", {}),
+    "mpeg4 with B-frames": ("mpeg4", "avi", {"bf": "2"}),
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("wanted", [[0, 1, 2], [0, 4, 8, 12, 49], [7, 8, 9], [17, 33, 34], [49]], ids=str)
+def test_frames_are_the_ones_asked_for(name: str, wanted: list[int]) -> None:
+    codec, container, options = CODECS[name]
+    data = encode(NUMBERED, codec, container, options=options)
+    clip = facts(data)
+    clip = replace(clip, range="full") if codec == "mjpeg" else clip
+    assert clip.num_frames == FRAMES
+    assert numbers(decode_frames(clip, data, np.array(wanted))) == wanted
+
+
+def test_frames_of_variable_rate_are_counted_not_timed() -> None:
+    stamps = [i + 3 * (i // 5) for i in range(FRAMES)]
+    data = encode(NUMBERED, container="matroska", stamps=stamps)
+    clip = facts(data)
+    assert clip.pts_step == 0
+    assert numbers(decode_frames(clip, data, np.array([3, 20, 21, 45]))) == [3, 20, 21, 45]
+
+
+def test_repeated_frames_fill_short_clips() -> None:
+    data = encode(NUMBERED[:3])
+    views = np.zeros((1, 4, HEIGHT, HEIGHT, 3), np.uint8)
+    decode_libav(ClipRequest(facts(data), data, np.array([0, 2, 2, 2]), np.array([[0, 0, WIDTH, HEIGHT]])), views)
+    assert (views[0, 1] == views[0, 3]).all()
+    assert (views[0, 0] != views[0, 1]).any()
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotation_turns_frames_counter_clockwise(rotation: int) -> None:
+    data = encode(NUMBERED[:2])
+    upright = facts(data)
+    turned = replace(upright, rotation=rotation)
+    if rotation != 180:
+        turned = replace(turned, width=upright.height, height=upright.width)
+    plain = decode_frames(upright, data, np.array([1]))[0]
+    np.testing.assert_array_equal(decode_frames(turned, data, np.array([1]))[0], np.rot90(plain, rotation // 90))
+    view = np.empty((1, 1, 32, 32, 3), np.uint8)
+    decode_libav(ClipRequest(turned, data, np.array([1]), np.array([[0, 0, turned.width, turned.height]])), view)
+
+
+@pytest.mark.parametrize("full_range", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("matrix", ["bt601", "bt709"])
+def test_colours_follow_the_manifest(matrix: str, full_range: bool) -> None:
+    colours = [
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (255, 255, 0),
+        (16, 16, 16),
+        (128, 128, 128),
+        (255, 255, 255),
+        (0, 90, 160),
+    ]
+    bars = np.repeat(np.array(colours, np.uint8)[None], HEIGHT, 0).repeat(WIDTH // 8, 1)
+    data = encode([bars] * 2, options={"crf": "1"}, matrix=matrix, full_range=full_range)
+    clip = replace(facts(data), matrix=matrix, range="full" if full_range else "limited")
+    decoded = decode_frames(clip, data, np.array([0]))[0]
+    middles = decoded[HEIGHT // 2, WIDTH // 16 :: WIDTH // 8].astype(int)
+    assert np.abs(middles - colours).max() <= 4
+    wrong = replace(clip, matrix="bt709" if matrix == "bt601" else "bt601")
+    assert np.abs(decode_frames(wrong, data, np.array([0]))[0].astype(int) - decoded).max() > 10
+
+
+def test_crop_and_resize_agree_with_pil() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (8, 16, 3), np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    data = encode([picture] * 2)
+    clip = facts(data)
+    frame = decode_frames(clip, data, np.array([0]))[0]
+    boxes = np.array([[3, 5, 50, 40], [0, 0, 128, 64], [64, 10, 20, 54], [40, 8, 32, 32]])
+    views = np.empty((len(boxes), 1, 32, 32, 3), np.uint8)
+    decode_libav(ClipRequest(clip, data, np.array([0]), boxes), views)
+    for view, (x, y, w, h) in zip(views, boxes.tolist(), strict=True):
+        expected = np.asarray(Image.fromarray(frame[y : y + h, x : x + w]).resize((32, 32), Image.Resampling.BILINEAR))
+        difference = np.abs(view[0].astype(int) - expected)
+        assert difference.max() <= 1, (x, y, w, h)
+
+
+def failure(clip: Clip, data: bytes) -> DecodeError:
+    views = np.empty((1, 2, 32, 32, 3), np.uint8)
+    with pytest.raises(DecodeError) as caught:
+        decode_libav(ClipRequest(clip, data, np.array([2, 40]), np.array([[0, 0, 32, 32]])), views)
+    return caught.value
+
+
+def test_what_cannot_be_delivered_is_named() -> None:
+    data = encode(NUMBERED, container="matroska")
+    clip = facts(data)
+    assert failure(clip, b"no video at all").reason == Failure.DAMAGED
+    assert failure(clip, data[: len(data) // 2]).reason == Failure.MISSING_FRAMES
+    assert failure(replace(clip, num_frames=500), encode(NUMBERED[:20], container="matroska")).reason == Failure.MISSING_FRAMES
+    wrong_size = failure(replace(clip, width=640), data)
+    assert wrong_size.reason == Failure.DAMAGED
+    assert "128 x 64" in wrong_size.detail
+    assert "640 x 64" in wrong_size.detail

@@ -1,0 +1,192 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.decode import Decoder, decode_libav
+from pipeline.loader import ClipLoader, LoaderState
+from pipeline.sampling import SamplingRecipe
+from tests.pipeline import faulty_decoders
+
+RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=32, patch_size=8, num_frames=8)  # 4 clips, 3 steps
+STEPS = 7  # over two epochs of the 12 clips
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha1(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def take(
+    dataset: Path,
+    steps: int = STEPS,
+    world_size: int = 1,
+    state: LoaderState | None = None,
+    decoder: Decoder = decode_libav,
+    **options: object,
+) -> tuple[list[dict[int, str]], LoaderState, list[ClipLoader]]:
+    """Per step: position -> digest of all that the model is given there; the state after; the loaders, closed."""
+    loaders = [
+        ClipLoader(dataset, RECIPE, rank=r, world_size=world_size, state=state, decoder=decoder, **options)  # type: ignore[arg-type]
+        for r in range(world_size)
+    ]
+    taken = []
+    for _ in range(steps):
+        step = {}
+        for loader in loaders:
+            for _ in range(loader.batches_per_step):
+                batch = next(loader)
+                for i, position in enumerate(batch.positions.tolist()):
+                    of_clip = slice(2 * i, 2 * i + 2)
+                    parts = (batch.views, batch.visible, batch.decoded, batch.loss_weight)
+                    step[position] = digest(*(part[of_clip] for part in parts))
+        taken.append(dict(sorted(step.items())))
+    after = LoaderState.merged([loader.state() for loader in loaders])
+    for loader in loaders:
+        loader.close()
+    return taken, after, loaders
+
+
+@pytest.fixture(scope="module")
+def expected(dataset: Path) -> list[dict[int, str]]:
+    taken, state, loaders = take(dataset)
+    assert (state.epoch, state.step, state.ledger) == (2, 1, ())
+    assert loaders[0].steps_per_epoch == 3
+    assert [sorted(step) for step in taken[:4]] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 1, 2, 3]]
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("world_size", "options"),
+    [
+        (2, {}),
+        (4, {"threads": 1}),
+        (1, {"threads": 5}),
+        (1, {"clips_per_batch": 1, "prefetch": 1}),
+        (2, {"clips_per_batch": 1}),
+    ],
+    ids=str,
+)
+def test_batches_do_not_depend_on_ranks_threads_or_accumulation(
+    dataset: Path, expected: list[dict[int, str]], world_size: int, options: dict[str, object]
+) -> None:
+    assert take(dataset, world_size=world_size, **options)[0] == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (4, 1)])
+def test_resume_on_another_world_size(dataset: Path, expected: list[dict[int, str]], before: int, after: int) -> None:
+    first, state, _ = take(dataset, 4, world_size=before)
+    saved = json.loads(json.dumps(asdict(state)))
+    state = LoaderState(**{**saved, "ledger": tuple(map(tuple, saved["ledger"]))})
+    rest, _, _ = take(dataset, STEPS - 4, world_size=after, state=state)
+    assert first + rest == expected
+
+
+def test_shapes_and_values(dataset: Path) -> None:
+    loader = ClipLoader(dataset, RECIPE)
+    batch = next(loader)
+    tokens = RECIPE.tokens
+    assert batch.views.shape == (8, 8, 32, 32, 3) and batch.views.dtype == torch.uint8
+    assert batch.visible.shape == (8, tokens.visible)
+    assert batch.decoded.shape == (8, tokens.decoded)
+    assert batch.loss_weight.shape == (8, tokens.loss)
+    assert batch.views.float().std() > 10
+    # the views of a clip are crops of the same frames: alike, but not the same
+    means = batch.views.float().mean((1, 2, 3))
+    assert (means[0] - means[1]).abs().max() < 60
+    assert (batch.views[0] != batch.views[1]).any()
+    loader.close()
+
+
+@pytest.mark.parametrize("name", ["refusing", "crashing", "hanging"])
+def test_clips_that_fail_are_replaced_named_and_remembered(dataset: Path, expected: list[dict[int, str]], name: str) -> None:
+    decoder = getattr(faulty_decoders, name)
+    options: dict[str, object] = {"decoder": decoder, "clip_timeout": 3.0}
+    taken, state, (loader,) = take(dataset, 3, **options)  # type: ignore[arg-type]
+    reason = {"refusing": "damaged", "crashing": "crash", "hanging": "timeout"}[name]
+    assert {failure.row for failure in loader.failures} == set(faulty_decoders.BAD_ROWS)
+    assert {failure.reason for failure in loader.failures} == {reason}
+    assert all(failure.key == loader.manifest.clip(failure.row).key for failure in loader.failures)
+    failed = {(failure.epoch, failure.position) for failure in loader.failures}
+    for number, step in enumerate(taken):
+        for position, value in step.items():
+            assert (value == expected[number][position]) == ((0, position) not in failed)
+
+    # the same clips decode today: the ledger replays yesterday's substitutes
+    attempts = {where: 1 + max(f.attempt for f in loader.failures if (f.epoch, f.position) == where) for where in failed}
+    start = replace(state, epoch=0, step=0, ledger=tuple((*where, n) for where, n in sorted(attempts.items())))
+    assert take(dataset, 3, state=start)[0] == taken
+
+
+def test_a_sidecar_killed_from_outside_costs_nothing(dataset: Path, expected: list[dict[int, str]]) -> None:
+    loader = ClipLoader(dataset, RECIPE, decoder=faulty_decoders.slow, clips_per_batch=2)
+    taken = []
+    for number in range(STEPS):
+        if number in (1, 4):
+            loader._process.kill()
+        step = {}
+        for _ in range(2):
+            batch = next(loader)
+            for i, position in enumerate(batch.positions.tolist()):
+                of_clip = slice(2 * i, 2 * i + 2)
+                parts = (batch.views, batch.visible, batch.decoded, batch.loss_weight)
+                step[position] = digest(*(part[of_clip] for part in parts))
+        taken.append(dict(sorted(step.items())))
+    assert taken == expected
+    assert loader.failures == []
+    loader.close()
+
+
+def test_too_many_failures_end_the_run(dataset: Path) -> None:
+    loader = ClipLoader(dataset, RECIPE, decoder=faulty_decoders.refusing_all)
+    with pytest.raises(RuntimeError, match=r"17 clips failed .* 17 damaged; the last: .*made to fail"):
+        next(loader)
+    loader.close()
+
+
+def test_a_bug_in_the_sidecar_is_shown(dataset: Path) -> None:
+    loader = ClipLoader(dataset, RECIPE, decoder=faulty_decoders.broken)
+    with pytest.raises(RuntimeError, match="KeyError: 'a bug of ours'"):
+        next(loader)
+    loader.close()
+
+
+def test_the_sidecar_leaves_with_its_trainer(dataset: Path) -> None:
+    code = (
+        "import sys, time; from pipeline.loader import ClipLoader; from pipeline.sampling import SamplingRecipe\n"
+        f"loader = ClipLoader({str(dataset)!r}, SamplingRecipe(views_per_step=8))\n"
+        "next(loader); print(loader._process.pid, flush=True); time.sleep(100)"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert trainer.stdout is not None
+    sidecar = int(trainer.stdout.readline())
+    os.kill(sidecar, signal.SIGTERM)  # a scheduler's SIGTERM to all processes is not for it
+    time.sleep(0.3)
+    os.kill(sidecar, 0)
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    for _ in range(100):
+        if not Path(f"/proc/{sidecar}").exists():
+            return
+        time.sleep(0.1)
+    pytest.fail("the decoding process outlived its killed trainer")
+
+
+def test_states_of_other_runs_are_refused(dataset: Path) -> None:
+    state = take(dataset, 1)[1]
+    with pytest.raises(ValueError, match=r"seed \(was 0, is 5\)"):
+        ClipLoader(dataset, replace(RECIPE, seed=5), state=state)
+    with pytest.raises(ValueError, match="another dataset"):
+        ClipLoader(dataset, RECIPE, state=replace(state, dataset="0123"))
+    with pytest.raises(ValueError, match="possible world sizes: 1, 2, 4"):
+        ClipLoader(dataset, RECIPE, rank=0, world_size=3)
+    with pytest.raises(ValueError, match="clips_per_batch 3"):
+        ClipLoader(dataset, RECIPE, clips_per_batch=3)
