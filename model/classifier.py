@@ -40,6 +40,7 @@ class VideoClassifier(nn.Module):
 
     def features(self, views: Tensor) -> Tensor:
         """Views (B, T, H, W, 3), uint8 or already normalised floats (after mixup or random erasing) -> (B, D)."""
+        self.config.check_views(views.shape)
         p, s = self.config.patch_size, self.config.tubelet_size
         patches_BNP = rearrange(views, "b (t s) (h p) (w q) c -> b (t h w) (s p q c)", s=s, p=p, q=p)
         if views.dtype == torch.uint8:

@@ -1,5 +1,6 @@
 """The sizes of a model, and the named ones of the paper (VideoMAE V2 Table 7; widths as in the released code)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 
@@ -52,6 +53,14 @@ class ModelConfig:
     def _check_positive(self, name: str) -> None:
         if getattr(self, name) <= 0:
             raise ValueError(f"model: {name} = {getattr(self, name)} must be greater than 0")
+
+    def check_views(self, shape: Sequence[int]) -> None:
+        """Refuse a batch whose shape is not (B, T, H, W, 3) of this model: its tokens would get other tokens' positions."""
+        if tuple(shape[1:]) != (self.num_frames, self.input_size, self.input_size, 3):
+            raise ValueError(
+                f"views of shape {tuple(shape)} do not fit the model, which takes (B, {self.num_frames}, {self.input_size}, "
+                f"{self.input_size}, 3); make the views so, or build the model with their num_frames and input_size"
+            )
 
     @property
     def grid(self) -> tuple[int, int, int]:

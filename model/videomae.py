@@ -75,6 +75,7 @@ class VideoMAE(nn.Module):
         The first L of the K decoded tokens have a target. Their squared errors, averaged over the P values, are averaged
         over the batch with `loss_weight` (official behaviour; equation 2 divides by all K, so is smaller by L / K).
         """
+        self.config.check_views(views.shape)
         L = loss_weight.shape[1]
         patches_BVP, target_BLP = patches_and_targets(
             views,
@@ -91,6 +92,7 @@ class VideoMAE(nn.Module):
 
     def encode(self, views: Tensor, visible_idx: Tensor) -> Tensor:
         """Views (B, T, H, W, 3) uint8, indices (B, V) int64 -> latent (B, V, D), after the encoder's last norm."""
+        self.config.check_views(views.shape)
         patches_u8 = gather_patches(views, visible_idx, self.config.patch_size, self.config.tubelet_size)
         return self.encoder(normalise(patches_u8).to(self.mask_token.dtype), visible_idx)
 

@@ -12,14 +12,16 @@ ROOT = str(Path(__file__).resolve().parents[1])
 if sys.path[0] != ROOT:
     sys.path.insert(0, ROOT)
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import numpy as np
+import torch
+from torch import Tensor
 
-from model.classifier import VideoClassifier  # noqa: E402
-from model.config import MODELS, ModelConfig  # noqa: E402
-from model.patches import IMAGENET_MEAN, IMAGENET_STD, gather_patches, pixel_targets  # noqa: E402
-from model.videomae import VideoMAE  # noqa: E402
-from train.optimizer import build_optimizer, lr_at, parameter_groups, set_lr  # noqa: E402
+from model.classifier import VideoClassifier
+from model.config import MODELS, ModelConfig
+from model.patches import IMAGENET_MEAN, IMAGENET_STD, gather_patches, pixel_targets
+from model.videomae import VideoMAE
+from pipeline import crops, keyed, masking, sampling
+from train.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 
 ARCHITECTURES = {
     "small_patch16": "vit-s",
@@ -117,6 +119,45 @@ def param_groups(kind, arch, weight_decay, layer_decay):
 
 
 # ------------------------------------------------------------------------------------ masks, frames and crops (pipeline)
+
+
+def tube_masks(window, ratio, n, seed):
+    return masking.tube_masks(keyed.mix(seed, np.arange(n)), window, ratio).reshape(n, window[0], -1)
+
+
+def running_cell_masks(window, ratio, n, seed):
+    """Read back from the decoder's indices, which is what training takes."""
+    _, decoded, _ = masking.mask_indices(keyed.mix(seed, np.arange(n)), window, 0.9, ratio)
+    masked = np.ones((n, int(np.prod(window))), bool)
+    np.put_along_axis(masked, decoded, False, axis=1)
+    return masked.reshape(n, window[0], -1)
+
+
+def pretrain_frame_ids(num_frames, offset0, clip_len, step):
+    return sampling.window_frames(np.array([offset0]), np.array([num_frames]), clip_len, np.array([float(step)]))[0].tolist()
+
+
+def pretrain_offset_range(num_frames, clip_len, step):
+    return 0, sampling.start_range(np.array([num_frames]), clip_len, np.array([float(step)]))[0]
+
+
+def finetune_val_ids(num_frames, clip_len, step):
+    return sampling.validation_frames(num_frames, clip_len, step)
+
+
+def finetune_test_clips(num_frames, clip_len, step, segments):
+    return sampling.segment_frames(num_frames, clip_len, step, segments)
+
+
+def crop_sizes(w, h, size):
+    sides = crops.crop_sides(np.array([w]), np.array([h]), size)[0]
+    return [(int(sides[i]), int(sides[j])) for i, j in crops.PAIRS]
+
+
+def crop_offsets(w, h, cw, ch):
+    n = len(crops.ANCHORS)
+    boxes = np.tile([cw, ch], (n, 1))
+    return [tuple(xy) for xy in crops.anchor_offsets(np.full(n, w), np.full(n, h), boxes, crops.ANCHORS).tolist()]
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

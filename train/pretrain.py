@@ -16,31 +16,31 @@ from pathlib import Path
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
 sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
 
-import contextlib  # noqa: E402
-import os  # noqa: E402
-import signal  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from dataclasses import asdict  # noqa: E402
-from types import FrameType  # noqa: E402
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import FrameType
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.distributed.tensor import DTensor  # noqa: E402
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
 
-from model.flops import executed_gmac  # noqa: E402
-from model.videomae import VideoMAE  # noqa: E402
-from pipeline.loader import ClipLoader, LoaderState  # noqa: E402
-from train import checkpoints  # noqa: E402
-from train.checkpoints import Progress  # noqa: E402
-from train.config import PretrainConfig  # noqa: E402
-from train.dry_run import describe  # noqa: E402
-from train.meters import Meters, memory_gib, peak_flops  # noqa: E402
-from train.optimizer import build_optimizer, lr_at, set_lr  # noqa: E402
-from train.parallel import Ranks, build_model, started  # noqa: E402
-from train.recipes import from_command_line  # noqa: E402
-from train.run_folder import RunFolder  # noqa: E402
+from model.flops import executed_gmac
+from model.videomae import VideoMAE
+from pipeline.loader import ClipLoader, LoaderState
+from train import checkpoints
+from train.checkpoints import Progress
+from train.config import PretrainConfig
+from train.dry_run import describe
+from train.meters import Meters, memory_gib, peak_flops
+from train.optimizer import build_optimizer, lr_at, set_lr
+from train.parallel import Ranks, build_model, started
+from train.recipes import from_command_line
+from train.run_folder import RunFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

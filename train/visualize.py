@@ -14,29 +14,29 @@ from pathlib import Path
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
 sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+import argparse
+import json
+from collections.abc import Sequence
 
-import matplotlib  # noqa: E402
+import matplotlib
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from einops import rearrange  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.ticker import MaxNLocator
 
-from model.config import ModelConfig  # noqa: E402
-from model.patches import gather_patches  # noqa: E402
-from model.videomae import VideoMAE  # noqa: E402
-from pipeline import keyed  # noqa: E402
-from pipeline.decode import ClipRequest, DecodeError, decode_libav  # noqa: E402
-from pipeline.manifest import Manifest  # noqa: E402
-from pipeline.masking import mask_indices, running_cell_masks  # noqa: E402
-from pipeline.sampling import SamplingRecipe, sample_clips  # noqa: E402
-from pipeline.storage import ShardReader  # noqa: E402
-from train import checkpoints  # noqa: E402
+from model.config import ModelConfig
+from model.patches import gather_patches
+from model.videomae import VideoMAE
+from pipeline import keyed
+from pipeline.decode import ClipRequest, DecodeError, decode_libav
+from pipeline.manifest import Manifest
+from pipeline.masking import mask_indices, running_cell_masks
+from pipeline.sampling import SamplingRecipe, sample_clips
+from pipeline.storage import ShardReader
+from train import checkpoints
 
 INK, MUTED, ACCENT = "#1b1f24", "#8a929c", "#c2410c"
 plt.rcParams.update({"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "font.size": 10})

@@ -1,0 +1,174 @@
+"""Process pool that outlives its workers: a task that crashes, hangs or eats memory costs exactly itself.
+
+`concurrent.futures` gives up the whole pool when one process dies and cannot end a hanging one. Here every worker has
+one task at a time over its own pipe, so that the culprit is always known; it is killed and replaced, the others never
+notice. Workers are spawned (no fork of a process with threads) and import only what their function needs.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from dataset_builders.rejects import Reason
+
+PR_SET_PDEATHSIG = 1
+MAX_WAITING_BYTES = 512 << 20  # of finished results that wait for an earlier one
+START_LIMIT = 60.0  # seconds for a worker to import its function
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Result of a task that its worker did not come back from: timeout, out_of_memory or crash."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    pipe: Connection
+    task: int | None = None  # number of the task it has; None while it starts or waits
+    ready: bool = False
+    deadline: float = field(default=float("inf"))
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on (a container often has fewer than the machine)."""
+    return len(os.sched_getaffinity(0))
+
+
+def map_ordered(
+    function: Callable[[Any], Any], tasks: Iterable[Any], workers: int, time_limit: float, memory_limit: int
+) -> Iterator[Any]:
+    """`function(task)` of each task, computed by `workers` processes, in the order of the tasks.
+
+    `time_limit` is in seconds a task, `memory_limit` in bytes of address space for a worker and as much for a process it
+    starts. Instead of a result there is a `Failure` where the function raised, or its process died or was killed for
+    taking too long. Closing the iterator kills the workers; so does the death of this process. Raises RuntimeError if
+    workers cannot start.
+    """
+    source = enumerate(tasks)
+    finished: dict[int, bytes | Failure] = {}  # pickled, so that their size is known
+    waiting_bytes, following = 0, 0
+    started = [_start(function, memory_limit) for _ in range(max(1, workers))]
+    queue = next(source, None)
+    try:
+        while queue is not None or finished or any(worker.task is not None for worker in started):
+            for worker in started:
+                if queue is None or waiting_bytes > MAX_WAITING_BYTES:
+                    break
+                if worker.ready and worker.task is None:
+                    number, task = queue
+                    queue = next(source, None)
+                    worker.task, worker.deadline = number, time.monotonic() + time_limit
+                    try:
+                        worker.pipe.send(task)
+                    except OSError:
+                        pass  # it has just died: found below
+            for position, worker in enumerate(started):
+                if worker.process.is_alive() and time.monotonic() < worker.deadline:
+                    continue
+                if not worker.pipe.poll():  # a last message is still read below
+                    failure = _bury(worker, time_limit)
+                    if worker.task is not None:
+                        finished[worker.task] = failure
+                    started[position] = _start(function, memory_limit)
+            while following in finished:
+                result = finished.pop(following)
+                following += 1
+                if isinstance(result, bytes):
+                    waiting_bytes -= len(result)
+                    yield pickle.loads(result)
+                else:
+                    yield result
+            by_pipe = {worker.pipe: worker for worker in started}
+            patience = min(worker.deadline for worker in started) - time.monotonic()
+            for pipe in wait(list(by_pipe), max(0.0, min(patience, 1.0))):
+                worker = by_pipe[pipe]  # type: ignore[index]
+                try:
+                    message = worker.pipe.recv_bytes()
+                except (EOFError, OSError):
+                    worker.process.join(1)
+                    continue
+                worker.deadline = float("inf")
+                if worker.ready:
+                    assert worker.task is not None
+                    finished[worker.task] = message
+                    waiting_bytes += len(message)
+                    worker.task = None
+                worker.ready = True
+    finally:
+        for worker in started:
+            worker.process.kill()
+        for worker in started:
+            worker.process.join()
+            worker.pipe.close()
+
+
+def _start(function: Callable[[Any], Any], memory_limit: int) -> _Worker:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(theirs, function, memory_limit, os.getpid()), daemon=True
+    )
+    process.start()
+    theirs.close()
+    return _Worker(process, ours, deadline=time.monotonic() + START_LIMIT)
+
+
+def _bury(worker: _Worker, time_limit: float) -> Failure:
+    """End a dead or overdue worker and say what happened to its task."""
+    overdue = worker.process.is_alive()
+    worker.process.kill()
+    worker.process.join()
+    worker.pipe.close()
+    code = worker.process.exitcode or 0
+    if not worker.ready:
+        how = f"did not start within {START_LIMIT:.0f} s" if overdue else f"ended with status {code} while it started"
+        raise RuntimeError(f"a worker process {how}")
+    if overdue:
+        return Failure(Reason.TIMEOUT, f"took longer than {time_limit:g} s")
+    if code == -signal.SIGKILL:
+        return Failure(Reason.OUT_OF_MEMORY, "its process was killed, as the system does when memory runs out")
+    return Failure(Reason.CRASH, f"its process ended with {signal.Signals(-code).name if code < 0 else f'status {code}'}")
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any], memory_limit: int, parent: int) -> None:
+    """A worker's life."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the builder's to handle
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = memory_limit if hard == resource.RLIM_INFINITY else min(memory_limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    pipe.send_bytes(b"ready")
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            message = pickle.dumps(function(task))
+        except MemoryError:
+            message = pickle.dumps(Failure(Reason.OUT_OF_MEMORY, f"took more than {memory_limit / 2**30:g} GiB"))
+        except Exception as error:  # whatever it is, it is this clip's row, and the traceback's end says where
+            place = _innermost(error)
+            message = pickle.dumps(Failure(Reason.CRASH, f"{type(error).__name__}: {error} ({place})"))
+        pipe.send_bytes(message)
+
+
+def _innermost(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else "no traceback"

@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+from torch.nn.functional import conv3d
+
+from model.layers import Attention, Block, PatchEmbed, PositionTable, reset_buffers
+
+
+def randomise(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return module
+
+
+def test_attention_equals_explicit_softmax():
+    D, H, N = 24, 3, 7
+    layer = randomise(Attention(D, H).double())
+    x = torch.randn(2, N, D, dtype=torch.float64)
+    want = torch.zeros(2, N, D, dtype=torch.float64)
+    for h in range(H):
+        rows = slice(h * D // H, (h + 1) * D // H)
+        q = x @ layer.qkv.weight[:D][rows].T + layer.q_bias[rows]
+        k = x @ layer.qkv.weight[D : 2 * D][rows].T
+        v = x @ layer.qkv.weight[2 * D :][rows].T + layer.v_bias[rows]
+        want[..., rows] = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(D // H), -1) @ v
+    torch.testing.assert_close(layer(x), layer.proj(want), rtol=1e-12, atol=1e-12)
+
+
+def test_attention_has_no_key_bias_to_learn_or_to_save():
+    layer = Attention(24, 3)
+    assert set(layer.state_dict()) == {"qkv.weight", "q_bias", "v_bias", "proj.weight", "proj.bias"}
+    assert not layer.k_bias.requires_grad and not layer.k_bias.any()
+
+
+def test_block_is_pre_norm_with_exact_gelu():
+    block = randomise(Block(24, 3, 50).double())
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+
+    def norm(x, layer):
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+        return x * layer.weight + layer.bias
+
+    y = x + block.attn(norm(x, block.norm1))
+    hidden = norm(y, block.norm2) @ block.mlp.fc1.weight.T + block.mlp.fc1.bias
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    want = y + hidden @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
+    torch.testing.assert_close(block(x), want, rtol=1e-12, atol=1e-12)
+
+
+def test_drop_path_skips_whole_samples_in_training_only():
+    block = randomise(Block(24, 3, 48, drop_path=0.5))
+    x = torch.randn(64, 3, 24)
+    same = (block(x) == x).flatten(1).all(1).float().mean()
+    assert 0.05 < same < 0.55  # both branches skipped with probability 1/4
+    block.eval()
+    assert not (block(x) == x).flatten(1).all(1).any()
+
+
+@pytest.mark.parametrize(("p", "s"), [(4, 2), (5, 1)])
+def test_patch_embedding_equals_the_convolution(p, s):
+    layer = randomise(PatchEmbed(6, p, s).double())
+    clip = torch.randn(2, 3, 2 * s, 2 * p, 3 * p, dtype=torch.float64)  # (B, C, T, H, W)
+    want = conv3d(clip, layer.proj.weight, layer.proj.bias, stride=(s, p, p)).flatten(2).transpose(1, 2)
+    patches = clip.view(2, 3, 2, s, 2, p, 3, p).permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(2, 12, s * p * p * 3)
+    torch.testing.assert_close(layer(patches), want, rtol=1e-12, atol=1e-12)
+
+
+def test_position_table_is_an_interleaved_sinusoid_of_the_flat_index():
+    table = PositionTable(2048, 10)
+    table.reset()
+    assert table.table.dtype == torch.float32 and not table.state_dict()
+    for n, j in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (7, 9), (2047, 4), (2047, 5)):
+        angle = n / 10000 ** (2 * (j // 2) / 10)
+        want = math.sin(angle) if j % 2 == 0 else math.cos(angle)
+        assert table.table[n, j].item() == pytest.approx(want, abs=1e-7)
+    idx = torch.tensor([[3, 2047], [0, 3]])
+    assert torch.equal(table(idx, torch.bfloat16), table.table[idx].bfloat16())
+
+
+def test_buffers_can_be_computed_anew():
+    table, layer = PositionTable(8, 4), Attention(6, 2)
+    module = torch.nn.ModuleList([table, layer])
+    reset_buffers(module)
+    want = table.table.clone()
+    table.table.fill_(math.nan)
+    layer.k_bias.fill_(math.nan)
+    reset_buffers(module)
+    assert torch.equal(table.table, want) and not layer.k_bias.any()
