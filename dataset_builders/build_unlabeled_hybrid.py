@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parent.parent)
-sys.path[:] = [ROOT, *(p for p in sys.path if p not in (ROOT, str(Path(__file__).resolve().parent)))]  # noqa: E402
+sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
+from io import TextIOWrapper
 from itertools import zip_longest
 from typing import Any
 
@@ -38,7 +39,10 @@ from dataset_builders.writer import ShardWriter, write_durably
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 for an error of the user's or the system's, 130 if stopped by ^C."""
+    """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     parser = arguments()
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
@@ -46,10 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return build(args)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, OSError):
-            print("finished shards are kept; run the same command again to go on", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:  # a full disk, missing permissions, workers that cannot start
+        print(f"error: {error}; finished shards are kept, run the same command again to go on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; finished shards are kept, run the same command again to go on", file=sys.stderr)
@@ -61,24 +66,25 @@ def build(args: argparse.Namespace) -> int:
     options = EncodeOptions(args.preset, args.short_side, args.gop, args.min_frames)
     folders = check(args)
     dataset = Path(args.out)
-    state = BuildState(dataset)
-    state.agree_on_options({**asdict(options), "sampling": args.sampling, "clips_per_shard": args.clips_per_shard})
-
     files = {name: list_files(folder, exclude=os.fsencode(dataset)) for name, folder in folders.items()}
-    jobs, vanished = state.plan(files, args.clips_per_shard)
-    for name, paths in vanished.items():
-        print(f"{len(paths)} files of {name} are gone since an earlier build, such as {os.fsdecode(paths[0])!r}; kept")
-    if not jobs:
-        raise ValueError(f"there is not a single file in {', '.join(map(os.fsdecode, folders.values()))}")
-    if state.is_finished(len(jobs)) and (dataset / "manifest.parquet").exists():
-        print(f"{dataset} is complete: {sum(len(job.paths) for job in jobs)} files in {len(jobs)} shards, nothing to do")
-        return 0
+    if not any(files.values()) and not dataset.exists():
+        raise ValueError(f"there is no file in {', '.join(map(os.fsdecode, folders.values()))}")
 
-    encode(state, [job for job in jobs if not state.is_done(job)], folders, options, args)
-    rows, rejects, versions = write_tables(state, jobs, folders, options, args)
-    state.finish(len(jobs))
-    summarise(dataset, rows, rejects, versions)
-    return 0
+    with BuildState(dataset) as state:
+        state.agree_on_options({**asdict(options), "sampling": args.sampling, "clips_per_shard": args.clips_per_shard})
+        jobs, vanished = state.plan(files, args.clips_per_shard)
+        for name, paths in vanished.items():
+            example = os.fsdecode(paths[0])
+            print(f"{name}: {len(paths)} files of an earlier build are gone, such as {example!r}; their clips stay")
+        if counts := state.finished(jobs):
+            print(f"{dataset} is complete: {counts['clips']} clips, {counts['rejects']} rejects; nothing to do")
+            return 0 if counts["clips"] else 1
+
+        encode(state, [job for job in jobs if not state.is_done(job)], folders, options, args)
+        rows, rejects, versions = write_tables(state, jobs, folders, options, args)
+        state.finish(jobs, rows, rejects)
+        summarise(dataset, rows, rejects, versions)
+        return 0 if rows else 1
 
 
 def encode(
@@ -88,8 +94,9 @@ def encode(
     for job in jobs:
         if job.source not in folders:
             raise ValueError(f"shard {job.name} is not finished; name its folder, too: --folder {job.source}=PATH")
+    os.environ["IMAGEIO_FFMPEG_EXE"] = ffmpeg_path()  # for the workers: each would search, and try it out
     requests = [request for job in jobs for request in clip_requests(job, folders[job.source], args.sampling)]
-    workers = min(args.workers, max(1, len(requests)))
+    workers = min(args.workers, len(requests))
     results = map_ordered(ClipMaker(options), requests, workers, args.time_limit, int(args.memory_limit * 2**30))
     remaining = iter(requests)
     with closing(results), tqdm(total=len(requests), unit="clip", desc="encoding", disable=None) as progress:
@@ -124,7 +131,7 @@ def write_tables(
     from pipeline.manifest import write_manifest  # here, because workers import this file and need no pyarrow
 
     rows, rejects = state.results(jobs)
-    versions = write_manifest(state.dataset, rows, rejects)
+    versions: list[dict[str, Any]] = write_manifest(state.dataset, rows, rejects)
     file = state.dataset / "dataset.json"
     before = json.loads(file.read_bytes()) if file.exists() else {"sources": {}, "versions": []}
     sources = before["sources"] | {name: {"folder": os.fsdecode(folder)} for name, folder in folders.items()}
@@ -132,13 +139,11 @@ def write_tables(
     for name, source in sources.items():
         source |= {"taken": taken[name], "rejected": dropped[name]}
     tools = tool_versions()
+    known = [version["tools"] for version in before["versions"][: len(versions)]]  # older ones keep what they were made with
     description = {
         "sources": sources,
         "options": {**asdict(options), "sampling": args.sampling, "clips_per_shard": args.clips_per_shard},
-        "versions": [
-            {**version, "tools": old.get("tools", tools)}
-            for version, old in zip_longest(versions, before["versions"][: len(versions)], fillvalue={})
-        ],
+        "versions": [{**version, "tools": made_with} for version, made_with in zip_longest(versions, known, fillvalue=tools)],
         "rejects": dict(sorted(Counter(reject["reason"] for reject in rejects).items())),
     }
     write_durably(file, (json.dumps(description, indent=1) + "\n").encode())
@@ -186,7 +191,7 @@ def check(args: argparse.Namespace) -> dict[str, bytes]:
             raise ValueError(f"--folder {text!r}: there is no folder {path!r}")
         folders[name] = os.fsencode(os.path.abspath(path))
     parse_sampling(args.sampling)
-    limits = {"short-side": (16, 4320), "gop": (1, 1000), "min-frames": (1, 10**6), "clips-per-shard": (1, 10**6)}
+    limits = {"short-side": (16.0, 4320.0), "gop": (1, 1000), "min-frames": (1, 10**6), "clips-per-shard": (1, 10**6)}
     limits |= {"workers": (1, 4096), "time-limit": (1, 10**7), "memory-limit": (0.5, 10**4)}
     for option, (low, high) in limits.items():
         value = getattr(args, option.replace("-", "_"))

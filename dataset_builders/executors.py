@@ -6,14 +6,16 @@ notice. Workers are spawned (no fork of a process with threads) and import only 
 """
 
 import ctypes
+import math
 import multiprocessing
 import os
 import pickle
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -21,7 +23,7 @@ from dataset_builders.rejects import Reason
 
 PR_SET_PDEATHSIG = 1
 MAX_WAITING_BYTES = 512 << 20  # of finished results that wait for an earlier one
-START_LIMIT = 60.0  # seconds for a worker to import its function
+START_LIMIT = 120.0  # seconds for a worker to import its function
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class _Worker:
     pipe: Connection
     task: int | None = None  # number of the task it has; None while it starts or waits
     ready: bool = False
-    deadline: float = field(default=float("inf"))
+    deadline: float = math.inf  # of its task, or of its start; on time.monotonic's clock
 
 
 def usable_cores() -> int:
@@ -48,7 +50,7 @@ def usable_cores() -> int:
 
 def map_ordered(
     function: Callable[[Any], Any], tasks: Iterable[Any], workers: int, time_limit: float, memory_limit: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """`function(task)` of each task, computed by `workers` processes, in the order of the tasks.
 
     `time_limit` is in seconds a task, `memory_limit` in bytes of address space for a worker and as much for a process it
@@ -59,29 +61,38 @@ def map_ordered(
     source = enumerate(tasks)
     finished: dict[int, bytes | Failure] = {}  # pickled, so that their size is known
     waiting_bytes, following = 0, 0
-    started = [_start(function, memory_limit) for _ in range(max(1, workers))]
-    queue = next(source, None)
+    pool = [_start(function, memory_limit) for _ in range(workers)]
+    upcoming = next(source, None)
     try:
-        while queue is not None or finished or any(worker.task is not None for worker in started):
-            for worker in started:
-                if queue is None or waiting_bytes > MAX_WAITING_BYTES:
+        while upcoming is not None or any(worker.task is not None for worker in pool):
+            for worker in pool:
+                if upcoming is None or waiting_bytes > MAX_WAITING_BYTES:
                     break
                 if worker.ready and worker.task is None:
-                    number, task = queue
-                    queue = next(source, None)
-                    worker.task, worker.deadline = number, time.monotonic() + time_limit
-                    try:
+                    worker.task, task = upcoming
+                    worker.deadline = time.monotonic() + time_limit
+                    with suppress(OSError):  # it has just died, which is found below
                         worker.pipe.send(task)
-                    except OSError:
-                        pass  # it has just died: found below
-            for position, worker in enumerate(started):
-                if worker.process.is_alive() and time.monotonic() < worker.deadline:
+                    upcoming = next(source, None)
+            patience = min(worker.deadline for worker in pool) - time.monotonic()
+            spoke = wait([worker.pipe for worker in pool], None if patience == math.inf else max(0.0, patience))
+            for position, worker in enumerate(pool):
+                message: bytes | Failure | None = None
+                if worker.pipe in spoke:
+                    try:
+                        message = worker.pipe.recv_bytes()
+                    except (EOFError, OSError):
+                        message = _bury(worker, "dead", time_limit)
+                elif time.monotonic() > worker.deadline:
+                    message = _bury(worker, "overdue", time_limit)
+                if message is None:
                     continue
-                if not worker.pipe.poll():  # a last message is still read below
-                    failure = _bury(worker, time_limit)
-                    if worker.task is not None:
-                        finished[worker.task] = failure
-                    started[position] = _start(function, memory_limit)
+                if worker.task is not None:
+                    finished[worker.task] = message
+                    waiting_bytes += len(message) if isinstance(message, bytes) else 0
+                worker.ready, worker.task, worker.deadline = True, None, math.inf
+                if isinstance(message, Failure):
+                    pool[position] = _start(function, memory_limit)
             while following in finished:
                 result = finished.pop(following)
                 following += 1
@@ -90,26 +101,10 @@ def map_ordered(
                     yield pickle.loads(result)
                 else:
                     yield result
-            by_pipe = {worker.pipe: worker for worker in started}
-            patience = min(worker.deadline for worker in started) - time.monotonic()
-            for pipe in wait(list(by_pipe), max(0.0, min(patience, 1.0))):
-                worker = by_pipe[pipe]  # type: ignore[index]
-                try:
-                    message = worker.pipe.recv_bytes()
-                except (EOFError, OSError):
-                    worker.process.join(1)
-                    continue
-                worker.deadline = float("inf")
-                if worker.ready:
-                    assert worker.task is not None
-                    finished[worker.task] = message
-                    waiting_bytes += len(message)
-                    worker.task = None
-                worker.ready = True
     finally:
-        for worker in started:
+        for worker in pool:
             worker.process.kill()
-        for worker in started:
+        for worker in pool:
             worker.process.join()
             worker.pipe.close()
 
@@ -124,21 +119,21 @@ def _start(function: Callable[[Any], Any], memory_limit: int) -> _Worker:
     return _Worker(process, ours, deadline=time.monotonic() + START_LIMIT)
 
 
-def _bury(worker: _Worker, time_limit: float) -> Failure:
+def _bury(worker: _Worker, state: str, time_limit: float) -> Failure:
     """End a dead or overdue worker and say what happened to its task."""
-    overdue = worker.process.is_alive()
-    worker.process.kill()
+    if state == "overdue":
+        worker.process.kill()
     worker.process.join()
     worker.pipe.close()
     code = worker.process.exitcode or 0
+    ended = signal.Signals(-code).name if code < 0 else f"status {code}"
     if not worker.ready:
-        how = f"did not start within {START_LIMIT:.0f} s" if overdue else f"ended with status {code} while it started"
-        raise RuntimeError(f"a worker process {how}")
-    if overdue:
+        raise RuntimeError(f"a worker process did not start: {state} after at most {START_LIMIT:.0f} s, {ended}")
+    if state == "overdue":
         return Failure(Reason.TIMEOUT, f"took longer than {time_limit:g} s")
     if code == -signal.SIGKILL:
         return Failure(Reason.OUT_OF_MEMORY, "its process was killed, as the system does when memory runs out")
-    return Failure(Reason.CRASH, f"its process ended with {signal.Signals(-code).name if code < 0 else f'status {code}'}")
+    return Failure(Reason.CRASH, f"its process ended with {ended}")
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any], memory_limit: int, parent: int) -> None:

@@ -22,11 +22,11 @@ def list_files(root: bytes, exclude: bytes | None = None) -> list[bytes]:
     directories = [b""]
     while directories:
         directory = directories.pop()
-        status = os.stat(os.path.join(root, directory))
-        if (status.st_dev, status.st_ino) in entered:
-            continue
-        entered.add((status.st_dev, status.st_ino))
         try:
+            status = os.stat(os.path.join(root, directory))
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(os.path.join(root, directory)), key=lambda entry: entry.name)
         except OSError:
             files.append(directory or b".")

@@ -10,6 +10,7 @@ import re
 import statistics
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import av.video
@@ -17,8 +18,8 @@ import av.video
 from dataset_builders.rejects import Reason, RejectedError
 
 # rates that a measured one is snapped to, because containers with time stamps in milliseconds blur them
-STANDARD_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 60, 120)] + [
-    Fraction(n) for n in (5, 6, 8, 10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)
+STANDARD_RATES = [Fraction(n) for n in (5, 6, 8, 10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)] + [
+    Fraction(n * 1000, 1001) for n in (24, 30, 60, 120)
 ]
 MAX_RESAMPLED_RATE = 60  # frames per second, for sources whose frames are not equally spaced
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # of AVCOL_SPC_*
@@ -63,10 +64,13 @@ def open_container(file: io.IOBase) -> av.container.InputContainer:
         raise RejectedError(Reason.NOT_VIDEO, "the file is empty")
     try:
         container = av.open(file, metadata_errors="replace", options={"protocol_whitelist": "none"})
+    except MemoryError:
+        raise
     except av.error.FFmpegError as error:
         if head[4:8] == b"ftyp":
             raise RejectedError(Reason.TRUNCATED, "an MP4 file without its index (moov): a cut-off download?") from None
         raise RejectedError(Reason.NOT_VIDEO, f"FFmpeg finds no video in it: {error.strerror}") from None
+    assert isinstance(container, av.container.InputContainer)
     if container.format.name.endswith("_pipe"):
         raise RejectedError(Reason.NOT_VIDEO, f"a still image ({container.format.name.removesuffix('_pipe')})")
     return container
@@ -93,6 +97,8 @@ def probe(path: bytes) -> VideoInfo:
             container = open_container(file)
             with container:
                 return _probe(container)
+        except MemoryError:
+            raise
         except av.error.FFmpegError as error:
             raise RejectedError(Reason.DAMAGED, f"reading it stops with: {error.strerror}") from None
         except OSError as error:
@@ -105,14 +111,16 @@ def _probe(container: av.container.InputContainer) -> VideoInfo:
     times: list[int | None] = []
     last_duration = 0
     for packet in container.demux(stream):
-        if frame is None:
-            try:
-                frame = next(iter(packet.decode()), None)
-            except av.error.FFmpegError:
-                pass  # counted when the whole file is decoded; a player would go on, too
         if packet.size and not packet.is_discard and not _hidden(stream, packet):
             times.append(packet.pts if packet.pts is not None else packet.dts)
             last_duration = packet.duration or 0
+        if frame is None:
+            try:
+                frame = next(iter(packet.decode()), None)
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:
+                continue  # a player would go on, too; the packet fails again, and counts, when the file is decoded
     if not times:
         raise RejectedError(Reason.DAMAGED, "its video stream holds no packets")
     if frame is None:
@@ -161,16 +169,22 @@ def frame_rate(seconds: list[float], nominal: list[Fraction]) -> tuple[Fraction,
     if len(seconds) < 2 or seconds[-1] <= seconds[0]:
         return next((r for r in nominal if 0 < r <= 1000), Fraction(25)), True
     mean = (len(seconds) - 1) / (seconds[-1] - seconds[0])
-    near = [r for r in [*nominal, *STANDARD_RATES] if 0.98 * mean < r < 1.02 * mean]
-    for rate in [*near, Fraction(mean).limit_denominator(1001)]:
-        cell = float(rate)
-        off = [time * cell - number for number, time in enumerate(seconds)]
-        if max(off) - min(off) < 0.9 and rate <= 1000:
-            return rate, True
-    gaps = [b - a for a, b in zip(seconds, seconds[1:], strict=False) if b > a]
+    near = [rate for rate in [*nominal, *STANDARD_RATES] if 0.98 * mean < rate < 1.02 * mean]
+    spreads = {rate: _spread(seconds, rate) for rate in [*near, Fraction(mean).limit_denominator(1001)] if 0 < rate <= 1000}
+    if spreads and (best := min(spreads.values())) < 0.9:
+        return next(rate for rate, spread in spreads.items() if spread < best + 0.1), True
+    gaps = [after - before for before, after in pairwise(seconds) if after > before]
     target = min(1 / statistics.median(gaps), 4 * mean, MAX_RESAMPLED_RATE)
-    snapped = [r for r in [*nominal, *STANDARD_RATES] if 0.98 * target < r < 1.02 * target]
-    return (snapped or [Fraction(target).limit_denominator(1001)])[0], False
+    snapped = [rate for rate in nominal if 0.98 * target < rate < 1.02 * target]
+    nearest = min(STANDARD_RATES, key=lambda rate: abs(rate - target))
+    exact = Fraction(target).limit_denominator(1001) or Fraction(1, 1001)
+    return next(iter(snapped), nearest if 0.98 * target < nearest < 1.02 * target else exact), False
+
+
+def _spread(seconds: list[float], rate: Fraction) -> float:
+    """By how much, in cells of a grid of that rate, sorted times are off it: 0 if they lie on it, 1 if a frame is missing."""
+    off = [time * float(rate) - number for number, time in enumerate(seconds)]
+    return max(off) - min(off)
 
 
 def _hidden(stream: av.video.stream.VideoStream, packet: av.Packet) -> bool:

@@ -27,6 +27,9 @@ MULTIPLE = 16  # width and height of an encoded clip: what NVDEC's surfaces are 
 SCALER = "bicubic+accurate_rnd+full_chroma_int+bitexact"
 # extension of a tar member by FFmpeg's demuxer, where the source's own name has none of the container's
 EXTENSIONS = {"mov": "mp4", "matroska": "mkv", "mpegts": "ts", "mpeg": "mpg", "asf": "wmv", "ogg": "ogv"}
+LOGGING = ("-hide_banner", "-nostats", "-loglevel", "level+verbose")  # verbose: it counts packets, frames and errors
+# how FFmpeg and x264 put it; the second is what starting a thread fails with, the last what decoding does
+OUT_OF_MEMORY = ("Cannot allocate memory", "Resource temporarily unavailable", "malloc of size", "get_buffer() failed")
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -77,8 +80,7 @@ def h264_fast(path: bytes, info: VideoInfo, options: EncodeOptions) -> tuple[byt
             video = video.filter("bwdif", mode="send_frame", deint="interlaced")
         if not info.constant_rate:
             video = video.filter("setpts", "PTS-STARTPTS")
-        matrix = {"fcc": "fcc", "smpte240m": "smpte240m"}.get(info.matrix, info.matrix)
-        colours = {"in_color_matrix": matrix, "out_color_matrix": "bt601", "out_range": "limited"}
+        colours = {"in_color_matrix": info.matrix, "out_color_matrix": "bt601", "out_range": "limited"}
         video = (
             video.filter("scale", *scaled, flags=SCALER, **colours)
             .filter("format", "yuv420p")
@@ -102,7 +104,7 @@ def h264_fast(path: bytes, info: VideoInfo, options: EncodeOptions) -> tuple[byt
         container = {"f": "mp4", "movflags": "+faststart", "fflags": "+bitexact", "map_metadata": -1, "map_chapters": -1}
         output = ffmpeg.output(video, f"/proc/self/fd/{target.fileno()}", an=None, **encoder, **container)
         command = ffmpeg.compile(
-            output.global_args("-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+verbose"),
+            output.global_args(*LOGGING, "-nostdin", "-filter_complex_threads", "1"),
             cmd=ffmpeg_path(),
             overwrite_output=True,
         )
@@ -153,6 +155,7 @@ class FfmpegLog:
     frames_encoded: int = 0
     failed_packets: int = 0  # in the demuxer or the decoder
     corrupt_frames: int = 0
+    out_of_memory: bool = False
     first_error: str = ""
 
 
@@ -180,7 +183,8 @@ def _run(command: list[str], descriptors: tuple[int, ...]) -> FfmpegLog:
                 log.corrupt_frames += 1
             elif "corrupt input packet" in line:
                 log.failed_packets += 1
-            elif not log.first_error and ("[error]" in line or "[fatal]" in line):
+            log.out_of_memory |= any(sign in line for sign in OUT_OF_MEMORY)
+            if not log.first_error and ("[error]" in line or "[fatal]" in line):
                 log.first_error = re.sub(r"\[[^]]*\] ?", "", line).strip()
         log.status = process.wait()
     return log
@@ -188,18 +192,18 @@ def _run(command: list[str], descriptors: tuple[int, ...]) -> FfmpegLog:
 
 def _check(log: FfmpegLog, info: VideoInfo, options: EncodeOptions) -> None:
     said = f"; FFmpeg: {log.first_error}" if log.first_error else ""
-    if log.status == -signal.SIGKILL or "Cannot allocate memory" in log.first_error:
+    if log.status == -signal.SIGKILL or log.out_of_memory:
         raise RejectedError(Reason.OUT_OF_MEMORY, f"FFmpeg ran out of memory{said}")
     if log.status < 0:
         raise RejectedError(Reason.CRASH, f"FFmpeg was ended by {signal.Signals(-log.status).name}{said}")
     if log.failed_packets or log.corrupt_frames:
         counts = f"{log.failed_packets} of {info.num_packets} packets fail, {log.corrupt_frames} frames are corrupt"
         raise RejectedError(Reason.DAMAGED, counts + said)
-    if 0 < log.frames_decoded < options.min_frames:
+    if log.status:
+        raise RejectedError(Reason.ENCODE_FAILED, f"FFmpeg ended with status {log.status}{said}")
+    if log.frames_decoded < options.min_frames:
         detail = f"{log.frames_decoded} frames decode; --min-frames is {options.min_frames}"
         raise RejectedError(Reason.TOO_SHORT, detail)
-    if log.status or not log.frames_encoded:
-        raise RejectedError(Reason.ENCODE_FAILED, f"FFmpeg ended with status {log.status}{said}")
     if info.constant_rate and log.frames_encoded != log.frames_decoded:
         detail = f"{log.frames_decoded} frames decoded, {log.frames_encoded} encoded{said}"
         raise RejectedError(Reason.ENCODE_FAILED, detail)

@@ -3,10 +3,11 @@
 import io
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 
-from dataset_builders.probe import matrix_name, open_container, video_stream
+from dataset_builders.probe import frame_rate, matrix_name, open_container, video_stream
 from dataset_builders.rejects import Reason, RejectedError
 
 IDR = {"h264": {5}, "hevc": {16, 17, 18, 19, 20}}  # NAL unit types after which nothing refers back: IDR; BLA and IDR
@@ -42,6 +43,8 @@ def verify(data: bytes) -> VerifiedClip:
         container = open_container(io.BytesIO(data))
         with container:
             return _verify(container)
+    except MemoryError:
+        raise
     except av.error.FFmpegError as error:
         raise RejectedError(Reason.DAMAGED, f"decoding it stops with: {error.strerror}") from None
 
@@ -57,6 +60,8 @@ def _verify(container: av.container.InputContainer) -> VerifiedClip:
             packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
         try:
             frames = packet.decode()
+        except MemoryError:
+            raise
         except av.error.FFmpegError:
             failed += 1
             continue
@@ -95,11 +100,12 @@ def _timing(shown: list[int | None], stream: av.video.stream.VideoStream) -> tup
     nominal = Fraction(stream.average_rate or stream.guessed_rate or 25)
     if len(times) < len(shown) or not stream.time_base:
         return 0, 0, nominal
-    steps = {b - a for a, b in zip(times, times[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(times)}
     if len(steps) == 1 and (step := steps.pop()) > 0:
         return times[0], step, 1 / (step * Fraction(stream.time_base))
+    rate, constant = frame_rate([float(time * stream.time_base) for time in times], [nominal])
     span = (max(times) - min(times)) * Fraction(stream.time_base)
-    return times[0], 0, (len(times) - 1) / span if span > 0 else nominal
+    return times[0], 0, rate if constant else (len(times) - 1) / span
 
 
 def _keyframes(shown: list[int | None], packets: list[tuple[int | None, bool]]) -> list[int]:

@@ -7,6 +7,7 @@ exists in part. Its bytes depend on the clips alone: times, owners, modes and or
 import json
 import os
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Give up an unfinished shard and remove what there is of it."""
-        self._file.close()
+        with suppress(OSError, ValueError):  # the disk may be full, the file closed: nothing of it is wanted any more
+            self._tar.close()
+        with suppress(OSError):
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 

@@ -32,6 +32,8 @@ from torch.distributed.tensor import DTensor
 from model.flops import executed_gmac
 from model.videomae import VideoMAE
 from pipeline.loader import ClipLoader, LoaderState
+from pipeline.manifest import Manifest
+from pipeline.sampling import steps_per_epoch
 from train import checkpoints
 from train.checkpoints import Progress
 from train.config import PretrainConfig
@@ -80,7 +82,13 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     folder = RunFolder(config, ranks)
     checkpoint = checkpoints.latest(folder.checkpoints)
     progress = checkpoints.read_progress(checkpoint) if checkpoint else None
+    manifest = Manifest(config.data, progress.loader.version if progress else None)
+    total_steps = config.total_steps(steps_per_epoch(len(manifest), config.sampling))
     accumulation = config.accumulation(ranks.world_size)
+    if folder.completed_steps() == total_steps:
+        if ranks.rank == 0:
+            print(f"{folder.path} is done: {total_steps} steps. For a longer run raise --steps or --epochs.")
+        return
     loader = ClipLoader(
         config.data,
         config.sampling,
@@ -93,11 +101,6 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         prefetch=config.views.prefetch,
     )
     try:
-        total_steps = config.total_steps(loader.steps_per_epoch)
-        if folder.completed_steps() == total_steps:
-            if ranks.rank == 0:
-                print(f"{folder.path} is done: {total_steps} steps. For a longer run raise --steps or --epochs.")
-            return
         model = build_model(config.model, config.compute, config.seed, ranks)
         optimizer = build_optimizer(
             model.named_parameters(),

@@ -1,0 +1,29 @@
+# make quickstart                    build a dataset of generated clips, pre-train a tiny model on it, draw what it learned
+# make quickstart VIDEOS=/my/videos  the same on a folder of your own videos
+# make test                          lint, types and tests
+# make clean                         remove the virtual environment and caches; datasets and runs stay
+
+PYTHON ?= python3
+VIDEOS ?=
+BIN := .venv/bin
+
+.PHONY: quickstart test clean
+
+quickstart: .venv/installed
+	@$(BIN)/python quickstart.py $(if $(VIDEOS),--videos "$(VIDEOS)")
+
+test: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest --durations 10
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"tubecell needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,252 @@
+"""Make short videos of moving shapes, to try everything without any footage of one's own.
+
+    python dataset_builders/generate_clips.py --out FOLDER [--clips 64] [--seed 0]
+
+FOLDER/MOTION/0000-SEED.mp4 ...: three seconds each, 30 frames per second, 160x128 pixels, a folder per motion. A textured shape
+moves in the way that its folder names, over a textured background and beside a smaller one that drifts, so that what is
+where cannot be told from one frame alone. The same options give the same files; files that are there are kept.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
+
+import argparse
+import colorsys
+import os
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import ffmpeg
+import numpy as np
+from tqdm import tqdm
+
+from dataset_builders.executors import usable_cores
+from dataset_builders.transcode import ffmpeg_path
+
+WIDTH, HEIGHT, FPS, FRAMES = 160, 128, 30, 90
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """Where a shape is: centre in pixels, radius in pixels, angle in radians."""
+
+    x: float
+    y: float
+    radius: float
+    angle: float = 0.0
+
+
+def _across(t: float, u: float, length: float, radius: float) -> float:
+    """Position on a way through the picture: what leaves on one side comes in again on the other."""
+    return (u + 1.2 * t) % 1.0 * (length + 2.4 * radius) - 1.2 * radius
+
+
+def _slide(t: float, u: np.ndarray) -> Pose:
+    radius = 20 + 10 * u[2]
+    return Pose(_across(t, u[0], WIDTH, radius), 34 + 60 * u[1], radius)
+
+
+def _fall(t: float, u: np.ndarray) -> Pose:
+    radius = 20 + 10 * u[2]
+    return Pose(34 + 92 * u[1], _across(t, u[0], HEIGHT, radius), radius)
+
+
+def _rotate(t: float, u: np.ndarray) -> Pose:
+    return Pose(54 + 52 * u[1], 46 + 36 * u[2], 27 + 10 * u[3], 2 * np.pi * (u[0] + (0.6 + u[3]) * t))
+
+
+def _zoom_in(t: float, u: np.ndarray) -> Pose:
+    return Pose(60 + 40 * u[1], 52 + 24 * u[2], 9 + (30 + 16 * u[3]) * t)
+
+
+def _bounce(t: float, u: np.ndarray) -> Pose:
+    radius = 17 + 8 * u[2]
+    return Pose(_across(0.6 * t, u[0], WIDTH, radius), 98 - 66 * abs(np.sin(np.pi * (u[1] + 3 * t))), radius)
+
+
+def _orbit(t: float, u: np.ndarray) -> Pose:
+    turn = 2 * np.pi * (u[0] + 1.1 * t)
+    return Pose(80 + (34 + 10 * u[2]) * np.cos(turn), 64 + (26 + 8 * u[2]) * np.sin(turn), 17 + 8 * u[1])
+
+
+def _backwards(motion: "Motion") -> "Motion":
+    return lambda t, u: motion(1 - t, u)
+
+
+# a motion gives the pose at time t in [0, 1) from four numbers u in [0, 1) that vary it from clip to clip
+Motion = Callable[[float, np.ndarray], Pose]
+MOTIONS: dict[str, Motion] = {
+    "slide-right": _slide,
+    "slide-left": _backwards(_slide),
+    "fall": _fall,
+    "rise": _backwards(_fall),
+    "rotate": _rotate,
+    "zoom-in": _zoom_in,
+    "bounce": _bounce,
+    "orbit": _orbit,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--clips", type=int, default=64, metavar="N", help="how many, shared among the motions (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other clips (%(default)s)")
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 2
+    args = parser.parse_args(argv)
+    if args.clips < 1 or args.seed < 0:
+        print(f"error: --clips {args.clips} --seed {args.seed}: at least 1 and 0 are needed", file=sys.stderr)
+        return 2
+    try:
+        made = generate(args.out, args.clips, args.seed)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.clips} clips of {min(args.clips, len(MOTIONS))} motions in {args.out}, {made} of them made now")
+    return 0
+
+
+def generate(folder: Path, clips: int, seed: int) -> int:
+    """Make those of the clips that are missing; returns how many. Raises ValueError if FFmpeg fails, OSError for the disk."""
+    names = list(MOTIONS)
+    tasks = [(number, names[number % len(names)]) for number in range(clips)]
+    missing = [(n, motion) for n, motion in tasks if not (folder / motion / f"{n // len(names):04d}-{seed}.mp4").exists()]
+    for motion in {motion for _, motion in missing}:
+        (folder / motion).mkdir(parents=True, exist_ok=True)
+        for leftover in (folder / motion).glob(".*.tmp"):  # of a killed run: named with its process
+            if not Path("/proc", leftover.name.split(".")[-2]).exists():
+                leftover.unlink(missing_ok=True)
+
+    def make(task: tuple[int, str]) -> None:
+        number, motion = task
+        write_clip(folder / motion / f"{number // len(names):04d}-{seed}.mp4", render(motion, (seed, number)))
+
+    # threads: NumPy lets go of the GIL for most of it, and FFmpeg is a process of its own
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for _ in tqdm(pool.map(make, missing), total=len(missing), unit="clip", desc="drawing clips", disable=None):
+            pass
+    return len(missing)
+
+
+def render(motion: str, seed: tuple[int, int]) -> np.ndarray:
+    """-> uint8 [frames, height, width, 3], a function of motion and seed alone."""
+    random = np.random.default_rng(seed)
+    hue = random.uniform()
+    background = _texture(random, hue, low=0.28, high=0.72, saturation=0.42, coarseness=random.uniform(60, 110))
+    kind = int(random.integers(len(SHAPES)))
+    outside = _texture(random, hue + random.uniform(0.35, 0.65), low=0.6, high=1.0, saturation=0.72, coarseness=20)
+    other_kind = int(random.integers(len(SHAPES)))
+    other = _texture(random, hue + random.uniform(0.15, 0.3), low=0.55, high=0.95, saturation=0.55, coarseness=16)
+    u, v = random.uniform(size=4), random.uniform(size=4)
+    angle = random.uniform(0, 2 * np.pi)
+    frames = np.empty((FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for number in range(FRAMES):
+        t = number / FRAMES
+        drift = Pose(24 + 112 * v[0] + 14 * np.sin(2 * np.pi * (t + v[2])), 20 + 88 * v[1], 9 + 4 * v[3], angle + t)
+        pose = MOTIONS[motion](t, u)
+        picture = background.copy()
+        _paint(picture, other, drift, SHAPES[other_kind])
+        _paint(picture, outside, Pose(pose.x, pose.y, pose.radius, pose.angle + angle), SHAPES[kind])
+        frames[number] = np.rint(picture * 255)
+    return frames
+
+
+def write_clip(path: Path, frames: np.ndarray) -> None:
+    """uint8 [frames, height, width, 3] -> MP4 with H.264, in BT.601 and tagged so; raises ValueError if FFmpeg fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two at once must not disturb each other
+    video = ffmpeg.input("pipe:", f="rawvideo", pix_fmt="rgb24", s=f"{WIDTH}x{HEIGHT}", r=FPS)
+    video = video.filter("scale", flags="accurate_rnd+full_chroma_int+bitexact", out_color_matrix="bt601")
+    video = video.filter("format", "yuv420p").filter("setparams", colorspace="smpte170m", range="tv")
+    output = video.output(
+        f"file:{temporary}",
+        **{"f": "mp4", "c:v": "libx264", "crf": 18, "threads": 1, "x264-params": "asm=avx2", "fflags": "+bitexact"},
+    )
+    command = ffmpeg.compile(output.global_args("-v", "error", "-nostdin"), cmd=ffmpeg_path(), overwrite_output=True)
+    done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+    if done.returncode:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"FFmpeg could not write {path}: {done.stderr.decode('utf-8', 'replace').strip()}")
+    temporary.replace(path)
+
+
+def _texture(
+    random: np.random.Generator, hue: float, low: float, high: float, saturation: float, coarseness: float
+) -> np.ndarray:
+    """Waves between two neighbouring colours: float [height, width, 3] in 0..1; a wave is about `coarseness` pixels long."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    waves = np.zeros((HEIGHT, WIDTH))
+    for _ in range(5):
+        direction, phase = random.uniform(0, 2 * np.pi, size=2)
+        length = coarseness * random.uniform(0.7, 1.8)
+        waves += np.sin((x * np.cos(direction) + y * np.sin(direction)) * (2 * np.pi / length) + phase)
+    share = (0.5 + 0.5 * np.tanh(0.7 * waves))[..., None]
+    dark = np.array(colorsys.hsv_to_rgb(hue % 1, saturation, low))
+    light = np.array(colorsys.hsv_to_rgb((hue + 0.09) % 1, 0.8 * saturation, high))
+    return dark + share * (light - dark)
+
+
+def _disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) - 1
+
+
+def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.8
+
+
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x) * 0.866 + y * 0.5, -y) - 0.55
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) - 0.72 - 0.28 * np.cos(5 * np.arctan2(y, x))
+
+
+def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.abs(np.hypot(x, y) - 0.7) - 0.3
+
+
+# signed distance (about, in radii) of a point to the outline of a shape of radius 1 around the origin; negative inside
+SHAPES = (_disc, _square, _triangle, _star, _ring)
+
+
+def _paint(picture: np.ndarray, texture: np.ndarray, pose: Pose, shape: Callable[..., np.ndarray]) -> None:
+    """Blend a shape into float [height, width, 3], its texture moving and turning with it, with antialiased edges."""
+    reach = int(pose.radius * 1.3) + 2
+    top, bottom = max(0, int(pose.y) - reach), min(HEIGHT, int(pose.y) + reach + 1)
+    left, right = max(0, int(pose.x) - reach), min(WIDTH, int(pose.x) + reach + 1)
+    if top >= bottom or left >= right:
+        return
+    y, x = np.mgrid[top:bottom, left:right] - np.array([pose.y, pose.x])[:, None, None]
+    cosine, sine = np.cos(pose.angle), np.sin(pose.angle)
+    own_x, own_y = (x * cosine + y * sine) / pose.radius, (y * cosine - x * sine) / pose.radius
+    distance = shape(own_x, own_y) * pose.radius  # pixels
+    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    rim = np.clip(1.5 + distance / 2, 0, 1)[..., None]  # darker towards the edge: sets it off from any background
+    column = np.clip(WIDTH / 2 + own_x * 30, 0, WIDTH - 1.001)
+    row = np.clip(HEIGHT / 2 + own_y * 30, 0, HEIGHT - 1.001)
+    colour = _sample(texture, column, row) * (1 - 0.55 * rim)
+    area = picture[top:bottom, left:right]
+    area += cover * (colour - area)
+
+
+def _sample(texture: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Bilinear: texture that turns with its shape must not flicker."""
+    c, r = column.astype(int), row.astype(int)
+    fc, fr = (column - c)[..., None], (row - r)[..., None]
+    upper = texture[r, c] * (1 - fc) + texture[r, c + 1] * fc
+    lower = texture[r + 1, c] * (1 - fc) + texture[r + 1, c + 1] * fc
+    return upper * (1 - fr) + lower * fr
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dataset_builders.executors import Failure, map_ordered
+from dataset_builders.rejects import Reason
+
+
+def work(task: object) -> object:
+    """Runs in the worker: does to it what the task says."""
+    match task:
+        case "segfault":
+            ctypes.string_at(0)
+        case "exit":
+            os._exit(3)
+        case "hang":
+            time.sleep(1000)
+        case "raise":
+            raise KeyError("missing")
+        case "memory":
+            return bytes(8 << 30)
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "slow":
+            time.sleep(0.3)
+    return task
+
+
+def run(tasks: list[object], workers: int = 2, time_limit: float = 60.0) -> list[object]:
+    return list(map_ordered(work, tasks, workers, time_limit, 2 << 30))
+
+
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    assert run(["slow", *range(20)]) == ["slow", *range(20)]
+
+
+def test_a_bad_task_costs_itself_alone() -> None:
+    bad = {
+        "segfault": (Reason.CRASH, "SIGSEGV"),
+        "exit": (Reason.CRASH, "status 3"),
+        "raise": (Reason.CRASH, "KeyError"),
+        "memory": (Reason.OUT_OF_MEMORY, "2 GiB"),
+        "killed": (Reason.OUT_OF_MEMORY, "killed"),
+    }
+    tasks = [item for number, name in enumerate(bad) for item in (number, name)]
+    results = run(tasks)
+    assert results[::2] == [0, 1, 2, 3, 4]
+    for name, result in zip(bad, results[1::2], strict=True):
+        assert isinstance(result, Failure)
+        assert result.reason is bad[name][0], name
+        assert bad[name][1] in result.detail, name
+
+
+def test_a_hanging_task_is_ended() -> None:
+    results = run([1, "hang", 2, 3, "hang", 4], time_limit=1.0)
+    assert [result.reason if isinstance(result, Failure) else result for result in results] == [
+        1,
+        Reason.TIMEOUT,
+        2,
+        3,
+        Reason.TIMEOUT,
+        4,
+    ]
+
+
+def test_workers_that_cannot_start_are_an_error(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from dataset_builders.executors import map_ordered\n"
+        "if __name__ != '__main__': raise ImportError('no')\n"
+        "def work(task): return task\n"
+        "try: list(map_ordered(work, [1], 1, 9.0, 2 << 30))\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert "a worker process did not start" in done.stdout
+
+
+def test_workers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "from dataset_builders.executors import map_ordered\n"
+        "def work(task):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(1000)\n"
+        "if __name__ == '__main__': list(map_ordered(work, [1, 2], 2, 999.0, 2 << 30))\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [int(process.stdout.readline()) for _ in range(2)]
+        process.kill()
+    deadline = time.monotonic() + 20
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(worker) for worker in workers)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_tasks(workers: int) -> None:
+    assert run([], workers) == []

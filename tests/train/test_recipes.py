@@ -1,0 +1,107 @@
+import math
+
+import pytest
+
+from train import recipes
+from train.config import ComputeConfig, DataConfig, OptimConfig, PretrainConfig
+from train.dry_run import describe
+from train.pretrain import main
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "peak", "final", "epochs", "steps", "clip"),
+    [  # global clips x 4, effective lr and min lr, epochs, steps with 1.348 M clips: the official scripts
+        ("vit-b-hybrid", 4096, 4e-3, 4e-5, 200, 1316 * 200, None),
+        ("vit-l-hybrid", 6144, 6e-3, 6e-5, 300, 877 * 300, None),
+        ("vit-h-hybrid", 8192, 8e-3, 8e-5, 300, 197_400, None),
+        ("vit-g-hybrid", 8192, 4.8e-3, 8e-5, 300, 197_400, 0.02),
+    ],
+)
+def test_official_recipes(
+    name: str, views: int, peak: float, final: float, epochs: int, steps: int, clip: float | None
+) -> None:
+    config = recipes.RECIPES[name]()
+    assert config.views.views_per_step == views
+    assert config.peak_lr == pytest.approx(peak, rel=1e-12)
+    assert config.final_lr == pytest.approx(final, rel=1e-12)
+    total = config.total_steps(1_348_000 // (views // 4))
+    assert (config.epochs, total) == (epochs, steps)
+    assert config.warmup_steps(total) == total // 10
+    assert config.optim.clip_grad == clip
+    assert (config.optim.betas, config.optim.weight_decay) == ((0.9, 0.95), 0.05)
+    assert (config.views.mask_ratio, config.views.decoder_mask_ratio) == (0.9, 0.5)
+
+
+def test_dry_run_of_vit_g(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vit-g-hybrid", "--dry-run"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for figure in ("1,026,306,560", "241.61 GMAC", "238.57 executed", "197,400", "peak 4.80e-03", "64 forward passes of 128"):
+        assert figure in text
+    assert "on 64 ranks 128 views a rank and step in 1 forward pass of 128" in text
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_can_be_described_and_says_where_it_is_from(name: str) -> None:
+    assert "parameters" in describe(recipes.RECIPES[name](), 1)
+    documentation = recipes.RECIPES[name].__doc__ or ""
+    assert any(word in documentation.lower() for word in ("table", "script", "ours"))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "views", "per_forward", "expected"),
+    [(64, 8192, 128, 1), (8, 8192, 128, 8), (1, 24, 16, 2), (1, 20, 16, 5), (3, 24, 128, 1), (2, 40, 12, 5)],
+)
+def test_accumulation_takes_the_fewest_equal_passes(world_size: int, views: int, per_forward: int, expected: int) -> None:
+    config = PretrainConfig(views=DataConfig(views_per_step=views), compute=ComputeConfig(views_per_forward=per_forward))
+    passes = config.accumulation(world_size)
+    assert passes == expected
+    assert views / world_size / passes <= per_forward
+
+
+def test_mismatches_name_the_numbers() -> None:
+    with pytest.raises(ValueError, match=r"views-per-step 24 are 6 clips of 4 views, which 4 ranks .* 1, 2, 3, 6"):
+        PretrainConfig(views=DataConfig(views_per_step=24)).accumulation(4)
+    with pytest.raises(ValueError, match="views-per-forward 2 must be at least"):
+        PretrainConfig(compute=ComputeConfig(views_per_forward=2)).accumulation(1)
+    with pytest.raises(ValueError, match="warmup-share 1"):
+        PretrainConfig(optim=OptimConfig(warmup_share=1.0))
+    with pytest.raises(ValueError, match="epochs 0"):
+        PretrainConfig(epochs=0)
+
+
+def test_the_command_line_overrides_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    config = recipes.from_command_line(["vit-b-ssv2", "--steps", "20", "--optim.base-lr", "1e-3", "--model.encoder-depth", "2"])
+    assert (config.steps, config.optim.base_lr, config.model.encoder_depth) == (20, 1e-3, 2)
+    assert math.isclose(config.optim.warmup_share, 40 / 800)
+    for wrong, words in (
+        (["vit-b-ssv2", "--views.decoder-mask-ratio", "0.4"], "0.25, 0.5, 0.75"),
+        (["vit-q"], "vit-g-hybrid"),
+        (["tiny", "--optim.lr", "3"], "base-lr"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            recipes.from_command_line(wrong)
+        assert caught.value.code == 2
+        streams = capsys.readouterr()
+        assert words in streams.out + streams.err
+
+
+def test_no_argument_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "vit-g-hybrid" in capsys.readouterr().out
+
+
+def test_every_field_is_read() -> None:
+    """No dead configuration: each field's name appears in the code that uses it, as an attribute."""
+    import ast
+    from dataclasses import fields
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    read = {
+        node.attr
+        for file in [*root.glob("train/*.py"), *root.glob("model/*.py")]
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    for config in (PretrainConfig, DataConfig, OptimConfig, ComputeConfig):
+        assert {field.name for field in fields(config)} - read == set(), config.__name__
