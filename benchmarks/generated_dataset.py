@@ -23,7 +23,7 @@ def generated_dataset() -> Path:
         ("generate_clips.py", "--out", videos, "--clips", "64"),
         ("build_unlabeled_hybrid.py", "--folder", f"generated={videos}", "--out", dataset),
     ):
-        command = [sys.executable, ROOT / "dataset_builders" / script, *arguments]
+        command = [sys.executable, *map(str, (ROOT / "dataset_builders" / script, *arguments))]
         if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
             raise RuntimeError(f"{script} ended with status {status}: {FOLDER} could not be filled; or give --data DATASET")
     return dataset

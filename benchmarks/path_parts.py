@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,14 +61,15 @@ def measure_decoding(config: PretrainConfig, stopwatch: Stopwatch) -> list[Part]
             def one_pass(work: Callable[[ClipRequest], None]) -> int:
                 return sum(1 for _ in pool.map(work, requests))
 
-            requests = decodable(requests, lambda request: crop(request, max(CROPS)), pool, threads, stopwatch)
-            ways = [decode, *(lambda request, views=views: crop(request, views) for views in CROPS)]
-            rates = stopwatch.rates_in_turns("decode and crop", [lambda way=way: one_pass(way) for way in ways])
+            requests = decodable(requests, partial(crop, views=max(CROPS)), pool, threads, stopwatch)
+            passes = [partial(one_pass, decode), *(partial(one_pass, partial(crop, views=views)) for views in CROPS)]
+            rates = stopwatch.rates_in_turns("decode and crop", passes)
     finally:
         torch.set_num_threads(torch_threads)
     views = config.views.views_per_clip
-    alone = Part("decode", f"decode only, for R = {views}", rates[0], views)
-    return [alone, *(Part(f"decode_crop/r{r}", f"decode + crop, R = {r}", of_r, r, alone) for r, of_r in zip(CROPS, rates[1:]))]
+    alone = Part("decode", "decode only", rates[0], views)
+    crops = zip(CROPS, rates[1:], strict=True)
+    return [alone, *(Part(f"decode_crop/r{r}", f"decode + crop, R = {r}", of_r, r, alone) for r, of_r in crops)]
 
 
 def sampled_requests(manifest: Manifest, config: PretrainConfig) -> list[ClipRequest]:

@@ -1,12 +1,15 @@
-"""What every benchmark hands over: named figures as JSON, and the machine that they belong to."""
+"""What every benchmark hands over: named figures as JSON, the machine that they belong to, and how busy it was."""
 
 import json
 import os
+import resource
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from dataset_builders.executors import usable_cores
@@ -44,11 +47,35 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
 
 
 def describe_machine() -> str:
-    """Cores, CPU, GPU, torch, and how busy others keep the machine: rates of a busy one mean little."""
-    cores, load = usable_cores(), os.getloadavg()[0]
+    """Cores, CPU, GPU, torch."""
+    cores = usable_cores()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    busy = " (others are using it: expect lower and less steady rates)" if load > 0.25 * cores else ""
-    plural = "s" if cores > 1 else ""
-    return f"{cores} core{plural} of {cpu}, {gpu}, torch {torch.__version__}, load {load:.1f} before the start{busy}"
+    return f"{cores} core{'' if cores == 1 else 's'} of {cpu}, {gpu}, torch {torch.__version__}"
+
+
+class Neighbours:
+    """What other programs take of this process's cores while it measures. Rates of a busy machine mean little: a training
+    step of `tiny` on two cores takes 0.6 s, and 5 s beside a program that holds one, its OpenMP threads spinning."""
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._began = _busy_seconds(), _own_seconds(), time.perf_counter()
+
+    def cores(self) -> float:
+        """Mean cores in use by others since the start. Call it when this process's own children have ended."""
+        wall = time.perf_counter() - self._began
+        others = _busy_seconds() - self._busy - (_own_seconds() - self._own)
+        return max(0.0, others / wall)
+
+
+def _busy_seconds() -> float:
+    """CPU time of everybody on the cores that this process may use."""
+    times = psutil.cpu_times(percpu=True)
+    return sum(times[core].user + times[core].nice + times[core].system for core in os.sched_getaffinity(0))
+
+
+def _own_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

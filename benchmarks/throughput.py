@@ -27,7 +27,7 @@ import tyro
 
 from benchmarks.generated_dataset import generated_dataset
 from benchmarks.path_parts import decoding_threads, measure_decoding, measure_loader, measure_training
-from benchmarks.results import Result, check_json, describe_machine, write_json
+from benchmarks.results import Neighbours, Result, check_json, describe_machine, write_json
 from benchmarks.stopwatch import Part, Stopwatch
 from dataset_builders.executors import usable_cores
 from pipeline.manifest import Manifest
@@ -74,6 +74,7 @@ class Measured:
     parts: list[Part]  # decode, crop into 1 view, into 4, loader, model, end to end
     first_batch: float  # seconds from making the loader to its first batch
     data_wait: float  # share of the time that the end-to-end loop waited for a batch
+    neighbours: float  # cores that other programs had in use meanwhile
 
     def results(self) -> list[Result]:
         """For --json: decoding in clips/s, the rest in views/s."""
@@ -81,6 +82,7 @@ class Measured:
             *(part.result(in_views=not part.name.startswith("decode")) for part in self.parts),
             Result("throughput/first_batch", self.first_batch, "s"),
             Result("throughput/data_wait", self.data_wait, "share of time"),
+            Result("throughput/neighbours", self.neighbours, "cores"),
         ]
 
 
@@ -173,12 +175,12 @@ def describe(config: PretrainConfig, options: Options) -> str:
 
 def measure(config: PretrainConfig, seconds: float, ranks: Ranks) -> Measured:
     """All six parts, one after the other; only those of decoding take turns."""
-    stopwatch = Stopwatch(seconds, ranks.device, num_parts=6)
+    stopwatch, neighbours = Stopwatch(seconds, ranks.device, num_parts=6), Neighbours()
     with closing(stopwatch.bar):
         decode, crop_1, crop_4 = measure_decoding(config, stopwatch)
         loader, first_batch, batch = measure_loader(config, decode, ranks, stopwatch)
         model, end_to_end, data_wait = measure_training(config, batch, ranks, stopwatch)
-    return Measured([decode, crop_1, crop_4, loader, model, end_to_end], first_batch, data_wait)
+    return Measured([decode, crop_1, crop_4, loader, model, end_to_end], first_batch, data_wait, neighbours.cores())
 
 
 def table(measured: Measured) -> str:
@@ -194,32 +196,42 @@ def table(measured: Measured) -> str:
 
 
 def verdict(measured: Measured, config: PretrainConfig, device: torch.device) -> str:
-    """Which of loader and model limits, by how much, and what follows from that."""
+    """Which of loader and model limits, by how much, and what follows from that; or why it cannot be told."""
     *_, loader, model, end_to_end = measured.parts
     cores = min(decoding_threads(config), usable_cores())
     needed = model.views / (loader.views / cores)
-    plural = "" if cores == 1 else "s"
-    supply = (
-        f"it takes {needed:.2g} cores of decoding to keep this model busy on this {device.type.upper()}, "
-        f"and {cores} core{plural} decode{'s' if cores == 1 else ''} here"
-    )
     ratio = loader.views / model.views
-    if 0.9 < ratio < 1.1:
-        limit = f"Neither limits: the loader delivers {loader.views:.4g} views/s and the model takes {model.views:.4g}"
-    elif ratio > 1:
-        limit = f"The model limits: the loader alone is {ratio:.2g} times as fast"
-    else:
-        limit = f"The loader limits: the model alone is {1 / ratio:.2g} times as fast"
-    lines = [f"{limit}; {supply}."]
-    if device.type == "cpu":
-        shared = 1 / (1 / loader.views + 1 / model.views)
+    lines = []
+    if measured.neighbours > 0.1 * usable_cores():
         lines.append(
-            f"Model and decoding share the cores, so that at most {shared:.4g} views/s can be expected of both; "
-            f"end to end there are {end_to_end.views:.4g}."
+            f"Other programs had {measured.neighbours:.1f} of the {usable_cores()} cores in use meanwhile: "
+            "the rates are too low, and not by one factor."
         )
+    if end_to_end.views > 1.1 * model.views:
+        # the step cannot be quicker with the loader beside it, so one of the two was disturbed
+        lines.append(
+            f"Which part limits cannot be told: end to end is {end_to_end.views / model.views:.2g} times as fast as the model "
+            "alone, which cannot be; measure again on a quiet machine."
+        )
+    else:
+        if ratio > 1.1:
+            limit = f"The model limits: the loader alone is {ratio:.2g} times as fast"
+        elif ratio < 0.9:
+            limit = f"The loader limits: the model alone is {1 / ratio:.2g} times as fast"
+        else:
+            limit = "Neither limits: loader and model alone are equally fast, within a tenth"
+        lines.append(
+            f"{limit}; to keep this model busy takes {needed:.2g} cores of decoding, and {cores} "
+            f"{'decodes' if cores == 1 else 'decode'} here."
+        )
+        if device.type == "cpu":
+            both = 1 / (1 / loader.views + 1 / model.views)
+            lines.append(
+                f"They share the cores: {both:.4g} views/s are what both together can reach, if neither slows the other."
+            )
     lines.append(
-        f"Training waited for data {measured.data_wait:.0%} of the time; "
-        f"the loader's first batch took {measured.first_batch:.1f} s."
+        f"Training waited for data {measured.data_wait:.0%} of the time; the loader's first batch took "
+        f"{measured.first_batch:.1f} s."
     )
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset_builders.executors import usable_cores
-from dataset_builders.transcode import ffmpeg_path
+from dataset_builders.transcode import ASM, ffmpeg_path
 
 WIDTH, HEIGHT, FPS, FRAMES = 160, 128, 30, 90
 
@@ -169,7 +169,7 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
     video = video.filter("format", "yuv420p").filter("setparams", colorspace="smpte170m", range="tv")
     output = video.output(
         f"file:{temporary}",
-        **{"f": "mp4", "c:v": "libx264", "crf": 18, "threads": 1, "x264-params": "asm=avx2", "fflags": "+bitexact"},
+        **{"f": "mp4", "c:v": "libx264", "crf": 18, "threads": 1, "x264-params": f"{ASM}open-gop=0", "fflags": "+bitexact"},
     )
     command = ffmpeg.compile(output.global_args("-v", "error", "-nostdin"), cmd=ffmpeg_path(), overwrite_output=True)
     done = subprocess.run(command, input=frames.tobytes(), capture_output=True)

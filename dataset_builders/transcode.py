@@ -8,6 +8,7 @@
 
 import ctypes
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -25,8 +26,10 @@ from dataset_builders.rejects import Reason, RejectedError
 MULTIPLE = 16  # width and height of an encoded clip: what NVDEC's surfaces are rounded to
 # bicubic is swscale's usual choice; the rest makes its result the same on every CPU
 SCALER = "bicubic+accurate_rnd+full_chroma_int+bitexact"
-# extension of a tar member by FFmpeg's demuxer, where the source's own name has none of the container's
-EXTENSIONS = {"mov": "mp4", "matroska": "mkv", "mpegts": "ts", "mpeg": "mpg", "asf": "wmv", "ogg": "ogv"}
+# extensions by FFmpeg's demuxer, beside the demuxer's own names; the first is for files that have none of them
+EXTENSIONS = {"mov": "mp4 m4v", "matroska": "mkv", "mpegts": "ts mts m2ts", "mpeg": "mpg vob", "asf": "wmv", "ogg": "ogv"}
+# x264's output depends on the SIMD level of the CPU, too
+ASM = "asm=avx2:" if platform.machine() == "x86_64" else ""
 LOGGING = ("-hide_banner", "-nostats", "-loglevel", "level+verbose")  # verbose: it counts packets, frames and errors
 # how FFmpeg and x264 put it; the second is what starting a thread fails with, the last what decoding does
 OUT_OF_MEMORY = ("Cannot allocate memory", "Resource temporarily unavailable", "malloc of size", "get_buffer() failed")
@@ -56,9 +59,9 @@ def copy(path: bytes, info: VideoInfo, options: EncodeOptions) -> tuple[bytes, s
     with open(open_file(path), "rb") as file:
         data = file.read()
     own = os.path.splitext(path)[1][1:].lower().decode("ascii", "replace")
-    demuxer = info.container.split(",")
-    known = {*demuxer, *EXTENSIONS.get(demuxer[0], "").split(), "m4v", "webm", "mkv"}
-    return data, own if own in known else EXTENSIONS.get(demuxer[0], demuxer[0]), None
+    demuxers = info.container.split(",")  # "matroska,webm"
+    usual = EXTENSIONS.get(demuxers[0], demuxers[0]).split()
+    return data, own if own in {*demuxers, *usual} else usual[0], None
 
 
 def h264_fast(path: bytes, info: VideoInfo, options: EncodeOptions) -> tuple[bytes, str, int | None]:
@@ -96,7 +99,7 @@ def h264_fast(path: bytes, info: VideoInfo, options: EncodeOptions) -> tuple[byt
             "bf": 0,
             "g": options.gop,
             "threads": 1,  # x264's output depends on the number of threads
-            "x264-params": "asm=avx2:open-gop=0",  # and on the SIMD level of the CPU
+            "x264-params": f"{ASM}open-gop=0",
             "r": str(info.rate),
             "fps_mode": "cfr",
             "flags:v": "+bitexact",

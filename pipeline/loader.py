@@ -36,6 +36,10 @@ from pipeline.sidecar import FailedClip, Job
 ROOT = Path(__file__).resolve().parent.parent
 
 
+class LoaderError(RuntimeError):
+    """The data cannot go on; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """B clips of R views, n = B · R, the views of a clip adjacent. On a CPU `views` lies in the loader's shared memory: it
@@ -128,7 +132,7 @@ class ClipLoader:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch. Raises RuntimeError if too many clips fail, or the decoding process cannot go on."""
+        """The next batch. Raises LoaderError if too many clips fail, or the decoding process cannot go on."""
         if self._holding:
             self._release()
         began = time.perf_counter()
@@ -228,7 +232,7 @@ class ClipLoader:
                 elif isinstance(message, FailedClip):
                     self._record(message)
                 else:
-                    raise RuntimeError(f"the decoding process of rank {self.rank} failed:\n{message}")
+                    raise LoaderError(f"the decoding process of rank {self.rank} failed:\n{message}")
                 timeout = 0
         except (EOFError, ConnectionResetError):
             self._revive()
@@ -263,7 +267,7 @@ class ClipLoader:
             self._record(FailedClip(epoch, position, attempt, row, self.manifest.clip(row).key, reason, detail))
         self._deaths += not blamed
         if self._deaths > 3:
-            raise RuntimeError(f"the decoding process of rank {self.rank} died {self._deaths} times, last with status {code}")
+            raise LoaderError(f"the decoding process of rank {self.rank} died {self._deaths} times, last with status {code}")
         self._ring.in_flight[:] = 0
         self._closer()
         self._start(serial_until=self._serial_until if hung else self._ready + self._ring.num_slots)
@@ -275,7 +279,7 @@ class ClipLoader:
         delivered = self._ready * self.clips
         if len(self.failures) > max(16, self.max_failure_share * delivered):
             reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(f.reason for f in self.failures).most_common())
-            raise RuntimeError(
+            raise LoaderError(
                 f"{len(self.failures)} clips failed among the first {delivered} of rank {self.rank}, more than "
                 f"{self.max_failure_share:.0%}: {reasons}; the last: {failed.key}: {failed.detail}"
             )

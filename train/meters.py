@@ -84,9 +84,10 @@ class Meters:
         left = elapsed / max(step - self._first, 1) * (self.total_steps - step)
         mfu = "" if values["mfu"] is None else f" · MFU {values['mfu']:.1%}"
         skipped = f" · {values['skipped']} skipped" if values["skipped"] else ""
+        loss, norm = (format(values[name], ".4g") if values[name] is not None else "none" for name in ("loss", "grad_norm"))
         self.say(
-            f"step {step}/{self.total_steps} · loss {values['loss']:.4f} · lr {values['lr']:.2e} · "
-            f"grad {values['grad_norm']:.3g} · {values['views_per_second']:.1f} views/s{mfu} · "
+            f"step {step}/{self.total_steps} · loss {loss} · lr {values['lr']:.2e} · grad {norm} · "
+            f"{values['views_per_second']:.1f} views/s{mfu} · "
             f"waiting for data {values['data_wait']:.0%}{skipped} · {duration(left)} left"
         )
 

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 
 from model.flops import executed_gmac
 from model.videomae import VideoMAE
-from pipeline.loader import ClipLoader, LoaderState
+from pipeline.loader import ClipLoader, LoaderError, LoaderState
 from pipeline.manifest import Manifest
 from pipeline.sampling import steps_per_epoch
 from train import checkpoints
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 2
-    except RunFailedError as error:
+    except (RunFailedError, LoaderError) as error:
         print(f"pretrain: {error}", file=sys.stderr)
         return 1
 

@@ -3,9 +3,11 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -98,6 +100,7 @@ def test_one_worker_makes_the_same_bytes(undisturbed: Path, videos: Path, tmp_pa
     assert tree(tmp_path / "dataset") == tree(undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(undisturbed: Path, videos: Path, tmp_path: Path) -> None:
     """SIGKILL, again and again, until the build gets through: some kills hit the start, some a shard, some the tables."""
     dataset = tmp_path / "dataset"
@@ -105,7 +108,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(undisturbed: Path,
     command = [sys.executable, str(SCRIPT), "--folder", f"v={videos}", *options]
     moments = random.Random(0)
     kills, done_after_kill = 0, set()
-    while kills < 12:
+    while kills < 8:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             status = process.wait(moments.uniform(0.3, 1.4))
@@ -293,19 +296,40 @@ def test_help_without_arguments() -> None:
     assert done.stderr == ""
 
 
-def test_ctrl_c_stops_quickly_and_leaves_nothing_running(tmp_path: Path) -> None:
+def running_with(mark: str) -> list[str]:
+    """Command lines of the processes that carry this mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_it_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "folder").mkdir()
-    for number in range(4):
-        make_video(tmp_path / "folder" / f"{number}.mp4", size="640x360", frames=600)
+    for name in ("0.mp4", "1.mp4"):
+        make_video(tmp_path / "folder" / name, size="640x360", frames=1500)
     command = [sys.executable, str(SCRIPT), "--folder", f"v={tmp_path / 'folder'}", "--out", str(tmp_path / "dataset")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
-    process.send_signal(2)
-    _, error = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "run the same command again" in error
+    mark = f"TUBECELL_TEST={tmp_path.name}-{os.getpid()}"
+    environment = {**os.environ, **dict([mark.split("=")])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        patience = time.monotonic() + 60
+        while not any("fd:" in line for line in running_with(mark)) and time.monotonic() < patience:
+            time.sleep(0.05)
+        assert any("fd:" in line for line in running_with(mark))  # FFmpeg is at work
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == (130 if number is signal.SIGINT else -number)
     assert "Traceback" not in error
-    assert not list((tmp_path / "dataset" / "shards").iterdir())
+    assert number is not signal.SIGINT or "run the same command again" in error
+    patience = time.monotonic() + 20
+    while running_with(mark) and time.monotonic() < patience:
+        time.sleep(0.05)
+    assert not running_with(mark)
+    assert not list((tmp_path / "dataset").glob("shards/*.tar"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.decode import Decoder, decode_libav
-from pipeline.loader import ClipLoader, LoaderState
+from pipeline.loader import ClipLoader, LoaderError, LoaderState
 from pipeline.sampling import SamplingRecipe
 from tests.pipeline import faulty_decoders
 
@@ -146,14 +146,14 @@ def test_a_sidecar_killed_from_outside_costs_nothing(dataset: Path, expected: li
 
 def test_too_many_failures_end_the_run(dataset: Path) -> None:
     loader = ClipLoader(dataset, RECIPE, decoder=faulty_decoders.refusing_all)
-    with pytest.raises(RuntimeError, match=r"17 clips failed .* 17 damaged; the last: .*made to fail"):
+    with pytest.raises(LoaderError, match=r"17 clips failed .* 17 damaged; the last: .*made to fail"):
         next(loader)
     loader.close()
 
 
 def test_a_bug_in_the_sidecar_is_shown(dataset: Path) -> None:
     loader = ClipLoader(dataset, RECIPE, decoder=faulty_decoders.broken)
-    with pytest.raises(RuntimeError, match="KeyError: 'a bug of ours'"):
+    with pytest.raises(LoaderError, match="KeyError: 'a bug of ours'"):
         next(loader)
     loader.close()
 

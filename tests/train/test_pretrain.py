@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from model.initialization import initial_value
 from model.videomae import VideoMAE
 from train import recipes
+from train.optimizer import build_optimizer, set_lr
+from train.parallel import build_model, started
+from train.pretrain import guarded_step
 
 ROOT = Path(__file__).resolve().parents[2]
 # two layers on 32 px; 4 clips a step of the 12 in the dataset
@@ -117,12 +122,10 @@ def test_sigterm_saves_and_leaves_with_success(dataset: Path, straight: Path, tm
 def test_two_ranks_go_on_as_one(dataset: Path, straight: Path, tmp_path: Path) -> None:
     """The same batches, so the same losses but for the order of summation; and both start from the same weights."""
     out = tmp_path / "run"
-    run(dataset, out, "--steps", "20", "--save-every", "1", "--keep-last", "30", ranks=2)
+    run(dataset, out, "--steps", "20", "--save-every", "8", "--keep-last", "3", ranks=2)
     (out / "complete").unlink()
-    for checkpoint in sorted((out / "checkpoints").iterdir())[8:]:
-        for file in checkpoint.iterdir():
-            file.unlink()
-        checkpoint.rmdir()
+    for step in (16, 20):
+        shutil.rmtree(out / "checkpoints" / f"step-{step:08d}")
     two = losses(out)
     assert "going on from step 8" in run(dataset, out, "--steps", "20").stdout
     for step, loss in losses(straight).items():
@@ -167,6 +170,40 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
             assert done.returncode == 2, done.stdout + done.stderr
             assert words in done.stderr
             assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_steps_with_a_gradient_that_is_not_finite_are_skipped_and_end_the_run(dataset: Path, tmp_path: Path) -> None:
+    options = ("--optim.base-lr", "1e30", "--optim.max-skipped", "4", "--steps", "20", "--optim.warmup-share", "0.05")
+    done = run(dataset, tmp_path / "run", *options, check=False)
+    assert done.returncode == 1
+    assert "not finite in the last 4 steps" in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["skipped"] == 4
+    assert lines[-1]["loss"] is None
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_skipped_step_changes_nothing(poison: float) -> None:
+    config = recipes.from_command_line(SMALL)
+    with started("cpu") as ranks:
+        model = build_model(config.model, config.compute, 0, ranks)
+        optimizer = build_optimizer(model.named_parameters(), weight_decay=0.05, betas=(0.9, 0.95))
+        set_lr(optimizer, 1e-2)
+        parameters = list(model.parameters())
+        states = []
+        for value in (1.0, poison, 1.0):
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, value)
+            norm, bad = guarded_step(optimizer, parameters, clip_grad=0.5)
+            moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq", "step")]
+            tensors = [t.full_tensor() if isinstance(t, DTensor) else t for t in [*parameters, *moments]]
+            states.append([t.clone() for t in tensors])
+            assert bool(bad) == (value != 1.0)
+            assert bool(torch.isfinite(norm)) == (value == 1.0)
+        assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True))
+        del model, optimizer, parameters, tensors, moments, parameter
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
