@@ -5,6 +5,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,16 @@ def describe_machine() -> str:
 
 
 class Neighbours:
-    """What other programs take of this process's cores while it measures. Rates of a busy machine mean little: a training
-    step of `tiny` on two cores takes 0.6 s, and 5 s beside a program that holds one, its OpenMP threads spinning."""
+    """What other programs take of this process's cores while it measures. Rates beside them mean little, part by part: a
+    training step of `tiny` on two cores does 27 clips/s, and 3 beside a program that holds one of them (OpenMP spins)."""
 
     def __init__(self) -> None:
         self._busy, self._own, self._began = _busy_seconds(), _own_seconds(), time.perf_counter()
 
     def cores(self) -> float:
-        """Mean cores in use by others since the start. Call it when this process's own children have ended."""
+        """Mean cores in use by others since the start."""
         wall = time.perf_counter() - self._began
-        others = _busy_seconds() - self._busy - (_own_seconds() - self._own)
-        return max(0.0, others / wall)
+        return max(0.0, (_busy_seconds() - self._busy - (_own_seconds() - self._own)) / wall)
 
 
 def _busy_seconds() -> float:
@@ -76,6 +76,11 @@ def _busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
-    """CPU time of this process and of its children that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    """CPU time of this process and its children, those that have ended included."""
+    ended, me = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.Process()
+    seconds = ended.ru_utime + ended.ru_stime
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds

@@ -8,26 +8,34 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from benchmarks.results import Result
+from benchmarks.results import Neighbours, Result
 
 REPETITIONS = 5
 FEWEST_REPETITIONS = 3  # where five would take more than twice the time that was asked for
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """Clips/s of every repetition, and the cores that other programs had in use meanwhile."""
+
+    clips: list[float]
+    neighbours: float
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """What was measured of a part of the path: clips/s of every repetition, and the views that it makes of a clip."""
+    """What was measured of a part of the path, and the views that it makes of a clip."""
 
     name: str
     title: str
-    rates: list[float]
+    measured: "Rates"
     views_per_clip: int
     baseline: "Part | None" = None
 
     @property
     def clips(self) -> float:
         """Clips/s, the median."""
-        return median(self.rates)
+        return median(self.measured.clips)
 
     @property
     def views(self) -> float:
@@ -54,11 +62,12 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def rates(self, title: str, work: Callable[[], int]) -> list[float]:
-        """Clips/s of each repetition. A call of `work` does a piece and returns its clips; on a GPU it may only queue it:
+    def rates(self, title: str, work: Callable[[], int]) -> Rates:
+        """A call of `work` does a piece and returns its clips; on a GPU it may only queue it:
         the repetition ends when the device is done, and a queue longer than the time left only makes it longer."""
         self.bar.set_description(title)
         rates: list[float] = []
+        neighbours = Neighbours()
         first = began = self.now()
         while len(rates) < (REPETITIONS if began - first < 2 * self.seconds else FEWEST_REPETITIONS):
             clips = 0
@@ -69,11 +78,12 @@ class Stopwatch:
             began = ended
             self.bar.update()
         self.bar.update(REPETITIONS - len(rates))
-        return rates
+        return Rates(rates, neighbours.cores())
 
-    def rates_in_turns(self, title: str, passes: Sequence[Callable[[], int]]) -> list[list[float]]:
+    def rates_in_turns(self, title: str, passes: Sequence[Callable[[], int]]) -> list[Rates]:
         """The same for several ways to do one thing, a pass each in turn: what else the machine does meets all alike."""
         self.bar.set_description(title)
+        neighbours = Neighbours()
         rates: list[list[float]] = [[] for _ in passes]
         for _ in range(REPETITIONS):
             for one_pass, of_pass in zip(passes, rates, strict=True):
@@ -81,7 +91,8 @@ class Stopwatch:
                 clips = one_pass()
                 of_pass.append(clips / (self.now() - began))
                 self.bar.update()
-        return rates
+        cores = neighbours.cores()
+        return [Rates(of_pass, cores) for of_pass in rates]
 
     def warm_up(self, title: str, work: Callable[[], int], pieces: int) -> None:
         """Do so many pieces of work, fewer (but one at least) where they take longer than a part."""

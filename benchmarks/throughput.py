@@ -27,7 +27,7 @@ import tyro
 
 from benchmarks.generated_dataset import generated_dataset
 from benchmarks.path_parts import decoding_threads, measure_decoding, measure_loader, measure_training
-from benchmarks.results import Neighbours, Result, check_json, describe_machine, write_json
+from benchmarks.results import Result, check_json, describe_machine, write_json
 from benchmarks.stopwatch import Part, Stopwatch
 from dataset_builders.executors import usable_cores
 from pipeline.manifest import Manifest
@@ -74,7 +74,11 @@ class Measured:
     parts: list[Part]  # decode, crop into 1 view, into 4, loader, model, end to end
     first_batch: float  # seconds from making the loader to its first batch
     data_wait: float  # share of the time that the end-to-end loop waited for a batch
-    neighbours: float  # cores that other programs had in use meanwhile
+
+    @property
+    def neighbours(self) -> float:
+        """Cores that other programs had in use, in the part where they had most."""
+        return max(part.measured.neighbours for part in self.parts)
 
     def results(self) -> list[Result]:
         """For --json: decoding in clips/s, the rest in views/s."""
@@ -175,23 +179,24 @@ def describe(config: PretrainConfig, options: Options) -> str:
 
 def measure(config: PretrainConfig, seconds: float, ranks: Ranks) -> Measured:
     """All six parts, one after the other; only those of decoding take turns."""
-    stopwatch, neighbours = Stopwatch(seconds, ranks.device, num_parts=6), Neighbours()
+    stopwatch = Stopwatch(seconds, ranks.device, num_parts=6)
     with closing(stopwatch.bar):
         decode, crop_1, crop_4 = measure_decoding(config, stopwatch)
         loader, first_batch, batch = measure_loader(config, decode, ranks, stopwatch)
         model, end_to_end, data_wait = measure_training(config, batch, ranks, stopwatch)
-    return Measured([decode, crop_1, crop_4, loader, model, end_to_end], first_batch, data_wait, neighbours.cores())
+    return Measured([decode, crop_1, crop_4, loader, model, end_to_end], first_batch, data_wait)
 
 
 def table(measured: Measured) -> str:
-    """A line a part."""
+    """A line a part; `others` are the cores that other programs had in use meanwhile."""
     width = max(len(part.title) for part in measured.parts)
-    lines = [f"{'part':<{width}}  {'clips/s':>9}  {'views/s':>9}  {'spread':>7}  of its baseline"]
+    lines = [f"{'part':<{width}}  {'clips/s':>9}  {'views/s':>9}  {'spread':>7}  {'others':>6}  of its baseline"]
     for part in measured.parts:
-        spread = (max(part.rates) - min(part.rates)) / part.clips
+        rates = part.measured
+        spread = (max(rates.clips) - min(rates.clips)) / part.clips
         share = f"{part.clips / part.baseline.clips:>6.0%} of {part.baseline.title}" if part.baseline else ""
-        line = f"{part.title:<{width}}  {part.clips:>9.4g}  {part.views:>9.4g}  {spread:>7.0%}  {share}"
-        lines.append(line.rstrip())
+        figures = f"{part.clips:>9.4g}  {part.views:>9.4g}  {spread:>7.0%}  {rates.neighbours:>6.1f}  {share}"
+        lines.append(f"{part.title:<{width}}  {figures}".rstrip())
     return "\n".join(lines)
 
 
@@ -204,8 +209,8 @@ def verdict(measured: Measured, config: PretrainConfig, device: torch.device) ->
     lines = []
     if measured.neighbours > 0.1 * usable_cores():
         lines.append(
-            f"Other programs had {measured.neighbours:.1f} of the {usable_cores()} cores in use meanwhile: "
-            "the rates are too low, and not by one factor."
+            f"Other programs had up to {measured.neighbours:.1f} of the {usable_cores()} cores in use meanwhile (others): "
+            "those parts were measured too slow, and not all by one factor."
         )
     if end_to_end.views > 1.1 * model.views:
         # the step cannot be quicker with the loader beside it, so one of the two was disturbed

@@ -47,31 +47,31 @@ def _across(t: float, u: float, length: float, radius: float) -> float:
 
 
 def _slide(t: float, u: np.ndarray) -> Pose:
-    radius = 20 + 10 * u[2]
+    radius = 30 + 14 * u[2]
     return Pose(_across(t, u[0], WIDTH, radius), 34 + 60 * u[1], radius)
 
 
 def _fall(t: float, u: np.ndarray) -> Pose:
-    radius = 20 + 10 * u[2]
+    radius = 30 + 14 * u[2]
     return Pose(34 + 92 * u[1], _across(t, u[0], HEIGHT, radius), radius)
 
 
 def _rotate(t: float, u: np.ndarray) -> Pose:
-    return Pose(54 + 52 * u[1], 46 + 36 * u[2], 27 + 10 * u[3], 2 * np.pi * (u[0] + (0.6 + u[3]) * t))
+    return Pose(54 + 52 * u[1], 46 + 36 * u[2], 36 + 14 * u[3], 2 * np.pi * (u[0] + (0.6 + u[3]) * t))
 
 
 def _zoom_in(t: float, u: np.ndarray) -> Pose:
-    return Pose(60 + 40 * u[1], 52 + 24 * u[2], 9 + (30 + 16 * u[3]) * t)
+    return Pose(60 + 40 * u[1], 52 + 24 * u[2], 12 + (44 + 20 * u[3]) * t)
 
 
 def _bounce(t: float, u: np.ndarray) -> Pose:
-    radius = 17 + 8 * u[2]
+    radius = 26 + 10 * u[2]
     return Pose(_across(0.6 * t, u[0], WIDTH, radius), 98 - 66 * abs(np.sin(np.pi * (u[1] + 3 * t))), radius)
 
 
 def _orbit(t: float, u: np.ndarray) -> Pose:
     turn = 2 * np.pi * (u[0] + 1.1 * t)
-    return Pose(80 + (34 + 10 * u[2]) * np.cos(turn), 64 + (26 + 8 * u[2]) * np.sin(turn), 17 + 8 * u[1])
+    return Pose(80 + (34 + 10 * u[2]) * np.cos(turn), 64 + (26 + 8 * u[2]) * np.sin(turn), 26 + 10 * u[1])
 
 
 def _backwards(motion: "Motion") -> "Motion":
@@ -142,17 +142,17 @@ def render(motion: str, seed: tuple[int, int]) -> np.ndarray:
     """-> uint8 [frames, height, width, 3], a function of motion and seed alone."""
     random = np.random.default_rng(seed)
     hue = random.uniform()
-    background = _texture(random, hue, low=0.28, high=0.72, saturation=0.42, coarseness=random.uniform(60, 110))
+    background = _texture(random, hue, low=0.28, high=0.72, saturation=0.42, coarseness=random.uniform(140, 260))
     kind = int(random.integers(len(SHAPES)))
-    outside = _texture(random, hue + random.uniform(0.35, 0.65), low=0.6, high=1.0, saturation=0.72, coarseness=20)
+    outside = _texture(random, hue + random.uniform(0.35, 0.65), low=0.6, high=1.0, saturation=0.72, coarseness=70)
     other_kind = int(random.integers(len(SHAPES)))
-    other = _texture(random, hue + random.uniform(0.15, 0.3), low=0.55, high=0.95, saturation=0.55, coarseness=16)
+    other = _texture(random, hue + random.uniform(0.15, 0.3), low=0.55, high=0.95, saturation=0.55, coarseness=40)
     u, v = random.uniform(size=4), random.uniform(size=4)
     angle = random.uniform(0, 2 * np.pi)
     frames = np.empty((FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
     for number in range(FRAMES):
         t = number / FRAMES
-        drift = Pose(24 + 112 * v[0] + 14 * np.sin(2 * np.pi * (t + v[2])), 20 + 88 * v[1], 9 + 4 * v[3], angle + t)
+        drift = Pose(24 + 112 * v[0] + 14 * np.sin(2 * np.pi * (t + v[2])), 20 + 88 * v[1], 14 + 6 * v[3], angle + t)
         pose = MOTIONS[motion](t, u)
         picture = background.copy()
         _paint(picture, other, drift, SHAPES[other_kind])
@@ -182,17 +182,25 @@ def write_clip(path: Path, frames: np.ndarray) -> None:
 def _texture(
     random: np.random.Generator, hue: float, low: float, high: float, saturation: float, coarseness: float
 ) -> np.ndarray:
-    """Waves between two neighbouring colours: float [height, width, 3] in 0..1; a wave is about `coarseness` pixels long."""
+    """Light that falls from one side, and waves of about `coarseness` pixels along it, between two neighbouring colours: float
+    [height, width, 3] in 0..1.
+
+    The light reaches across the picture, so that what is hidden can be told from what is seen, and a small model learns
+    something in minutes. (Of waves of 20 to 100 pixels from all sides it had learned nothing after 400 steps: loss 0.987. Of
+    these, 0.863 after 250.)
+    """
     y, x = np.mgrid[:HEIGHT, :WIDTH]
+    side = random.uniform(0, 2 * np.pi)
+    light = ((x - WIDTH / 2) * np.cos(side) + (y - HEIGHT / 2) * np.sin(side)) / 40
     waves = np.zeros((HEIGHT, WIDTH))
-    for _ in range(5):
-        direction, phase = random.uniform(0, 2 * np.pi, size=2)
-        length = coarseness * random.uniform(0.7, 1.8)
+    for _ in range(3):
+        direction, phase = side + random.normal(0, 0.4), random.uniform(0, 2 * np.pi)
+        length = coarseness * random.uniform(0.8, 1.6)
         waves += np.sin((x * np.cos(direction) + y * np.sin(direction)) * (2 * np.pi / length) + phase)
-    share = (0.5 + 0.5 * np.tanh(0.7 * waves))[..., None]
+    share = (0.5 + 0.5 * np.tanh(0.6 * light + 0.25 * waves))[..., None]
     dark = np.array(colorsys.hsv_to_rgb(hue % 1, saturation, low))
-    light = np.array(colorsys.hsv_to_rgb((hue + 0.09) % 1, 0.8 * saturation, high))
-    return dark + share * (light - dark)
+    bright = np.array(colorsys.hsv_to_rgb((hue + 0.09) % 1, 0.8 * saturation, high))
+    return dark + share * (bright - dark)
 
 
 def _disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
