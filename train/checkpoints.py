@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import uuid
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,9 @@ def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, r
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Read only the weights, into an unsharded model on the CPU."""
     state = model.state_dict()
-    dcp.load({"model": state}, checkpoint_id=checkpoint, no_dist=True)
+    with warnings.catch_warnings():  # that there is no process group is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load({"model": state}, checkpoint_id=checkpoint, no_dist=True)
     model.load_state_dict(state)
 
 

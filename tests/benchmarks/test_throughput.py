@@ -132,10 +132,10 @@ def measured(*clips: float, neighbours: float = 0.0) -> Measured:
 @pytest.mark.parametrize(
     ("loader", "model", "end_to_end", "words"),
     [
-        (80.0, 20.0, 18.0, "The model limits: the loader alone is 4 times as fast; to keep this model busy takes 0.25 cores"),
-        (20.0, 80.0, 18.0, "The loader limits: the model alone is 4 times as fast; to keep this model busy takes 4 cores"),
+        (80.0, 20.0, 18.0, "The model limits: the loader alone is 4.0 times as fast; to keep this model busy takes 0.25 cores"),
+        (20.0, 80.0, 18.0, "The loader limits: the model alone is 4.0 times as fast; to keep this model busy takes 4 cores"),
         (20.0, 21.0, 18.0, "Neither limits"),
-        (80.0, 20.0, 60.0, "cannot be told: end to end is 3 times as fast as the model alone"),
+        (80.0, 20.0, 60.0, "cannot be told: end to end is 3.0 times as fast as the model alone"),
     ],
 )
 def test_the_verdict_follows_the_rates(loader: float, model: float, end_to_end: float, words: str) -> None:

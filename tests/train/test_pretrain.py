@@ -11,14 +11,16 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from model.initialization import initial_value
 from model.videomae import VideoMAE
-from train import recipes
+from train import recipes, visualize
 from train.optimizer import build_optimizer, set_lr
 from train.parallel import build_model, started
 from train.pretrain import guarded_step
@@ -72,6 +74,14 @@ def test_a_run_leaves_what_it_says(straight: Path) -> None:
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in VideoMAE(config.model).state_dict().items()}
     assert {name: tensor.shape for name, tensor in weights.items()} == expected
+
+
+def test_pictures_of_a_run(straight: Path) -> None:
+    assert visualize.main([str(straight), "--clips", "3", "--frames", "4"]) == 0
+    for name in ("loss.png", "reconstruction.png"):
+        with Image.open(straight / name) as picture:
+            assert min(picture.size) > 300
+            assert np.asarray(picture.convert("L")).std() > 10
 
 
 def test_a_finished_run_says_so(dataset: Path, straight: Path) -> None:

@@ -1,0 +1,35 @@
+import os
+from pathlib import Path
+
+import pytest
+
+import quickstart
+from pipeline.manifest import write_manifest
+from tests.pipeline.test_manifest import ROWS
+from train.recipes import tiny
+
+
+def test_sources_have_folders_of_their_own_and_a_link_names_the_one_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    generated = quickstart.run_folder(None)
+    (generated / "complete").touch()
+    own = quickstart.run_folder(tmp_path / "a" / "videos")
+    other = quickstart.run_folder(tmp_path / "b" / "videos")
+    assert len({generated, own, other}) == 3
+    assert os.path.samefile(tmp_path / "runs" / "quickstart", other)
+    assert quickstart.run_folder(None) == generated
+    assert (tmp_path / "runs" / "quickstart" / "complete").exists()
+
+
+def test_a_small_folder_takes_smaller_steps(dataset: Path, tmp_path: Path) -> None:
+    assert quickstart.fewer_views(dataset) == []  # 12 clips, two views each
+    for clips, flags in ((3, ["--views.views-per-step", "6"]), (1, ["--views.views-per-step", "2"])):
+        (tmp_path / str(clips)).mkdir()
+        write_manifest(tmp_path / str(clips), ROWS[:clips], [])
+        assert quickstart.fewer_views(tmp_path / str(clips)) == flags
+        assert int(flags[1]) < tiny().views.views_per_step
+    write_manifest(tmp_path, [], [])
+    with pytest.raises(ValueError, match="none of the videos could be used"):
+        quickstart.fewer_views(tmp_path)
