@@ -1,8 +1,12 @@
 """A dataset to measure on where the user names none."""
 
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from pipeline.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "throughput"  # git ignores it
@@ -14,8 +18,10 @@ def generated_dataset() -> Path:
     Raises RuntimeError if they cannot be made.
     """
     dataset = FOLDER / "dataset"
-    if (dataset / "manifest.parquet").exists():  # which is written last
+    with suppress(ValueError):  # there is none, its build was interrupted, or another version of tubecell made it
+        Manifest(dataset)
         return dataset
+    shutil.rmtree(dataset, ignore_errors=True)
     print(f"making 64 clips and a dataset of them in {FOLDER}, once", flush=True)
     videos = FOLDER / "videos"
     # processes of their own, because the builder's workers import the main module: torch is not to be among it

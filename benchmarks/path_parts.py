@@ -37,7 +37,7 @@ def measure_decoding(config: PretrainConfig, stopwatch: Stopwatch) -> list[Part]
     the same clips, whose bytes are in memory."""
     stopwatch.bar.set_description("reading clips")
     assert config.data is not None
-    requests = sampled_requests(Manifest(config.data), config)
+    requests, unreadable = sampled_requests(Manifest(config.data), config)
     size, frames, threads = config.model.input_size, config.model.num_frames, decoding_threads(config)
     buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()  # one a thread, filled again and again as a ring is
     for _ in range(threads):
@@ -61,7 +61,7 @@ def measure_decoding(config: PretrainConfig, stopwatch: Stopwatch) -> list[Part]
             def one_pass(work: Callable[[ClipRequest], None]) -> int:
                 return sum(1 for _ in pool.map(work, requests))
 
-            requests = decodable(requests, partial(crop, views=max(CROPS)), pool, threads, stopwatch)
+            requests = usable_requests(requests, unreadable, partial(crop, views=max(CROPS)), pool, threads, stopwatch)
             passes = [partial(one_pass, decode), *(partial(one_pass, partial(crop, views=views)) for views in CROPS)]
             rates = stopwatch.rates_in_turns("decode and crop", passes)
     finally:
@@ -72,27 +72,36 @@ def measure_decoding(config: PretrainConfig, stopwatch: Stopwatch) -> list[Part]
     return [alone, *(Part(f"decode_crop/r{r}", f"decode + crop, R = {r}", of_r, r, alone) for r, of_r in crops)]
 
 
-def sampled_requests(manifest: Manifest, config: PretrainConfig) -> list[ClipRequest]:
-    """What the first positions of epoch 0 ask of the decoder, with crops for four views."""
+def sampled_requests(manifest: Manifest, config: PretrainConfig) -> tuple[list[ClipRequest], list[str]]:
+    """What the first positions of epoch 0 ask of the decoder, with crops for four views -> (requests, what is unreadable)."""
     recipe = replace(config.sampling, views_per_clip=max(CROPS), views_per_step=max(CROPS))
     positions = np.arange(min(len(manifest), MOST_CLIPS))
     samples = sample_clips(manifest, recipe, 0, positions, np.zeros_like(positions))
+    requests, bad = [], []
     with closing(ShardReader(manifest.root)) as reader:
-        clips = [manifest.clip(int(row)) for row in samples.rows]
-        data = [reader.read(clip.shard, clip.offset, clip.size) for clip in clips]
-    return [ClipRequest(*request) for request in zip(clips, data, samples.frames, samples.boxes, strict=True)]
+        for row, frames, boxes in zip(samples.rows, samples.frames, samples.boxes, strict=True):
+            clip = manifest.clip(int(row))
+            try:
+                requests.append(ClipRequest(clip, reader.read(clip), frames, boxes))
+            except OSError as error:
+                bad.append(f"{clip.key}: {error}")
+    return requests, bad
 
 
-def decodable(
+def usable_requests(
     requests: list[ClipRequest],
+    bad: list[str],
     work: Callable[[ClipRequest], None],
     pool: ThreadPoolExecutor,
     threads: int,
     stopwatch: Stopwatch,
 ) -> list[ClipRequest]:
-    """The warm-up: as many clips as a repetition has time for, without those that fail. Raises ValueError if all do."""
+    """The warm-up: as many clips as a repetition has time for, without those that fail, as the loader would leave them out.
+
+    Says how many were left out besides the `bad` ones. Raises ValueError if none is left.
+    """
     good: list[ClipRequest] = []
-    bad: list[tuple[ClipRequest, DecodeError]] = []
+    bad = list(bad)
 
     def attempt(request: ClipRequest) -> DecodeError | None:
         try:
@@ -108,11 +117,11 @@ def decodable(
             if error is None:
                 good.append(request)
             else:
-                bad.append((request, error))
+                bad.append(f"{request.clip.key}: {error}")
         if good and time.perf_counter() - began > stopwatch.seconds / REPETITIONS:
             break
     if bad:
-        said = f"{len(bad)} of {len(good) + len(bad)} clips cannot be decoded, such as {bad[0][0].clip.key}: {bad[0][1]}"
+        said = f"{len(bad)} of the dataset's clips cannot be read or decoded, such as {bad[0]}"
         if not good:
             raise ValueError(said)
         stopwatch.bar.write(f"left out while decoding alone: {said}")
@@ -169,11 +178,13 @@ def measure_training(config: PretrainConfig, batch: Batch, ranks: Ranks, stopwat
 
     def step(batches: Iterator[Batch]) -> int:
         """As in the loop of train/pretrain.py; returns its clips."""
-        clips = 0
+        clips, total = 0, torch.zeros((), device=ranks.device)
         for part in itertools.islice(batches, passes):
-            (model(part.views, part.visible, part.decoded, part.loss_weight) / passes).backward()
+            loss = model(part.views, part.visible, part.decoded, part.loss_weight) / passes
+            loss.backward()
+            total += loss.detach()
             clips += len(part.positions)
-        guarded_step(optimizer, parameters, config.optim.clip_grad)
+        guarded_step(optimizer, parameters, config.optim.clip_grad, total)
         return clips
 
     views = config.views.views_per_clip

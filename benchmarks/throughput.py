@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Options:
     """What is measured, and for how long. The flags of train/pretrain.py that matter here have the same names there and may
     have their prefix: --views.views-per-clip is --views-per-clip."""
 
-    recipe: tyro.conf.Positional[str | None] = None
+    recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None
     """A recipe of train/recipes.py; by default vit-b-hybrid on a GPU and tiny without one."""
     data: Path | None = None
     """The dataset to measure on: a folder with a manifest.parquet; by default 64 generated clips in data/throughput."""
@@ -91,7 +91,7 @@ class Measured:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 when all was measured, 2 when it cannot be as asked, 1 when it failed."""
+    """Returns 0 when all was measured, 2 when it cannot be as asked, 1 when it failed, 130 if stopped by ^C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     plain = [re.sub(r"^--(model|views|compute)\.", "--", argument) for argument in arguments]
     options = tyro.cli(Options, args=plain, description=__doc__)
@@ -116,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"throughput: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("throughput: stopped, nothing is written", file=sys.stderr)
+        return 130
 
 
 def configuration(options: Options) -> PretrainConfig:
@@ -210,19 +213,19 @@ def verdict(measured: Measured, config: PretrainConfig, device: torch.device) ->
     if measured.neighbours > 0.1 * usable_cores():
         lines.append(
             f"Other programs had up to {measured.neighbours:.1f} of the {usable_cores()} cores in use meanwhile (others): "
-            "those parts were measured too slow, and not all by one factor."
+            "what follows holds beside them only. Measure on a quiet machine for figures to keep."
         )
     if end_to_end.views > 1.1 * model.views:
         # the step cannot be quicker with the loader beside it, so one of the two was disturbed
         lines.append(
-            f"Which part limits cannot be told: end to end is {end_to_end.views / model.views:.2g} times as fast as the model "
-            "alone, which cannot be; measure again on a quiet machine."
+            f"Which part limits cannot be told: end to end is {times(end_to_end.views / model.views)} times as fast as the "
+            "model alone, which cannot be; measure again on a quiet machine."
         )
     else:
         if ratio > 1.1:
-            limit = f"The model limits: the loader alone is {ratio:.2g} times as fast"
+            limit = f"The model limits: the loader alone is {times(ratio)} times as fast"
         elif ratio < 0.9:
-            limit = f"The loader limits: the model alone is {1 / ratio:.2g} times as fast"
+            limit = f"The loader limits: the model alone is {times(1 / ratio)} times as fast"
         else:
             limit = "Neither limits: loader and model alone are equally fast, within a tenth"
         lines.append(
@@ -239,6 +242,11 @@ def verdict(measured: Measured, config: PretrainConfig, device: torch.device) ->
         f"{measured.first_batch:.1f} s."
     )
     return "\n".join(lines)
+
+
+def times(factor: float) -> str:
+    """4.03 -> "4.0", 1234.5 -> "1,234"."""
+    return f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}"
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ def decode_frames(clip: Clip, data: bytes, wanted: np.ndarray) -> np.ndarray:
     """
     # a BytesIO, not a path: nothing is written, and one range request fetched all there is
     with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
+        if not container.streams.video:
+            raise DecodeError(Failure.DAMAGED, "it has no video stream")
         stream = container.streams.video[0]
         stream.thread_type = "NONE"  # parallel over clips instead: no thread hand-over for frames of 0.15 ms
         index_of = _frame_numbers(clip, container, stream)
@@ -141,6 +143,8 @@ class _FrameNumbers:
         return i if i < len(self._stamps) and self._stamps[i] == pts else -1
 
     def time_stamp(self, frame: int) -> int:
+        if frame >= len(self._stamps):
+            raise DecodeError(Failure.MISSING_FRAMES, f"frame {frame} was asked for, there are packets of {len(self._stamps)}")
         return int(self._stamps[frame])
 
 

@@ -34,6 +34,7 @@ from pipeline.sampling import SamplingRecipe
 from pipeline.sidecar import FailedClip, Job
 
 ROOT = Path(__file__).resolve().parent.parent
+SILENCE = 240.0  # seconds, besides a clip's time, that a sidecar may say nothing while it is waited for
 
 
 class LoaderError(RuntimeError):
@@ -123,9 +124,13 @@ class ClipLoader:
         self._copied: torch.cuda.Event | None = None
         if self.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.device)
+            # pinned, so that the copy to the device runs beside the step
             address = torch.frombuffer(self._ring.memory, dtype=torch.uint8).data_ptr()
-            # pinned, so that the copy to the device runs beside the step; a refusal only makes it slower
-            torch.cuda.cudart().cudaHostRegister(address, self._ring.nbytes, 0)
+            code = int(torch.cuda.cudart().cudaHostRegister(address, self._ring.nbytes, 0))
+            if code:
+                raise LoaderError(f"CUDA refused to pin {self._ring.nbytes >> 20} MiB (error {code}); lower prefetch")
+            weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
+        weakref.finalize(self, self._ring.close)
         self._start(serial_until=0)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -183,12 +188,13 @@ class ClipLoader:
         ours, theirs = Pipe()
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            # our package before one of that name where the user is (hence -P), and the user's modules, for decoders
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *(folder or os.getcwd() for folder in sys.path)]),
             "CUDA_VISIBLE_DEVICES": "",  # libav needs none of the GPU's memory
             "OMP_NUM_THREADS": "1",
         }
         process = subprocess.Popen(
-            [sys.executable, "-c", "from pipeline.sidecar import main; main()", str(theirs.fileno())],
+            [sys.executable, "-P", "-c", "from pipeline.sidecar import main; main()", str(theirs.fileno())],
             pass_fds=(theirs.fileno(), self._ring.memfd),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -219,6 +225,7 @@ class ClipLoader:
         )
         ours.send(self._consumed)
         self._process, self._connection, self._serial_until = process, ours, serial_until
+        self._heard = time.monotonic()
         self._closer = weakref.finalize(self, _shut_down, process, ours)
 
     def _listen(self, timeout: float) -> None:
@@ -226,6 +233,7 @@ class ClipLoader:
         try:
             while self._connection.poll(timeout):
                 message = self._connection.recv()
+                self._heard = time.monotonic()
                 if isinstance(message, int):
                     assert message == self._ready, f"batch {message} came when {self._ready} was due"
                     self._ready, self._deaths = self._ready + 1, 0
@@ -238,9 +246,13 @@ class ClipLoader:
             self._revive()
             return
         now = time.monotonic_ns()
-        if any(began and now - began > self.clip_timeout * 1e9 for *_, began in self._ring.in_flight.tolist()):
+        in_flight = self._ring.in_flight.tolist()
+        if any(began and now - began > self.clip_timeout * 1e9 for *_, began in in_flight):
             self._process.kill()
             self._revive(hung=now - self.clip_timeout * 1e9)
+        elif self._ready == self._consumed and time.monotonic() - self._heard > SILENCE + self.clip_timeout:
+            self._process.kill()  # stuck outside a decoder, where no clip is to blame: at its start, or reading the manifest
+            self._revive()
 
     def _revive(self, hung: float | None = None) -> None:
         """Start a new sidecar where the dead one stopped, and find the clip that killed it.
@@ -258,7 +270,8 @@ class ClipLoader:
                     self._ready += 1
         in_flight = [row for row in self._ring.in_flight.tolist() if row[3]]
         serial = self._ready < self._serial_until
-        blamed = [row for row in in_flight if row[3] < hung] if hung else in_flight if serial else []
+        alone = serial and len(in_flight) == 1
+        blamed = [row for row in in_flight if row[3] < hung] if hung else in_flight if alone else []
         for epoch, position, attempt, _ in blamed:
             reason = Failure.TIMEOUT if hung else Failure.CRASH
             detail = f"over {self.clip_timeout:g} s" if hung else f"the decoding process died with status {code}"

@@ -57,7 +57,7 @@ REJECT_SCHEMA = pa.schema([("path", pa.binary()), ("source", pa.string()), ("rea
 FORMAT = 1  # of the manifest; a reader refuses others
 METADATA_KEY = b"tubecell"
 # what the loader reads by row or as whole columns; the rest stays in the parquet file, for people and tools
-CACHED = [name for name in SCHEMA.names if name not in ("path", "source_id", "start", "end", "content_hash", "sampling")]
+CACHED = [name for name in SCHEMA.names if name not in ("path", "source_id", "start", "end", "sampling")]
 
 
 def content_hash(data: bytes) -> str:
@@ -101,6 +101,7 @@ class Clip:
     pts_start: int
     pts_step: int
     keyframes: tuple[int, ...]
+    content_hash: str
 
 
 class Manifest:
@@ -125,13 +126,14 @@ class Manifest:
                 else "is no dataset: it has no manifest.parquet; build one with dataset_builders/build_unlabeled_hybrid.py"
             )
             raise ValueError(f"{self.root} {what}")
-        self.versions = read_versions(manifest)
+        description = _describe(manifest)
+        self.versions: list[dict[str, Any]] = description["versions"]
         self.version = len(self.versions) if version is None else version
         if not 1 <= self.version <= len(self.versions):
             raise ValueError(f"{self.root} has versions 1 to {len(self.versions)}; version {version} was asked for")
         entry = self.versions[self.version - 1]
         self.fingerprint: str = entry["fingerprint"]
-        table = open_cache(self.root, self.versions[-1]["fingerprint"]).slice(0, entry["rows"])
+        table = open_cache(self.root, description["digest"]).slice(0, entry["rows"])
         self._table = table
         self.num_frames = _numpy(table, "num_frames")
         self.fps = _numpy(table, "fps")
@@ -156,11 +158,15 @@ class Manifest:
 
 def read_versions(manifest: Path) -> list[dict[str, Any]]:
     """The versions of a manifest file, oldest first: [{"rows": 87, "fingerprint": "..."}]."""
+    return _describe(manifest)["versions"]
+
+
+def _describe(manifest: Path) -> dict[str, Any]:
     metadata = (pq.read_schema(manifest).metadata or {}).get(METADATA_KEY)
     description = json.loads(metadata) if metadata else {}
     if description.get("format") != FORMAT:
         raise ValueError(f"{manifest} has manifest format {description.get('format')}; this tubecell reads format {FORMAT}")
-    return description["versions"]
+    return description
 
 
 def write_manifest(root: Path, rows: Sequence[Mapping[str, Any]], rejects: Sequence[Mapping[str, Any]]) -> list[dict]:
@@ -185,7 +191,7 @@ def write_manifest(root: Path, rows: Sequence[Mapping[str, Any]], rejects: Seque
             raise ValueError(f"{root}: the new manifest does not begin with the rows of version {number}")
     if not versions or len(table) > versions[-1]["rows"]:
         versions.append({"rows": len(table), "fingerprint": fingerprint(table)})
-    metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "versions": versions})}
+    metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "versions": versions, "digest": _digest(table)})}
     _write_parquet(pa.Table.from_pylist([dict(row) for row in rejects], schema=REJECT_SCHEMA), root / "rejects.parquet")
     _write_parquet(table.replace_schema_metadata(metadata), manifest)
     return versions
@@ -200,6 +206,14 @@ def fingerprint(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
+def _digest(table: pa.Table) -> str:
+    """Of every column: names the cache, which must not outlive a rebuild that only moved clips inside shards."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.blake2b(sink.getvalue(), digest_size=16).hexdigest()
+
+
 def open_cache(root: Path, name: str) -> pa.Table:
     """The loader's columns as memory-mapped Arrow, shared by every process of a node; made on first use.
 
@@ -208,13 +222,13 @@ def open_cache(root: Path, name: str) -> pa.Table:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tubecell"
     for folder in (root / ".cache", home):
         file = folder / f"{name}.arrow"
-        if not file.exists():
-            try:
+        try:
+            if not file.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 _write_cache(root, file)
-            except OSError:
-                continue
-        return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+            return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        except OSError:
+            continue
     raise ValueError(f"neither {root / '.cache'} nor {home} can be written; set XDG_CACHE_HOME to a folder that can")
 
 
@@ -229,6 +243,7 @@ def _write_cache(root: Path, file: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
         with pa.ipc.new_file(temporary, table.schema) as writer:
             writer.write_table(table.combine_chunks())
+        os.chmod(temporary.name, 0o644)  # others use the dataset, too
         os.replace(temporary.name, file)
 
 

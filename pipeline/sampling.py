@@ -5,8 +5,7 @@ on any device and after any restart. The words: position p of epoch e is one cli
 `clips_per_step` consecutive positions; rank r of W serves the positions that are r modulo W.
 """
 
-import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -80,12 +79,6 @@ class ClipSamples:
     rows: np.ndarray
     frames: np.ndarray
     boxes: np.ndarray
-
-
-def fingerprint(manifest: Manifest, recipe: SamplingRecipe) -> str:
-    """Names the sequence of batches: equal fingerprints promise equal batches for every (epoch, step)."""
-    text = f"{manifest.fingerprint} {sorted(asdict(recipe).items())}"
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def steps_per_epoch(num_clips: int, recipe: SamplingRecipe) -> int:

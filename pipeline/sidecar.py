@@ -95,7 +95,7 @@ class Sidecar:
     def run(self) -> None:
         """Keep every free slot in work until the trainer closes the connection."""
         threading.Thread(target=self._announce, daemon=True).start()
-        consumed = self.job.number
+        consumed = self.connection.recv()  # not job.number: the trainer still holds batches that were ready before
         for number, (epoch, positions) in enumerate(batches(self.job, len(self.manifest)), self.job.number):
             while number >= consumed + self.job.num_slots:
                 consumed = self.connection.recv()
@@ -124,7 +124,7 @@ class Sidecar:
                     state[:3] = epoch, position, attempt
                     state[3] = time.monotonic_ns()  # last: it says that the row is valid
                     try:
-                        data = self.reader.read(clip.shard, clip.offset, clip.size)
+                        data = self.reader.read(clip)
                         self.job.decoder(ClipRequest(clip, data, samples.frames[0], samples.boxes[0]), slot.views[i])
                     except OSError as error:
                         raise DecodeError(Failure.READ, str(error)) from error

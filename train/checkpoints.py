@@ -22,6 +22,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -38,7 +39,9 @@ class Progress:
     """Where a run stands, beside its tensors."""
 
     step: int  # optimizer steps done
-    skipped: int  # of them, steps skipped for a non-finite gradient
+    skipped: int  # of them, steps skipped for a gradient or loss that was not finite
+    loss_sum: float  # over the good steps since the last line of the log, over all ranks
+    good_steps: float  # their number, times the ranks
     loader: LoaderState
 
     @staticmethod
@@ -47,6 +50,22 @@ class Progress:
         loader = values.pop("loader")
         ledger = tuple(tuple(entry) for entry in loader.pop("ledger"))
         return Progress(**values, loader=LoaderState(**loader, ledger=ledger))
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what killed runs left behind; nobody else may be writing there."""
+    for leftover in [*folder.glob(".writing-*"), *folder.glob(".deleting-*")]:
+        shutil.rmtree(leftover)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all, and to the disk."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    temporary.rename(file)
 
 
 def latest(folder: Path) -> Path | None:
@@ -61,16 +80,21 @@ def save(
     final = folder / f"step-{progress.step:08d}"
     temporary = folder / ranks.gather(f".writing-{uuid.uuid4().hex}")[0]
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
+    try:
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=temporary)
+    except CheckpointException as error:  # on every rank alike
+        shutil.rmtree(temporary, ignore_errors=True)
+        cause = next(iter(error.failures.values()))[0]
+        kept = latest(folder)
+        raise OSError(f"could not save step {progress.step} in {folder}: {cause}; the last checkpoint is {kept}") from error
     if ranks.rank == 0:
-        (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
-        _flush(temporary)
-        if final.exists():  # the same step once more, after a resume
-            shutil.rmtree(final)
+        write_text(temporary / "progress.json", json.dumps(asdict(progress), indent=1))
         temporary.rename(final)
         _flush_folder(folder)
-        for old in [*sorted(folder.glob("step-*"))[:-keep_last], *folder.glob(".writing-*")]:
-            shutil.rmtree(old)
+        for old in sorted(folder.glob("step-*"))[:-keep_last]:
+            doomed = old.with_name(f".deleting-{old.name}")  # a half-deleted one must not look whole
+            old.rename(doomed)
+            shutil.rmtree(doomed)
     if ranks.world_size > 1:
         dist.barrier()
     return final
@@ -81,12 +105,18 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress.from_json((checkpoint / "progress.json").read_text())
 
 
-def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-    """Read a checkpoint into a sharded model and its optimizer, whatever the world size that wrote it."""
+def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read a checkpoint into a sharded model and its optimizer, whatever the world size that wrote it.
+
+    The optimizer's settings stay as configured: the moments are the run's, weight decay and betas may be changed.
+    """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     model_state, optimizer_state = get_state_dict(model, optimizer)
     # filled in place
     dcp.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=checkpoint)
     set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
@@ -106,13 +136,6 @@ def export(file: Path, model: nn.Module, ranks: Ranks) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.rename(file)
-
-
-def _flush(folder: Path) -> None:
-    for file in folder.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    _flush_folder(folder)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -56,7 +56,8 @@ class ComputeConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the forward and backward pass; master weights, gradient reduction, targets and loss are float32 always."""
     views_per_forward: int = 128
-    """Most views of one forward pass on one rank; a step is accumulated over as many passes as it takes."""
+    """Most views of one forward pass on one rank; a step is accumulated over as many passes as it takes. Where the number of
+    loss tokens varies (T' no multiple of 4), the loss is the mean of the passes' means (official code: of the ranks' means)."""
     activation_checkpointing: bool = False
     """Recompute every block in the backward pass instead of keeping its activations."""
     compile: bool | None = None

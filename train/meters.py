@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,15 @@ def memory_gib(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def truncate(file: Path, step: int) -> None:
-    """Keep the lines of a JSONL file up to a step: those after it were written by a run that did not save them.
-
-    A last line that was cut off goes too.
-    """
+def keep_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines of a JSONL file from the first one that is not to be kept, or that was cut off: they were written by a
+    run that did not save what they tell of."""
     if not file.exists():
         return
     kept = []
     for line in file.read_text().splitlines():
         try:
-            if json.loads(line)["step"] > step:
+            if not keep(json.loads(line)):
                 break
         except ValueError:
             break
@@ -48,6 +47,21 @@ def truncate(file: Path, step: int) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept))
     temporary.rename(file)
+
+
+class FailureLog:
+    """RUN/failures.jsonl: the clips that could not be decoded, a line each. Every rank writes its own."""
+
+    def __init__(self, out: Path, failures: Sequence[Any]) -> None:
+        """`failures` grows as the loader works."""
+        self._file, self._failures, self._written = out / "failures.jsonl", failures, 0
+
+    def flush(self) -> None:
+        """Write those that are new."""
+        if len(self._failures) > self._written:
+            with self._file.open("a") as file:
+                file.writelines(json.dumps(asdict(failure)) + "\n" for failure in self._failures[self._written :])
+            self._written = len(self._failures)
 
 
 def duration(seconds: float) -> str:
@@ -62,9 +76,8 @@ class Meters:
 
     def __init__(self, out: Path, total_steps: int, step: int) -> None:
         self.total_steps = total_steps
-        truncate(out / "metrics.jsonl", step)
+        keep_lines(out / "metrics.jsonl", lambda line: line["step"] <= step)
         self._file = (out / "metrics.jsonl").open("a", buffering=1)
-        self._failures = (out / "failures.jsonl").open("a", buffering=1)
         self._tensorboard = SummaryWriter(out / "tensorboard", purge_step=step + 1)
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, leave=False)
         self._began, self._first = time.perf_counter(), step
@@ -91,11 +104,6 @@ class Meters:
             f"waiting for data {values['data_wait']:.0%}{skipped} · {duration(left)} left"
         )
 
-    def failures(self, failures: Iterable[dict[str, Any]]) -> None:
-        """Clips that could not be decoded, one line each."""
-        for failure in failures:
-            self._failures.write(json.dumps(failure) + "\n")
-
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
         tqdm.write(text)
@@ -104,4 +112,3 @@ class Meters:
         self._bar.close()
         self._tensorboard.close()
         self._file.close()
-        self._failures.close()

@@ -45,6 +45,12 @@ class Ranks:
         dist.all_reduce(votes)
         return bool(votes)
 
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Over all ranks, on the device; in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
     def gather(self, value: Any) -> list[Any]:
         """A picklable value from every rank, in rank order, on every rank."""
         if self.world_size == 1:

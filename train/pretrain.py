@@ -21,7 +21,6 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from types import FrameType
 
 import torch
@@ -38,7 +37,7 @@ from train import checkpoints
 from train.checkpoints import Progress
 from train.config import PretrainConfig
 from train.dry_run import describe
-from train.meters import Meters, memory_gib, peak_flops
+from train.meters import FailureLog, Meters, memory_gib, peak_flops
 from train.optimizer import build_optimizer, lr_at, set_lr
 from train.parallel import Ranks, build_model, started
 from train.recipes import from_command_line
@@ -80,15 +79,19 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     assert config.data is not None
     stop = StopSignal()
     folder = RunFolder(config, ranks)
-    checkpoint = checkpoints.latest(folder.checkpoints)
-    progress = checkpoints.read_progress(checkpoint) if checkpoint else None
+    progress = folder.progress
     manifest = Manifest(config.data, progress.loader.version if progress else None)
     total_steps = config.total_steps(steps_per_epoch(len(manifest), config.sampling))
     accumulation = config.accumulation(ranks.world_size)
-    if folder.completed_steps() == total_steps:
+    if folder.completed_steps == total_steps:
         if ranks.rank == 0:
             print(f"{folder.path} is done: {total_steps} steps. For a longer run raise --steps or --epochs.")
         return
+    if progress and progress.step > total_steps:
+        raise ValueError(
+            f"{folder.path} has done {progress.step} steps already, more than the {total_steps} of --steps or --epochs"
+        )
+    folder.begin()
     loader = ClipLoader(
         config.data,
         config.sampling,
@@ -100,7 +103,10 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         threads=config.views.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size),
         prefetch=config.views.prefetch,
     )
-    try:
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(loader.close)
+        failures = FailureLog(folder.path, loader.failures)
+        cleanup.callback(failures.flush)
         model = build_model(config.model, config.compute, config.seed, ranks)
         optimizer = build_optimizer(
             model.named_parameters(),
@@ -108,19 +114,18 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             betas=config.optim.betas,
             eps=config.optim.eps,
         )
-        if checkpoint:
-            checkpoints.load(checkpoint, model, optimizer, ranks)
-        first_step = progress.step if progress else 0
+        if folder.checkpoint:
+            checkpoints.load(folder.checkpoint, model, optimizer)
+        meters = None
         if ranks.rank == 0:
-            announce(config, folder, loader, total_steps, first_step, accumulation, ranks)
-        done = train(config, model, optimizer, loader, progress, total_steps, folder, stop, ranks)
-        if done:
+            announce(config, folder, loader, total_steps, accumulation, ranks)
+            meters = Meters(folder.path, total_steps, progress.step if progress else 0)
+            cleanup.callback(meters.close)
+        if train(config, model, optimizer, loader, progress, total_steps, folder, meters, failures, stop, ranks):
             checkpoints.export(folder.path / "model.safetensors", model, ranks)
             folder.complete(total_steps)
             if ranks.rank == 0:
                 print(f"done: {total_steps} steps; weights in {folder.path / 'model.safetensors'}")
-    finally:
-        loader.close()
 
 
 def train(
@@ -131,22 +136,25 @@ def train(
     progress: Progress | None,
     total_steps: int,
     folder: RunFolder,
+    meters: Meters | None,
+    failures: FailureLog,
     stop: "StopSignal",
     ranks: Ranks,
 ) -> bool:
     """The loop. Returns False if a signal ended it before the last step. The host waits for the device only where a line of
     the log or a checkpoint is due."""
     first_step = progress.step if progress else 0
-    meters = Meters(folder.path, total_steps, first_step) if ranks.rank == 0 else None
     parameters = list(model.parameters())
     views_per_step = config.views.views_per_step
     flops = 6e9 * executed_gmac(config.model, config.sampling.tokens.visible, config.sampling.tokens.decoded) * views_per_step
     peak = peak_flops(ranks.device, config.compute.precision)
     # on the device: summed loss and number of good steps since the last line; skipped steps in total, and in a row
     loss_sum, good, skipped, in_a_row = (torch.zeros((), device=ranks.device) for _ in range(4))
+    if progress and ranks.rank == 0:
+        loss_sum += progress.loss_sum
+        good += progress.good_steps
     skipped += progress.skipped if progress else 0
-    logged_at, waited, reported = time.perf_counter(), 0.0, 0
-    last_logged = first_step
+    logged_at, waited, last_logged = time.perf_counter(), 0.0, first_step
 
     for step in range(first_step, total_steps):
         lr = lr_at(
@@ -163,7 +171,8 @@ def train(
             part = model(batch.views, batch.visible, batch.decoded, batch.loss_weight) / loader.batches_per_step
             part.backward()
             loss += part.detach()
-        norm, bad = guarded_step(optimizer, parameters, config.optim.clip_grad)
+        failures.flush()
+        norm, bad = guarded_step(optimizer, parameters, config.optim.clip_grad, loss)
         loss_sum += torch.where(bad > 0, 0.0, loss)
         good += 1 - bad
         skipped += bad
@@ -172,17 +181,13 @@ def train(
             meters.advance()
 
         done, stopping = step + 1, ranks.any(stop.requested)
-        if done % config.log_every == 0 or done == total_steps or stopping:
-            losses = torch.stack([loss_sum, good])
-            if ranks.world_size > 1:
-                dist.all_reduce(losses)
+        if done % config.log_every == 0 or done == total_steps:
+            losses = ranks.sum(torch.stack([loss_sum, good]))
             *values, grad_norm, all_skipped, row = torch.stack([*losses, norm, skipped, in_a_row]).tolist()
             now = time.perf_counter()
-            reports = ranks.gather((loader.wait_seconds, loader.failures[reported:]))
-            reported = len(loader.failures)
+            longest_wait = max(ranks.gather(loader.wait_seconds))
             if meters:
                 seconds, count = now - logged_at, done - last_logged
-                meters.failures(asdict(failure) for _, failures in reports for failure in failures)
                 meters.log(
                     {
                         "step": done,
@@ -195,13 +200,13 @@ def train(
                         else None,
                         "views_per_second": count * views_per_step / seconds,
                         "mfu": count * flops / seconds / peak / ranks.world_size if peak else None,
-                        "data_wait": min(1.0, (max(wait for wait, _ in reports) - waited) / seconds),
+                        "data_wait": min(1.0, (longest_wait - waited) / seconds),
                         "memory_gib": memory_gib(ranks.device),
                         "skipped": int(all_skipped),
                         "time": time.time(),
                     }
                 )
-            waited = max(wait for wait, _ in reports)
+            waited = longest_wait
             loss_sum.zero_()
             good.zero_()
             logged_at, last_logged = now, done
@@ -214,6 +219,7 @@ def train(
         if done % config.save_every == 0 or done == total_steps or stopping:
             if in_a_row > 0 and not stopping and done != total_steps:
                 continue  # nothing is saved while steps are being skipped
+            loss_so_far, good_so_far = ranks.sum(torch.stack([loss_sum, good])).tolist()
             checkpoints.save(
                 folder.checkpoints,
                 model,
@@ -221,6 +227,8 @@ def train(
                 Progress(
                     step=done,
                     skipped=int(skipped),
+                    loss_sum=loss_so_far,
+                    good_steps=good_so_far,
                     loader=LoaderState.merged(ranks.gather(loader.state())),
                 ),
                 config.keep_last,
@@ -229,17 +237,14 @@ def train(
         if stopping and done < total_steps:
             if meters:
                 meters.say(f"stopped by {stop.name} after step {done}, which is saved; the same command goes on from there")
-                meters.close()
             return False
-    if meters:
-        meters.close()
     return True
 
 
 def guarded_step(
-    optimizer: torch.optim.AdamW, parameters: list[nn.Parameter], clip_grad: float | None
+    optimizer: torch.optim.AdamW, parameters: list[nn.Parameter], clip_grad: float | None, loss: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clip and step, unless the gradient is not finite: then parameters and moments stay, on all ranks alike.
+    """Clip and step, unless loss or gradient is not finite: then parameters and moments stay, on all ranks alike.
 
     Returns the gradient's global norm before clipping, and 1.0 where the step was skipped: both float32 (), on the device.
     The decision is the device's too: `found_inf` of the fused optimizer, which gradient scaling uses.
@@ -250,7 +255,9 @@ def guarded_step(
         nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm, foreach=True)
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()  # a sum over all ranks, so that a NaN of one is everybody's
-    bad = (~torch.isfinite(norm)).float()
+    bad = (~(torch.isfinite(norm) & torch.isfinite(loss))).float()
+    if dist.get_world_size() > 1:
+        dist.all_reduce(bad, op=dist.ReduceOp.MAX)  # the loss is one rank's
     optimizer.found_inf = bad  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()
@@ -277,7 +284,6 @@ def announce(
     folder: RunFolder,
     loader: ClipLoader,
     total_steps: int,
-    first_step: int,
     accumulation: int,
     ranks: Ranks,
 ) -> None:
@@ -288,8 +294,8 @@ def announce(
         f"{config.views.views_per_step} views a step on {ranks.world_size} x {ranks.device.type} in {accumulation} forward "
         f"pass{'es' if accumulation > 1 else ''}; peak lr {config.peak_lr:.2e}; {config.compute.precision}"
     )
-    if first_step:
-        print(f"going on from step {first_step} of {total_steps}")
+    if folder.progress:
+        print(f"going on from step {folder.progress.step} of {total_steps}")
     for change in folder.changes:
         print(f"changed since the last start: {change}")
 

@@ -17,6 +17,7 @@ import torch
 from pipeline.manifest import Manifest
 from train import checkpoints
 from train.config import PretrainConfig
+from train.meters import keep_lines
 from train.parallel import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,61 +30,75 @@ class RunFolder:
     """RUN/config.json, environment.json, complete, and the paths of the rest. Every rank has one, rank 0 writes."""
 
     def __init__(self, config: PretrainConfig, ranks: Ranks) -> None:
-        """Create the folder or go on with it.
+        """Create the folder or go on with it. Rank 0 decides from where, so that all ranks agree.
 
-        Raises ValueError if another run is writing to it, or if it holds a checkpoint of a run with other data, model, views
-        or seed, naming what differs.
+        Raises ValueError on every rank if another run is writing to it, if it holds a checkpoint of a run with another model,
+        views or seed, naming what differs, or if some rank cannot see it.
         """
         assert config.out is not None and config.data is not None
         self.path, self._ranks = config.out, ranks
         self.checkpoints = self.path / "checkpoints"
+        self.checkpoint: Path | None = None  # to go on from
+        self.completed_steps: int | None = None  # of the run, if it is complete
         self.changes: list[str] = []  # of the configuration since the last start
         error = None
         if ranks.rank == 0:
             try:
-                self._open(config, Manifest(config.data))
+                self._open(config)
             except (ValueError, OSError) as caught:
                 error = str(caught)
-        if error := ranks.gather(error)[0]:
+        error, self.checkpoint, self.completed_steps = ranks.gather((error, self.checkpoint, self.completed_steps))[0]
+        if error:
             raise ValueError(error)
-
-    def completed_steps(self) -> int | None:
-        """Steps of the run if it is complete."""
-        file = self.path / "complete"
-        return json.loads(file.read_text())["steps"] if file.exists() else None
+        if not all(ranks.gather(self.checkpoint is None or (self.checkpoint / "progress.json").exists())):
+            raise ValueError(f"not every rank can see {self.checkpoint}; --out must be a folder that all nodes share")
+        self.progress = checkpoints.read_progress(self.checkpoint) if self.checkpoint else None
 
     def complete(self, steps: int) -> None:
         """Mark the run as done: what a scheduler should look at, because torchrun returns 1 after a SIGTERM."""
         if self._ranks.rank == 0:
-            (self.path / "complete").write_text(json.dumps({"steps": steps, "time": time.time()}) + "\n")
+            checkpoints.write_text(self.path / "complete", json.dumps({"steps": steps, "time": time.time()}) + "\n")
 
-    def _open(self, config: PretrainConfig, manifest: Manifest) -> None:
+    def begin(self) -> None:
+        """The run is not complete any more, if it was: it gets more steps."""
+        if self._ranks.rank == 0:
+            (self.path / "complete").unlink(missing_ok=True)
+
+    def _open(self, config: PretrainConfig) -> None:
+        assert config.data is not None
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"another process is writing to {self.path}; wait for it, or choose another --out") from error
-        described = {**flatten(asdict(config)), "dataset": manifest.root.name}
+        checkpoints.clean_up(self.checkpoints)
+        self.checkpoint = checkpoints.latest(self.checkpoints)
+        data = checkpoints.read_progress(self.checkpoint).loader if self.checkpoint else None
+        manifest = Manifest(config.data, data.version if data else None)
+        if (self.path / "complete").exists():
+            self.completed_steps = json.loads((self.path / "complete").read_text())["steps"]
         file = self.path / "config.json"
-        if file.exists() and checkpoints.latest(self.checkpoints):
+        if file.exists() and self.checkpoint:
             before = flatten(json.loads(file.read_text()))
-            after = json.loads(json.dumps(described, default=str))
+            after = flatten(json.loads(json.dumps(asdict(config), default=str)))
             self.changes = [
                 f"--{name.replace('_', '-')} {before.get(name)} -> {value}"
                 for name, value in after.items()
-                if before.get(name) != value and name != "dataset"
+                if before.get(name) != value
             ]
             frozen = [c for c in self.changes if not c[2:].replace("-", "_").startswith((*CHANGEABLE, *CHANGEABLE_PARTS))]
             if frozen:
                 raise ValueError(
                     f"{self.path} holds another run: {'; '.join(frozen)}. Give the values it began with, or another --out"
                 )
-        file.write_text(json.dumps(asdict(config), indent=1, default=str) + "\n")
+        resumed = (data.epoch, data.step * config.sampling.clips_per_step) if data else (0, 0)
+        keep_lines(self.path / "failures.jsonl", lambda failure: (failure["epoch"], failure["position"]) < resumed)
+        checkpoints.write_text(file, json.dumps(asdict(config), indent=1, default=str) + "\n")
         starts_file = self.path / "environment.json"
         starts = json.loads(starts_file.read_text()) if starts_file.exists() else []
         starts.append(environment(manifest, self._ranks))
-        starts_file.write_text(json.dumps(starts, indent=1) + "\n")
+        checkpoints.write_text(starts_file, json.dumps(starts, indent=1) + "\n")
 
 
 def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def centre_views(manifest: Manifest, recipe: SamplingRecipe, num_clips: int) -> 
         clip = manifest.clip(int(row))
         side = min(clip.width, clip.height)
         box = np.array([[(clip.width - side) // 2, (clip.height - side) // 2, side, side]])
-        data = reader.read(clip.shard, clip.offset, clip.size)
+        data = reader.read(clip)
         decode_libav(ClipRequest(clip, data, frames, box), view)
     reader.close()
     return torch.from_numpy(views[:, 0])

@@ -98,7 +98,8 @@ def test_a_step_is_one_forward_pass_unless_said() -> None:
 def test_the_decoders_are_given_what_the_run_would_decode(dataset: Path) -> None:
     config = configuration(Options(recipe="tiny", views_per_clip=2, device="cpu"))
     manifest = Manifest(dataset)
-    requests = sampled_requests(manifest, config)
+    requests, unreadable = sampled_requests(manifest, config)
+    assert unreadable == []
     positions = np.arange(len(manifest))
     expected = sample_clips(manifest, config.sampling, 0, positions, np.zeros_like(positions))
     assert [request.clip.row for request in requests] == expected.rows.tolist()
@@ -121,7 +122,17 @@ def test_damaged_clips_are_left_out_and_named(dataset: Path, tmp_path: Path, cap
     assert [len(part.measured.clips) for part in parts] == [REPETITIONS] * 3
     assert torch.get_num_threads() == threads
     streams = capsys.readouterr()
-    assert f"1 of 12 clips cannot be decoded, such as {clip.key}" in streams.out + streams.err
+    assert f"1 of the dataset's clips cannot be read or decoded, such as {clip.key}" in streams.out + streams.err
+
+
+def test_a_dataset_without_a_usable_clip_is_refused(dataset: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "dataset"
+    shutil.copytree(dataset, damaged)
+    for shard in (damaged / "shards").glob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    config = replace(configuration(Options(recipe="tiny", device="cpu")), data=damaged)
+    with pytest.raises(ValueError, match="12 of the dataset's clips cannot be read or decoded"):
+        measure_decoding(config, Stopwatch(60, torch.device("cpu"), 3))
 
 
 def measured(*clips: float, neighbours: float = 0.0) -> Measured:

@@ -40,3 +40,12 @@ def broken(request: ClipRequest, views: np.ndarray) -> None:
 def slow(request: ClipRequest, views: np.ndarray) -> None:
     time.sleep(0.1)
     decode_libav(request, views)
+
+
+def crashing_once_in_a_while(request: ClipRequest, views: np.ndarray) -> None:
+    """Crashes on row 11, late enough for others to be in flight at the same time."""
+    if request.clip.row == 11:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(0.05)
+    decode_libav(request, views)

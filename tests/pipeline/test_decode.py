@@ -36,6 +36,7 @@ def facts(data: bytes) -> Clip:
         pts_start=stamps[0],
         pts_step=steps.pop() if len(steps) == 1 else 0,
         keyframes=tuple(sorted(stamps.index(pts) for pts in keyframes)),
+        content_hash="",
     )
 
 
@@ -133,10 +134,10 @@ def test_crop_and_resize_agree_with_pil() -> None:
         assert difference.max() <= 1, (x, y, w, h)
 
 
-def failure(clip: Clip, data: bytes) -> DecodeError:
+def failure(clip: Clip, data: bytes, first: int = 2) -> DecodeError:
     views = np.empty((1, 2, 32, 32, 3), np.uint8)
     with pytest.raises(DecodeError) as caught:
-        decode_libav(ClipRequest(clip, data, np.array([2, 40]), np.array([[0, 0, 32, 32]])), views)
+        decode_libav(ClipRequest(clip, data, np.array([first, 40]), np.array([[0, 0, 32, 32]])), views)
     return caught.value
 
 
@@ -150,3 +151,29 @@ def test_what_cannot_be_delivered_is_named() -> None:
     assert wrong_size.reason == Failure.DAMAGED
     assert "128 x 64" in wrong_size.detail
     assert "640 x 64" in wrong_size.detail
+
+
+def test_truncated_clips_of_variable_rate_are_named() -> None:
+    data = encode(NUMBERED, container="matroska", stamps=[i + 3 * (i // 5) for i in range(FRAMES)])
+    clip = facts(data)
+    assert clip.pts_step == 0
+    assert failure(clip, data[: len(data) // 2], first=39).reason == Failure.MISSING_FRAMES
+
+
+def test_random_damage_costs_a_decode_error_at_most() -> None:
+    data = encode(NUMBERED, options={"bf": "0"})
+    clip, rng = facts(data), np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        damaged = bytearray(data)
+        at = int(rng.integers(len(data) - 16))
+        damaged[at : at + 16] = rng.bytes(16)
+        try:
+            decode_libav(
+                ClipRequest(clip, bytes(damaged), np.array([2, 40]), np.array([[0, 0, 32, 32]])),
+                np.empty((1, 2, 32, 32, 3), np.uint8),
+            )
+            outcomes.add("decoded")
+        except DecodeError as error:
+            outcomes.add(error.reason)
+    assert Failure.DAMAGED in outcomes

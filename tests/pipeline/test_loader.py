@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from pipeline.decode import Decoder, decode_libav
 from pipeline.loader import ClipLoader, LoaderError, LoaderState
+from pipeline.manifest import Manifest
 from pipeline.sampling import SamplingRecipe
 from tests.pipeline import faulty_decoders
 
@@ -125,15 +127,19 @@ def test_clips_that_fail_are_replaced_named_and_remembered(dataset: Path, expect
     assert take(dataset, 3, state=start)[0] == taken
 
 
-def test_a_sidecar_killed_from_outside_costs_nothing(dataset: Path, expected: list[dict[int, str]]) -> None:
-    loader = ClipLoader(dataset, RECIPE, decoder=faulty_decoders.slow, clips_per_batch=2)
+@pytest.mark.parametrize("decoder", [decode_libav, faulty_decoders.slow], ids=["full ring", "empty ring"])
+def test_a_sidecar_killed_from_outside_costs_nothing(dataset: Path, expected: list[dict[int, str]], decoder: Decoder) -> None:
+    loader = ClipLoader(dataset, RECIPE, decoder=decoder, clips_per_batch=2)
     taken = []
     for number in range(STEPS):
-        if number in (1, 4):
-            loader._process.kill()
         step = {}
-        for _ in range(2):
+        for half in range(2):
             batch = next(loader)
+            if (number, half) in ((1, 0), (4, 1)):
+                time.sleep(0.5)  # the fast decoder fills the ring meanwhile
+                loader._process.kill()
+                loader._listen(0.1)
+                time.sleep(3)  # and its successor does, too, while the batch is still in our hands
             for i, position in enumerate(batch.positions.tolist()):
                 of_clip = slice(2 * i, 2 * i + 2)
                 parts = (batch.views, batch.visible, batch.decoded, batch.loss_weight)
@@ -142,6 +148,45 @@ def test_a_sidecar_killed_from_outside_costs_nothing(dataset: Path, expected: li
     assert taken == expected
     assert loader.failures == []
     loader.close()
+
+
+def test_only_the_clip_that_crashes_is_blamed(dataset: Path) -> None:
+    *_, (loader,) = take(dataset, 3, decoder=faulty_decoders.crashing_once_in_a_while, threads=4, clips_per_batch=1)
+    assert {failure.row for failure in loader.failures} == {11}
+    assert {failure.reason for failure in loader.failures} == {"crash"}
+
+
+def test_changed_bytes_are_not_decoded(dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "dataset"
+    shutil.copytree(dataset, copy)
+    clip = Manifest(copy).clip(5)
+    with (copy / clip.shard).open("r+b") as shard:
+        shard.seek(clip.offset + clip.size // 2)
+        byte = shard.read(1)
+        shard.seek(-1, os.SEEK_CUR)
+        shard.write(bytes([byte[0] ^ 1]))
+    *_, (loader,) = take(copy, 3)
+    assert {(failure.key, failure.reason) for failure in loader.failures} == {(clip.key, "read")}
+    assert "the shard has changed" in loader.failures[0].detail
+
+
+def test_the_ledger_travels_with_the_state(dataset: Path) -> None:
+    """Failures in prefetched batches of two ranks, through JSON, to one rank where every clip decodes."""
+    refusing = {"decoder": faulty_decoders.refusing, "prefetch": 6}
+    loaders = [ClipLoader(dataset, RECIPE, rank=r, world_size=2, **refusing) for r in range(2)]
+    for loader in loaders:
+        next(loader)
+        time.sleep(2.5)
+        loader._listen(0)
+    state = LoaderState.merged([loader.state() for loader in loaders])
+    assert (state.epoch, state.step) == (0, 1)
+    for loader in loaders:
+        loader.close()
+    assert state.ledger
+    saved = json.loads(json.dumps(asdict(state)))
+    state = LoaderState(**{**saved, "ledger": tuple(map(tuple, saved["ledger"]))})
+    with_ledger = take(dataset, 2, state=state)[0]  # to the end of the epoch, where both ranks had got to
+    assert with_ledger == take(dataset, 3, decoder=faulty_decoders.refusing)[0][1:]
 
 
 def test_too_many_failures_end_the_run(dataset: Path) -> None:

@@ -169,6 +169,36 @@ def test_another_configuration_in_the_same_folder_is_refused(dataset: Path, stra
     assert "changed since the last start: --steps 20 -> 21" in longer
 
 
+def test_optimizer_flags_may_change_on_the_way(dataset: Path, tmp_path: Path) -> None:
+    run(dataset, tmp_path / "a", "--steps", "4")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    text = run(dataset, tmp_path / "a", "--steps", "8", "--optim.weight-decay", "0.5").stdout
+    assert "--optim.weight-decay 0.05 -> 0.5" in text
+    run(dataset, tmp_path / "b", "--steps", "8")
+    mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
+    assert any(not torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_fewer_steps_than_done_are_refused(dataset: Path, straight: Path) -> None:
+    done = run(dataset, straight, "--steps", "3", check=False)
+    assert done.returncode == 2
+    assert "steps already, more than the 3" in done.stderr
+    assert json.loads((straight / "complete").read_text())["steps"] >= 20
+
+
+def test_clips_that_fail_are_in_the_log_even_if_they_end_the_run(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "dataset")
+    for shard in (tmp_path / "dataset" / "shards").glob("*.tar"):
+        shard.write_bytes(shard.read_bytes()[:2000])
+    done = run(tmp_path / "dataset", tmp_path / "run", "--steps", "5", check=False)
+    assert done.returncode == 1
+    assert "17 clips failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "failures.jsonl").read_text().splitlines()]
+    assert len(lines) == 17
+    assert {line["reason"] for line in lines} == {"read"}
+
+
 def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
     for options, words in (
         (("--views.views-per-step", "64"), "lower views_per_step to at most 24"),
@@ -193,8 +223,8 @@ def test_steps_with_a_gradient_that_is_not_finite_are_skipped_and_end_the_run(da
     assert lines[-1]["loss"] is None
 
 
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_skipped_step_changes_nothing(poison: float) -> None:
+@pytest.mark.parametrize(("poison", "in_loss"), [(float("nan"), False), (float("inf"), False), (float("inf"), True)])
+def test_a_skipped_step_changes_nothing(poison: float, in_loss: bool) -> None:
     config = recipes.from_command_line(SMALL)
     with started("cpu") as ranks:
         model = build_model(config.model, config.compute, 0, ranks)
@@ -204,13 +234,13 @@ def test_a_skipped_step_changes_nothing(poison: float) -> None:
         states = []
         for value in (1.0, poison, 1.0):
             for parameter in parameters:
-                parameter.grad = torch.full_like(parameter, value)
-            norm, bad = guarded_step(optimizer, parameters, clip_grad=0.5)
+                parameter.grad = torch.full_like(parameter, 1.0 if in_loss else value)
+            norm, bad = guarded_step(optimizer, parameters, clip_grad=0.5, loss=torch.tensor(value if in_loss else 1.0))
             moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq", "step")]
             tensors = [t.full_tensor() if isinstance(t, DTensor) else t for t in [*parameters, *moments]]
             states.append([t.clone() for t in tensors])
             assert bool(bad) == (value != 1.0)
-            assert bool(torch.isfinite(norm)) == (value == 1.0)
+            assert bool(torch.isfinite(norm)) == (value == 1.0 or in_loss)
         assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))
         assert not any(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True))
         del model, optimizer, parameters, tensors, moments, parameter
