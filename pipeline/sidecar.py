@@ -29,7 +29,7 @@ from pipeline.ring import Ring
 from pipeline.sampling import SamplingRecipe, rank_positions, sample_clips, sample_masks, steps_per_epoch
 from pipeline.storage import ShardReader
 
-MAX_ATTEMPTS = 16  # substitutes at one position; if all fail it is not the clips that are broken
+MAX_ATTEMPTS = 64  # substitutes at one position; the loader's own limit of failures comes first
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
