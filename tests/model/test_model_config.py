@@ -52,10 +52,10 @@ def test_config_is_frozen():
         MODELS["vit-b"].encoder_dim = 1
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 64, 64, 3), (2, 16, 32, 64, 3), (2, 3, 16, 64, 64), (2, 16, 128, 128, 3)])
+@pytest.mark.parametrize("shape", [(2, 16, 64, 64, 3), (2, 8, 32, 64, 3), (2, 3, 8, 64, 64), (2, 8, 128, 128, 3)])
 def test_models_refuse_views_of_another_size(shape):
     config, views = MODELS["tiny"], torch.zeros(shape, dtype=torch.uint8)
-    idx, message = torch.zeros(2, 4, dtype=torch.int64), r"takes \(B, 16, 64, 64, 3\)"
+    idx, message = torch.zeros(2, 4, dtype=torch.int64), r"takes \(B, 8, 64, 64, 3\)"
     with torch.device("meta"):
         model, classifier = VideoMAE(config), VideoClassifier(config, 3)
     for call in (
