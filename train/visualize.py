@@ -133,7 +133,11 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
                 axes.set_title(f"frame {shown[column]}", fontsize=9, color=MUTED)
     hidden = 1 - recipe.tokens.visible / model.config.num_tokens
     figure.suptitle(
-        f"{run.name}, step {int(checkpoint.name.split('-')[1])}: {hidden:.0%} hidden", x=0.01, ha="left", fontweight="bold"
+        f"{run.name}, step {int(checkpoint.name.split('-')[1])}: {hidden:.0%} hidden; "
+        "mean and contrast of each hidden patch are the input's, as in the papers",
+        x=0.01,
+        ha="left",
+        fontsize=10,
     )
     figure.savefig(run / "reconstruction.png", dpi=110)
     plt.close(figure)
