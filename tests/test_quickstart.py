@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 import quickstart
-from pipeline.manifest import write_manifest
-from tests.pipeline.test_manifest import ROWS
+from tests.manifest_rows import row, write_rows
 from train.recipes import tiny
 
 
@@ -27,9 +26,9 @@ def test_a_small_folder_takes_smaller_steps(dataset: Path, tmp_path: Path) -> No
     assert quickstart.fewer_views(dataset) == []  # 12 clips, two views each
     for clips, flags in ((3, ["--views.views-per-step", "6"]), (1, ["--views.views-per-step", "2"])):
         (tmp_path / str(clips)).mkdir()
-        write_manifest(tmp_path / str(clips), ROWS[:clips], [])
+        write_rows(tmp_path / str(clips), [row(i) for i in range(clips)])
         assert quickstart.fewer_views(tmp_path / str(clips)) == flags
         assert int(flags[1]) < tiny().views.views_per_step
-    write_manifest(tmp_path, [], [])
+    write_rows(tmp_path, [])
     with pytest.raises(ValueError, match="none of the videos could be used"):
         quickstart.fewer_views(tmp_path)

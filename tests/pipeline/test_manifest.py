@@ -6,46 +6,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest
-from pipeline.manifest import Manifest, parse_sampling, write_manifest
-
-
-def row(i: int, **changes: object) -> dict[str, object]:
-    return {
-        "key": f"clip-{i}",
-        "source": "made-up",
-        "split": "train",
-        "label": None,
-        "shard": "shards/made-up-000000.tar",
-        "offset": 512 * i,
-        "size": 400 + i,
-        "num_frames": 50 + i,
-        "fps": 30.0,
-        "width": 320,
-        "height": 256,
-        "codec": "h264",
-        "duration": 2.0,
-        "rotation": 0,
-        "matrix": "bt601",
-        "range": "limited",
-        "sampling": "stride:4" if i % 2 else "seconds:0.125",
-        "keyframes": [0, 32],
-        "pts_start": 0,
-        "pts_step": 512,
-        "path": b"not utf-8 \xff.mp4",
-        "source_id": None,
-        "start": None,
-        "end": None,
-        "content_hash": manifest.content_hash(bytes([i])),
-        **changes,
-    }
-
+from pipeline.manifest import Manifest, parse_sampling
+from tests.manifest_rows import row, write_rows
 
 ROWS = [row(i) for i in range(5)]
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    write_manifest(tmp_path, ROWS, [{"path": b"x", "source": "made-up", "reason": "too_short", "detail": "3 frames"}])
+    write_rows(tmp_path, ROWS, [{"path": b"x", "source": "made-up", "reason": "too_short", "detail": "3 frames"}])
     opened = Manifest(tmp_path)
     assert len(opened) == 5
     assert opened.num_frames.tolist() == [50, 51, 52, 53, 54]
@@ -58,7 +26,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_columns_are_mapped_not_copied(tmp_path: Path) -> None:
-    write_manifest(tmp_path, ROWS, [])
+    write_rows(tmp_path, ROWS)
     assert not Manifest(tmp_path).num_frames.flags.owndata
     cached = list((tmp_path / ".cache").iterdir())
     assert len(cached) == 1
@@ -68,11 +36,11 @@ def test_columns_are_mapped_not_copied(tmp_path: Path) -> None:
 
 
 def test_versions_append(tmp_path: Path) -> None:
-    write_manifest(tmp_path, ROWS[:3], [])
+    write_rows(tmp_path, ROWS[:3])
     first = Manifest(tmp_path)
-    write_manifest(tmp_path, ROWS[:3], [])
+    write_rows(tmp_path, ROWS[:3])
     assert len(Manifest(tmp_path).versions) == 1
-    write_manifest(tmp_path, ROWS, [])
+    write_rows(tmp_path, ROWS)
     latest, old = Manifest(tmp_path), Manifest(tmp_path, version=1)
     assert (latest.version, len(latest), len(old)) == (2, 5, 3)
     assert old.fingerprint == first.fingerprint != latest.fingerprint
@@ -80,16 +48,16 @@ def test_versions_append(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="versions 1 to 2"):
         Manifest(tmp_path, version=3)
     with pytest.raises(ValueError, match="does not begin with the rows of version 1"):
-        write_manifest(tmp_path, [row(7), *ROWS], [])
+        write_rows(tmp_path, [row(7), *ROWS])
 
 
 @pytest.mark.parametrize("column", ["content_hash", "num_frames", "fps", "width", "sampling", "rotation", "key"])
 def test_fingerprint_covers_what_a_batch_depends_on(tmp_path: Path, column: str) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    write_manifest(tmp_path / "a", ROWS, [])
+    write_rows(tmp_path / "a", ROWS)
     changed = {
-        "content_hash": "00",
+        "content_hash": "00" * 16,
         "num_frames": 99,
         "fps": 25.0,
         "width": 16,
@@ -97,14 +65,14 @@ def test_fingerprint_covers_what_a_batch_depends_on(tmp_path: Path, column: str)
         "rotation": 90,
         "key": "k",
     }
-    write_manifest(tmp_path / "b", [row(0, **{column: changed[column]}), *ROWS[1:]], [])
+    write_rows(tmp_path / "b", [row(0, **{column: changed[column]}), *ROWS[1:]])
     assert Manifest(tmp_path / "a").fingerprint != Manifest(tmp_path / "b").fingerprint
 
 
 def test_read_only_datasets_are_cached_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    write_manifest(data, ROWS, [])
+    write_rows(data, ROWS)
     (data / ".cache").write_text("a file where the folder should be, which even root cannot write into")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert len(Manifest(data)) == 5
@@ -118,9 +86,9 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="interrupted; run the build command again"):
         Manifest(tmp_path)
     with pytest.raises(ValueError, match="'clip-1'"):
-        write_manifest(tmp_path, [ROWS[1], ROWS[1]], [])
+        write_rows(tmp_path, [ROWS[1], ROWS[1]])
     with pytest.raises(ValueError, match="holds a dot"):
-        write_manifest(tmp_path, [row(0, key="a.b")], [])
+        write_rows(tmp_path, [row(0, key="a.b")])
     table = pq.read_table(_written(tmp_path)).replace_schema_metadata({b"tubecell": json.dumps({"format": 99})})
     pq.write_table(table, tmp_path / "manifest.parquet")
     with pytest.raises(ValueError, match="format 99"):
@@ -128,7 +96,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
 
 
 def _written(folder: Path) -> Path:
-    write_manifest(folder, ROWS, [])
+    write_rows(folder, ROWS)
     assert sorted(os.listdir(folder)) == ["manifest.parquet", "rejects.parquet", "shards"]  # no temporary file stays
     return folder / "manifest.parquet"
 

@@ -1,0 +1,160 @@
+"""Whole files, on a local disk or behind a URL: written whole or not at all, read, mirrored.
+
+Object storage has no rename and needs none: an object appears when its upload is complete.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pipeline import remote
+from pipeline.remote import StorageError
+
+UPLOAD_PATIENCE = 600.0  # seconds for one upload or download of a whole file, with all its repetitions
+SLOWEST = 1_000_000  # bytes per second of a connection over which shards can be uploaded
+ORIGIN = "origin.url"  # in a mirrored dataset: where its shards are
+
+
+def write_durably(target: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that, whatever happens, it is there whole or not at all. Raises OSError."""
+    if remote.is_url(target):
+        url = _writable(target)
+        _patiently("pipe_file", url, url, data)
+        return
+    path = Path(target)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def upload(file: Path, url: str) -> None:
+    """Copy a local file to a URL, in parts where it is large, and check the size that arrived. Raises OSError."""
+    url = _writable(url)
+
+    expected = file.stat().st_size
+    _patiently("put_file", url, str(file), url, patience=UPLOAD_PATIENCE + 2 * expected / SLOWEST)
+    arrived = size(url)
+    if arrived != expected:
+        raise StorageError(f"{url}: {arrived} of {expected} bytes arrived; run it again", transient=True)
+
+
+def read(target: str | os.PathLike[str]) -> bytes:
+    """A whole file. Raises OSError."""
+    if not remote.is_url(target):
+        return Path(target).read_bytes()
+    url = remote.as_url(target)
+    return _patiently("cat_file", url, url)
+
+
+def size(target: str | os.PathLike[str]) -> int | None:
+    """Bytes of a file, None if it is not there. Raises OSError if that cannot be found out."""
+    if not remote.is_url(target):
+        path = Path(target)
+        return path.stat().st_size if path.is_file() else None
+    state = _state(remote.as_url(target))
+    return None if state is None else int(state["size"])
+
+
+def exists(target: str | os.PathLike[str]) -> bool:
+    """Whether a file is there. Raises OSError if that cannot be found out."""
+    return size(target) is not None
+
+
+def remove(target: str | os.PathLike[str]) -> None:
+    """Remove a file; one that is not there is no error. Raises OSError."""
+    if not remote.is_url(target):
+        Path(target).unlink(missing_ok=True)
+        return
+    url = _writable(target)
+    if exists(url):
+        _patiently("rm_file", url, url)
+
+
+def fetch_manifest(url: str | os.PathLike[str]) -> Path:
+    """Mirror a remote dataset's manifest -> a local folder with manifest.parquet, dataset.json and `origin.url`.
+
+    The folder lies in the user's cache and is named after the URL and the manifest's state (ETag or the like, size), so that a
+    new version makes a new one and a running job keeps its own; several processes may ask for it at once. Its shards stay
+    where they are: `ShardReader` follows `origin.url`. Raises ValueError if there is no dataset, OSError if it cannot be read.
+    """
+    url = remote.as_url(url)
+    manifest = f"{url}/manifest.parquet"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tubecell" / "mirrors"
+    for _ in range(3):
+        state = _state(manifest)
+        if state is None:
+            raise ValueError(f"{url} is no dataset: it has no manifest.parquet; upload the folder that the build command made")
+        folder = home / _digest(url, state)
+        if (folder / "manifest.parquet").exists():
+            return folder
+        temporary = home / f".{folder.name}.{uuid.uuid4().hex}"
+        temporary.mkdir(parents=True)
+        try:
+            (temporary / ORIGIN).write_text(url)
+            (temporary / "manifest.parquet").write_bytes(read(manifest))
+            if exists(f"{url}/dataset.json"):
+                (temporary / "dataset.json").write_bytes(read(f"{url}/dataset.json"))
+            if _state(manifest) != state or (temporary / "manifest.parquet").stat().st_size != state["size"]:
+                continue  # it was replaced meanwhile
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+            return folder  # ours, or of a process that was faster
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    raise ValueError(f"{manifest} changes while it is read; wait for the build that writes it")
+
+
+def origin(folder: Path) -> str | None:
+    """Where the shards of a mirrored dataset are; None for a folder that holds its own."""
+    file = folder / ORIGIN
+    return file.read_text().strip() if file.exists() else None
+
+
+def _state(url: str) -> dict[str, Any] | None:
+    """Size and whatever names the version of an object; None if it is not there."""
+    try:
+        info = _patiently("info", url, url)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    if info.get("type") == "directory" or info.get("size") is None:
+        return None
+    names = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "updated", "created", "size")
+    return {name: str(info[name]) if name != "size" else int(info[name]) for name in names if info.get(name) is not None}
+
+
+def _digest(url: str, state: dict[str, Any]) -> str:
+    return hashlib.blake2b(repr((url, sorted(state.items()))).encode(), digest_size=16).hexdigest()
+
+
+def _writable(target: str | os.PathLike[str]) -> str:
+    url = remote.as_url(target)
+    if url.startswith(("http://", "https://")):
+        raise StorageError(f"{url}: web servers are only read from; write to s3:// or the like", transient=False)
+    return url
+
+
+def _patiently(method: str, url: str, *arguments: Any, patience: float = UPLOAD_PATIENCE) -> Any:
+    deadline = time.monotonic() + patience
+    return remote.patiently(lambda limit: remote.call(url, method, *arguments, timeout=limit), url, deadline)
