@@ -8,7 +8,7 @@ values in a test. The mixer is splitmix64 (Steele, Lea, Flood, "Fast splittable 
 import numpy as np
 
 # purposes: what a draw is for, mixed into its key so that draws for different ends are independent
-ORDER, FRAMES, CROP, MASK, DECODER_MASK, SUBSTITUTE = range(1, 7)
+ORDER, FRAMES, CROP, MASK, DECODER_MASK, SUBSTITUTE, PASS, LANE, WINDOW = range(1, 10)
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -19,9 +19,13 @@ FEISTEL_ROUNDS = 6
 def splitmix64(x: np.ndarray) -> np.ndarray:
     """The output function of splitmix64, element by element: uint64 -> uint64, bijective."""
     with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * _M1
-        x = (x ^ (x >> np.uint64(27))) * _M2
-        return x ^ (x >> np.uint64(31))
+        return _splitmix64(x)
+
+
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * _M1
+    x = (x ^ (x >> np.uint64(27))) * _M2
+    return x ^ (x >> np.uint64(31))
 
 
 def mix(*parts: int | np.ndarray) -> np.ndarray:
@@ -29,7 +33,7 @@ def mix(*parts: int | np.ndarray) -> np.ndarray:
     state: np.ndarray = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
-            state = splitmix64((state + _GAMMA) ^ splitmix64(np.asarray(part).astype(np.uint64) + _GAMMA))
+            state = _splitmix64((state + _GAMMA) ^ _splitmix64(np.asarray(part).astype(np.uint64) + _GAMMA))
     return state
 
 
@@ -38,22 +42,35 @@ def below(key: np.ndarray, n: int | np.ndarray) -> np.ndarray:
     return ((key >> np.uint64(32)) * np.asarray(n).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
-def permute(index: np.ndarray, n: int, key: int | np.ndarray) -> np.ndarray:
-    """Indices in [0, n) -> their places in the permutation of [0, n) that `key` names. int64.
+def unit(key: np.ndarray) -> np.ndarray:
+    """Keys -> float64 uniform in [0, 1): the key's upper 53 bits."""
+    return (key >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permute(index: int | np.ndarray, n: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
+    """Indices in [0, n) -> their places in the permutation of [0, n) that `key` names; all three broadcast. int64.
 
     A Feistel network over the next even power of two, walked until it lands inside [0, n): bijective for every n, in O(1)
-    memory, so any position of a billion-clip epoch costs the same few operations.
+    memory, so any position of a billion-clip epoch costs the same few operations. Exact for n up to 2⁵³.
     """
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    low, shift = np.uint64((1 << half) - 1), np.uint64(half)
+    size = np.asarray(n).astype(np.uint64)
+    bits = np.frexp((size - np.uint64(1)).astype(np.float64))[1]  # the exponent of a whole number is its bit length
+    half = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
     rounds = [mix(key, r) for r in range(FEISTEL_ROUNDS)]
-    result = np.asarray(index).astype(np.uint64)
-    pending = np.ones(result.shape, bool)
-    while pending.any():
-        x = result[pending]
-        left, right = x >> shift, x & low
-        for round_key in rounds:
-            left, right = right, left ^ (splitmix64(right ^ round_key) & low)
-        result[pending] = left << shift | right
-        pending = result >= np.uint64(n)
+    shape = np.broadcast_shapes(np.shape(index), size.shape, np.shape(key))
+
+    def of_pending(values: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(values, shape)[pending] if values.ndim else values
+
+    result = np.broadcast_to(np.asarray(index).astype(np.uint64), shape).copy()
+    pending = np.ones(shape, bool)
+    with np.errstate(over="ignore"):
+        while pending.any():
+            x, shift = result[pending], of_pending(half)
+            low = (np.uint64(1) << shift) - np.uint64(1)
+            left, right = x >> shift, x & low
+            for round_key in rounds:
+                left, right = right, left ^ (_splitmix64(right ^ of_pending(round_key)) & low)
+            result[pending] = left << shift | right
+            pending = result >= size
     return result.astype(np.int64)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.sampling import SamplingRecipe
+from pipeline.stage_meters import RECORD
 
 PAGE = 4096
 
@@ -25,6 +26,8 @@ class Slot:
     loss_weight: np.ndarray  # float32 (B·R, L)
     positions: np.ndarray  # int64 (B,), of the epoch
     rows: np.ndarray  # int64 (B,), of the manifest; those of the substitutes where clips failed
+    repeated: np.ndarray  # int64 (B,), frames that are the one before once more, see `ClipSamples`
+    records: np.ndarray  # RECORD (B,): where the time of each clip went, see `stage_meters`
 
 
 class Ring:
@@ -34,13 +37,15 @@ class Ring:
         """Make the memory, or map that of `memfd`, which another process made with equal arguments."""
         views, tokens = clips * recipe.views_per_clip, recipe.tokens
         side, frames = recipe.input_size, recipe.num_frames
-        fields: dict[str, tuple[tuple[int, ...], type]] = {
+        fields: dict[str, tuple[tuple[int, ...], type | np.dtype]] = {
             "views": ((clips, recipe.views_per_clip, frames, side, side, 3), np.uint8),
             "visible": ((views, tokens.visible), np.int64),
             "decoded": ((views, tokens.decoded), np.int64),
             "loss_weight": ((views, tokens.loss), np.float32),
             "positions": ((clips,), np.int64),
             "rows": ((clips,), np.int64),
+            "repeated": ((clips,), np.int64),
+            "records": ((clips,), RECORD),
         }
         sizes = [_pages(int(np.prod(shape)) * np.dtype(kind).itemsize) for shape, kind in fields.values()]
         header = _pages(threads * 4 * 8)

@@ -21,6 +21,18 @@ class DataConfig:
     """Share of the tubes hidden from the encoder."""
     decoder_mask_ratio: float = 0.5
     """Share of the tokens the decoder leaves out: 0.25, 0.5, 0.75, or 0 for encoder-only masking (VideoMAE V1)."""
+    shuffle: Literal["global", "window"] = "global"
+    """Order of an epoch: one permutation of all clips, or, for object storage, shuffled windows of runs of clips (lanes)."""
+    lanes: int | None = None
+    """Lanes of shuffle "window", a multiple of the ranks; by default 768, or fewer for less than 12,288 clips."""
+    window: int = 64
+    """Clips of a window of shuffle "window", which a rank reads in one go from each of its lanes."""
+    mixture: tuple[tuple[str, float], ...] = ()
+    """SOURCE WEIGHT ...: how many times an epoch takes each clip of a source; 1 for sources that are not named."""
+    sampling: str = "manifest"
+    """Distance of a view's frames: "manifest", as each source was built, or "stride:4", "seconds:0.25", "fps:4" for all."""
+    fresh_windows: bool = False
+    """Draw frames anew for each of a clip's views (mae_st); the paper's views share theirs."""
     threads: int | None = None
     """Decoding threads of a rank; by default the usable cores, shared by the ranks of a node."""
     prefetch: int = 3
@@ -119,6 +131,12 @@ class PretrainConfig:
             patch_size=self.model.patch_size,
             mask_ratio=self.views.mask_ratio,
             decoder_mask_ratio=self.views.decoder_mask_ratio,
+            shuffle=self.views.shuffle,
+            lanes=self.views.lanes,
+            window=self.views.window,
+            mixture=self.views.mixture,
+            sampling=self.views.sampling,
+            fresh_windows=self.views.fresh_windows,
         )
 
     @property

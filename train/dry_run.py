@@ -8,6 +8,7 @@ import torch
 from model.flops import executed_gmac, paper_gmac
 from model.videomae import VideoMAE
 from pipeline.manifest import Manifest
+from pipeline.order import order_of
 from pipeline.sampling import steps_per_epoch
 from train.config import PretrainConfig
 
@@ -21,8 +22,9 @@ def describe(config: PretrainConfig, world_size: int) -> str:
         parameters = sum(p.numel() for p in VideoMAE(config.model).parameters())
     sampling = config.sampling
     tokens, views = sampling.tokens, config.views.views_per_step
-    clips = len(Manifest(config.data)) if config.data else config.expected_clips
-    epoch = steps_per_epoch(clips, sampling)
+    manifest = Manifest(config.data) if config.data else None
+    clips = len(manifest) if manifest else config.expected_clips
+    epoch = order_of(manifest, sampling).steps_per_epoch if manifest else steps_per_epoch(clips, sampling)
     steps = config.total_steps(epoch)
     executed = executed_gmac(config.model, tokens.visible, tokens.decoded)
     source = f"of {config.data}" if config.data else "expected; --data DATASET counts them"

@@ -9,6 +9,7 @@ are taken from the input.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
@@ -146,7 +147,7 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
 def centre_views(manifest: Manifest, recipe: SamplingRecipe, num_clips: int) -> torch.Tensor:
     """The largest centred square of `num_clips` clips of the dataset's order -> uint8 (n, T, size, size, 3)."""
     positions = np.arange(num_clips)
-    samples = sample_clips(manifest, recipe, 0, positions, np.zeros_like(positions))
+    samples = sample_clips(manifest, replace(recipe, fresh_windows=False), 0, positions, np.zeros_like(positions))
     reader = ShardReader(manifest.root)
     views = np.empty((num_clips, 1, recipe.num_frames, recipe.input_size, recipe.input_size, 3), np.uint8)
     for view, row, frames in zip(views, samples.rows, samples.frames, strict=True):
