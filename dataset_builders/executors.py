@@ -2,7 +2,8 @@
 
 `concurrent.futures` gives up the whole pool when one process dies and cannot end a hanging one. Here every worker has
 one task at a time over its own pipe, so that the culprit is always known; it is killed and replaced, the others never
-notice. Workers are spawned (no fork of a process with threads) and import only what their function needs.
+notice. A task gives any number of results, each sent as soon as it is there: of a two-hour video that becomes 120 clips no
+process holds more than a few. Workers are spawned (no fork of a process with threads) and import only what they need.
 """
 
 import ctypes
@@ -22,13 +23,14 @@ from typing import Any
 from dataset_builders.rejects import Reason
 
 PR_SET_PDEATHSIG = 1
-MAX_WAITING_BYTES = 512 << 20  # of finished results that wait for an earlier one
+MAX_WAITING_BYTES = 512 << 20  # of results that wait for those of an earlier task; then workers are left to wait, too
+READY, RESULT, END = b"\0", b"\1", b"\2"  # first byte of what a worker sends
 START_LIMIT = 120.0  # seconds for a worker to import its function
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Result of a task that its worker did not come back from: timeout, out_of_memory or crash."""
+    """Last result of a task that its worker did not come back from: timeout, out_of_memory or crash."""
 
     reason: Reason
     detail: str
@@ -49,17 +51,18 @@ def usable_cores() -> int:
 
 
 def map_ordered(
-    function: Callable[[Any], Any], tasks: Iterable[Any], workers: int, time_limit: float, memory_limit: int
-) -> Generator[Any, None, None]:
-    """`function(task)` of each task, computed by `workers` processes, in the order of the tasks.
+    function: Callable[[Any], Iterable[Any]], tasks: Iterable[Any], workers: int, time_limit: float, memory_limit: int
+) -> Generator[list[Any] | None, None, None]:
+    """The results of `function(task)`, an iterable, computed by `workers` processes, in the order of the tasks.
 
-    `time_limit` is in seconds a task, `memory_limit` in bytes of address space for a worker and as much for a process it
-    starts. Instead of a result there is a `Failure` where the function raised, or its process died or was killed for
-    taking too long. Closing the iterator kills the workers; so does the death of this process. Raises RuntimeError if
-    workers cannot start.
+    Yields the results of the first unfinished task in lists, as they come, and None when that task is done. `time_limit` is in
+    seconds a result, `memory_limit` in bytes of address space for a worker and as much for a process it starts. The last
+    result is a `Failure` where the function raised, or its process died or was killed for taking too long. Closing the iterator
+    kills the workers; so does the death of this process. Raises RuntimeError if workers cannot start.
     """
     source = enumerate(tasks)
-    finished: dict[int, bytes | Failure] = {}  # pickled, so that their size is known
+    results: dict[int, list[bytes | Failure]] = {}  # by task; pickled, so that their size is known
+    ended: set[int] = set()
     waiting_bytes, following = 0, 0
     pool = [_start(function, memory_limit) for _ in range(workers)]
     upcoming = next(source, None)
@@ -71,12 +74,18 @@ def map_ordered(
                 if worker.ready and worker.task is None:
                     worker.task, task = upcoming
                     worker.deadline = time.monotonic() + time_limit
+                    results[worker.task] = []
                     with suppress(OSError):  # it has just died, which is found below
                         worker.pipe.send(task)
                     upcoming = next(source, None)
-            patience = min(worker.deadline for worker in pool) - time.monotonic()
-            spoke = wait([worker.pipe for worker in pool], None if patience == math.inf else max(0.0, patience))
-            for position, worker in enumerate(pool):
+            heard = pool
+            if waiting_bytes > MAX_WAITING_BYTES:  # only the one that all wait for; the others' pipes fill up and hold them
+                heard = [worker for worker in pool if worker.task == following]
+                for worker in pool:
+                    worker.deadline = max(worker.deadline, time.monotonic() + time_limit)
+            patience = min(worker.deadline for worker in heard) - time.monotonic()
+            spoke = wait([worker.pipe for worker in heard], None if patience == math.inf else max(0.0, patience))
+            for worker in heard:
                 message: bytes | Failure | None = None
                 if worker.pipe in spoke:
                     try:
@@ -87,20 +96,27 @@ def map_ordered(
                     message = _bury(worker, "overdue", time_limit)
                 if message is None:
                     continue
-                if worker.task is not None:
-                    finished[worker.task] = message
+                if worker.task is not None and (isinstance(message, Failure) or message[:1] == RESULT):
+                    results[worker.task].append(message)
                     waiting_bytes += len(message) if isinstance(message, bytes) else 0
-                worker.ready, worker.task, worker.deadline = True, None, math.inf
+                    worker.deadline = time.monotonic() + time_limit
+                if isinstance(message, Failure) or message[:1] != RESULT:
+                    if worker.task is not None:
+                        ended.add(worker.task)
+                    worker.ready, worker.task, worker.deadline = True, None, math.inf
                 if isinstance(message, Failure):
-                    pool[position] = _start(function, memory_limit)
-            while following in finished:
-                result = finished.pop(following)
+                    pool[pool.index(worker)] = _start(function, memory_limit)
+            while following in results:
+                ready, results[following] = results[following], []
+                waiting_bytes -= sum(len(result) for result in ready if isinstance(result, bytes))
+                if ready:
+                    yield [result if isinstance(result, Failure) else pickle.loads(result[1:]) for result in ready]
+                if following not in ended:
+                    break
+                ended.remove(following)
+                del results[following]
                 following += 1
-                if isinstance(result, bytes):
-                    waiting_bytes -= len(result)
-                    yield pickle.loads(result)
-                else:
-                    yield result
+                yield None
     finally:
         for worker in pool:
             worker.process.kill()
@@ -109,7 +125,7 @@ def map_ordered(
             worker.pipe.close()
 
 
-def _start(function: Callable[[Any], Any], memory_limit: int) -> _Worker:
+def _start(function: Callable[[Any], Iterable[Any]], memory_limit: int) -> _Worker:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
         target=_serve, args=(theirs, function, memory_limit, os.getpid()), daemon=True
@@ -136,7 +152,7 @@ def _bury(worker: _Worker, state: str, time_limit: float) -> Failure:
     return Failure(Reason.CRASH, f"its process ended with {ended}")
 
 
-def _serve(pipe: Connection, function: Callable[[Any], Any], memory_limit: int, parent: int) -> None:
+def _serve(pipe: Connection, function: Callable[[Any], Iterable[Any]], memory_limit: int, parent: int) -> None:
     """A worker's life."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
@@ -146,20 +162,25 @@ def _serve(pipe: Connection, function: Callable[[Any], Any], memory_limit: int, 
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = memory_limit if hard == resource.RLIM_INFINITY else min(memory_limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    pipe.send_bytes(b"ready")
+    pipe.send_bytes(READY)
     while True:
         try:
             task = pipe.recv()
         except EOFError:
             return
         try:
-            message = pickle.dumps(function(task))
+            for result in function(task):
+                pipe.send_bytes(RESULT + pickle.dumps(result))
+                del result  # before the next one is made
         except MemoryError:
-            message = pickle.dumps(Failure(Reason.OUT_OF_MEMORY, f"took more than {memory_limit / 2**30:g} GiB"))
+            failure = Failure(Reason.OUT_OF_MEMORY, f"took more than {memory_limit / 2**30:g} GiB")
+            pipe.send_bytes(RESULT + pickle.dumps(failure))
+        except BrokenPipeError:
+            return
         except Exception as error:  # whatever it is, it is this clip's row, and the traceback's end says where
-            place = _innermost(error)
-            message = pickle.dumps(Failure(Reason.CRASH, f"{type(error).__name__}: {error} ({place})"))
-        pipe.send_bytes(message)
+            failure = Failure(Reason.CRASH, f"{type(error).__name__}: {error} ({_innermost(error)})")
+            pipe.send_bytes(RESULT + pickle.dumps(failure))
+        pipe.send_bytes(END)
 
 
 def _innermost(error: BaseException) -> str:

@@ -1,9 +1,11 @@
-"""A folder of any files: which ones there are, and under which key each goes into the dataset."""
+"""A folder of any files: which ones there are."""
 
-import hashlib
 import os
-import re
-import unicodedata
+
+from dataset_builders.annotations import AnyPath, shown
+from dataset_builders.plan import DROPPED_SCHEMA, SourcePlan, empty, requests_table
+
+SAMPLING = "seconds:0.133333"  # 4 frames at 30 per second, whatever a file's own rate
 
 
 def list_files(root: bytes, exclude: bytes | None = None) -> list[bytes]:
@@ -45,15 +47,25 @@ def list_files(root: bytes, exclude: bytes | None = None) -> list[bytes]:
     return sorted(files)
 
 
-def clip_key(source: str, path: bytes) -> str:
-    """A WebDataset key: ASCII, without dots or slashes, the same on every machine and wherever the folder lies.
+def plan(
+    name: str,
+    *,
+    folder: AnyPath,
+    split: str = "train",
+    label_from_folder: bool = False,
+    sampling: str = SAMPLING,
+    exclude: bytes | None = None,
+) -> SourcePlan:
+    """Every file below `folder`, in the order of their bytes. `label_from_folder`: a file's own folder names its class.
 
-    A readable piece of the file's name (at most 60 characters) and 10 hexadecimal digits of the hash of source and
-    relative path: among a million files of one and the same name, two share a key with a probability of about 0.4, among
-    files of different names practically never; `write_manifest` would refuse them.
+    `exclude` is a directory to leave out: the dataset. Raises ValueError if there is no folder.
     """
-    stem = os.path.splitext(os.path.basename(path))[0].decode("utf-8", "replace")
-    ascii_stem = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    slug = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_stem)[:60].strip("-")
-    digest = hashlib.blake2b(source.encode() + b"\0" + path, digest_size=5).hexdigest()
-    return f"{slug}-{digest}" if slug else digest
+    if not os.path.isdir(folder):
+        raise ValueError(f"source {name}: there is no folder {shown(folder)}")
+    paths = list_files(os.fsencode(folder), exclude)
+    columns: dict[str, object] = {"source": name, "root": name, "path": paths, "kind": "video", "split": split}
+    if label_from_folder:
+        own = (os.path.basename(os.path.dirname(path)) for path in paths)
+        columns["label"] = [label.decode("utf-8", "backslashreplace") or None for label in own]
+    requests = requests_table({**columns, "sampling": sampling}, len(paths))
+    return SourcePlan(requests=requests, dropped=empty(DROPPED_SCHEMA), counts={"files": len(paths)})

@@ -26,7 +26,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset_builders.executors import usable_cores
-from dataset_builders.transcode import ASM, ffmpeg_path
+from dataset_builders.ffmpeg_process import ffmpeg_path
+from dataset_builders.presets import ASM
 
 WIDTH, HEIGHT, FPS, FRAMES = 160, 128, 30, 90
 

@@ -1,53 +1,80 @@
-"""The plan of a build and what is done of it, so that a killed build goes on and a finished one is left alone.
+"""What of a plan is done, so that a killed build goes on and a finished one is left alone.
 
     DATASET/.build/
-      lock               held while a build runs
+      lock               held while a build runs; shared by the processes of --job
+      plan.lock          held for the moment in which one of them writes the plan
       options.json       what decides the bytes; a later build must agree
-      plan-000.json      the jobs of the first build; 001, 002 ... those for files that were added later
-      done/NAME-000000.json   a finished job: its rows and rejects, written after its shard
+      plan-000.parquet   the requests of the first build, a row group per job; 001, 002 ... those that were added later
+      done/NAME-000000.parquet, .json   a finished job: the rows of its clips; its rejects and totals, written last
       finished.json      what manifest.parquet covers, written after it
 
-A job is a run of up to --clips-per-shard files of a source and becomes one shard of the same name. A plan is written before
-its jobs begin and never changes: what a job's shard holds is decided there, not by the moment at which it runs.
+A job is a run of requests of one source, about --clips-per-shard clips, and becomes one shard of the same name. A plan is
+written before its jobs begin and never changes: what a job's shard holds is decided there, not by when or where it runs. So
+any number of processes, on any machines that see DATASET, can each do some of the jobs.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
-from dataset_builders.writer import write_durably
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dataset_builders.plan import Plan
+from pipeline.files import write_durably
+from pipeline.manifest import REJECT_SCHEMA, SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Some files of a source, which become one shard."""
+    """Some requests of a source, which become one shard."""
 
     name: str  # of the shard, without directory and extension
     source: str
-    paths: tuple[bytes, ...]  # relative to the source's folder
+    plan: int  # number of the plan file
+    group: int  # its row group
+    requests: int
+
+
+class Hold(Enum):
+    """Who may write a dataset beside this process."""
+
+    ALONE = "alone"
+    SHARE = "share"  # the processes of --job, each its own jobs
+    STARTER = "starter"  # the process that started this one has the lock
 
 
 class BuildState:
     """Reads and writes DATASET/.build; a context manager, because it holds a lock."""
 
-    def __init__(self, dataset: Path) -> None:
-        """Lock DATASET, making it if need be; raises ValueError if another build holds it."""
+    def __init__(self, dataset: Path, hold: Hold = Hold.ALONE) -> None:
+        """Take the lock of DATASET, making it if need be; raises ValueError if that cannot be."""
         self.dataset = dataset
         self.root = dataset / ".build"
         (self.root / "done").mkdir(parents=True, exist_ok=True)
         (dataset / "shards").mkdir(exist_ok=True)
         self._lock = (self.root / "lock").open("a+")
+        if hold is Hold.STARTER:
+            return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, (fcntl.LOCK_SH if hold is Hold.SHARE else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
             raise ValueError(f"another build is writing {dataset}; wait for it to end") from None
-        for leftover in [*dataset.glob("shards/.*.tmp"), *self.root.glob("**/.*.tmp"), *dataset.glob(".*.tmp")]:
-            leftover.unlink()
+        if hold is Hold.ALONE:
+            for leftover in [*dataset.glob("shards/.*.tmp"), *self.root.glob("**/.*.tmp"), *dataset.glob(".*.tmp")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -56,107 +83,163 @@ class BuildState:
         self._lock.close()
 
     def agree_on_options(self, options: dict[str, Any]) -> None:
-        """Keep the options of the first plan; raises ValueError that names those which differ from them."""
-        file = self.root / "options.json"
-        before = json.loads(file.read_bytes()) if self._plans() else options
-        differing = [name for name in before | options if options.get(name) != before.get(name)]
-        if differing:
-            changes = "; ".join(
-                f"--{name.replace('_', '-')} was {before.get(name)} and is now {options.get(name)}" for name in differing
-            )
-            raise ValueError(f"{self.dataset} was built with other options: {changes}. Use the old ones, or another --out")
-        if not file.exists() or not self._plans():
-            write_durably(file, json.dumps(options, indent=1).encode())
+        """Keep the options of the first plan; raises ValueError that names those which differ from them.
 
-    def plan(self, files: Mapping[str, Sequence[bytes]], clips_per_shard: int) -> tuple[list[Job], dict[str, list[bytes]]]:
-        """{source: its files} -> (all jobs of the dataset in the order of the manifest, {source: vanished files}).
-
-        Files that no plan has yet become new jobs after the existing ones.
+        `options["sources"]` has those of each source: sources may join later, and be left out, but not change.
         """
-        jobs = [job for file in self._plans() for job in _read_plan(file)]
-        planned: dict[str, set[bytes]] = {source: set() for source in files}
-        counts = dict.fromkeys(files, 0)
-        for job in jobs:
-            if job.source in files:
-                planned[job.source].update(job.paths)
-                counts[job.source] += 1
-        added = []
-        for source, paths in files.items():
-            new = [path for path in paths if path not in planned[source]]
-            for number, start in enumerate(range(0, len(new), clips_per_shard), start=counts[source]):
-                added.append(Job(f"{source}-{number:06d}", source, tuple(new[start : start + clips_per_shard])))
-        if added:
-            content = [{"name": job.name, "source": job.source, "paths": list(map(os.fsdecode, job.paths))} for job in added]
-            write_durably(self.root / f"plan-{len(self._plans()):03d}.json", json.dumps(content).encode())
-        vanished = {source: sorted(planned[source] - set(paths)) for source, paths in files.items()}
-        return jobs + added, {source: paths for source, paths in vanished.items() if paths}
+        file = self.root / "options.json"
+        before = json.loads(file.read_bytes()) if self._plans() else {"sources": {}}
+        options = json.loads(json.dumps(options))  # as they will be read: tuples as lists
+        pairs = {f"--{name.replace('_', '-')}": name for name in before | options if name != "sources"}
+        changes = [
+            f"{flag} was {before[name]} and is now {options.get(name)}"
+            for flag, name in pairs.items()
+            if before.get(name, options.get(name)) != options.get(name)
+        ]
+        for source, now in options["sources"].items():
+            was = before["sources"].get(source, now)
+            changes += [
+                f"{name} of source {source} was {was.get(name)} and is now {now.get(name)}"
+                for name in was | now
+                if was.get(name) != now.get(name)
+            ]
+        if changes:
+            told = "; ".join(changes)
+            raise ValueError(f"{self.dataset} was built with other options: {told}. Use the old ones, or another --out")
+        write_durably(file, json.dumps({**options, "sources": before["sources"] | options["sources"]}, indent=1).encode())
+
+    def extend(self, plan: Plan, options: dict[str, Any], clips_per_shard: int) -> dict[str, tuple[int, str]]:
+        """Write a plan for the requests that no earlier one has; -> {source: (number of vanished files, one of them)}."""
+        with (self.root / "plan.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a share that comes second finds nothing new
+            self.agree_on_options(options)
+            known = self._known_keys()
+            keys = plan.requests["key"]
+            new = plan.requests.filter(pc.invert(pc.is_in(keys, value_set=known["key"]))) if len(known) else plan.requests
+            if len(new):
+                self._write_plan(new, clips_per_shard)
+        if not len(known):
+            return {}
+        planned = known.filter(pc.is_in(known["source"], value_set=pa.array(plan.sources, pa.string())))
+        gone = planned.filter(pc.invert(pc.is_in(planned["key"], value_set=keys)))
+        counts = Counter(gone["source"].to_pylist())
+        first = {source: gone["path"][pc.index(gone["source"], source).as_py()].as_py() for source in counts}
+        return {source: (number, os.fsdecode(first[source])) for source, number in counts.items()}
+
+    def _known_keys(self) -> pa.Table:
+        tables = [pq.read_table(file, columns=["key", "source", "path"]) for file in self._plans()]
+        return pa.concat_tables(tables) if tables else pa.table({"key": pa.array([], pa.string())})
+
+    def _write_plan(self, requests: pa.Table, clips_per_shard: int) -> None:
+        number = len(self._plans())
+        counts = Counter(job.source for job in self.jobs)
+        file = self.root / f"plan-{number:03d}.parquet"
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        jobs = []
+        with pq.ParquetWriter(temporary, requests.schema, compression="zstd", write_statistics=False) as writer:
+            for source, part in _runs(requests, clips_per_shard):
+                jobs.append({"name": f"{source}-{counts[source]:06d}", "source": source, "requests": len(part)})
+                counts[source] += 1
+                writer.write_table(part)
+            writer.add_key_value_metadata({b"jobs": json.dumps(jobs).encode()})
+        os.replace(temporary, file)
+        self.__dict__.pop("jobs", None)
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """All jobs of the dataset, in the order of the manifest."""
+        jobs = []
+        for number, file in enumerate(self._plans()):
+            listed = json.loads((pq.read_metadata(file).metadata or {})[b"jobs"])
+            jobs += [Job(entry["name"], entry["source"], number, i, entry["requests"]) for i, entry in enumerate(listed)]
+        return jobs
+
+    def requests(self, job: Job) -> pa.Table:
+        """What a job asks for, in the order of its shard."""
+        return pq.ParquetFile(self._plans()[job.plan]).read_row_group(job.group)
 
     def is_done(self, job: Job) -> bool:
         """Whether a job's marker and shard are there."""
         file = self._marker(job)
         if not file.exists():
             return False
-        shard = self.dataset / "shards" / f"{job.name}.tar"
         size = json.loads(file.read_bytes())["shard_size"]
+        shard = self.dataset / "shards" / f"{job.name}.tar"
         return size == 0 or (shard.exists() and shard.stat().st_size == size)
 
-    def commit(self, job: Job, rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
-        """Note that a job is finished; its shard must be on the disk."""
-        shard = self.dataset / "shards" / f"{job.name}.tar"
+    def commit(self, job: Job, rows: list[dict[str, Any]], rejects: list[dict[str, Any]], shard_size: int) -> None:
+        """Note that a job is finished; its shard, of `shard_size` bytes or none at all, must be on the disk."""
+        marker = self._marker(job)
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
+        write_durably(marker.with_suffix(".parquet"), sink.getvalue())
         content = {
-            "shard_size": shard.stat().st_size if rows else 0,
-            "rows": [_text_path(row) for row in rows],
-            "rejects": [_text_path(row) for row in rejects],
+            "shard_size": shard_size,
+            "clips": len(rows),
+            "bytes": sum(row["size"] for row in rows),
+            "seconds": sum(row["duration"] for row in rows),
+            # JSON has no bytes: os.fsdecode keeps a name that is not UTF-8 as lone surrogates, which JSON can escape
+            "rejects": [{**reject, "path": os.fsdecode(reject["path"])} for reject in rejects],
         }
-        write_durably(self._marker(job), json.dumps(content).encode())
+        write_durably(marker, json.dumps(content).encode())
 
-    def results(self, jobs: Sequence[Job]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Finished jobs -> (rows of the manifest, rows of the rejects), in the jobs' order."""
-        rows: list[dict[str, Any]] = []
-        rejects: list[dict[str, Any]] = []
+    def parts(self, jobs: Iterable[Job]) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """(rows, rejects) of finished jobs, in their order, for `write_manifest`."""
         for job in jobs:
-            content = json.loads(self._marker(job).read_bytes())
-            rows.extend(_bytes_path(row) for row in content["rows"])
-            rejects.extend(_bytes_path(row) for row in content["rejects"])
-        return rows, rejects
+            marker = self._marker(job)
+            rejects = json.loads(marker.read_bytes())["rejects"]
+            rejected = [{**reject, "path": os.fsencode(reject["path"])} for reject in rejects]
+            rows = pq.read_table(marker.with_suffix(".parquet"))
+            yield rows, pa.Table.from_pylist(rejected, schema=REJECT_SCHEMA)
 
-    def finished(self, jobs: Sequence[Job]) -> dict[str, int] | None:
-        """{"clips": ..., "rejects": ...} if the manifest covers these jobs and their shards are all there, else None."""
+    def finished(self) -> dict[str, Any] | None:
+        """Totals of a dataset whose manifest covers all jobs and whose shards are all there, else None."""
         file = self.root / "finished.json"
         if not file.exists() or not (self.dataset / "manifest.parquet").exists():
             return None
         content = json.loads(file.read_bytes())
-        for name, size in content["shards"].items():
-            shard = self.dataset / name
-            if not shard.exists() or shard.stat().st_size != size:
-                return None
-        return content["counts"] if content["jobs"] == len(jobs) else None
+        if content["jobs"] != len(self.jobs):
+            return None
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.dataset / "shards")}
+        if any(sizes.get(f"{name}.tar") != size for name, size in content["shards"].items()):
+            return None
+        totals: dict[str, Any] = content["totals"]
+        return totals
 
-    def finish(self, jobs: Sequence[Job], rows: Sequence[dict[str, Any]], rejects: Sequence[dict[str, Any]]) -> None:
+    def totals(self, jobs: Sequence[Job]) -> tuple[dict[str, Any], dict[str, int]]:
+        """Of finished jobs: clips, rejects, bytes, seconds; and the size of each shard that there is."""
+        totals: dict[str, Any] = {"clips": 0, "rejects": 0, "bytes": 0, "seconds": 0.0}
+        shards = {}
+        for job in jobs:
+            marker = json.loads(self._marker(job).read_bytes())
+            if marker["shard_size"]:
+                shards[job.name] = marker["shard_size"]
+            for name in ("clips", "bytes", "seconds"):
+                totals[name] += marker[name]
+            totals["rejects"] += len(marker["rejects"])
+        return totals, shards
+
+    def finish(self, jobs: Sequence[Job], totals: dict[str, Any], shards: dict[str, int]) -> None:
         """Note that manifest and dataset.json cover these jobs."""
-        shards = {name: (self.dataset / name).stat().st_size for name in dict.fromkeys(row["shard"] for row in rows)}
-        counts = {"clips": len(rows), "rejects": len(rejects)}
-        content = {"jobs": len(jobs), "counts": counts, "shards": shards}
+        content = {"jobs": len(jobs), "totals": totals, "shards": shards}
         write_durably(self.root / "finished.json", json.dumps(content).encode())
 
     def _marker(self, job: Job) -> Path:
         return self.root / "done" / f"{job.name}.json"
 
     def _plans(self) -> list[Path]:
-        return sorted(self.root.glob("plan-*.json"))
+        return sorted(self.root.glob("plan-*.parquet"))
 
 
-def _read_plan(file: Path) -> list[Job]:
-    return [
-        Job(entry["name"], entry["source"], tuple(os.fsencode(path) for path in entry["paths"]))
-        for entry in json.loads(file.read_bytes())
-    ]
-
-
-def _text_path(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no bytes: os.fsdecode keeps a name that is not UTF-8 as lone surrogates, which JSON can escape."""
-    return {**row, "path": os.fsdecode(row["path"])}
-
-
-def _bytes_path(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "path": os.fsencode(row["path"])}
+def _runs(requests: pa.Table, clips_per_shard: int) -> Iterator[tuple[str, pa.Table]]:
+    """Requests -> (source, consecutive requests of it that will give about `clips_per_shard` clips)."""
+    sources = requests["source"].combine_chunks().dictionary_encode()
+    codes = sources.indices.to_numpy()
+    clips = requests["clips"].to_numpy()
+    borders = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)] if len(codes) else [0]
+    for begin, end in pairwise(borders):
+        weights = clips[begin:end]
+        numbers = (np.cumsum(weights) - weights) // clips_per_shard
+        starts = [begin, *(begin + np.flatnonzero(np.diff(numbers)) + 1).tolist(), end]
+        for first, last in pairwise(starts):
+            yield sources.dictionary[codes[begin]].as_py(), requests.slice(first, last - first)

@@ -1,216 +1,241 @@
-"""Presets: from a source file to the bytes of a clip. FFmpeg runs as one process a clip, without a shell.
+"""From a source to the bytes of its clips: one FFmpeg process decodes it once, whatever it is cut into.
 
-| preset      | bytes           | decoding                                                     |
-|-------------|-----------------|--------------------------------------------------------------|
-| `h264-fast` | crf 23, re-made | about three times faster than x264's defaults (design, §3)   |
-| `copy`      | as they are     | as they are: long GOPs, B-frames and large frames cost speed |
+Pixels, in all presets but `copy`: upright, square, deinterlaced where a frame is flagged so, scaled to `short_side` or a
+canvas, centre crop to multiples of 16, 8-bit 4:2:0, BT.601 in limited range and tagged so. Only the matrix is converted:
+primaries and transfer curve stay what they were, so HDR material comes out flat (no tone mapping). Frames: the rate is
+constant. Equally spaced frames of a source go in once each; others are repeated or left out to fit, as they are where
+another rate is asked for.
+
+A source that is cut is encoded into an unnamed temporary file, with key frames where it will be cut; then its packets are
+copied into clips of their own. So frames are exact, nothing is decoded twice, and a kill leaves nothing behind.
 """
 
-import ctypes
+import math
 import os
-import platform
-import re
-import signal
-import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from itertools import islice, pairwise
+from typing import Any, BinaryIO
 
+import av
 import ffmpeg
-import imageio_ffmpeg
 
-from dataset_builders.probe import VideoInfo, open_file
+from dataset_builders.ffmpeg_process import LOGGING, FfmpegLog, ffmpeg_path, run_ffmpeg
+from dataset_builders.geometry import geometry
+from dataset_builders.image_folder import ImageFolder
+from dataset_builders.presets import ENCODERS, EncodeOptions
+from dataset_builders.probe import OFF, VideoInfo, open_file
 from dataset_builders.rejects import Reason, RejectedError
 
-MULTIPLE = 16  # width and height of an encoded clip: what NVDEC's surfaces are rounded to
 # bicubic is swscale's usual choice; the rest makes its result the same on every CPU
 SCALER = "bicubic+accurate_rnd+full_chroma_int+bitexact"
+MUXING = {"movflags": "+faststart", "fflags": "+bitexact"}
 # extensions by FFmpeg's demuxer, beside the demuxer's own names; the first is for files that have none of them
 EXTENSIONS = {"mov": "mp4 m4v", "matroska": "mkv", "mpegts": "ts mts m2ts", "mpeg": "mpg vob", "asf": "wmv", "ogg": "ogv"}
-# x264's output depends on the SIMD level of the CPU, too
-ASM = "asm=avx2:" if platform.machine() == "x86_64" else ""
-LOGGING = ("-hide_banner", "-nostats", "-loglevel", "level+verbose")  # verbose: it counts packets, frames and errors
-# how FFmpeg and x264 put it; the second is what starting a thread fails with, the last what decoding does
-OUT_OF_MEMORY = ("Cannot allocate memory", "Resource temporarily unavailable", "malloc of size", "get_buffer() failed")
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
-class EncodeOptions:
-    """What decides a clip's bytes."""
+class Wanted:
+    """What a request asks for beside the source: a rate to re-time it to, and the frames of a clip (None: see max_seconds)."""
 
-    preset: str = "h264-fast"
-    short_side: int = 256
-    """pixels; smaller sources keep their size"""
-    gop: int = 32
-    """frames from one key frame to the next, at most"""
-    min_frames: int = 16
+    rate: Fraction | None = None
+    clip_frames: int | None = None
 
 
-def encode(path: bytes, info: VideoInfo, options: EncodeOptions) -> tuple[bytes, str, int | None]:
-    """-> (bytes of the clip, extension, number of frames that went in: None if nobody counted). Raises RejectedError."""
-    return PRESETS[options.preset](path, info, options)
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The bytes of one clip, and which of the encoded frames they hold."""
+
+    data: bytes
+    first: int
+    num_frames: int
+    number: int  # of the clip among those of the source
+    count: int  # all clips of the source
 
 
-def copy(path: bytes, info: VideoInfo, options: EncodeOptions) -> tuple[bytes, str, int | None]:
-    """The file as it is. What the manifest says of it (rotation, matrix, range) is left to the loader's decoder."""
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The frames that will come out of FFmpeg."""
+
+    rate: Fraction
+    resampled: bool
+    num_frames: int  # as far as the time stamps tell
+    limit: int | None  # leave out what comes after so many: a re-timed window is as long as was asked for
+
+    @classmethod
+    def of(cls, info: VideoInfo, wanted: Wanted) -> "Timing":
+        rate = wanted.rate or info.rate
+        resampled = not info.constant_rate or rate != info.rate
+        if not resampled:
+            return cls(rate, False, info.num_packets, None)
+        if info.first is None:  # a file without time stamps is taken for equally spaced frames of info.rate
+            return cls(rate, True, max(1, round(info.num_packets / info.rate * rate)), None)
+        if wanted.rate and info.window and math.isfinite(info.window.edges[0]):
+            limit = max(1, round((info.window.edges[1] - info.window.edges[0]) * rate))
+            return cls(rate, True, limit, limit)
+        return cls(rate, True, round((info.last - info.first + 1 / float(info.rate)) * rate), None)
+
+
+def copy_file(path: bytes, info: VideoInfo) -> tuple[bytes, str]:
+    """-> (the file as it is, its extension). Rotation, matrix and range of the manifest are then the loader's to honour."""
     with open(open_file(path), "rb") as file:
         data = file.read()
     own = os.path.splitext(path)[1][1:].lower().decode("ascii", "replace")
     demuxers = info.container.split(",")  # "matroska,webm"
     usual = EXTENSIONS.get(demuxers[0], demuxers[0]).split()
-    return data, own if own in {*demuxers, *usual} else usual[0], None
+    return data, own if own in {*demuxers, *usual} else usual[0]
 
 
-def h264_fast(path: bytes, info: VideoInfo, options: EncodeOptions) -> tuple[bytes, str, int | None]:
-    """x264, crf 23, without what costs decoding time: B-frames, CABAC, deblocking, weighted prediction.
+def transcode(
+    source: bytes | ImageFolder, info: VideoInfo, options: EncodeOptions, wanted: Wanted, scratch: str | None = None
+) -> Iterator[Piece]:
+    """The path of a file, or a folder of images -> its clips, one after the other; raises RejectedError before the first.
 
-    Frames: GOPs are closed and at most `gop` long (x264 begins one early at a scene cut); the rate is constant. Equally
-    spaced frames of a source go in once each; others are repeated or left out to fit `info.rate`. Pixels: upright, square,
-    deinterlaced where a frame is flagged so, short side at most `short_side`, centre crop by up to 15 pixels to multiples
-    of 16, 8-bit 4:2:0, BT.601 in limited range and tagged so. Only the matrix is converted: primaries and transfer curve
-    stay what they were, so HDR material comes out flat (no tone mapping).
+    `scratch` is a folder for the temporary file of a source that is cut (None: the system's); it holds all clips, encoded.
     """
-    scaled, cropped = geometry(info, options.short_side)
-    source = os.fdopen(open_file(path), "rb", buffering=0)
-    target = os.fdopen(os.memfd_create("clip"), "r+b")  # +faststart needs to seek, and no file is left behind by a kill
-    with source, target:
-        timing = {"r": str(info.rate)} if info.constant_rate else {}
-        video = ffmpeg.input("fd:", fd=source.fileno(), protocol_whitelist="fd", threads=1, **timing)[str(info.stream)]
-        if info.planar_yuv:
-            video = video.filter("bwdif", mode="send_frame", deint="interlaced")
-        if not info.constant_rate:
-            video = video.filter("setpts", "PTS-STARTPTS")
-        colours = {"in_color_matrix": info.matrix, "out_color_matrix": "bt601", "out_range": "limited"}
-        video = (
-            video.filter("scale", *scaled, flags=SCALER, **colours)
-            .filter("format", "yuv420p")
-            .filter("crop", *cropped)
-            .filter("setsar", 1)
-            .filter("setparams", colorspace="smpte170m", color_primaries="smpte170m", color_trc="smpte170m", range="tv")
-        )
-        encoder = {
-            "c:v": "libx264",
-            "preset": "medium",
-            "crf": 23,
-            "tune": "fastdecode",
-            "bf": 0,
-            "g": options.gop,
-            "threads": 1,  # x264's output depends on the number of threads
-            "x264-params": f"{ASM}open-gop=0",
-            "r": str(info.rate),
-            "fps_mode": "cfr",
-            "flags:v": "+bitexact",
-        }
-        container = {"f": "mp4", "movflags": "+faststart", "fflags": "+bitexact", "map_metadata": -1, "map_chapters": -1}
+    timing = Timing.of(info, wanted)
+    cuts = cut_points(timing, options, wanted)
+    encoder = ENCODERS[options.preset](options.gop)
+    if cuts is None:
+        with os.fdopen(os.memfd_create("clip"), "r+b") as target:  # +faststart needs to seek
+            log = encode(source, info, options, timing, target, encoder, MUXING)
+            target.seek(0)
+            yield Piece(target.read(), 0, log.frames_encoded, 0, 1)
+        return
+    with tempfile.TemporaryFile(prefix="tubecell-", dir=scratch) as target:  # without a name where the file system can
+        log = encode(source, info, options, timing, target, encoder, {"fflags": "+bitexact"}, cuts)
+        places = cuts.places(log.frames_encoded)
+        if len(places) < 2:
+            detail = f"{log.frames_encoded} frames at {float(timing.rate):g} per second; a clip is {wanted.clip_frames}"
+            raise RejectedError(Reason.TOO_SHORT, detail)
+        yield from cut(target, places)
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """Where clips begin: frame f belongs to clip floor(f * numerator / denominator)."""
+
+    numerator: int
+    denominator: int
+    exact_length: bool  # clips of exactly denominator / numerator frames, the remainder is left out
+
+    def expression(self) -> str:
+        """For FFmpeg: whether a clip begins with frame n."""
+        place = "floor({}*" + f"{self.numerator}/{self.denominator})"
+        return f"expr:gt({place.format('n')},{place.format('(n-1)')})"
+
+    def places(self, num_frames: int) -> list[int]:
+        """First frames of the clips and the end of the last one, [0, 300, 600], for the number of frames that were encoded.
+
+        If that is not what was expected, the last of equal clips is longer or shorter than the others.
+        """
+        if self.exact_length:
+            return list(range(0, num_frames + 1, self.denominator))
+        starts = [-(-clip * self.denominator // self.numerator) for clip in range(self.numerator)]
+        return [*(start for start in starts if start < num_frames), num_frames]
+
+
+def cut_points(timing: Timing, options: EncodeOptions, wanted: Wanted) -> Cuts | None:
+    """None where the source is one clip."""
+    if wanted.clip_frames:
+        return Cuts(1, wanted.clip_frames, True)
+    num_clips = math.ceil(Fraction(timing.num_frames) / timing.rate / Fraction(options.max_seconds))
+    return Cuts(num_clips, timing.num_frames, False) if num_clips > 1 else None
+
+
+def encode(
+    source: bytes | ImageFolder,
+    info: VideoInfo,
+    options: EncodeOptions,
+    timing: Timing,
+    target: BinaryIO,
+    encoder: dict[str, Any],
+    muxing: dict[str, Any],
+    cuts: Cuts | None = None,
+) -> FfmpegLog:
+    """Run FFmpeg with an encoder's settings into an open file and check what it says; raises RejectedError."""
+    with source.opened() if isinstance(source, ImageFolder) else os.fdopen(open_file(source), "rb", buffering=0) as file:
+        reading = source.reading if isinstance(source, ImageFolder) else _reading(info, timing)
+        video = ffmpeg.input("fd:", fd=file.fileno(), protocol_whitelist="fd", threads=1, **reading)[str(info.stream)]
+        video = _filters(video, info, options, timing)
+        encoder = encoder | {"r": str(timing.rate), "fps_mode": "cfr", "flags:v": "+bitexact"}
+        if timing.limit:
+            encoder["frames:v"] = timing.limit
+        if cuts:
+            encoder["force_key_frames"] = cuts.expression()
+        container = {"f": "mp4", "map_metadata": -1, "map_chapters": -1, **muxing}
         output = ffmpeg.output(video, f"/proc/self/fd/{target.fileno()}", an=None, **encoder, **container)
         command = ffmpeg.compile(
-            output.global_args(*LOGGING, "-nostdin", "-filter_complex_threads", "1"),
+            output.global_args(*LOGGING, "-nostdin", "-copyts", "-filter_complex_threads", "1"),
             cmd=ffmpeg_path(),
             overwrite_output=True,
         )
-        log = _run(command, (source.fileno(), target.fileno()))
-        _check(log, info, options)
-        target.seek(0)
-        return target.read(), "mp4", log.frames_encoded
-
-
-PRESETS: dict[str, Callable[[bytes, VideoInfo, EncodeOptions], tuple[bytes, str, int | None]]] = {
-    "h264-fast": h264_fast,
-    "copy": copy,
-}
-
-
-def geometry(info: VideoInfo, short_side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """-> ((width, height) to scale to, (width, height) to crop to), upright; raises RejectedError(too_small).
-
-    Scaling makes pixels square by changing the width and never enlarges the short side; sizes are rounded down to even
-    numbers (4:2:0), then to multiples of 16.
-    """
-    width, height = info.width * info.pixel_aspect, Fraction(info.height)
-    if info.rotation % 180:
-        width, height = height, width
-    factor = min(Fraction(short_side) / min(width, height), Fraction(1))
-    scaled = int(width * factor / 2) * 2, int(height * factor / 2) * 2
-    cropped = scaled[0] // MULTIPLE * MULTIPLE, scaled[1] // MULTIPLE * MULTIPLE
-    if min(cropped) < MULTIPLE:
-        raise RejectedError(Reason.TOO_SMALL, f"{scaled[0]}x{scaled[1]} pixels; at least 16x16 are needed")
-    return scaled, cropped
-
-
-@cache
-def ffmpeg_path() -> str:
-    """FFmpeg's program: imageio-ffmpeg's own, or what IMAGEIO_FFMPEG_EXE names; raises ValueError without one."""
-    try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as error:
-        raise ValueError(f"no ffmpeg program: {error}") from None
-
-
-@dataclass(slots=True)
-class FfmpegLog:
-    """What FFmpeg said that decides about a clip."""
-
-    status: int = 0
-    frames_decoded: int = 0
-    frames_encoded: int = 0
-    failed_packets: int = 0  # in the demuxer or the decoder
-    corrupt_frames: int = 0
-    out_of_memory: bool = False
-    first_error: str = ""
-
-
-def _run(command: list[str], descriptors: tuple[int, ...]) -> FfmpegLog:
-    log = FfmpegLog()
-    # a session of its own: the terminal's ^C reaches the builder, which ends its workers, which take FFmpeg with them
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        pass_fds=descriptors,
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    ) as process:
-        assert process.stderr is not None
-        for raw in process.stderr:
-            line = raw.decode("utf-8", "replace")
-            if found := re.search(r"(\d+) frames decoded; (\d+) decode errors", line):
-                log.frames_decoded += int(found[1])
-                log.failed_packets += int(found[2])
-            elif found := re.search(r"(\d+) frames encoded", line):
-                log.frames_encoded += int(found[1])
-            elif "corrupt decoded frame" in line:
-                log.corrupt_frames += 1
-            elif "corrupt input packet" in line:
-                log.failed_packets += 1
-            log.out_of_memory |= any(sign in line for sign in OUT_OF_MEMORY)
-            if not log.first_error and ("[error]" in line or "[fatal]" in line):
-                log.first_error = re.sub(r"\[[^]]*\] ?", "", line).strip()
-        log.status = process.wait()
+        log = run_ffmpeg(command, (file.fileno(), target.fileno()))
+    if isinstance(source, ImageFolder):
+        source.check(log)
+    log.check(info.num_packets)
+    if log.frames_encoded < options.min_frames:
+        detail = f"{log.frames_encoded} frames decode; --min-frames is {options.min_frames}"
+        raise RejectedError(Reason.TOO_SHORT, detail)
+    expected = info.num_packets if info.window else log.frames_decoded
+    if not timing.resampled and abs(log.frames_encoded - expected) > (0 if info.exact or not info.window else OFF):
+        detail = f"{expected} frames decoded, {log.frames_encoded} encoded{log.said}"
+        raise RejectedError(Reason.ENCODE_FAILED, detail)
     return log
 
 
-def _check(log: FfmpegLog, info: VideoInfo, options: EncodeOptions) -> None:
-    said = f"; FFmpeg: {log.first_error}" if log.first_error else ""
-    if log.status == -signal.SIGKILL or log.out_of_memory:
-        raise RejectedError(Reason.OUT_OF_MEMORY, f"FFmpeg ran out of memory{said}")
-    if log.status < 0:
-        raise RejectedError(Reason.CRASH, f"FFmpeg was ended by {signal.Signals(-log.status).name}{said}")
-    if log.failed_packets or log.corrupt_frames:
-        counts = f"{log.failed_packets} of {info.num_packets} packets fail, {log.corrupt_frames} frames are corrupt"
-        raise RejectedError(Reason.DAMAGED, counts + said)
-    if log.status:
-        raise RejectedError(Reason.ENCODE_FAILED, f"FFmpeg ended with status {log.status}{said}")
-    if log.frames_decoded < options.min_frames:
-        detail = f"{log.frames_decoded} frames decode; --min-frames is {options.min_frames}"
-        raise RejectedError(Reason.TOO_SHORT, detail)
-    if info.constant_rate and log.frames_encoded != log.frames_decoded:
-        detail = f"{log.frames_decoded} frames decoded, {log.frames_encoded} encoded{said}"
-        raise RejectedError(Reason.ENCODE_FAILED, detail)
+def _reading(info: VideoInfo, timing: Timing) -> dict[str, Any]:
+    if info.window:
+        back = {"ss": f"{info.window.seek:.6f}", "seek_timestamp": 1, "noaccurate_seek": None}
+        return back if math.isfinite(info.window.seek) else {}
+    return {"r": str(info.rate)} if info.first is None or not timing.resampled else {}
 
 
-def _die_with_parent() -> None:
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _filters(video: Any, info: VideoInfo, options: EncodeOptions, timing: Timing) -> Any:
+    scaled, cropped = geometry(info, options)
+    if info.window:
+        end = info.window.end if timing.limit is None else info.window.edges[1] + 2 / float(timing.rate)
+        edges = {"start": info.window.begin, "end": end}
+        video = video.filter("trim", **{name: f"{time:.6f}" for name, time in edges.items() if math.isfinite(time)})
+    if info.planar_yuv:
+        video = video.filter("bwdif", mode="send_frame", deint="interlaced")
+    if timing.resampled:
+        # not STARTPTS, which begins anew where the picture's size changes
+        zero = info.window.edges[0] if timing.limit and info.window else info.first
+        video = video.filter("setpts", f"PTS-({zero or 0:.6f})/TB")
+        video = video.filter("fps", str(timing.rate), start_time=0, round="near")
+    elif info.window:
+        place = f"round((T-({info.first:.9f}))*{info.rate})" if info.exact else "N"
+        video = video.filter("setpts", f"{place}/({info.rate}*TB)")
+    return (
+        video.filter("scale", *scaled, flags=SCALER, in_color_matrix=info.matrix, out_color_matrix="bt601", out_range="limited")
+        .filter("format", "yuv420p")
+        .filter("crop", *cropped)
+        .filter("setsar", 1)
+        .filter("setparams", colorspace="smpte170m", color_primaries="smpte170m", color_trc="smpte170m", range="tv")
+    )
+
+
+def cut(file: BinaryIO, places: Sequence[int]) -> Iterator[Piece]:
+    """Copy the packets of an MP4 file of single frames in order, each a packet, into MP4 files that begin at `places`."""
+    with av.open(f"/proc/self/fd/{file.fileno()}", metadata_errors="replace") as whole:
+        stream = whole.streams.video[0]
+        packets = (packet for packet in whole.demux(stream) if packet.size)
+        for number, (first, end) in enumerate(pairwise(places)):
+            with os.fdopen(os.memfd_create("clip"), "r+b") as target:
+                with av.open(f"/proc/self/fd/{target.fileno()}", "w", format="mp4", options=MUXING) as container:
+                    copied = container.add_stream_from_template(stream)
+                    copied.time_base = stream.time_base
+                    zero: int | None = None
+                    for packet in islice(packets, end - first):
+                        assert packet.pts is not None and packet.pts == packet.dts, "presets have no reordered frames"
+                        if zero is None:
+                            assert packet.is_keyframe, f"the frame to cut at, {first}, is no key frame"
+                            zero = packet.pts
+                        packet.pts = packet.dts = packet.pts - zero
+                        packet.stream = copied
+                        container.mux(packet)
+                target.seek(0)
+                yield Piece(target.read(), first, end - first, number, len(places) - 1)

@@ -1,4 +1,15 @@
-"""Decode a finished clip once, whole, with the decoder that training uses, and say what the manifest must know of it."""
+"""Decode a finished clip once, whole, with the decoder that training uses, and say what the manifest must know of it.
+
+As a program it rechecks a dataset, and says what is wrong with it and how to repair it (see recheck.py):
+
+    python dataset_builders/verify.py DATASET [--sample N] [--no-decode] [--failures failures.jsonl]
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
 
 import io
 from dataclasses import dataclass
@@ -7,7 +18,8 @@ from itertools import pairwise
 
 import av
 
-from dataset_builders.probe import frame_rate, matrix_name, open_container, video_stream
+from dataset_builders.frame_rate import frame_rate
+from dataset_builders.probe import matrix_name, open_container, video_stream
 from dataset_builders.rejects import Reason, RejectedError
 
 IDR = {"h264": {5}, "hevc": {16, 17, 18, 19, 20}}  # NAL unit types after which nothing refers back: IDR; BLA and IDR
@@ -159,3 +171,9 @@ def _decoder_matrix(frame: av.VideoFrame) -> str:
     if name not in ("bt601", "bt709", "bt2020"):
         raise RejectedError(Reason.UNSUPPORTED, f"colour matrix {name}: use a preset that converts, such as h264-fast")
     return name
+
+
+if __name__ == "__main__":
+    from dataset_builders.recheck import main
+
+    sys.exit(main())

@@ -6,12 +6,14 @@ exists in part. Its bytes depend on the clips alone: times, owners, modes and or
 
 import json
 import os
+import platform
 import tarfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dataset_builders.clips import Clip
+from pipeline.files import sync_directory, write_durably
 
 
 class ShardWriter:
@@ -22,7 +24,9 @@ class ShardWriter:
 
         self.name = f"shards/{name}.tar"
         self._path = dataset / self.name
-        self._temporary = self._path.with_name(f".{name}.tar.tmp")
+        self.size = 0  # bytes of the finished shard, 0 if there is none
+        # a name of its own: two processes that do the same job, by mistake, write the same bytes one after the other
+        self._temporary = self._path.with_name(f".{name}.{platform.node()}-{os.getpid()}.tar.tmp")
         self._rows: dict[str, dict[str, Any]] = {}
         self._file = self._temporary.open("wb")
         # names are ASCII and below 100 bytes, so USTAR's plain 512-byte headers suffice
@@ -46,6 +50,7 @@ class ShardWriter:
         members = tar_members(self._temporary)
         index = self._path.with_suffix(".idx")
         write_durably(index, dali_index(members).encode())
+        self.size = self._temporary.stat().st_size
         os.replace(self._temporary, self._path)
         sync_directory(self._path.parent)
         rows = []
@@ -85,23 +90,3 @@ def dali_index(members: list[tuple[str, int, int]]) -> str:
         key, extension = name.split(".", 1)
         samples.setdefault(key, []).append(f"{extension} {offset} {size} {name}")
     return "".join(f"{line}\n" for line in [f"v1.2 {len(samples)}", *(" ".join(parts) for parts in samples.values())])
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that, whatever happens, it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 from dataset_builders.clips import Clip, ClipMaker, ClipRequest, Reject
-from dataset_builders.transcode import EncodeOptions, ffmpeg_path
+from dataset_builders.ffmpeg_process import ffmpeg_path
+from dataset_builders.presets import EncodeOptions
 
 X264 = ["-c:v", "libx264", "-preset", "ultrafast"]
 
@@ -25,16 +26,22 @@ def make_video(
     return path
 
 
-def make_clip(path: Path, **options: object) -> Clip | Reject:
-    """What the builder makes of one file."""
+def make_clips(path: Path, options: EncodeOptions | None = None, **request: object) -> list[Clip | Reject]:
+    """What the builder makes of a request."""
     folder, name = os.path.split(os.fsencode(path))
-    return ClipMaker(EncodeOptions(**options))(ClipRequest(folder, name, "test", "key"))
+    return list(ClipMaker(options or EncodeOptions())(ClipRequest(folder, name, "test", "key", **request)))
+
+
+def make_clip(path: Path, **options: object) -> Clip | Reject:
+    """What the builder makes of one whole file, which is one clip."""
+    (made,) = make_clips(path, EncodeOptions(**options))
+    return made
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """{relative path: content} of what a reader of a dataset sees."""
+    """{relative path: content} of what a reader of a dataset sees; the report is named after its folder."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not {".build", ".cache"} & set(file.relative_to(folder).parts)
+        if file.is_file() and not {".build", ".cache", "report.html"} & set(file.relative_to(folder).parts)
     }

@@ -79,7 +79,17 @@ def test_a_build_end_to_end(videos: Path, undisturbed: Path) -> None:
         f"v-00000{number}.{extension}" for number in range(3) for extension in ("idx", "tar")
     ]
     description = json.loads((undisturbed / "dataset.json").read_bytes())
-    assert description["sources"]["v"] == {"folder": str(videos), "taken": 12, "rejected": 2}
+    assert description["sources"]["v"] == {
+        "kind": "folder",
+        "folders": {"v": str(videos)},
+        "counts": {"files": 14},
+        "notes": [],
+        "expected_clips": 14,
+        "dropped": {},
+        "requested": 14,
+        "taken": 12,
+        "rejected": 2,
+    }
     assert description["rejects"] == {"not_video": 2}
     assert [version["rows"] for version in description["versions"]] == [12]
     assert description["versions"][0]["fingerprint"] == Manifest(undisturbed).fingerprint
@@ -152,12 +162,15 @@ def test_another_option_is_an_error_that_names_it(undisturbed: Path, videos: Pat
         ("gop", 16, 32),
         ("short_side", 128, 256),
         ("preset", "copy", "h264-fast"),
-        ("sampling", "stride:4", ""),
+        ("max_seconds", 30.0, 60),
+        ("canvas", "352x256", ""),
     ):
         assert build(undisturbed, f"v={videos}", **{name: value}) == 2
         error = capsys.readouterr().err
         assert f"--{name.replace('_', '-')} was {old}" in error
         assert f"is now {value}" in error
+    assert build(undisturbed, f"v={videos}", sampling="stride:4") == 2
+    assert "sampling of source v was None and is now stride:4" in capsys.readouterr().err
 
 
 def test_files_added_later_make_a_new_version(undisturbed: Path, videos: Path, tmp_path: Path, capsys) -> None:
@@ -239,7 +252,7 @@ def test_errors_are_one_line(videos: Path, tmp_path: Path, capsys: pytest.Captur
         ((dataset, str(videos)), "NAME=PATH"),
         ((dataset, f"a b={videos}"), "NAME=PATH"),
         ((dataset, f"v={videos}", f"v={tmp_path}"), "given twice"),
-        ((dataset, f"v={tmp_path / 'empty'}"), "there is no file in"),
+        ((dataset, f"v={tmp_path / 'empty'}"), "there is no file to take in"),
         ((tmp_path / "file", f"v={videos}"), "a folder is needed"),
         ((tmp_path / "file" / "below", f"v={videos}"), "Not a directory"),
     ):

@@ -4,16 +4,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dataset_builders import executors
 from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.rejects import Reason
 
 
-def work(task: object) -> object:
+def work(task: object) -> Iterator[object]:
     """Runs in the worker: does to it what the task says."""
+    if isinstance(task, tuple):
+        count, task = task
+        yield from (f"{task} {i}" for i in range(count))
     match task:
         case "segfault":
             ctypes.string_at(0)
@@ -24,16 +29,45 @@ def work(task: object) -> object:
         case "raise":
             raise KeyError("missing")
         case "memory":
-            return bytes(8 << 30)
+            yield bytes(8 << 30)
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "slow":
             time.sleep(0.3)
-    return task
+        case "large":
+            yield from (bytes(1 << 20) for _ in range(40))
+    yield task
+
+
+def run_all(tasks: list[object], workers: int = 2, time_limit: float = 60.0) -> list[list[object]]:
+    results: list[list[object]] = [[]]
+    for some in map_ordered(work, tasks, workers, time_limit, 2 << 30):
+        if some is None:
+            results.append([])
+        else:
+            results[-1].extend(some)
+    assert results.pop() == []
+    return results
 
 
 def run(tasks: list[object], workers: int = 2, time_limit: float = 60.0) -> list[object]:
-    return list(map_ordered(work, tasks, workers, time_limit, 2 << 30))
+    return [result for (result,) in run_all(tasks, workers, time_limit)]
+
+
+def test_a_task_gives_many_results() -> None:
+    tasks: list[object] = [(3, "slow"), (0, 1), (2, "segfault"), (5, "raise")]
+    slow, nothing, crash, error = run_all(tasks)
+    assert (slow, nothing) == (["slow 0", "slow 1", "slow 2", "slow"], [1])
+    assert crash[:2] == ["segfault 0", "segfault 1"]
+    assert isinstance(crash[2], Failure) and len(crash) == 3
+    assert isinstance(error[5], Failure) and len(error) == 6
+
+
+def test_results_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers ahead of a slow one are held back, by their pipes, and lose nothing, nor are they taken for hanging."""
+    monkeypatch.setattr(executors, "MAX_WAITING_BYTES", 3 << 20)
+    results = run_all(["slow", "large", "large", "slow"], workers=3, time_limit=20)
+    assert [len(some) for some in results] == [1, 41, 41, 1]
 
 
 def test_results_come_in_the_order_of_the_tasks() -> None:
@@ -76,7 +110,7 @@ def test_workers_that_cannot_start_are_an_error(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from dataset_builders.executors import map_ordered\n"
         "if __name__ != '__main__': raise ImportError('no')\n"
-        "def work(task): return task\n"
+        "def work(task): yield task\n"
         "try: list(map_ordered(work, [1], 1, 9.0, 2 << 30))\n"
         "except RuntimeError as error: print(error)\n"
     )
@@ -93,6 +127,7 @@ def test_workers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
         "def work(task):\n"
         "    print(os.getpid(), flush=True)\n"
         "    time.sleep(1000)\n"
+        "    yield task\n"
         "if __name__ == '__main__': list(map_ordered(work, [1, 2], 2, 999.0, 2 << 30))\n"
     )
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:

@@ -1,8 +1,9 @@
 import os
-import re
 from pathlib import Path
 
-from dataset_builders.folder import clip_key, list_files
+import pytest
+
+from dataset_builders.folder import list_files, plan
 
 NAMES = [b"plain.mp4", b".hidden", b"noextension", b"-i.mp4", b"%04d.mp4", b"line\nbreak", b"latin\xe9.mp4", "é.mp4".encode()]
 
@@ -40,13 +41,16 @@ def test_the_dataset_inside_the_folder_is_left_out(tmp_path: Path) -> None:
     assert list_files(os.fsencode(tmp_path), exclude=os.fsencode(tmp_path / "dataset")) == [b"video"]
 
 
-def test_keys_are_safe_readable_and_distinct() -> None:
-    paths = [*NAMES, b"a/plain.mp4", b"dots..in...name.mp4", b"a" * 240 + b".mp4", "прыжок_人物.mp4".encode()]
-    keys = [clip_key("source", path) for path in paths]
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]{10,71}", key) for key in keys)
-    assert len(set(keys)) == len(keys)
-    assert keys[0].startswith("plain-")
-    assert clip_key("other", paths[0]) != keys[0]
-    # part of what a dataset is: the same on every machine and in every version
-    assert clip_key("videos", b"folder/clip 1.mp4") == "clip-1-" + clip_key("videos", b"folder/clip 1.mp4")[-10:]
-    assert clip_key("videos", b"folder/clip 1.mp4")[-10:] == "2712ac4e38"
+def test_labels_from_folders(tmp_path: Path) -> None:
+    for path in ("zumba/a.mp4", "yoga/deep/b.mp4", "c.mp4"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    requests = plan("own", folder=tmp_path, label_from_folder=True).requests.to_pylist()
+    assert [(row["path"], row["label"]) for row in requests] == [
+        (b"c.mp4", None),
+        (b"yoga/deep/b.mp4", "deep"),
+        (b"zumba/a.mp4", "zumba"),
+    ]
+    assert plan("own", folder=tmp_path).requests["label"].null_count == 3
+    with pytest.raises(ValueError, match="source own: there is no folder"):
+        plan("own", folder=tmp_path / "nowhere")

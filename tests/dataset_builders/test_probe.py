@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from small_videos import make_video, run_ffmpeg
 
-from dataset_builders.probe import frame_rate, probe
+from dataset_builders.frame_rate import frame_rate
+from dataset_builders.probe import probe
 from dataset_builders.rejects import Reason, RejectedError
 
 

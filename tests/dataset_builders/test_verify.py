@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from small_videos import X264, make_video, run_ffmpeg
 
+from dataset_builders.geometry import geometry
+from dataset_builders.presets import EncodeOptions
 from dataset_builders.probe import VideoInfo
-from dataset_builders.transcode import EncodeOptions, geometry
 from dataset_builders.verify import verify
 
 
@@ -85,4 +86,4 @@ def test_colour_tags(tmp_path: Path, tag: str, name: str) -> None:
 def test_defaults_make_what_the_loader_expects() -> None:
     options = EncodeOptions()
     info = VideoInfo(0, "", "", 1920, 1080, Fraction(1), 0, "", True, "bt709", Fraction(30), True, 1)
-    assert geometry(info, options.short_side)[1] == (448, 256)
+    assert geometry(info, options)[1] == (448, 256)

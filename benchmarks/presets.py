@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+"""Measure what the builder's presets cost and give on your own videos: bytes, encoding, decoding, likeness to the source.
+
+    python benchmarks/presets.py --videos FOLDER                       8 of its videos, chosen by seed
+    python benchmarks/presets.py --videos FOLDER --clips 40 --out DIR --json presets.json
+    python benchmarks/presets.py                                       generated ones, to see what comes out
+
+Every video becomes a clip with each preset at each short side, as the builder makes it; `copy` keeps the file and so knows no
+short side. Rates are per CPU-second of one core: other programs hardly change them. Decoding is the loader's, on one thread:
+16 frames at stride 4 from random starts, to RGB; and whole clips without conversion. PSNR and SSIM compare a clip with the
+source brought to the same size, over all planes. DIR/presets.png shows the same as a picture.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
+sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
+
+import io
+import os
+import random
+import re
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Annotated, BinaryIO
+
+import av
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from benchmarks.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDE, Figures, add, plot, results, table
+from benchmarks.results import Neighbours, check_json, describe_machine, write_json
+from dataset_builders.ffmpeg_process import ffmpeg_path
+from dataset_builders.presets import PRESETS, EncodeOptions
+from dataset_builders.probe import VideoInfo, probe
+from dataset_builders.rejects import RejectedError
+from dataset_builders.transcode import MUXING, Timing, Wanted, copy_file, encode, transcode
+from dataset_builders.verify import VerifiedClip, verify
+from pipeline.decode import decode_frames
+from pipeline.frames import window_frames
+from pipeline.manifest import Clip
+
+LONGEST = 60.0  # seconds; what is longer would be cut by the builder
+LOSSLESS = {"c:v": "libx264", "qp": 0, "preset": "ultrafast", "threads": 1}
+# moving pictures without any footage: a zoom into a fractal, FFmpeg's test pattern, a turning gradient
+GENERATED = (
+    "mandelbrot=size=854x480:rate=30",
+    "testsrc2=size=640x480:rate=30",
+    "gradients=size=640x360:rate=30:speed=0.05:seed=1",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What is measured."""
+
+    videos: Path | None = None
+    """A folder of videos, at any depth; by default three generated ones."""
+    clips: int = 8
+    """How many of them to take, at random but always the same; those longer than 60 s are passed over."""
+    out: Path = Path(ROOT) / "data" / "presets"
+    """Folder for presets.png; it is made."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """File to write the figures to: a list of name, value, unit, baseline, ratio; the baseline is preset copy."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 when all was measured, 2 when it cannot be as asked, 130 if stopped by ^C."""
+    options = tyro.cli(Options, args=arguments, description=__doc__)
+    try:
+        check_json(options.json)
+        if options.clips < 1:
+            raise ValueError(f"--clips {options.clips}: it must be at least 1")
+        options.out.mkdir(parents=True, exist_ok=True)
+        print(describe_machine(), flush=True)
+        with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
+            if options.videos is None:
+                print("generated videos: only to see what comes out; measure on your own with --videos FOLDER", flush=True)
+                videos = generated_videos(Path(folder))
+            else:
+                videos = chosen_videos(options.videos, options.clips)
+            neighbours = Neighbours()
+            figures = measure(videos)
+        print(table(figures))
+        if (cores := neighbours.cores()) > 0.1:
+            print(f"Other programs had {cores:.1f} cores in use meanwhile; rates are then somewhat lower.")
+        plot(figures, options.out / "presets.png")
+        print(f"picture: {options.out / 'presets.png'}")
+        if options.json:
+            write_json(options.json, results(figures))
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"presets: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("presets: stopped, nothing is written", file=sys.stderr)
+        return 130
+
+
+def generated_videos(folder: Path) -> list[tuple[bytes, VideoInfo]]:
+    """Five seconds each."""
+    videos = []
+    for number, source in enumerate(GENERATED):
+        path = folder / f"{number}.mp4"
+        encoding = ["-c:v", "libx264", "-crf", "18", "-t", "5", "-pix_fmt", "yuv420p", "-threads", "1", str(path)]
+        command = [ffmpeg_path(), "-v", "error", "-nostdin", "-f", "lavfi", "-i", source, *encoding]
+        subprocess.run(command, check=True)
+        videos.append((os.fsencode(path), probe(os.fsencode(path))))
+    return videos
+
+
+def chosen_videos(folder: Path, number: int) -> list[tuple[bytes, VideoInfo]]:
+    """`number` of the videos below a folder, the same ones each time. Raises ValueError if there is none."""
+    if not folder.is_dir():
+        raise ValueError(f"--videos {folder}: there is no such folder")
+    paths = sorted(os.path.join(where, name) for where, _, names in os.walk(os.fsencode(folder)) for name in names)
+    random.Random(0).shuffle(paths)
+    videos: list[tuple[bytes, VideoInfo]] = []
+    passed: dict[str, int] = {}
+    for path in paths:
+        if len(videos) == number:
+            break
+        try:
+            info = probe(path)
+            if Timing.of(info, Wanted()).num_frames / info.rate > LONGEST:
+                passed["too_long"] = passed.get("too_long", 0) + 1
+            else:
+                videos.append((path, info))
+        except RejectedError as error:
+            passed[error.reason] = passed.get(error.reason, 0) + 1
+    said = ", ".join(f"{count} {reason}" for reason, count in passed.items())
+    if not videos:
+        files = f"{len(paths)} file{'' if len(paths) == 1 else 's'}" + (f": {said}" if said else "")
+        raise ValueError(f"--videos {folder}: no video of at most {LONGEST:g} s among {files}")
+    print(f"{len(videos)} videos of {folder}" + (f"; passed over: {said}" if said else ""), flush=True)
+    return videos
+
+
+def measure(videos: Sequence[tuple[bytes, VideoInfo]]) -> list[Figures]:
+    """All presets on all videos; a video that one of them rejects is left out of all, and named."""
+    encoding = [preset for preset in PRESETS if preset != "copy"]
+    kinds = [("copy", None), *((preset, side) for preset in encoding for side in SHORT_SIDES)]
+    figures = [Figures(*kind) for kind in kinds]
+    with tqdm(total=len(videos) * len(kinds), unit="clip", disable=None, leave=False) as bar:
+        for path, info in videos:
+            measured = []
+            references: dict[int, BinaryIO] = {}
+            try:
+                for preset, side in kinds:
+                    bar.set_description(f"{preset} {side or ''}")
+                    if side is not None and side not in references:
+                        references[side] = reference(path, info, side)
+                    measured.append(measure_clip(path, info, preset, side, references.get(side or 0)))
+                    bar.update()
+            except RejectedError as error:
+                tqdm.write(f"left out: {os.fsdecode(path)!r}: {error.reason}: {error.detail}")
+                bar.update(len(kinds) - len(measured))
+                continue
+            finally:
+                for file in references.values():
+                    file.close()
+            for of_kind, of_clip in zip(figures, measured, strict=True):
+                add(of_kind, of_clip)
+    if not figures[0].clips:
+        raise ValueError("none of the videos can be taken with every preset")
+    return figures
+
+
+def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, source: BinaryIO | None) -> Figures:
+    """One clip with one preset; raises RejectedError."""
+    figures = Figures(preset, side, clips=1)
+    if side is None:
+        data, _ = copy_file(path, info)
+    else:
+        before = _children_time()
+        options = EncodeOptions(preset, short_side=side, max_seconds=2 * LONGEST)
+        (piece,) = transcode(path, info, options, Wanted())
+        figures.encode_time, data = _children_time() - before, piece.data
+    clip = verify(data)
+    figures.bytes, figures.frames, figures.seconds = len(data), clip.num_frames, clip.duration
+    figures.sample_time = time_samples(data, clip)
+    began = time.thread_time()
+    with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        for _ in container.decode(stream):
+            pass
+    figures.decode_time = time.thread_time() - began
+    if source is not None:
+        psnr, ssim = likeness(data, source)
+        figures.psnr.append(psnr)
+        figures.ssim.append(ssim)
+    return figures
+
+
+def time_samples(data: bytes, verified: VerifiedClip) -> float:
+    """CPU-seconds of decoding STARTS samples of a clip as the loader does."""
+    names = set(Clip.__dataclass_fields__)
+    columns = {name: getattr(verified, name) for name in VerifiedClip.__dataclass_fields__ if name in names}
+    columns |= {"keyframes": tuple(verified.keyframes), "size": len(data)}
+    clip = Clip(row=0, key="", shard="", offset=0, content_hash="", **columns)
+    lengths, steps = np.full(STARTS, clip.num_frames), np.full(STARTS, float(STRIDE))
+    starts = np.random.default_rng(0).integers(0, np.maximum(1, lengths - FRAMES * STRIDE + 1))
+    began = time.thread_time()
+    for frames in window_frames(starts, lengths, FRAMES, steps):
+        decode_frames(clip, data, np.unique(frames))
+    return time.thread_time() - began
+
+
+def reference(path: bytes, info: VideoInfo, side: int) -> BinaryIO:
+    """An unnamed file: the source through the builder's own filters, without loss."""
+    options, timing = EncodeOptions(short_side=side), Timing.of(info, Wanted())
+    with ExitStack() as opened:
+        file = opened.enter_context(tempfile.TemporaryFile(prefix="tubecell-"))
+        encode(path, info, options, timing, file, LOSSLESS, MUXING)
+        opened.pop_all()  # it went well: the caller closes it
+    return file
+
+
+def likeness(data: bytes, source: BinaryIO) -> tuple[float, float]:
+    """-> (PSNR in dB, at most 100, and SSIM of all planes), frame by frame in their order."""
+    with os.fdopen(os.memfd_create("clip"), "wb", buffering=0) as clip:
+        clip.write(data)
+        both = (clip.fileno(), source.fileno())
+        for descriptor in both:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        inputs = [part for descriptor in both for part in ("-threads", "1", "-fd", str(descriptor), "-i", "fd:")]
+        tags = "settb=1/25,setpts=N,setparams=colorspace=smpte170m:color_primaries=smpte170m:color_trc=smpte170m:range=tv"
+        graph = f"[0:v]{tags},split[a][c];[1:v]{tags},split[b][d];[a][b]psnr;[c][d]ssim"
+        command = [ffmpeg_path(), "-hide_banner", "-nostdin", *inputs, "-lavfi", graph, "-f", "null", "-"]
+        said = subprocess.run(command, capture_output=True, pass_fds=both).stderr.decode("utf-8", "replace")
+    psnr = re.search(r"PSNR .*average:(\S+)", said)
+    ssim = re.search(r"SSIM .*All:(\S+)", said)
+    if not psnr or not ssim:
+        raise ValueError(f"FFmpeg does not compare the clip with its source: {said[-500:]}")
+    return min(float(psnr[1]), 100.0), float(ssim[1])
+
+
+def _children_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    sys.exit(main())

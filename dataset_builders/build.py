@@ -1,0 +1,316 @@
+"""A build, from its plan to manifest and report: every entry point of this package ends here.
+
+A plan is made (no video is touched), written down as jobs, and each job becomes a shard: its videos are encoded and decoded
+whole in worker processes, in order. The manifest is written last. All of it can be killed and started again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import av
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from dataset_builders.clips import Clip, ClipRequest
+from dataset_builders.executors import Failure, map_ordered, usable_cores
+from dataset_builders.ffmpeg_process import ffmpeg_path
+from dataset_builders.indexed_tars import IndexedClip
+from dataset_builders.jobs import BuildState, Hold, Job
+from dataset_builders.plan import Plan, assemble
+from dataset_builders.plan_text import describe
+from dataset_builders.presets import EncodeOptions
+from dataset_builders.sources import Source
+from dataset_builders.worker import Worker
+from dataset_builders.writer import ShardWriter
+from pipeline.files import write_durably
+from pipeline.manifest import write_manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How a build runs; nothing here changes a byte of what it makes."""
+
+    workers: int = field(default_factory=usable_cores)
+    """processes on this machine, or per shard with Ray"""
+    time_limit: float = 3600
+    """seconds for one file: two hours of high definition need 2,000 on a core"""
+    memory_limit: float = 4
+    """GiB for one file"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """What a dataset is made of and how."""
+
+    out: Path
+    sources: tuple[Source, ...]
+    encoding: EncodeOptions
+    clips_per_shard: int = 500
+    limits: Limits = field(default_factory=Limits)
+
+    def options(self) -> dict[str, Any]:
+        """What decides the bytes, for the agreement with earlier builds of the same dataset."""
+        sources = {source.name: source.agreed() for source in self.sources}
+        return {**asdict(self.encoding), "clips_per_shard": self.clips_per_shard, "sources": sources}
+
+
+def make_plan(build: Build) -> Plan:
+    """Read annotations, list folders; raises ValueError if there is nothing to do, or a source cannot be read."""
+    parts = {}
+    for source in build.sources:
+        began = time.perf_counter()
+        parts[source.name] = source.plan(build.out)
+        if (took := time.perf_counter() - began) > 2:
+            print(f"{source.name}: {len(parts[source.name].requests)} requests planned in {took:.0f} s", file=sys.stderr)
+    return assemble(parts, build.encoding.max_seconds)
+
+
+def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = None) -> int:
+    """Plan, encode, finish; with `share` (i, n) only the i-th of n shares of the jobs. Returns the exit status: 0 done, 1 if
+    no clip could be taken. Raises ValueError for what a user can put right."""
+    plan = make_plan(build)
+    if not len(plan.requests) and not build.out.exists():
+        where = ", ".join(os.fsdecode(root) for source in build.sources for root in source.roots().values())
+        raise ValueError(f"there is no file to take in {where}")
+    with BuildState(build.out, Hold.SHARE if share else Hold.ALONE) as state:
+        for source, (number, example) in state.extend(plan, build.options(), build.clips_per_shard).items():
+            print(f"{source}: {number} files of an earlier build are gone, such as {example!r}; their clips stay")
+        if state.finished():
+            return say_complete(state)
+        jobs = state.jobs if share is None else state.jobs[share[0] - 1 :: share[1]]
+        todo = [job for job in jobs if not state.is_done(job)]
+        if ray:
+            from dataset_builders.ray_cluster import encode_on_ray  # an optional extra
+
+            encode_on_ray(ray, state, todo, build)
+        else:
+            encode(state, todo, build)
+        if share is None:
+            return finish(state, build, plan)
+        print(f"share {share[0]} of {share[1]} is done: {len(jobs)} shards, {len(todo)} of them now; end with --finish")
+        return 0
+
+
+def finish_shares(build: Build) -> int:
+    """--finish: manifest and report once all shares are done. Raises ValueError if jobs are missing."""
+    if not (build.out / ".build").is_dir():
+        raise ValueError(f"--finish: {build.out} is no dataset that was begun; run its shares (--job I/N) first")
+    plan = make_plan(build)
+    with BuildState(build.out) as state:
+        state.agree_on_options(build.options())
+        return say_complete(state) if state.finished() else finish(state, build, plan)
+
+
+def say_complete(state: BuildState) -> int:
+    totals = state.finished() or {}
+    print(f"{state.dataset} is complete: {totals['clips']} clips, {totals['rejects']} rejects; nothing to do")
+    return 0 if totals["clips"] else 1
+
+
+def encode(state: BuildState, jobs: list[Job], build: Build) -> None:
+    """Turn every job into a shard and commit it."""
+    if not jobs:
+        return
+    roots = {root: path for source in build.sources for root, path in source.roots().items()}
+    known = {source.name for source in build.sources}
+    for job in jobs:
+        if job.source not in known:
+            raise ValueError(
+                f"shard {job.name} is not finished; name its source {job.source!r}, too, as in the build that began"
+            )
+    os.environ["IMAGEIO_FFMPEG_EXE"] = ffmpeg_path()  # for the workers: each would search, and try it out
+    worker = Worker(os.fspath(state.dataset), os.fspath(state.root), build.encoding)
+    number = sum(job.requests for job in jobs)
+    requests = (request for job in jobs for request in clip_requests(state.requests(job), roots))
+    limits = build.limits
+    results = map_ordered(worker, requests, min(limits.workers, number), limits.time_limit, int(limits.memory_limit * 2**30))
+    with closing(results), Progress(jobs) as progress:
+        for job in jobs:
+            write_shard(state, job, results, progress)
+
+
+def write_shard(state: BuildState, job: Job, results: Iterator[list[Any] | None], progress: "Progress") -> None:
+    """Take the results of a job's requests, in order, into its shard, and commit it."""
+    writer = ShardWriter(state.dataset, job.name)
+    rows: list[dict[str, Any]] = []
+    rejects = []
+    try:
+        for request in state.requests(job).select(["root", "path", "source", "split", "source_id"]).to_pylist():
+            for result in chain.from_iterable(iter(results.__next__, None)):
+                if isinstance(result, Clip):
+                    result.row["root"] = request["root"]
+                    writer.add(result)
+                elif isinstance(result, IndexedClip):
+                    rows.append({**result.row, "root": request["root"]})
+                else:
+                    where = {} if isinstance(result, Failure) else {"start": result.start, "end": result.end}
+                    rejects.append({**request, **where, "reason": str(result.reason), "detail": result.detail})
+            progress.update(job.source, len(rejects))
+        rows += writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+    progress.rejected(job.source, len(rejects))
+    state.commit(job, rows, rejects, writer.size)
+
+
+def clip_requests(requests: pa.Table, roots: Mapping[str, bytes]) -> Iterator[ClipRequest]:
+    """Rows of a plan -> what workers are asked for."""
+    for row in requests.drop_columns(["clips", "seconds"]).to_pylist():
+        yield ClipRequest(folder=roots[row.pop("root")], **row)
+
+
+class Progress:
+    """A bar per source: requests, rate, time left, rejects. Off when stderr is no terminal."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        totals = Counter[str]()
+        for job in jobs:
+            totals[job.source] += job.requests
+        self._bars = {
+            source: tqdm(total=total, unit="file", desc=source, position=i, disable=None, dynamic_ncols=True)
+            for i, (source, total) in enumerate(totals.items())
+        }
+        self._rejects = Counter[str]()
+
+    def update(self, source: str, rejects_of_job: int) -> None:
+        bar = self._bars[source]
+        if not bar.disable:
+            bar.set_postfix(rejects=self._rejects[source] + rejects_of_job, refresh=False)
+        bar.update()
+
+    def rejected(self, source: str, number: int) -> None:
+        self._rejects[source] += number
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+
+def finish(state: BuildState, build: Build, plan: Plan) -> int:
+    """Manifest, rejects, what was dropped, description, report; says what happened. Raises ValueError if jobs are missing."""
+    from dataset_builders.report import write_report  # here, because workers import this file and need no matplotlib
+
+    jobs = state.jobs
+    if missing := [job.name for job in jobs if not state.is_done(job)]:
+        listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise ValueError(f"{len(missing)} of {len(jobs)} shards are not finished: {listed}; run their shares (--job I/N) again")
+    versions = write_manifest(state.dataset, state.parts(jobs))
+    write_dropped(state.dataset, plan)
+    for part in plan.parts.values():
+        for name, content in part.files.items():
+            write_durably(state.dataset / name, (json.dumps(content, indent=1) + "\n").encode())
+    totals, shards = state.totals(jobs)
+    describe_dataset(state, build, plan, versions, totals)
+    report = write_report(state.dataset)
+    state.finish(jobs, totals, shards)
+    summarise(state.dataset, totals, len(versions), report)
+    return 0 if totals["clips"] else 1
+
+
+def write_dropped(dataset: Path, plan: Plan) -> None:
+    """dropped.parquet: what sources know of and did not ask for; of sources that are not part of this build, as it was."""
+    file = dataset / "dropped.parquet"
+    tables = [plan.dropped]
+    if file.exists():
+        before = pq.read_table(file)
+        tables.insert(0, before.filter(pc.invert(pc.is_in(before["source"], value_set=pa.array(plan.sources, pa.string())))))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
+    write_durably(file, sink.getvalue())
+
+
+def describe_dataset(
+    state: BuildState, build: Build, plan: Plan, versions: list[dict[str, Any]], totals: dict[str, Any]
+) -> None:
+    """dataset.json: sources with their counts, options, versions and the tools each was made with."""
+    file = state.dataset / "dataset.json"
+    before = json.loads(file.read_bytes()) if file.exists() else {"sources": {}, "versions": []}
+    sources = before["sources"]
+    taken = _counts(pq.read_table(state.dataset / "manifest.parquet", columns=["source"])["source"])
+    rejects = pq.read_table(state.dataset / "rejects.parquet", columns=["source", "reason"])
+    rejected = _counts(rejects["source"])
+    requested = Counter[str]()
+    for job in state.jobs:
+        requested[job.source] += job.requests
+    for source in build.sources:
+        part = plan.parts[source.name]
+        sources[source.name] = {
+            **source.agreed(),
+            "folders": {name: os.fsdecode(path) for name, path in source.roots().items()},
+            "counts": dict(part.counts),
+            "notes": list(part.notes),
+            "expected_clips": pc.sum(plan.requests["clips"].filter(pc.equal(plan.requests["source"], source.name))).as_py()
+            or 0,
+            "dropped": _counts(part.dropped["reason"]),
+        }
+    for name, source in sources.items():
+        source |= {"requested": requested[name], "taken": taken.get(name, 0), "rejected": rejected.get(name, 0)}
+    tools = tool_versions()
+    known = [version["tools"] for version in before["versions"][: len(versions)]]  # older ones keep what they were made with
+    options = build.options()
+    description = {
+        "sources": sources,
+        "options": {name: value for name, value in options.items() if name != "sources"},
+        "totals": totals,
+        "versions": [{**version, "tools": made_with} for version, made_with in zip_longest(versions, known, fillvalue=tools)],
+        "rejects": dict(sorted(_counts(rejects["reason"]).items())),
+    }
+    write_durably(file, (json.dumps(description, indent=1) + "\n").encode())
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    counted = pc.value_counts(column.combine_chunks())
+    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
+
+
+def tool_versions() -> dict[str, str]:
+    """The programs and libraries that a clip's bytes depend on."""
+    banner = subprocess.run([ffmpeg_path(), "-version"], capture_output=True, text=True, check=True).stdout
+    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    return {
+        "tubecell": tomllib.loads(project.read_text())["project"]["version"],
+        "ffmpeg": banner.splitlines()[0],
+        "av": av.__version__,
+        "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
+    }
+
+
+def summarise(dataset: Path, totals: dict[str, Any], version: int, report: Path) -> None:
+    """What a user wants to know at the end."""
+    print(f"taken     {totals['clips']:>8} clips, {totals['seconds'] / 3600:.2f} hours, {totals['bytes'] / 2**20:,.1f} MiB")
+    rejects = pq.read_table(dataset / "rejects.parquet", columns=["path", "reason", "detail"])
+    print(f"rejected  {len(rejects):>8} files or parts of files")
+    for reason, count in sorted(_counts(rejects["reason"]).items(), key=lambda item: -item[1]):
+        example = rejects.filter(pc.equal(rejects["reason"], reason)).slice(0, 1).to_pylist()[0]
+        print(f"  {reason:<16} {count:>4}  such as {os.fsdecode(example['path'])!r}: {example['detail']}")
+    if dropped := _counts(pq.read_table(dataset / "dropped.parquet", columns=["reason"])["reason"]):
+        print(
+            f"dropped   {sum(dropped.values()):>8} (dropped.parquet): {', '.join(f'{n} {why}' for why, n in dropped.items())}"
+        )
+    print(f"dataset   {dataset} (version {version}: manifest.parquet, rejects.parquet, dataset.json, shards/)")
+    print(f"report    {report}")
+    if not totals["clips"]:
+        print("there is no clip to train on: see the reasons above", file=sys.stderr)
+
+
+def show_plan(build: Build) -> int:
+    """--plan: what would be read, taken, cut, dropped and written; no video is touched and nothing is written."""
+    print(describe(make_plan(build), build))
+    return 0

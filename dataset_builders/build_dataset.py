@@ -1,0 +1,26 @@
+"""Build a dataset from one source, with all of its splits and labels: for fine-tuning, evaluation, or a look at it.
+
+    python dataset_builders/build_dataset.py --ssv2 VIDEOS LISTS --out DATASET
+    python dataset_builders/build_dataset.py --ucf101 VIDEOS LISTS --out DATASET
+    python dataset_builders/build_dataset.py --list own=train.csv --out DATASET        # an official VideoMAE list
+    python dataset_builders/build_dataset.py --index 'own=/data/{000..999}.tar' --out DATASET   # existing tars, no copy
+
+Several sources make a hybrid: see build_unlabeled_hybrid.py.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
+    from dataset_builders.command import command  # here, because worker processes import this file, too
+
+    return command(argv, description=__doc__, splits=("train", "val", "test"), one_source=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Build LabeledHybrid: Kinetics-710, the union of Kinetics-400, 600 and 700 (VideoMAE V2, section 3.3 and appendix C).
+
+    python dataset_builders/build_labeled_hybrid.py --k400 VIDEOS LISTS --k600 VIDEOS LISTS --k700 VIDEOS LISTS --out DATASET
+
+LISTS is an official CSV or JSON file, or a folder of them; VIDEOS may lack files. Training and validation lists are merged by
+YouTube id, classes grouped into 710, and ids that are in both kinds of lists leave training (--leaks). The maps of classes
+710 -> 400, 600, 700 are written beside the manifest. --plan shows all of it without touching a video.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = str(Path(__file__).resolve().parent.parent)
+sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
+    from dataset_builders.command import command  # here, because worker processes import this file, too
+
+    return command(argv, description=__doc__, splits=("train", "val"), kinds=("kinetics",))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

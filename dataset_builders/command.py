@@ -1,0 +1,282 @@
+"""The command line that the three entry points share: flags or a TOML file -> a `Build`, and what to do with it.
+
+out = "DATASET"                       # BUILD.toml: relative paths are relative to it
+preset = "h264-fast"                  # any option of the command line, with _ for -
+[sources.k710]
+kind = "kinetics"
+leaks = "from-train"
+400 = {folder = "/data/k400", lists = "/data/k400/annotations"}
+700 = {folder = "/data/k700", lists = ["/data/k700_train.csv", "/data/k700_val.csv"]}
+[sources.own]
+kind = "folder"
+folder = "/data/own"
+"""
+
+import argparse
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Collection, Mapping
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from dataset_builders.build import Build, Limits, finish_shares, run, show_plan
+from dataset_builders.executors import usable_cores
+from dataset_builders.geometry import parse_canvas
+from dataset_builders.presets import PRESETS, EncodeOptions
+from dataset_builders.sources import KINDS, VERSIONS, Source, make_source
+from pipeline.manifest import parse_sampling
+
+# flags that take VIDEOS LISTS: (kind, name of the source)
+OFFICIAL_FLAGS = {
+    "ssv2": ("something", "ssv2"),
+    "ssv1": ("something", "ssv1"),
+    "ava": ("ava", "ava"),
+    "webvid": ("webvid", "webvid"),
+    "ucf101": ("ucf101", "ucf101"),
+    "hmdb51": ("hmdb51", "hmdb51"),
+}
+LIMITS: dict[str, tuple[float, float]] = {
+    "short_side": (16, 4320),
+    "gop": (1, 1000),
+    "min_frames": (1, 10**6),
+    "max_seconds": (1, 10**6),
+    "clips_per_shard": (1, 10**6),
+    "workers": (1, 4096),
+    "time_limit": (1, 10**7),
+    "memory_limit": (0.5, 10**4),
+}
+ENCODING = ("preset", "short_side", "gop", "canvas", "max_seconds", "min_frames")
+RUNNING = ("workers", "time_limit", "memory_limit")
+NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+
+
+def command(
+    argv: list[str] | None,
+    *,
+    description: str | None,
+    splits: Collection[str],
+    kinds: Collection[str] = tuple(KINDS),
+    one_source: bool = False,
+) -> int:
+    """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
+    parser = arguments(description, kinds)
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 2
+    args = parser.parse_args(argv)
+    try:
+        build = make_build(args, splits, kinds)
+        if one_source and len(build.sources) != 1:
+            raise ValueError(f"one source is wanted, {len(build.sources)} were given; several make a hybrid")
+        if args.plan:
+            return show_plan(build)
+        return finish_shares(build) if args.finish else run(build, _share(args.job), args.ray)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:  # a full disk, missing permissions, workers that cannot start
+        print(f"error: {error}; finished shards are kept, run the same command again to go on", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; finished shards are kept, run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collection[str]) -> Build:
+    """Flags over the TOML file's values over the defaults. Raises ValueError for what cannot work."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    table: dict[str, Any] = {}
+    base = Path.cwd()
+    if args.config:
+        table, base = _read_toml(Path(args.config))
+    tables = table.pop("sources", {})
+    sources = [
+        make_source(_name(name, args.config), entry.pop("kind", ""), entry, base, splits, f"{args.config}, source {name}")
+        for name, entry in ((name, dict(entry)) for name, entry in tables.items())
+    ]
+    sources += _sources_of_flags(args, splits)
+    if len({source.name for source in sources}) < len(sources):
+        repeated = next(source.name for i, source in enumerate(sources) if source.name in {s.name for s in sources[:i]})
+        raise ValueError(f"the source name {repeated!r} is given twice")
+    if not sources:
+        raise ValueError("there is no source: give --folder NAME=PATH or another of the flags of sources (see --help)")
+    for source in sources:
+        if source.kind not in kinds:
+            raise ValueError(f"source {source.name} is of kind {source.kind!r}; this command builds {', '.join(kinds)}")
+    options = {name: given.get(name, table.pop(name, None)) for name in (*ENCODING, *RUNNING, "clips_per_shard", "out")}
+    table.pop("sampling", None)
+    if table:
+        allowed = ", ".join(["out", *ENCODING, *RUNNING, "clips_per_shard", "sources"])
+        raise ValueError(f"{args.config}: {', '.join(table)} is not known; allowed are {allowed}")
+    if not options["out"]:
+        raise ValueError("--out DATASET is missing: the folder that the dataset shall be in")
+    out = Path(os.path.abspath(base / options.pop("out") if "out" not in given else given["out"]))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: is a file; a folder is needed")
+    for name, (low, high) in LIMITS.items():
+        value = options[name]
+        if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: allowed are {low:g} to {high:g}")
+    if options["preset"] is not None and options["preset"] not in PRESETS:
+        raise ValueError(f"--preset {options['preset']!r} is not known; allowed are {', '.join(PRESETS)}")
+    if options["canvas"] is not None:
+        parse_canvas(options["canvas"])
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return Build(
+        out=out,
+        sources=tuple(sources),
+        encoding=EncodeOptions(**{name: chosen[name] for name in ENCODING if name in chosen}),
+        limits=Limits(**{name: chosen[name] for name in RUNNING if name in chosen}),
+        **({"clips_per_shard": chosen["clips_per_shard"]} if "clips_per_shard" in chosen else {}),
+    )
+
+
+def _read_toml(file: Path) -> tuple[dict[str, Any], Path]:
+    try:
+        table = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"--config {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file}: is no TOML: {error}") from None
+    if not isinstance(table.get("sources", {}), Mapping) or not all(
+        isinstance(x, Mapping) for x in table.get("sources", {}).values()
+    ):
+        raise ValueError(f"--config {file}: sources must be tables, such as [sources.own]")
+    return table, file.resolve().parent
+
+
+def _sources_of_flags(args: argparse.Namespace, splits: Collection[str]) -> list[Source]:
+    here = Path.cwd()
+    common: dict[str, Any] = {} if args.sampling is None else {"sampling": args.sampling}
+    if args.sampling is not None:
+        parse_sampling(args.sampling)
+    found = []
+    versions = {v: getattr(args, f"k{v}") for v in VERSIONS if getattr(args, f"k{v}", None)}
+    if versions:
+        table: dict[str, Any] = {v: {"folder": videos, "lists": lists} for v, (videos, lists) in versions.items()}
+        table |= {name: getattr(args, name) for name in ("leaks", "label_map") if getattr(args, name) is not None}
+        found.append(make_source("kinetics", "kinetics", table | common, here, splits, "--k" + ", --k".join(versions)))
+    for flag, (kind, name) in OFFICIAL_FLAGS.items():
+        if given := getattr(args, flag, None):
+            table = {"folder": given[0], "lists": given[1], **common}
+            found.append(make_source(name, kind, table, here, splits, f"--{flag}"))
+    for flag, kind in (
+        ("folder", "folder"),
+        ("instagram", "instagram"),
+        ("frames", "frames"),
+        ("list", "lists"),
+        ("index", "index"),
+    ):
+        for text in getattr(args, flag, None) or ():
+            name, value = _named(flag, text)
+            table = dict(common)
+            if kind == "index":
+                table["pattern"] = value
+            elif kind == "lists":
+                table |= {"folder": args.list_root or "/", "train": value}
+            else:
+                table["folder"] = value
+            if kind == "frames":
+                table["rate"] = args.frame_rate
+            found.append(make_source(name, kind, table, here, splits, f"--{flag} {text!r}"))
+    return found
+
+
+def _named(flag: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not NAME.fullmatch(name) or not value:
+        wanted = "NAME=PATH, where NAME has 1 to 40 letters, digits, '_' or '-'"
+        raise ValueError(f"--{flag} {text!r}: it must be {wanted}")
+    if flag in ("folder", "frames", "instagram") and not os.path.isdir(value):
+        raise ValueError(f"--{flag} {text!r}: there is no folder {value!r}")
+    return name, value
+
+
+def _name(name: str, config: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{config}: the source name {name!r} must have 1 to 40 letters, digits, '_' or '-'")
+    return name
+
+
+def _share(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"--job {text!r}: it must be I/N with 1 <= I <= N, such as 2/8 for the second of eight shares")
+    return int(found[1]), int(found[2])
+
+
+def arguments(description: str | None, kinds: Collection[str]) -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--out", metavar="DATASET", help="folder of the dataset; made if it does not exist")
+    add("--config", metavar="BUILD.toml", help="a whole build as a file: see dataset_builders/command.py")
+    add("--plan", action="store_true", help="print what would be read, taken, cut, dropped and written, and do nothing")
+
+    group = parser.add_argument_group(
+        "sources (VIDEOS: a folder, it may lack files; LISTS: a file, or a folder of official ones)"
+    )
+    add = group.add_argument
+    if "kinetics" in kinds:
+        for version in VERSIONS:
+            add(f"--k{version}", nargs=2, metavar=("VIDEOS", "LISTS"), help=f"Kinetics-{version}")
+        leaks = "ids in training and in validation or test leave training (default), or validation (the paper)"
+        add("--leaks", choices=["from-train", "from-val"], help=leaks)
+        add("--label-map", metavar="FILE", help="the official class names of Kinetics-710, in their order")
+    for flag, (kind, _) in OFFICIAL_FLAGS.items():
+        if kind in kinds:
+            add(f"--{flag}", nargs=2, metavar=("VIDEOS", "LISTS"))
+    for flag, kind, text in (
+        ("folder", "folder", "a folder of videos and a name for it"),
+        ("instagram", "instagram", "a folder of Instagram videos; 250,000 are chosen"),
+        ("list", "lists", "an official VideoMAE list: 'path label' or 'path start total', or a CSV with a header"),
+        ("frames", "frames", "a folder of folders of images"),
+    ):
+        if kind in kinds:
+            add(f"--{flag}", action="append", metavar="NAME=PATH", help=text)
+    if "lists" in kinds:
+        add("--list-root", metavar="PATH", help="what relative paths in --list are relative to")
+        add("--frame-rate", type=float, default=30.0, metavar="FPS", help="that --frames were extracted at (%(default)s)")
+    if "index" in kinds:
+        add(
+            "--index",
+            action="append",
+            metavar="NAME=PATTERN",
+            help="existing tars, indexed in place: 'own=/data/{000..999}.tar'",
+        )
+
+    defaults, limits = EncodeOptions(), Limits()
+    encoding = parser.add_argument_group("what a clip becomes (fixed for a dataset once it is begun)")
+    add = encoding.add_argument
+    add("--preset", choices=list(PRESETS), help=f"{defaults.preset} re-encodes for fast decoding (default)")
+    add("--short-side", type=int, metavar="PIXELS", help=f"never enlarged ({defaults.short_side})")
+    add("--gop", type=int, metavar="FRAMES", help=f"between key frames, at most ({defaults.gop})")
+    add("--canvas", metavar="WxH,...", help="scale and crop every clip to the nearest of these sizes")
+    add("--max-seconds", type=float, metavar="S", help=f"longer videos are cut into equal clips ({defaults.max_seconds:g})")
+    add("--min-frames", type=int, metavar="FRAMES", help=f"shorter ones are rejected ({defaults.min_frames})")
+    add("--sampling", metavar="RULE", help="distance of the frames that training takes, seconds:S or stride:N, of all sources")
+    add(
+        "--clips-per-shard",
+        type=int,
+        metavar="N",
+        help=f"about how many make one shard ({Build.__dataclass_fields__['clips_per_shard'].default})",
+    )
+    running = parser.add_argument_group("how the build runs")
+    add = running.add_argument
+    add("--workers", type=int, metavar="N", help=f"processes; the cores this one may use ({usable_cores()})")
+    add("--time-limit", type=float, metavar="SECONDS", help=f"for one file ({limits.time_limit:g})")
+    add("--memory-limit", type=float, metavar="GIB", help=f"for one file ({limits.memory_limit:g})")
+    add("--job", metavar="I/N", help="do the I-th of N shares, for Slurm arrays and the like; then, once, --finish")
+    add("--finish", action="store_true", help="write manifest and report after all shares of --job")
+    add("--ray", metavar="ADDRESS", help="run the shards on a Ray cluster, or 'local'")
+    return parser

@@ -1,0 +1,91 @@
+"""Presets: what decides a clip's bytes, and FFmpeg's encoder settings. Every one but `copy` makes an MP4 file.
+
+Twelve real clips (Kinetics, THUMOS, gestures, surveillance; 106 s, 240 to 720 lines), short side 256, benchmarks/presets.py;
+rates are per CPU-second of one core, a sample is 16 frames at stride 4 from a random start, as RGB:
+
+| preset      | kB/s | encoding | decoding   | all frames | PSNR    | SSIM  |                                                |
+|-------------|------|----------|------------|------------|---------|-------|------------------------------------------------|
+| `h264-fast` |   43 | 253 fr/s | 78 samples | 6800 fr/s  | 42.3 dB | 0.984 | the fastest, with libav; for NVDEC, too        |
+| `vp9`       |   42 | 249 fr/s | 34 samples | 2600 fr/s  | 43.0 dB | 0.985 | what DALI decodes on a CPU and on a GPU        |
+| `mjpeg`     |  232 | 613 fr/s | 55 samples | 4600 fr/s  | 41.5 dB | 0.979 | for DALI on a CPU; doubtful on a GPU           |
+| `copy`      |   40 | -        | 15 samples | 2700 fr/s  | -       | -     | as it is: long GOPs, B-frames, large frames    |
+
+The container is MP4 for all: DALI 2.4 (on a CPU) and PyAV read VP9 and MJPEG in it, and its time stamps are exact, where
+Matroska's are in milliseconds and leave the manifest without `pts_step`. DALI shows both as PyAV does, but for the level by
+which it is brighter everywhere; it honours that the JPEGs are in limited range.
+"""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# x264's output depends on the SIMD level of the CPU, too
+ASM = "asm=avx2:" if platform.machine() == "x86_64" else ""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What decides a clip's bytes."""
+
+    preset: str = "h264-fast"
+    short_side: int = 256
+    """pixels; smaller sources keep their size"""
+    gop: int = 32
+    """frames from one key frame to the next, at most"""
+    min_frames: int = 16
+    max_seconds: float = 60.0
+    """a longer part is cut into equal clips"""
+    canvas: str = ""
+    """coded sizes to snap clips to, such as "352x256,256x352"; empty: every clip has a size of its own"""
+
+
+def h264_fast(gop: int) -> dict[str, Any]:
+    """x264, crf 23, without what costs decoding time: B-frames, CABAC, deblocking, weighted prediction. GOPs are closed and
+    at most `gop` long (x264 begins one early at a scene cut)."""
+    return {
+        "c:v": "libx264",
+        "preset": "medium",
+        "crf": 23,
+        "tune": "fastdecode",
+        "bf": 0,
+        "g": gop,
+        "threads": 1,  # x264's output depends on the number of threads
+        "x264-params": f"{ASM}open-gop=0",
+    }
+
+
+def vp9(gop: int) -> dict[str, Any]:
+    """libvpx at constant quality. Without alternate reference frames every packet is one frame that is shown.
+
+    On four real clips, crf 33: realtime 5 encodes 123 frames/CPU-s (674 kB, 42.4 dB), good 4 49 (608 kB, 42.2 dB), good 2
+    30 (596 kB, 42.5 dB); h264-fast 117 (695 kB, 41.8 dB). Lag changes nothing where there are no alternate reference frames.
+    """
+    return {
+        "c:v": "libvpx-vp9",
+        "deadline": "realtime",
+        "cpu-used": 5,
+        "crf": 33,
+        "b:v": 0,
+        "g": gop,
+        "auto-alt-ref": 0,
+        "lag-in-frames": 0,
+        "row-mt": 0,
+        "tile-columns": 0,
+        "frame-parallel": 0,
+        "threads": 1,
+    }
+
+
+def mjpeg(gop: int) -> dict[str, Any]:
+    """Every frame a JPEG, whatever the GOP. Limited range is not in JFIF: FFmpeg writes it where "unofficial" formats are
+    allowed and marks it in a comment, "CS=ITU601", which libavcodec's decoder (in PyAV and DALI, too) reads.
+
+    Quality 5 is 43.0 dB on the four clips of `vp9`, with 3.8 times the bytes of h264-fast; 4 is 44.1 dB and 4.3 times.
+    """
+    # the integer transform is the same on every CPU
+    return {"c:v": "mjpeg", "q:v": 5, "huffman": "optimal", "dct": "int", "strict": "unofficial", "threads": 1}
+
+
+ENCODERS: dict[str, Callable[[int], dict[str, Any]]] = {"h264-fast": h264_fast, "vp9": vp9, "mjpeg": mjpeg}
+PRESETS = (*ENCODERS, "copy")

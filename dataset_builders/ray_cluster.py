@@ -1,0 +1,61 @@
+"""The same jobs on a Ray cluster: each shard is a Ray task of one CPU (`--ray ADDRESS`, or `--ray local`).
+
+Every node must see the checkout, the sources and DATASET under the same paths. A task whose node dies is started again by Ray;
+jobs are idempotent, so that costs time and nothing else. Ray is an optional extra: `pip install 'tubecell[ray]'`.
+"""
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataset_builders.executors import usable_cores
+from dataset_builders.jobs import BuildState, Hold, Job
+
+if TYPE_CHECKING:
+    from dataset_builders.build import Build
+
+ROOT = Path(__file__).resolve().parent.parent
+RETRIES = 3  # of a task whose process or node died
+
+
+def encode_on_ray(address: str, state: BuildState, jobs: list[Job], build: "Build") -> None:
+    """Turn every job into a shard and commit it. Raises ValueError if there is no Ray, or no cluster at `address`."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("--ray needs the package ray: pip install 'tubecell[ray]'") from None
+    from dataset_builders.build import Progress
+
+    where = {"num_cpus": usable_cores(), "include_dashboard": False} if address == "local" else {"address": address}
+    environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    try:
+        ray.init(**where, runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise ValueError(f"--ray {address}: no cluster answers there ({error}); allowed are 'local' and HOST:PORT") from None
+    try:
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(encode_one)
+        alone = replace(build, limits=replace(build.limits, workers=1))
+        running = {task.remote(state.dataset, job, alone): job for job in jobs}
+        with Progress(jobs) as progress:
+            while running:
+                done, _ = ray.wait(list(running), num_returns=1)
+                for reference in done:
+                    job = running.pop(reference)
+                    rejects = ray.get(reference)
+                    for _ in range(job.requests):
+                        progress.update(job.source, rejects)
+                    progress.rejected(job.source, rejects)
+    finally:
+        ray.shutdown()
+
+
+def encode_one(dataset: Path, job: Job, build: "Build") -> int:
+    """A Ray task: one shard. Returns the number of its rejects."""
+    from dataset_builders.build import encode
+
+    with BuildState(dataset, Hold.STARTER) as state:
+        encode(state, [job], build)
+        return state.totals([job])[0]["rejects"]

@@ -1,0 +1,169 @@
+"""A source of a build: its name, its kind, and the settings that its `plan` takes. From TOML or from flags.
+
+A kind is a module with a function `plan(name, *, folder=..., ...) -> SourcePlan`; its keyword arguments are the settings that
+are allowed, so the error for another one can list them.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset_builders import (
+    ava,
+    folder,
+    frames,
+    hmdb51,
+    indexed_tars,
+    instagram,
+    kinetics,
+    lists,
+    something,
+    ucf101,
+    webvid,
+)
+from dataset_builders.annotations import AnyPath, Files
+from dataset_builders.kinetics_files import Version
+from dataset_builders.plan import SourcePlan
+
+KINDS: dict[str, Callable[..., SourcePlan]] = {
+    "ava": ava.plan,
+    "folder": folder.plan,
+    "frames": frames.plan,
+    "hmdb51": hmdb51.plan,
+    "index": indexed_tars.plan,
+    "instagram": instagram.plan,
+    "kinetics": kinetics.plan,
+    "lists": lists.plan,
+    "something": something.plan,
+    "ucf101": ucf101.plan,
+    "webvid": webvid.plan,
+}
+PATHS = (AnyPath, AnyPath | None, Files)  # what parameters that are paths are annotated with
+VERSIONS = ("400", "600", "700")  # of Kinetics: each has its own lists and folder
+# where the official files are, below a folder that is given as `lists`; the first pattern that finds any counts
+OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
+    "ava": {"train": ("ava_train_v2*.csv",), "file_names": ("ava_file_names_trainval*.txt",)},
+    "hmdb51": {"annotations": (".",)},
+    "something": {
+        "train": ("*train.json", "*train*.json", "*train*.csv"),
+        "val": ("*validation.json", "*validation*.json", "*validation*.csv"),
+        "test": ("*test.json", "*test*.json", "*test*.csv"),
+        "labels": ("*labels.json", "*labels*.json", "*labels*.csv"),
+    },
+    "ucf101": {"annotations": (".",)},
+    "webvid": {"train": ("*train*.csv",), "val": ("*val*.csv",)},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One source of a build."""
+
+    name: str
+    kind: str
+    settings: Mapping[str, Any]  # keyword arguments of the kind's `plan`
+
+    def plan(self, dataset: Path) -> SourcePlan:
+        """Read its annotations, list its folders. Raises ValueError for what cannot be read."""
+        extra = {"exclude": os.fsencode(dataset)} if "exclude" in _parameters(self.kind) else {}
+        return KINDS[self.kind](self.name, **self.settings, **extra)
+
+    def roots(self) -> dict[str, bytes]:
+        """Where the folders lie that the paths of its requests are relative to, by their names."""
+        if self.kind == "kinetics":
+            folders = {f"k{version}": settings.folder for version, settings in self.settings["versions"].items()}
+        elif self.kind == "index":
+            folders = {self.name: indexed_tars.root(self.settings["pattern"])}
+        else:
+            folders = {self.name: self.settings["folder"]}
+        return {name: os.path.abspath(os.fsencode(path)) for name, path in folders.items() if path is not None}
+
+    def agreed(self) -> dict[str, Any]:
+        """Kind and settings that must not change between builds of one dataset: all but where things lie."""
+        plain = {name: value for name, value in self.settings.items() if not _is_path(self.kind, name) and name != "versions"}
+        return {"kind": self.kind, **plain}
+
+
+def make_source(name: str, kind: str, table: Mapping[str, Any], base: Path, splits: Collection[str], where: str) -> Source:
+    """A table of settings (TOML's types) -> Source; paths in it are relative to `base`, `where` is for errors.
+
+    `lists` may stand for the annotation files: the official ones are found below that folder. `splits` is the default of kinds
+    that have them. Raises ValueError for a kind or setting that does not exist, is missing or has a wrong type.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"{where}: kind {kind!r} is not known; allowed are {', '.join(KINDS)}")
+    settings = dict(table)
+    if kind == "kinetics":
+        settings = _kinetics(settings, base, where)
+    elif lists_folder := settings.pop("lists", None):
+        settings = _official_lists(kind, _resolve(lists_folder, base), where) | settings
+    parameters = _parameters(kind)
+    allowed = [key for key in parameters if key not in ("name", "exclude", "dataset")]
+    if unknown := sorted(set(settings) - set(allowed)):
+        allowed = [*allowed, "lists"] if kind in OFFICIAL else allowed
+        allowed = [*VERSIONS, *(key for key in allowed if key != "versions")] if kind == "kinetics" else allowed
+        raise ValueError(f"{where}: {', '.join(unknown)} is not known to kind {kind!r}; allowed are {', '.join(allowed)}")
+    if "splits" in parameters and "splits" not in settings:
+        settings["splits"] = tuple(splits)
+    missing = [key for key in allowed if parameters[key].default is inspect.Parameter.empty and key not in settings]
+    if missing:
+        raise ValueError(f"{where}: kind {kind!r} needs {', '.join(missing)}")
+    for key, value in settings.items():
+        if _is_path(kind, key) and value is not None:
+            settings[key] = _resolve(value, base)
+        elif isinstance(value, list):
+            settings[key] = tuple(value)
+    return Source(name=name, kind=kind, settings=settings)
+
+
+def _kinetics(settings: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
+    versions = {}
+    for version in VERSIONS:
+        if (entry := settings.pop(version, None)) is None:
+            continue
+        if not isinstance(entry, Mapping) or set(entry) - {"folder", "lists", "classes"} or "lists" not in entry:
+            wanted = "{folder = 'VIDEOS', lists = 'FILE OR FOLDER', classes = 'FILE'}, the last one optional"
+            raise ValueError(f"{where}: {version} is {entry!r}; wanted is {wanted}")
+        paths = {key: _resolve(value, base) for key, value in entry.items()}
+        lists = paths.pop("lists")
+        versions[int(version)] = Version(annotations=[lists] if isinstance(lists, str) else lists, **paths)
+    if not versions:
+        raise ValueError(f"{where}: kind 'kinetics' needs at least one of {', '.join(VERSIONS)}")
+    return {**settings, "versions": versions}
+
+
+def _official_lists(kind: str, folder: str, where: str) -> dict[str, Any]:
+    if kind not in OFFICIAL:
+        return {"lists": folder}  # refused with the settings that are allowed
+    if not os.path.isdir(folder):
+        names = [name for name in OFFICIAL[kind] if name != "labels"]
+        return {names[0]: folder}
+    found = {}
+    for setting, patterns in OFFICIAL[kind].items():
+        for pattern in patterns:
+            files = [folder] if pattern == "." else sorted(str(file) for file in Path(folder).glob(pattern))
+            if files:
+                found[setting] = files[0] if len(files) == 1 else files
+                break
+    if not found:
+        wanted = ", ".join(pattern for patterns in OFFICIAL[kind].values() for pattern in patterns)
+        raise ValueError(f"{where}: {folder} holds none of the lists of {kind} ({wanted})")
+    return found
+
+
+def _parameters(kind: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(KINDS[kind]).parameters
+
+
+def _is_path(kind: str, key: str) -> bool:
+    return key in _parameters(kind) and _parameters(kind)[key].annotation in PATHS
+
+
+def _resolve(value: Any, base: Path) -> Any:
+    """Relative to `base`; a list of paths one by one. Of text, so that braces and bytes that are not UTF-8 stay."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(_resolve(one, base) for one in value)
+    return os.path.join(os.fspath(base), os.path.expanduser(os.fsdecode(value)))

@@ -1,0 +1,94 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import presets
+from benchmarks.preset_figures import Figures, results
+from benchmarks.presets import chosen_videos, likeness, reference
+from dataset_builders.presets import PRESETS, EncodeOptions
+from dataset_builders.transcode import Wanted, transcode
+
+FIGURES = ["bytes", "bytes_per_second", "encode", "decode_sample", "decode_whole", "psnr", "ssim"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small videos and two files that are none."""
+    from dataset_builders.generate_clips import main
+
+    folder: Path = tmp_path_factory.mktemp("videos")
+    assert main(["--out", str(folder), "--clips", "2"]) == 0
+    (folder / "notes.txt").write_text("no video")
+    (folder / "empty.mp4").touch()
+    return folder
+
+
+def test_figures_table_and_picture(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = tmp_path / "out.json", tmp_path / "pictures"
+    assert presets.main(["--videos", str(videos), "--out", str(out), "--json", str(file)]) == 0
+    figures = {entry["name"]: entry for entry in json.loads(file.read_text())}
+    kinds = [f"{preset}/{side}" for preset in PRESETS if preset != "copy" for side in (256, 320)]
+    assert set(figures) == {
+        *(f"presets/{kind}/{name}" for kind in kinds for name in FIGURES),
+        *(f"presets/copy/{name}" for name in FIGURES if name not in ("encode", "psnr", "ssim")),
+    }
+    assert all(math.isfinite(entry["value"]) and entry["value"] > 0 for entry in figures.values())
+    sizes = sum(path.stat().st_size for path in videos.rglob("*.mp4"))
+    assert figures["presets/copy/bytes"]["value"] == sizes
+    for kind in kinds:
+        assert figures[f"presets/{kind}/bytes"]["baseline"] == sizes
+        assert figures[f"presets/{kind}/bytes_per_second"]["value"] == figures[f"presets/{kind}/bytes"]["value"] / 6.0
+        assert 30 < figures[f"presets/{kind}/psnr"]["value"] < 60
+        assert 0.9 < figures[f"presets/{kind}/ssim"]["value"] < 1
+    assert figures["presets/mjpeg/256/bytes"]["value"] > 2 * figures["presets/h264-fast/256/bytes"]["value"]
+    printed = capsys.readouterr().out
+    assert "2 clips, 6 s, 180 frames" in printed
+    assert "passed over: 2 not_video" in printed
+    with Image.open(out / "presets.png") as picture:
+        assert min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50  # not an empty sheet
+
+
+def test_likeness_tells_copies_from_others(videos: Path) -> None:
+    ((path, info), (other, other_info)) = chosen_videos(videos, 2)
+    (piece,) = transcode(path, info, EncodeOptions(short_side=64), Wanted())
+    with reference(path, info, 64) as source:
+        psnr, ssim = likeness(piece.data, source)
+        assert psnr > 30 and ssim > 0.9
+        source.seek(0)
+        assert likeness(source.read(), source) == (100.0, 1.0)
+        (wrong,) = transcode(other, other_info, EncodeOptions(short_side=64), Wanted())
+        assert likeness(wrong.data, source)[0] < 20
+
+
+def test_the_same_videos_are_chosen_again(videos: Path) -> None:
+    assert chosen_videos(videos, 1) == chosen_videos(videos, 1)
+    assert len(chosen_videos(videos, 9)) == 2
+
+
+def test_what_cannot_be_measured(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none").mkdir()
+    shutil.copy(videos / "notes.txt", tmp_path / "none")
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, said in (
+        (["--videos", str(tmp_path / "nowhere")], "there is no such folder"),
+        (["--videos", str(tmp_path / "none")], "no video of at most 60 s among 1 file: 1 not_video"),
+        (["--videos", str(videos), "--clips", "0"], "--clips 0: it must be at least 1"),
+        (["--videos", str(videos), "--json", str(tmp_path)], "is a folder"),
+    ):
+        assert presets.main([*arguments, *out]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_ratio_is_to_copy() -> None:
+    copied = Figures("copy", None, clips=1, seconds=10.0, frames=300, bytes=1000, sample_time=1.0, decode_time=1.0)
+    made = Figures("vp9", 256, 1, 10.0, 300, 500, 2.0, 0.5, 0.5, [40.0], [0.99])
+    ratios = {result.name: result.ratio for result in results([copied, made])}
+    assert ratios["presets/vp9/256/bytes"] == 0.5
+    assert ratios["presets/vp9/256/decode_sample"] == 2.0
+    assert ratios["presets/vp9/256/psnr"] is None
+    assert ratios["presets/copy/bytes"] is None
