@@ -1,200 +1,206 @@
-"""The parts of the path from encoded clips to trained views, each measured alone, and the whole."""
+"""The parts of the path from encoded clips to trained views, as contestants: decoding, the loader, the model, the whole."""
 
+import io
 import itertools
-import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from pathlib import Path
 
+import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 
-from benchmarks.stopwatch import REPETITIONS, Part, Stopwatch
+from benchmarks.stopwatch import Stopwatch
 from dataset_builders.executors import usable_cores
-from pipeline.decode import ClipRequest, DecodeError, decode_frames, decode_libav
+from pipeline.decode import Decoder, decode_libav
 from pipeline.loader import Batch, ClipLoader
-from pipeline.manifest import Manifest
-from pipeline.sampling import sample_clips
+from pipeline.manifest import Clip
+from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage import ShardReader
 from train.config import PretrainConfig
-from train.optimizer import build_optimizer
+from train.optimizer import pretraining_optimizer
 from train.parallel import Ranks, build_model
 from train.pretrain import guarded_step
 
-MOST_CLIPS = 256  # whose bytes lie in memory for the decoding parts
-CROPS = (1, 4)  # R
+MOST_CLIPS = 2048  # whose bytes lie in memory while they are decoded alone
+WAITED = 1e-3  # seconds for a batch; less is what a ready one costs
 
 
 def decoding_threads(config: PretrainConfig) -> int:
     return config.views.threads or usable_cores()
 
 
-def measure_decoding(config: PretrainConfig, stopwatch: Stopwatch) -> list[Part]:
-    """The needed frames as RGB and nothing else; then cropped and resized into one view; then into four. In threads, on
-    the same clips, whose bytes are in memory."""
-    stopwatch.bar.set_description("reading clips")
-    assert config.data is not None
-    requests, unreadable = sampled_requests(Manifest(config.data), config)
-    size, frames, threads = config.model.input_size, config.model.num_frames, decoding_threads(config)
-    buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()  # one a thread, filled again and again as a ring is
-    for _ in range(threads):
-        buffers.put(np.zeros((max(CROPS), frames, size, size, 3), np.uint8))
+class LoaderWork:
+    """`ClipLoader` as a trainer uses it, and no model. `delivered` are the clips of the last turn: (epoch, positions, rows)."""
 
-    def decode(request: ClipRequest) -> None:
-        decode_frames(request.clip, request.data, np.unique(request.frames))
+    def __init__(
+        self,
+        dataset: Path,
+        recipe: SamplingRecipe,
+        config: PretrainConfig,
+        stopwatch: Stopwatch,
+        *,
+        clips_per_batch: int | None = None,
+        decoder: Decoder = decode_libav,
+    ) -> None:
+        began = stopwatch.now()
+        self.loader = ClipLoader(
+            dataset,
+            recipe,
+            device=stopwatch.device,
+            clips_per_batch=clips_per_batch,
+            threads=config.views.threads,
+            prefetch=config.views.prefetch,
+            decoder=decoder,
+        )
+        self.first = next(self.loader)
+        self.first_batch = stopwatch.now() - began  # seconds from making the loader to its first batch
+        self.delivered: list[tuple[int, np.ndarray, np.ndarray]] = []
 
-    def crop(request: ClipRequest, views: int) -> None:
-        buffer = buffers.get()
-        try:
-            decode_libav(replace(request, boxes=request.boxes[:views]), buffer[:views])
-        finally:
-            buffers.put(buffer)
+    def prepare(self) -> None:
+        """Take what lies ready, until a batch has to be waited for."""
+        for _ in range(1000):
+            waited = self.loader.wait_seconds
+            next(self.loader)
+            if self.loader.wait_seconds - waited > WAITED:
+                break
+        self.delivered = []
 
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # parallel over clips, as in the loader
-    try:
-        with ThreadPoolExecutor(threads) as pool:
+    def work(self) -> int:
+        """A batch."""
+        batch = next(self.loader)
+        self.delivered.append((batch.epoch, batch.positions.numpy(), batch.rows.numpy()))
+        return len(batch.positions)
 
-            def one_pass(work: Callable[[ClipRequest], None]) -> int:
-                return sum(1 for _ in pool.map(work, requests))
-
-            requests = usable_requests(requests, unreadable, partial(crop, views=max(CROPS)), pool, threads, stopwatch)
-            passes = [partial(one_pass, decode), *(partial(one_pass, partial(crop, views=views)) for views in CROPS)]
-            rates = stopwatch.rates_in_turns("decode and crop", passes)
-    finally:
-        torch.set_num_threads(torch_threads)
-    views = config.views.views_per_clip
-    alone = Part("decode", "decode only", rates[0], views)
-    crops = zip(CROPS, rates[1:], strict=True)
-    return [alone, *(Part(f"decode_crop/r{r}", f"decode + crop, R = {r}", of_r, r, alone) for r, of_r in crops)]
-
-
-def sampled_requests(manifest: Manifest, config: PretrainConfig) -> tuple[list[ClipRequest], list[str]]:
-    """What the first positions of epoch 0 ask of the decoder, with crops for four views -> (requests, what is unreadable)."""
-    recipe = replace(config.sampling, views_per_clip=max(CROPS), views_per_step=max(CROPS))
-    positions = np.arange(min(len(manifest), MOST_CLIPS))
-    samples = sample_clips(manifest, recipe, 0, positions, np.zeros_like(positions))
-    requests, bad = [], []
-    with closing(ShardReader(manifest.root)) as reader:
-        for row, frames, boxes in zip(samples.rows, samples.frames, samples.boxes, strict=True):
-            clip = manifest.clip(int(row))
-            try:
-                requests.append(ClipRequest(clip, reader.read(clip), frames, boxes))
-            except OSError as error:
-                bad.append(f"{clip.key}: {error}")
-    return requests, bad
+    def close(self) -> None:
+        self.loader.close()
 
 
-def usable_requests(
-    requests: list[ClipRequest],
-    bad: list[str],
-    work: Callable[[ClipRequest], None],
-    pool: ThreadPoolExecutor,
-    threads: int,
-    stopwatch: Stopwatch,
-) -> list[ClipRequest]:
-    """The warm-up: as many clips as a repetition has time for, without those that fail, as the loader would leave them out.
+class DecodeWork:
+    """What the loader has delivered in its last turn, decoded once more and nothing else: no reading, no checking, no crops."""
 
-    Says how many were left out besides the `bad` ones. Raises ValueError if none is left.
+    def __init__(self, loader: LoaderWork, threads: int) -> None:
+        self.loader, self.pool = loader, ThreadPoolExecutor(threads)
+        self.clips: list[tuple[Clip, bytes, np.ndarray]] = []
+
+    def prepare(self) -> None:
+        """Read the clips into memory; without those that stood in for others."""
+        manifest, recipe = self.loader.loader.manifest, self.loader.loader.recipe
+        reader, data = ShardReader(manifest.root), dict[int, bytes]()
+        self.clips = []
+        for epoch, positions, delivered in self.loader.delivered:
+            samples = sample_clips(manifest, recipe, epoch, positions, np.zeros_like(positions))
+            for row, frames, got in zip(samples.rows.tolist(), samples.frames, delivered.tolist(), strict=True):
+                if row == got and len(self.clips) < MOST_CLIPS:
+                    clip = manifest.clip(row)
+                    if row not in data:
+                        data[row] = bytes(reader.read(clip))
+                    self.clips.append((clip, data[row], np.unique(frames)))
+        reader.close()
+        if not self.clips:
+            raise RuntimeError("no clip was delivered in its own place; look at the dataset with dataset_builders/verify.py")
+
+    def work(self) -> int:
+        """All of them."""
+        return sum(self.pool.map(lambda clip: decode_only(*clip), self.clips))
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+def decode_only(clip: Clip, data: bytes, frames: np.ndarray) -> int:
+    """libav as PyAV has it: seek to the key frame, decode, convert the wanted frames to RGB arrays, forget them. Returns 1.
+
+    One thread, and one reformatter a clip. `frame.to_ndarray(format="rgb24")` alone, which makes a reformatter and a pool of
+    threads for every frame, would do 0.7 times as much per CPU-second, with threads=1 0.9 times.
     """
-    good: list[ClipRequest] = []
-    bad = list(bad)
-
-    def attempt(request: ClipRequest) -> DecodeError | None:
-        try:
-            work(request)
-        except DecodeError as error:
-            return error
-        return None
-
-    began = time.perf_counter()
-    for start in range(0, len(requests), threads):
-        chunk = requests[start : start + threads]
-        for request, error in zip(chunk, pool.map(attempt, chunk), strict=True):
-            if error is None:
-                good.append(request)
-            else:
-                bad.append(f"{request.clip.key}: {error}")
-        if good and time.perf_counter() - began > stopwatch.seconds / REPETITIONS:
-            break
-    if bad:
-        said = f"{len(bad)} of the dataset's clips cannot be read or decoded, such as {bad[0]}"
-        if not good:
-            raise ValueError(said)
-        stopwatch.bar.write(f"left out while decoding alone: {said}")
-    return good
+    wanted, last, start = set(frames.tolist()), int(frames[-1]), 0
+    with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        if clip.pts_step:
+            start = max((key for key in clip.keyframes if key <= frames[0]), default=0)
+        if start:
+            container.seek(clip.pts_start + start * clip.pts_step, stream=stream)
+        reformatter = VideoReformatter()
+        for counted, frame in enumerate(container.decode(stream)):
+            number = ((frame.pts or 0) - clip.pts_start) // clip.pts_step if clip.pts_step else counted
+            if number in wanted:
+                reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            if number >= last:
+                return 1
+    raise RuntimeError(f"{clip.key}: frame {last} does not come out, though the loader delivered it")
 
 
-def open_loader(config: PretrainConfig, ranks: Ranks) -> ClipLoader:
-    """The loader as train/pretrain.py makes it for one process."""
-    assert config.data is not None
-    return ClipLoader(
-        config.data,
-        config.sampling,
-        device=ranks.device,
-        clips_per_batch=config.sampling.clips_per_step // config.accumulation(ranks.world_size),
-        threads=config.views.threads,
-        prefetch=config.views.prefetch,
-    )
-
-
-def measure_loader(config: PretrainConfig, decode: Part, ranks: Ranks, stopwatch: Stopwatch) -> tuple[Part, float, Batch]:
-    """Batches on the device and no model -> (the part, seconds from making the loader to its first batch, a batch)."""
-    stopwatch.bar.set_description("starting the loader")
-    began = stopwatch.now()
-    with closing(open_loader(config, ranks)) as loader:
-        batch = next(loader)
-        first_batch = stopwatch.now() - began
-        tensors = {name: getattr(batch, name).clone() for name in ("views", "visible", "decoded", "loss_weight")}
-        kept = replace(batch, **tensors)  # on a CPU it lay in the loader's memory, which a later batch overwrites
-
-        def work() -> int:
-            return len(next(loader).positions)
-
-        stopwatch.warm_up("loader: warm-up", work, config.views.prefetch + 1)
-        rates = stopwatch.rates("loader", work)
-    return Part("loader", "loader alone", rates, config.views.views_per_clip, decode), first_batch, kept
-
-
-def measure_training(config: PretrainConfig, batch: Batch, ranks: Ranks, stopwatch: Stopwatch) -> tuple[Part, Part, float]:
-    """The training step on one batch in memory, and fed by the loader -> (model, end to end, share of the time in which
-    the latter waited for data).
+class ModelWork:
+    """The training step, on one batch in memory.
 
     The learning rate stays 0: it costs the same, and a batch seen a thousand times cannot make the weights run away.
     """
-    stopwatch.bar.set_description("building the model")
-    model = build_model(config.model, config.compute, config.seed, ranks)
-    optimizer = build_optimizer(
-        model.named_parameters(),
-        weight_decay=config.optim.weight_decay,
-        betas=config.optim.betas,
-        eps=config.optim.eps,
-    )
-    parameters = list(model.parameters())
-    passes = config.accumulation(ranks.world_size)
 
-    def step(batches: Iterator[Batch]) -> int:
+    def __init__(self, config: PretrainConfig, batch: Batch, ranks: Ranks) -> None:
+        self.model = build_model(config.model, config.compute, config.seed, ranks)
+        self.optimizer = pretraining_optimizer(self.model, config.optim)
+        self.parameters = list(self.model.parameters())
+        self.passes, self.clip_grad, self.device = config.accumulation(ranks.world_size), config.optim.clip_grad, ranks.device
+        # on a CPU it lies in the loader's memory, which a later batch overwrites
+        tensors = {name: getattr(batch, name).clone() for name in ("views", "visible", "decoded", "loss_weight")}
+        self.cached = itertools.repeat(replace(batch, **tensors))
+        for _ in range(2):  # compiles on a GPU; makes AdamW's moments
+            self.work()
+
+    def prepare(self) -> None:
+        """It is always ready."""
+
+    def work(self) -> int:
+        """A step."""
+        return self.step(self.cached)
+
+    def step(self, batches: Iterator[Batch]) -> int:
         """As in the loop of train/pretrain.py; returns its clips."""
-        clips, total = 0, torch.zeros((), device=ranks.device)
-        for part in itertools.islice(batches, passes):
-            loss = model(part.views, part.visible, part.decoded, part.loss_weight) / passes
+        clips, total = 0, torch.zeros((), device=self.device)
+        for part in itertools.islice(batches, self.passes):
+            loss = self.model(part.views, part.visible, part.decoded, part.loss_weight) / self.passes
             loss.backward()
             total += loss.detach()
             clips += len(part.positions)
-        guarded_step(optimizer, parameters, config.optim.clip_grad, total)
+        guarded_step(self.optimizer, self.parameters, self.clip_grad, total)
         return clips
 
-    views = config.views.views_per_clip
-    cached = itertools.repeat(batch)
-    stopwatch.warm_up("model: warm-up", lambda: step(cached), 3)  # compiles on a GPU; makes AdamW's moments
-    alone = Part("model", "model alone", stopwatch.rates("model", lambda: step(cached)), views)
-    with closing(open_loader(config, ranks)) as loader:
-        # what was decoded ahead is used up
-        stopwatch.warm_up("end to end: warm-up", lambda: step(loader), -(-(config.views.prefetch + 1) // passes))
-        waited, began = loader.wait_seconds, stopwatch.now()
-        rates = stopwatch.rates("end to end", lambda: step(loader))
-        data_wait = (loader.wait_seconds - waited) / (stopwatch.now() - began)
-    return alone, Part("end_to_end", "end to end", rates, views, alone), data_wait
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class EndToEndWork:
+    """The same step, fed by the loader: training."""
+
+    def __init__(self, model: ModelWork, loader: ClipLoader, stopwatch: Stopwatch, prefetch: int) -> None:
+        self.model, self.loader, self.stopwatch, self.prefetch = model, loader, stopwatch, prefetch
+        self.seconds = self.waited = 0.0  # on the clock
+
+    def prepare(self) -> None:
+        """As many steps as use up what lies ready, and no more than a turn's time: the ring stays full if the model limits."""
+        began = self.stopwatch.now()
+        for _ in range(self.prefetch // self.model.passes + 2):
+            self.model.step(self.loader)
+            if self.stopwatch.now() - began > self.stopwatch.seconds:
+                break
+
+    def work(self) -> int:
+        """A step."""
+        waited, began = self.loader.wait_seconds, time.perf_counter()
+        clips = self.model.step(self.loader)
+        self.waited += self.loader.wait_seconds - waited
+        self.seconds += time.perf_counter() - began
+        return clips
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time in which it waited for a batch."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def close(self) -> None:
+        """Model and loader are others'."""

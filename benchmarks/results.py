@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -24,15 +25,18 @@ class Result:
     value: float
     unit: str
     baseline: float | None = None
+    rounds: Sequence[float] = ()  # what was measured in turns: the ratio of every round, or the value without a baseline
 
     @property
     def ratio(self) -> float | None:
-        """Value by baseline; None without one."""
-        return None if self.baseline is None else self.value / self.baseline
+        """Value by baseline, or the median of the rounds' ratios; None without a baseline."""
+        if self.baseline is None:
+            return None
+        return median(self.rounds) if self.rounds else self.value / self.baseline
 
     def as_json(self) -> dict[str, Any]:
-        values = {"name": self.name, "value": self.value, "unit": self.unit}
-        return {**values, "baseline": self.baseline, "ratio": self.ratio}
+        values = {"name": self.name, "value": self.value, "unit": self.unit, "baseline": self.baseline, "ratio": self.ratio}
+        return {**values, "rounds": list(self.rounds)} if self.rounds else values
 
 
 def check_json(path: Path | None) -> None:
@@ -43,7 +47,8 @@ def check_json(path: Path | None) -> None:
 
 
 def write_json(path: Path, results: Sequence[Result]) -> None:
-    """A list of {"name", "value", "unit", "baseline", "ratio"}; the last two are null without a baseline."""
+    """A list of {"name", "value", "unit", "baseline", "ratio"}; the last two are null without a baseline. What was measured
+    in rounds has "rounds", too: their ratios, or their values without a baseline."""
     path.write_text(json.dumps([result.as_json() for result in results], indent=1) + "\n")
 
 

@@ -1,60 +1,82 @@
-"""Repeats work and keeps the rate of every repetition."""
+"""Contestants take turns, round after round, and the rate of every turn is kept.
+
+Machines are not quiet: another program, a warmer CPU or a busy disk changes rates by tens of percent within minutes. So
+nothing is measured for long at once. In a round every contestant works for a few seconds; figures are medians over the
+rounds, and two contestants are compared round by round. Who is not on the clock rests: a loader that decodes ahead or a
+DataLoader's workers would take the cores of whoever is.
+"""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Protocol
 
+import psutil
 import torch
 from tqdm import tqdm
 
 from benchmarks.results import Neighbours, Result
 
-REPETITIONS = 5
-FEWEST_REPETITIONS = 3  # where five would take more than twice the time that was asked for
+REST_LIMIT = 120.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Clips/s of every repetition, and the cores that other programs had in use meanwhile."""
+class Work(Protocol):
+    """What a contestant does."""
 
-    clips: list[float]
-    neighbours: float
+    def prepare(self) -> None:
+        """Off the clock: until it works at the pace at which it could go on for ever, with nothing ready in advance."""
+
+    def work(self) -> int:
+        """On the clock: a piece of work, -> its clips. On a GPU it may only queue it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
-    """What was measured of a part of the path, and the views that it makes of a clip."""
+    """A contestant, and the rate of each of its turns."""
 
-    name: str
-    title: str
-    measured: "Rates"
+    name: str  # in --json
+    title: str  # in the table
     views_per_clip: int
-    baseline: "Part | None" = None
+    work: Work
+    rates: list[float] = field(default_factory=list)  # clips/s of every round
+    neighbours: list[float] = field(default_factory=list)  # cores that other programs had in use meanwhile
 
     @property
     def clips(self) -> float:
         """Clips/s, the median."""
-        return median(self.measured.clips)
+        return median(self.rates)
 
     @property
     def views(self) -> float:
         """Views/s, the median."""
         return self.clips * self.views_per_clip
 
-    def result(self, in_views: bool) -> Result:
-        """In views/s or clips/s; the baseline counts as many views of a clip."""
-        factor, unit = (self.views_per_clip, "views/s") if in_views else (1, "clips/s")
-        baseline = self.baseline.clips * factor if self.baseline else None
-        return Result(f"throughput/{self.name}", self.clips * factor, unit, baseline)
+    @property
+    def spread(self) -> float:
+        """Fastest less slowest round, as a share of the median."""
+        return (max(self.rates) - min(self.rates)) / self.clips
+
+    def result(self, unit: str, name: str | None = None, baseline: "Part | None" = None) -> Result:
+        """In clips/s or views/s. The ratio to a baseline is the median of the rounds' ratios, in the same unit."""
+        mine, rounds = self.views if unit == "views/s" else self.clips, self.rates
+        if baseline is None:
+            return Result(name or self.name, mine, unit, rounds=[rate * mine / self.clips for rate in rounds])
+        theirs = baseline.views if unit == "views/s" else baseline.clips
+        return Result(name or self.name, mine, unit, theirs, ratios(self, baseline, in_views=unit == "views/s"))
+
+
+def ratios(part: Part, baseline: Part, in_views: bool) -> list[float]:
+    """Of the rounds: rate of the part by rate of the baseline."""
+    factor = part.views_per_clip / baseline.views_per_clip if in_views else 1.0
+    return [factor * rate / theirs for rate, theirs in zip(part.rates, baseline.rates, strict=True)]
 
 
 class Stopwatch:
-    """Measures parts for about `seconds` each, and shows how far it is."""
+    """Times turns of about `seconds` each."""
 
-    def __init__(self, seconds: float, device: torch.device, num_parts: int) -> None:
+    def __init__(self, seconds: float, device: torch.device) -> None:
         self.seconds, self.device = seconds, device
-        self.bar = tqdm(total=num_parts * REPETITIONS, unit="repetition", disable=None, leave=False)
 
     def now(self) -> float:
         """The time in seconds when the device has done everything that it was given."""
@@ -62,43 +84,51 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def rates(self, title: str, work: Callable[[], int]) -> Rates:
-        """A call of `work` does a piece and returns its clips; on a GPU it may only queue it:
-        the repetition ends when the device is done, and a queue longer than the time left only makes it longer."""
-        self.bar.set_description(title)
-        rates: list[float] = []
+    def turn(self, part: Part) -> None:
+        """At least one piece of work, and no new one after `seconds`."""
+        part.work.prepare()
         neighbours = Neighbours()
-        first = began = self.now()
-        while len(rates) < (REPETITIONS if began - first < 2 * self.seconds else FEWEST_REPETITIONS):
-            clips = 0
-            while not clips or time.perf_counter() - began < self.seconds / REPETITIONS:
-                clips += work()
-            ended = self.now()
-            rates.append(clips / (ended - began))
-            began = ended
-            self.bar.update()
-        self.bar.update(REPETITIONS - len(rates))
-        return Rates(rates, neighbours.cores())
+        clips, began = 0, self.now()
+        while not clips or time.perf_counter() - began < self.seconds:
+            clips += part.work.work()
+        part.rates.append(clips / (self.now() - began))
+        part.neighbours.append(neighbours.cores())
+        wait_until_idle()
 
-    def rates_in_turns(self, title: str, passes: Sequence[Callable[[], int]]) -> list[Rates]:
-        """The same for several ways to do one thing, a pass each in turn: what else the machine does meets all alike."""
-        self.bar.set_description(title)
-        neighbours = Neighbours()
-        rates: list[list[float]] = [[] for _ in passes]
-        for _ in range(REPETITIONS):
-            for one_pass, of_pass in zip(passes, rates, strict=True):
-                began = self.now()
-                clips = one_pass()
-                of_pass.append(clips / (self.now() - began))
-                self.bar.update()
-        cores = neighbours.cores()
-        return [Rates(of_pass, cores) for of_pass in rates]
+    def rounds(self, parts: Sequence[Part], number: int) -> None:
+        """`number` rounds, in each of them a turn of every part, in their order."""
+        wait_until_idle()
+        with tqdm(total=number * len(parts), unit="turn", disable=None, leave=False) as bar:
+            for _ in range(number):
+                for part in parts:
+                    bar.set_description(part.title)
+                    self.turn(part)
+                    bar.update()
 
-    def warm_up(self, title: str, work: Callable[[], int], pieces: int) -> None:
-        """Do so many pieces of work, fewer (but one at least) where they take longer than a part."""
-        self.bar.set_description(title)
-        began = self.now()
-        for _ in range(pieces):
-            work()
-            if self.now() - began > self.seconds:
-                break
+
+def wait_until_idle() -> None:
+    """Until the processes that this one has started use less than a tenth of a core: rings and queues are full.
+
+    Raises RuntimeError if they do not come to rest.
+    """
+    interval, quiet = 0.1, 0
+    before, gives_up = _children_seconds(), time.perf_counter() + REST_LIMIT
+    while quiet < 2:  # twice in a row: a worker may wait for the disk
+        time.sleep(interval)
+        now = _children_seconds()
+        quiet = quiet + 1 if now - before < 0.1 * interval * 1.5 else 0  # the clock ticks in hundredths of a second
+        before = now
+        if time.perf_counter() > gives_up:
+            raise RuntimeError(f"the decoding processes did not come to rest in {REST_LIMIT:g} s")
+
+
+def _children_seconds() -> float:
+    """CPU time of the child processes that live."""
+    seconds = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:  # it has just ended
+            continue
+        seconds += times.user + times.system
+    return seconds

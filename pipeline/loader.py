@@ -29,9 +29,11 @@ import torch
 from pipeline import sampling
 from pipeline.decode import Decoder, Failure, decode_libav
 from pipeline.manifest import Manifest
+from pipeline.order import check_reading_order
 from pipeline.ring import Ring, Slot
 from pipeline.sampling import SamplingRecipe
 from pipeline.sidecar import FailedClip, Job
+from pipeline.stage_meters import BatchMeter, StageMeters
 
 ROOT = Path(__file__).resolve().parent.parent
 SILENCE = 240.0  # seconds, besides a clip's time, that a sidecar may say nothing while it is waited for
@@ -101,8 +103,11 @@ class ClipLoader:
         self.recipe, self.rank, self.world_size = recipe, rank, world_size
         self.manifest = Manifest(dataset, state.version if state else None)
         self.device = torch.device(device)
-        self.steps_per_epoch = sampling.steps_per_epoch(len(self.manifest), recipe)
-        share = len(sampling.rank_positions(0, recipe, rank, world_size))
+        order = sampling.order_of(self.manifest, recipe)
+        if order.lanes:
+            check_reading_order(self.manifest)
+        self.steps_per_epoch = order.steps_per_epoch
+        share = len(order.rank_positions(0, rank, world_size))
         self.clips = clips_per_batch or share
         if share % self.clips:
             raise ValueError(f"clips_per_batch {self.clips} does not divide this rank's {share} clips of a step")
@@ -110,6 +115,8 @@ class ClipLoader:
         self.decoder, self.clip_timeout, self.max_failure_share = decoder, clip_timeout, max_failure_share
         self.failures: list[FailedClip] = []  # since the start of this process; the trainer writes them to failures.jsonl
         self.wait_seconds = 0.0  # spent waiting for data, in total
+        self.meters: StageMeters | None = None  # give it one, to know where the time of clips and batches goes
+        self.sampled_frames = self.repeated_frames = 0  # of clips handed out; repeated: the padding of short clips
         self._epoch, self._step, self._part = (state.epoch, state.step, 0) if state else (0, 0, 0)
         self._ledger: dict[tuple[int, int], int] = {}
         if state:
@@ -121,6 +128,7 @@ class ClipLoader:
         self._holding = False  # a batch is in the caller's hands
         self._deaths = 0  # of the sidecar in a row, without a clip to blame and without a batch delivered
         self._copies: torch.cuda.Stream | None = None
+        self._copying: torch.cuda.Event | None = None
         self._copied: torch.cuda.Event | None = None
         if self.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.device)
@@ -140,12 +148,18 @@ class ClipLoader:
         """The next batch. Raises LoaderError if too many clips fail, or the decoding process cannot go on."""
         if self._holding:
             self._release()
-        began = time.perf_counter()
+        asked = time.perf_counter_ns()
         while self._ready == self._consumed:
             self._listen(timeout=0.2)
-        self.wait_seconds += time.perf_counter() - began
+        got = time.perf_counter_ns()
+        self.wait_seconds += (got - asked) / 1e9
         self._listen(timeout=0)
-        batch = self._tensors(self._ring[self._consumed])
+        slot = self._ring[self._consumed]
+        if self.meters:
+            self.meters.add(self._meter(slot, asked, got))
+        batch = self._tensors(slot)
+        self.sampled_frames += self.clips * self.recipe.frames_per_clip
+        self.repeated_frames += int(slot.repeated.sum())
         self._holding = True
         self._part += 1
         if self._part == self.batches_per_step:
@@ -178,8 +192,8 @@ class ClipLoader:
                 f"the state belongs to another dataset: fingerprint {state.dataset}, version {state.version}; "
                 f"{self.manifest.root} has {self.manifest.fingerprint}; give the dataset that the run began with"
             )
-        mine = asdict(self.recipe)
-        changed = [f"{k} (was {state.recipe.get(k)}, is {v})" for k, v in mine.items() if state.recipe.get(k) != v]
+        before, mine = asdict(SamplingRecipe(**state.recipe)), asdict(self.recipe)
+        changed = [f"{k} (was {before[k]}, is {v})" for k, v in mine.items() if before[k] != v]
         if changed:
             raise ValueError(f"the state belongs to another sampling recipe: {', '.join(changed)}; restore these values")
 
@@ -301,10 +315,17 @@ class ClipLoader:
         """The caller is done with its batch: its slot may be filled again."""
         if self._copied is not None:
             self._copied.synchronize()  # the copy to the device, long done
+            if self.meters and self._copying is not None:
+                self.meters.copied(self._copying.elapsed_time(self._copied))
         self._consumed += 1
         self._holding = False
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead sidecar is noticed while listening
             self._connection.send(self._consumed)
+
+    def _meter(self, slot: Slot, asked: int, got: int) -> BatchMeter:
+        ready = self._ready - self._consumed - 1
+        arrays = (slot.positions.copy(), slot.rows.copy(), slot.records.copy())
+        return BatchMeter(self._epoch, asked, got, ready, *arrays)
 
     def _tensors(self, slot: Slot) -> Batch:
         views = torch.from_numpy(slot.views.reshape(-1, *slot.views.shape[2:]))
@@ -312,8 +333,9 @@ class ClipLoader:
         if self._copies is not None:
             current = torch.cuda.current_stream(self.device)
             with torch.cuda.stream(self._copies):
+                self._copying = self._copies.record_event(torch.cuda.Event(enable_timing=True))
                 tensors = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
-                self._copied = self._copies.record_event()
+                self._copied = self._copies.record_event(torch.cuda.Event(enable_timing=True))
             current.wait_event(self._copied)
             for tensor in tensors:
                 tensor.record_stream(current)

@@ -25,8 +25,11 @@ import torch
 
 from pipeline.decode import ClipRequest, DecodeError, Decoder, Failure
 from pipeline.manifest import Manifest
+from pipeline.read_plan import ReadPlan
+from pipeline.remote import is_url
 from pipeline.ring import Ring
-from pipeline.sampling import SamplingRecipe, rank_positions, sample_clips, sample_masks, steps_per_epoch
+from pipeline.sampling import ClipSamples, Order, SamplingRecipe, order_of, sample_clips, sample_masks
+from pipeline.stage_meters import ClipMeter
 from pipeline.storage import ShardReader
 
 MAX_ATTEMPTS = 64  # substitutes at one position; the loader's own limit of failures comes first
@@ -67,16 +70,15 @@ class FailedClip:
     detail: str
 
 
-def batches(job: Job, num_clips: int) -> Iterator[tuple[int, np.ndarray]]:
+def batches(job: Job, order: Order) -> Iterator[tuple[int, np.ndarray]]:
     """(epoch, positions (clips,)) of this rank's batches, from the job's first one on, without end."""
     epoch, step, part = job.epoch, job.step, job.part
-    steps = steps_per_epoch(num_clips, job.recipe)
     while True:
-        positions = rank_positions(step, job.recipe, job.rank, job.world_size).reshape(-1, job.clips)
+        positions = order.rank_positions(step, job.rank, job.world_size).reshape(-1, job.clips)
         for chunk in positions[part:]:
             yield epoch, chunk
         part = 0
-        epoch, step = (epoch, step + 1) if step + 1 < steps else (epoch + 1, 0)
+        epoch, step = (epoch, step + 1) if step + 1 < order.steps_per_epoch else (epoch + 1, 0)
 
 
 class Sidecar:
@@ -96,44 +98,61 @@ class Sidecar:
         """Keep every free slot in work until the trainer closes the connection."""
         threading.Thread(target=self._announce, daemon=True).start()
         consumed = self.connection.recv()  # not job.number: the trainer still holds batches that were ready before
-        for number, (epoch, positions) in enumerate(batches(self.job, len(self.manifest)), self.job.number):
+        order = order_of(self.manifest, self.job.recipe)
+        work = batches(self.job, order)
+        if is_url(self.reader.root):
+            work = ReadPlan(self.reader, self.manifest, self.job.recipe).ahead_of(work)
+        for number, (epoch, positions) in enumerate(work, self.job.number):
             while number >= consumed + self.job.num_slots:
                 consumed = self.connection.recv()
             self.submitted.put((number, self._submit(number, epoch, positions)))
 
     def _submit(self, number: int, epoch: int, positions: np.ndarray) -> list[Future]:
-        slot = self.ring[number]
+        slot, began = self.ring[number], time.perf_counter_ns()
         attempts = np.array([self.job.failed.get((epoch, int(p)), 0) for p in positions])
         slot.positions[:] = positions
         slot.visible[:], slot.decoded[:], slot.loss_weight[:] = sample_masks(self.job.recipe, epoch, positions)
+        # for the whole batch: 34 µs a clip, 0.4 ms one by one
+        samples = sample_clips(self.manifest, self.job.recipe, epoch, positions, attempts)
+        slot.records["submitted"] = now = time.perf_counter_ns()
+        slot.records["plan"] = (now - began) // len(positions)
         serial = number < self.job.serial_until
         return [
-            self.pool.submit(self._deliver, number, i, epoch, int(positions[i]), int(attempts[i]), serial)
+            self.pool.submit(self._deliver, number, i, epoch, int(positions[i]), int(attempts[i]), samples, serial)
             for i in range(len(positions))
         ]
 
-    def _deliver(self, number: int, i: int, epoch: int, position: int, attempt: int, serial: bool) -> None:
-        """Decode what stands at a position into its place in the slot; on failure, the position's next substitute."""
+    def _deliver(
+        self, number: int, i: int, epoch: int, position: int, attempt: int, samples: ClipSamples, serial: bool
+    ) -> None:
+        """Decode what stands at a position, place i of `samples`, into the slot; on failure, the position's next substitute."""
         slot, state = self.ring[number], self.ring.in_flight[self._threads.row]
-        first = attempt
+        first, place = attempt, i
+        meter = ClipMeter()
         while attempt < first + MAX_ATTEMPTS:
-            samples = sample_clips(self.manifest, self.job.recipe, epoch, np.array([position]), np.array([attempt]))
-            clip = self.manifest.clip(int(samples.rows[0]))
+            if attempt > first:
+                samples = sample_clips(self.manifest, self.job.recipe, epoch, np.array([position]), np.array([attempt]))
+                place = 0
+            clip = self.manifest.clip(int(samples.rows[place]))
             try:
                 with self._serial if serial else nullcontext():
                     state[:3] = epoch, position, attempt
                     state[3] = time.monotonic_ns()  # last: it says that the row is valid
                     try:
                         data = self.reader.read(clip)
-                        self.job.decoder(ClipRequest(clip, data, samples.frames[0], samples.boxes[0]), slot.views[i])
+                        meter.fetched(len(data))
+                        request = ClipRequest(clip, data, samples.frames[place], samples.boxes[place], meter)
+                        self.job.decoder(request, slot.views[i])
                     except OSError as error:
                         raise DecodeError(Failure.READ, str(error)) from error
                     finally:
                         state[3] = 0
-                slot.rows[i] = clip.row
+                slot.rows[i], slot.repeated[i] = clip.row, samples.repeated[place]
+                meter.write(slot.records[i], self._threads.row)
                 return
             except DecodeError as error:
                 self._send(FailedClip(epoch, position, attempt, clip.row, clip.key, error.reason, error.detail))
+                meter.failed()
                 attempt += 1
         raise RuntimeError(f"{MAX_ATTEMPTS} clips in a row could not be decoded at position {position} of epoch {epoch}")
 

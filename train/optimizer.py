@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.config import OptimConfig
+
 NO_DECAY_NAMES = ("mask_token", "pos_embed", "cls_token")
 
 
@@ -63,6 +65,11 @@ def build_optimizer(
     """Fused AdamW over `parameter_groups`, its learning rate 0 until `set_lr`. Betas: (0.9, 0.95) in pre-training."""
     groups = parameter_groups(named_parameters, weight_decay, layer_decay, depth)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+def pretraining_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """The optimizer of a pre-training run's configuration."""
+    return build_optimizer(model.named_parameters(), weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -32,13 +32,13 @@ from model.flops import executed_gmac
 from model.videomae import VideoMAE
 from pipeline.loader import ClipLoader, LoaderError, LoaderState
 from pipeline.manifest import Manifest
-from pipeline.sampling import steps_per_epoch
+from pipeline.order import order_of
 from train import checkpoints
 from train.checkpoints import Progress
 from train.config import PretrainConfig
 from train.dry_run import describe
 from train.meters import FailureLog, Meters, memory_gib, peak_flops
-from train.optimizer import build_optimizer, lr_at, set_lr
+from train.optimizer import lr_at, pretraining_optimizer, set_lr
 from train.parallel import Ranks, build_model, started
 from train.recipes import from_command_line
 from train.run_folder import RunFolder
@@ -81,7 +81,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     folder = RunFolder(config, ranks)
     progress = folder.progress
     manifest = Manifest(config.data, progress.loader.version if progress else None)
-    total_steps = config.total_steps(steps_per_epoch(len(manifest), config.sampling))
+    total_steps = config.total_steps(order_of(manifest, config.sampling).steps_per_epoch)
     accumulation = config.accumulation(ranks.world_size)
     if folder.completed_steps == total_steps:
         if ranks.rank == 0:
@@ -108,12 +108,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         failures = FailureLog(folder.path, loader.failures)
         cleanup.callback(failures.flush)
         model = build_model(config.model, config.compute, config.seed, ranks)
-        optimizer = build_optimizer(
-            model.named_parameters(),
-            weight_decay=config.optim.weight_decay,
-            betas=config.optim.betas,
-            eps=config.optim.eps,
-        )
+        optimizer = pretraining_optimizer(model, config.optim)
         if folder.checkpoint:
             checkpoints.load(folder.checkpoint, model, optimizer)
         meters = None

@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline.decode import ClipRequest, DecodeError, Failure, decode_frames, decode_libav
 from pipeline.manifest import Clip
+from pipeline.stage_meters import ClipMeter
 from tests.pipeline.encoding import HEIGHT, WIDTH, encode, numbered_frame, read_number
 
 FRAMES = 50
@@ -177,3 +178,14 @@ def test_random_damage_costs_a_decode_error_at_most() -> None:
         except DecodeError as error:
             outcomes.add(error.reason)
     assert Failure.DAMAGED in outcomes
+
+
+@pytest.mark.parametrize(("name", "options", "decoded"), [("mjpeg", {}, 3), ("h264", {"g": "8", "sc_threshold": "0"}, 18)])
+def test_groups_without_a_wanted_frame_are_not_decoded(name: str, options: dict[str, str], decoded: int) -> None:
+    codec, container, usual = CODECS[name]
+    data = encode(NUMBERED, codec, container, options=usual | options)
+    meter = ClipMeter()
+    clip = replace(facts(data), range="full" if name == "mjpeg" else "limited")
+    frames = decode_frames(clip, data, np.array([1, 33, 49]), meter=meter)
+    assert numbers(frames) == [1, 33, 49]
+    assert meter.frames_decoded == decoded

@@ -1,0 +1,152 @@
+"""Who takes part in `throughput.py`: on a dataset, and on files as people have them."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.generated_dataset import generated_dataset
+from benchmarks.original_files import build_of_files, dataset_files, folder_files
+from benchmarks.path_parts import DecodeWork, EndToEndWork, LoaderWork, ModelWork, decoding_threads
+from benchmarks.peers import READERS, STRIDE, PeerWork, missing_reader
+from benchmarks.results import describe_machine
+from benchmarks.stopwatch import Part, Stopwatch
+from benchmarks.throughput_table import PEER_VIEWS, Measured
+from pipeline.decode import Decoder, decode_libav
+from pipeline.manifest import Manifest
+from pipeline.sampling import SamplingRecipe
+from train.config import PretrainConfig
+from train.parallel import Ranks
+
+CLIPS_PER_BATCH = 8  # of a loader that feeds no model: 32 views where R = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What all parts share."""
+
+    config: PretrainConfig
+    stopwatch: Stopwatch
+    rounds: int
+    files: int  # that are taken of a user's, at most
+
+    def recipe(self, views: int, clips: int) -> SamplingRecipe:
+        """The configuration's views, R of a clip, in batches of a few clips."""
+        return replace(self.config.sampling, views_per_clip=views, views_per_step=views * min(CLIPS_PER_BATCH, clips))
+
+    def describe(self) -> str:
+        """Machine and views."""
+        frames, side = self.config.model.num_frames, self.config.model.input_size
+        return f"{describe_machine()}\nviews: {frames} frames at stride {STRIDE}, {side} x {side} px"
+
+
+def measure_files(trial: Trial, folder: Path, narrowest: int) -> Measured:
+    """--videos: a user's files through DataLoaders, through tubecell as they are, and as h264-fast would be."""
+    print(trial.describe(), flush=True)
+    measured = Measured(PEER_VIEWS, decoding_threads(trial.config), trial.stopwatch.device)
+    with ExitStack() as stack:
+        add_original_files(measured, trial, folder_files(folder), narrowest, stack)
+        trial.stopwatch.rounds(measured.parts, trial.rounds)
+    return measured
+
+
+def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measured:
+    """--data: everything from the builder to the whole of training; and the peers, over files of at least `narrowest`
+    pixels, unless that is None."""
+    config, stopwatch = trial.config, trial.stopwatch
+    generated = config.data is None
+    dataset = config.data or generated_dataset()
+    manifest, views, model = Manifest(dataset), config.views, config.model
+    check_clips(config, manifest)
+    width, height = int(np.median(manifest.width)), int(np.median(manifest.height))
+    passes = config.accumulation(1)
+    print(
+        f"{trial.describe()}\n"
+        f"model: encoder {model.encoder_depth} x {model.encoder_dim}, {config.compute.precision}; a step takes "
+        f"{views.views_per_step} views, R = {views.views_per_clip}, in {passes} forward pass{'es' if passes > 1 else ''}\n"
+        f"data: {len(manifest)} clips, {width} x {height} in the middle, in {dataset}"
+        + (", generated: smaller and quicker to decode than most real ones" if generated else ""),
+        flush=True,
+    )
+    measured = Measured(views.views_per_clip, decoding_threads(config), ranks.device)
+    with ExitStack() as stack:
+        for backend, decoder in backends(manifest, measured).items():
+            for r in sorted({1, PEER_VIEWS, views.views_per_clip}) if backend == "libav" else (1, PEER_VIEWS):
+                recipe = trial.recipe(r, len(manifest))
+                loader = stack.enter_context(closing(LoaderWork(dataset, recipe, config, stopwatch, decoder=decoder)))
+                decode = stack.enter_context(closing(DecodeWork(loader, measured.threads)))
+                measured.add_loader(f"loader/{backend}/r{r}", f"loader, {backend}, R = {r}", loader, decode)
+        if narrowest is not None:
+            try:
+                add_original_files(measured, trial, dataset_files(dataset), narrowest, stack)
+            except (ValueError, RuntimeError) as reason:
+                measured.skipped.append(f"DataLoader over the original files: {reason}")
+        clips = config.sampling.clips_per_step // passes
+        fed = stack.enter_context(closing(LoaderWork(dataset, config.sampling, config, stopwatch, clips_per_batch=clips)))
+        step = ModelWork(config, fed.first, ranks)
+        end_to_end = EndToEndWork(step, fed.loader, stopwatch, config.views.prefetch)
+        measured.model = measured.add(Part("model", "model alone", views.views_per_clip, step))
+        measured.end_to_end = measured.add(Part("end_to_end", "end to end", views.views_per_clip, end_to_end))
+        stopwatch.rounds(measured.parts, trial.rounds)
+        measured.data_wait = end_to_end.data_wait
+    return measured
+
+
+def check_clips(config: PretrainConfig, manifest: Manifest) -> None:
+    """Raises ValueError, with the flag, where the dataset has too few clips for a step."""
+    needed, clips = config.sampling.clips_per_step, len(manifest)
+    if clips < needed:
+        most = clips * config.views.views_per_clip
+        remedy = f"give --views-per-step {most} or less" if clips else "build a dataset with more clips"
+        raise ValueError(
+            f"{manifest.root} has {clips} clips, and a step of {config.views.views_per_step} views takes {needed}; {remedy}"
+        )
+
+
+def backends(manifest: Manifest, measured: Measured) -> dict[str, Decoder]:
+    """The decoders that take the whole dataset here; why others do not is noted."""
+    found: dict[str, Decoder] = {"libav": decode_libav}
+    if measured.device.type == "cuda":
+        measured.skipped.append("dali on the GPU: benchmarks/gpu_suite.py measures it")
+        return found
+    try:
+        from pipeline.dali import DaliDecoder, can_decode, decode_dali  # imports DALI when a decoder is made
+
+        rows = np.unique(manifest.column("codec").to_pylist(), return_index=True)[1]
+        if reasons := [reason for row in rows.tolist() if (reason := can_decode(manifest.clip(row), "cpu"))]:
+            raise ValueError(reasons[0])
+        DaliDecoder("cpu", 1, 16)
+        found["dali"] = decode_dali
+    except (ImportError, ValueError) as reason:
+        measured.skipped.append(f"dali: {reason}")
+    return found
+
+
+def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes], narrowest: int, stack: ExitStack) -> None:
+    """DataLoaders over original files, and tubecell over the same files, as they are and as h264-fast.
+
+    Raises ValueError if none of the files can be taken.
+    """
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tubecell-throughput-")))
+    files = measured.originals = build_of_files(paths, trial.files, narrowest, folder)
+    print(f"files: {len(files.files)}, {files.width} x {files.height} in the middle, {files.codecs}", flush=True)
+    recipe = trial.recipe(PEER_VIEWS, min(files.copy.clips, files.h264_fast.clips))
+    for reader in READERS:
+        if reason := missing_reader(reader):
+            measured.skipped.append(f"DataLoader with {reader}: {reason}")
+            continue
+        work = stack.enter_context(closing(PeerWork(files.files, reader, recipe, trial.stopwatch.device)))
+        title = f"DataLoader, {reader}, R = {PEER_VIEWS}, original files"
+        measured.peers.append(measured.add(Part(f"dataloader/{reader.lower()}/r{PEER_VIEWS}", title, PEER_VIEWS, work)))
+    for built, what in ((files.copy, "original files"), (files.h264_fast, "these as h264-fast")):
+        loader = stack.enter_context(closing(LoaderWork(built.dataset, recipe, trial.config, trial.stopwatch)))
+        name = f"loader/libav/r{PEER_VIEWS}/{'same_files' if built is files.copy else 'h264_fast'}"
+        part = measured.add(Part(name, f"loader, libav, R = {PEER_VIEWS}, {what}", PEER_VIEWS, loader))
+        measured.first_batch[name] = loader.first_batch
+        if built is files.copy:
+            measured.same_files = part
+        else:
+            measured.h264_fast = part

@@ -1,0 +1,149 @@
+"""Where a clip's time goes: what the decoding threads note of every clip, and what the trainer's side collects of it.
+
+A note lies in the ring, in the slot of the batch that its clip belongs to. So nobody needs a lock (the message that a batch
+is complete says that its notes are, too), none is lost however long a step takes, and those of finished batches outlive a
+sidecar that is killed. Always on: decoding the 80 real clips with the clocks takes 1.003 times as long as without them
+(median of 60 turns in one process; a clip of 12 ms is read some 150 clocks of 0.1 to 0.25 µs).
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+STAGES = ("fetch", "demux", "decode", "colour", "resize")
+"""What is done to a clip, in this order: its bytes are read and checked; the container is opened, searched and taken apart
+(or trimmed, before a hardware decoder); frames are decoded; the wanted ones become RGB; crops are cut out and resized into
+the batch. Demux, decode and colour take turns, frame by frame."""
+
+RECORD = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "submitted",  # ns of CLOCK_MONOTONIC, as all moments: the clip is handed to the threads
+            "plan",  # ns, its share of sampling the batch: order, frames, crops, masks
+            "thread",  # place of the thread among the decoding threads
+            "began",
+            "ended",
+            *STAGES,  # ns each
+            "fetch_cpu",  # ns that the thread had a core while it fetched
+            "cpu",  # and altogether, without the failed attempts
+            "frames_decoded",
+            "frames_spanned",  # from the first wanted frame to the last
+            "frames_kept",
+            "bytes_read",
+            "bytes_used",  # given to the decoder
+            "failures",  # attempts at this position that failed before
+            "lost",  # ns that they took
+        )
+    ]
+)
+
+
+class ClipMeter:
+    """Times, in ns, and counts of the clip that a thread works at; a decoder adds to them as it goes."""
+
+    __slots__ = (
+        "_began",
+        "_cpu",
+        "_failures",
+        "_fetch_cpu",
+        "_lost",
+        "bytes_read",
+        "bytes_used",
+        "colour",
+        "decode",
+        "demux",
+        "fetch",
+        "frames_decoded",
+        "frames_kept",
+        "frames_spanned",
+        "resize",
+    )
+
+    def __init__(self) -> None:
+        self._failures = self._lost = 0
+        self._start()
+
+    def fetched(self, size: int) -> None:
+        """The clip's bytes are there, so many."""
+        self.fetch = time.perf_counter_ns() - self._began
+        self._fetch_cpu = time.thread_time_ns() - self._cpu
+        self.bytes_read = size
+
+    def failed(self) -> None:
+        """This attempt was in vain; the next one begins."""
+        self._failures += 1
+        self._lost += time.perf_counter_ns() - self._began
+        self._start()
+
+    def write(self, record: np.ndarray, thread: int) -> None:
+        """The clip is in the batch: fill its note, a row of `RECORD`, all but what its batch's planning wrote there."""
+        record["thread"], record["began"], record["ended"] = thread, self._began, time.perf_counter_ns()
+        for stage in STAGES:
+            record[stage] = getattr(self, stage)
+        record["fetch_cpu"], record["cpu"] = self._fetch_cpu, time.thread_time_ns() - self._cpu
+        record["frames_decoded"], record["frames_kept"] = self.frames_decoded, self.frames_kept
+        record["frames_spanned"] = self.frames_spanned
+        record["bytes_read"], record["bytes_used"] = self.bytes_read, self.bytes_used
+        record["failures"], record["lost"] = self._failures, self._lost
+
+    def _start(self) -> None:
+        self._began, self._cpu = time.perf_counter_ns(), time.thread_time_ns()
+        self.fetch = self.demux = self.decode = self.colour = self.resize = self._fetch_cpu = 0
+        self.frames_decoded = self.frames_spanned = self.frames_kept = self.bytes_read = self.bytes_used = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMeter:
+    """One batch as the trainer met it; moments in ns of CLOCK_MONOTONIC."""
+
+    epoch: int
+    asked: int  # the trainer wants the batch
+    got: int  # it has it
+    ready: int  # batches that lay ready behind it
+    positions: np.ndarray  # (B,)
+    rows: np.ndarray  # (B,)
+    records: np.ndarray  # RECORD (B,)
+
+
+@dataclass(slots=True)
+class StageMeters:
+    """The notes of the batches that a loader handed out: set `loader.meters` to one.
+
+    The last `most_clips` are kept, 190 bytes each; `clips` and `batches_seen` count all.
+    """
+
+    most_clips: int = 50_000
+    batches: deque[BatchMeter] = field(default_factory=deque)
+    copies: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
+    clips: int = 0
+    batches_seen: int = 0
+    _kept: int = 0
+
+    def add(self, batch: BatchMeter) -> None:
+        """Take the next batch's."""
+        self.batches.append(batch)
+        self.batches_seen += 1
+        self.clips += len(batch.rows)
+        self._kept += len(batch.rows)
+        while self._kept > self.most_clips and len(self.batches) > 1:
+            self._kept -= len(self.batches.popleft().rows)
+
+    def copied(self, milliseconds: float) -> None:
+        """A batch is on the device, which took so long."""
+        self.copies.append(milliseconds)
+
+    def records(self) -> np.ndarray:
+        """RECORD (n,) of the clips that are kept, batch by batch."""
+        return np.concatenate([batch.records for batch in self.batches]) if self.batches else np.empty(0, RECORD)
+
+    def rows(self) -> np.ndarray:
+        """(n,) of the manifest."""
+        return np.concatenate([batch.rows for batch in self.batches]) if self.batches else np.empty(0, np.int64)
+
+    def positions(self) -> np.ndarray:
+        """(n, 2): epoch and position."""
+        pairs = [np.stack([np.full_like(batch.positions, batch.epoch), batch.positions], 1) for batch in self.batches]
+        return np.concatenate(pairs) if pairs else np.empty((0, 2), np.int64)
