@@ -32,6 +32,7 @@ from dataset_builders.jobs import BuildState, Hold, Job
 from dataset_builders.plan import Plan, assemble
 from dataset_builders.plan_text import describe
 from dataset_builders.presets import EncodeOptions
+from dataset_builders.report import write_report
 from dataset_builders.sources import Source
 from dataset_builders.worker import Worker
 from dataset_builders.writer import ShardWriter
@@ -205,8 +206,6 @@ class Progress:
 
 def finish(state: BuildState, build: Build, plan: Plan) -> int:
     """Manifest, rejects, what was dropped, description, report; says what happened. Raises ValueError if jobs are missing."""
-    from dataset_builders.report import write_report  # here, because workers import this file and need no matplotlib
-
     jobs = state.jobs
     if missing := [job.name for job in jobs if not state.is_done(job)]:
         listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")

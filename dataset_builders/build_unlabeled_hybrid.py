@@ -15,11 +15,11 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
 
+from dataset_builders.command import command
+
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
-    from dataset_builders.command import command  # here, because worker processes import this file, too
-
     return command(argv, description=__doc__, splits=("train",))
 
 

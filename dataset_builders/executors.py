@@ -3,7 +3,8 @@
 `concurrent.futures` gives up the whole pool when one process dies and cannot end a hanging one. Here every worker has
 one task at a time over its own pipe, so that the culprit is always known; it is killed and replaced, the others never
 notice. A task gives any number of results, each sent as soon as it is there: of a two-hour video that becomes 120 clips no
-process holds more than a few. Workers are spawned (no fork of a process with threads) and import only what they need.
+process holds more than a few. Workers are new interpreters (no fork of a process with threads), which import only the
+function's module.
 """
 
 import ctypes
@@ -13,15 +14,19 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from dataset_builders.rejects import Reason
 
+ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
 MAX_WAITING_BYTES = 512 << 20  # of results that wait for those of an earlier task; then workers are left to wait, too
 READY, RESULT, END = b"\0", b"\1", b"\2"  # first byte of what a worker sends
@@ -38,7 +43,7 @@ class Failure:
 
 @dataclass(slots=True)
 class _Worker:
-    process: multiprocessing.process.BaseProcess
+    process: subprocess.Popen[bytes]
     pipe: Connection
     task: int | None = None  # number of the task it has; None while it starts or waits
     ready: bool = False
@@ -121,17 +126,28 @@ def map_ordered(
         for worker in pool:
             worker.process.kill()
         for worker in pool:
-            worker.process.join()
+            worker.process.wait()
             worker.pipe.close()
 
 
 def _start(function: Callable[[Any], Iterable[Any]], memory_limit: int) -> _Worker:
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_serve, args=(theirs, function, memory_limit, os.getpid()), daemon=True
+    # not multiprocessing's spawn, which imports the user's script once more in every worker
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            "from dataset_builders.executors import serve; serve()",
+            *map(str, (theirs.fileno(), os.getpid())),
+        ],
+        pass_fds=(theirs.fileno(),),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(folder or os.getcwd() for folder in sys.path)])},
+        stdin=subprocess.DEVNULL,
     )
-    process.start()
     theirs.close()
+    with suppress(OSError):  # it has just died, which is found when it is listened to
+        ours.send((function, memory_limit))
     return _Worker(process, ours, deadline=time.monotonic() + START_LIMIT)
 
 
@@ -139,9 +155,8 @@ def _bury(worker: _Worker, state: str, time_limit: float) -> Failure:
     """End a dead or overdue worker and say what happened to its task."""
     if state == "overdue":
         worker.process.kill()
-    worker.process.join()
+    code = worker.process.wait()
     worker.pipe.close()
-    code = worker.process.exitcode or 0
     ended = signal.Signals(-code).name if code < 0 else f"status {code}"
     if not worker.ready:
         raise RuntimeError(f"a worker process did not start: {state} after at most {START_LIMIT:.0f} s, {ended}")
@@ -152,13 +167,15 @@ def _bury(worker: _Worker, state: str, time_limit: float) -> Failure:
     return Failure(Reason.CRASH, f"its process ended with {ended}")
 
 
-def _serve(pipe: Connection, function: Callable[[Any], Iterable[Any]], memory_limit: int, parent: int) -> None:
-    """A worker's life."""
+def serve() -> None:
+    """A worker's life; its arguments are the descriptor of its pipe and its parent."""
+    pipe, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the builder's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    function, memory_limit = pipe.recv()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = memory_limit if hard == resource.RLIM_INFINITY else min(memory_limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

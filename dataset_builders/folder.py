@@ -34,8 +34,9 @@ def list_files(root: bytes, exclude: bytes | None = None) -> list[bytes]:
             files.append(directory or b".")
             continue
         below = []
+        prefix = directory + b"/" if directory else b""
         for entry in entries:
-            path = os.path.join(directory, entry.name)
+            path = prefix + entry.name
             try:
                 if entry.is_dir():
                     below.append(path)

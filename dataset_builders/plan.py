@@ -5,7 +5,6 @@ are Arrow, because a hybrid has 1.35 million rows; what every source shares (key
 """
 
 import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -131,11 +130,15 @@ def clip_keys(requests: pa.Table) -> list[str]:
 
 def clip_key(source: str, root: str, path: bytes, *part: object) -> str:
     """The key of one clip; `part` tells clips of one file apart."""
-    stem = os.path.splitext(os.path.basename(path))[0]
+    name = path[path.rfind(b"/") + 1 :]
+    dot = name.rfind(b".")
+    stem = name[:dot] if dot > 0 else name
     if not PLAIN(stem):
         ascii_stem = unicodedata.normalize("NFKD", stem.decode("utf-8", "replace")).encode("ascii", "ignore")
         stem = re.sub(rb"[^A-Za-z0-9_]+", b"-", ascii_stem)[:60].strip(b"-")
-    what = b"\0".join((source.encode(), root.encode(), path, *(str(x).encode() for x in part if x is not None)))
+    what = b"%s\0%s\0%s" % (source.encode(), root.encode(), path)
+    if part and any(one is not None for one in part):
+        what = b"\0".join((what, *(str(one).encode() for one in part if one is not None)))
     digest = hashlib.blake2b(what, digest_size=6).hexdigest()
     return f"{stem.decode()}-{digest}" if stem else digest
 

@@ -17,6 +17,7 @@ from small_videos import make_video, tree
 
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.folder import list_files
+from dataset_builders.presets import PRESETS
 from pipeline.manifest import SCHEMA, Manifest, content_hash
 
 SCRIPT = Path(build_unlabeled_hybrid.__file__)
@@ -203,7 +204,8 @@ def test_files_added_later_make_a_new_version(undisturbed: Path, videos: Path, t
     assert len(rows_of(dataset)) == 14
 
 
-def test_hostile_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", PRESETS)
+def test_hostile_names(tmp_path: Path, preset: str) -> None:
     clip = make_video(tmp_path / "clip.mp4", frames=16)
     folder = tmp_path / "folder"
     names = [
@@ -217,7 +219,7 @@ def test_hostile_names(tmp_path: Path) -> None:
         path = os.path.join(os.fsencode(folder), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         shutil.copyfile(os.fsencode(clip), path)
-    assert build(tmp_path / "dataset", f"v={folder}") == 0
+    assert build(tmp_path / "dataset", f"v={folder}", preset=preset) == 0
     assert_sound(tmp_path / "dataset", {"v": folder})
     assert sorted(row["path"] for row in rows_of(tmp_path / "dataset")) == sorted(names)
     assert sorted(name.name for name in tmp_path.iterdir()) == ["clip.mp4", "dataset", "folder"]

@@ -104,13 +104,16 @@ def test_a_hanging_task_is_ended() -> None:
 
 
 def test_workers_that_cannot_start_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(
+        "import os\nif 'LATER' in os.environ: raise ImportError('no')\ndef work(task): yield task\n"
+    )
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\n"
+        "import os, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from dataset_builders.executors import map_ordered\n"
-        "if __name__ != '__main__': raise ImportError('no')\n"
-        "def work(task): yield task\n"
+        "from task import work\n"
+        "os.environ['LATER'] = '1'\n"
         "try: list(map_ordered(work, [1], 1, 9.0, 2 << 30))\n"
         "except RuntimeError as error: print(error)\n"
     )
@@ -119,16 +122,16 @@ def test_workers_that_cannot_start_are_an_error(tmp_path: Path) -> None:
 
 
 def test_workers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
+    (tmp_path / "task.py").write_text(
+        "import os, time\ndef work(task):\n    print(os.getpid(), flush=True)\n    time.sleep(1000)\n    yield task\n"
+    )
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, sys, time\n"
+        "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from dataset_builders.executors import map_ordered\n"
-        "def work(task):\n"
-        "    print(os.getpid(), flush=True)\n"
-        "    time.sleep(1000)\n"
-        "    yield task\n"
-        "if __name__ == '__main__': list(map_ordered(work, [1, 2], 2, 999.0, 2 << 30))\n"
+        "from task import work\n"
+        "list(map_ordered(work, [1, 2], 2, 999.0, 2 << 30))\n"
     )
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
