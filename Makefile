@@ -6,13 +6,15 @@
 PYTHON ?= python3
 VIDEOS ?=
 BIN := .venv/bin
+# compiled when first imported: of 7 GB little is, and compiling all of it takes half a minute of a core
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: quickstart test clean
 
 quickstart: .venv/installed
 	@$(BIN)/python quickstart.py $(if $(VIDEOS),--videos "$(VIDEOS)")
 
-test: .venv/installed
+test: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -21,7 +23,12 @@ test: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"tubecell needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable .
+	@touch $@
+
+# what the tests need besides: Ray, a local S3 server, the peers of the benchmarks
+.venv/dev: .venv/installed
+	$(PIP) --editable '.[dev]'
 	@touch $@
 
 clean:

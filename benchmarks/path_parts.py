@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -15,7 +16,6 @@ from av.video.reformatter import VideoReformatter
 
 from benchmarks.stopwatch import Stopwatch
 from dataset_builders.executors import usable_cores
-from pipeline.decode import Decoder, decode_libav
 from pipeline.loader import Batch, ClipLoader
 from pipeline.manifest import Clip
 from pipeline.sampling import SamplingRecipe, sample_clips
@@ -26,6 +26,8 @@ from train.parallel import Ranks, build_model
 from train.pretrain import guarded_step
 
 MOST_CLIPS = 2048  # whose bytes lie in memory while they are decoded alone
+PREFETCH = 3  # batches; 5 s of them, a training run's default, would only make the rests between turns long
+SETTLING = 20.0  # seconds that a loader has to find its number of threads
 WAITED = 1e-3  # seconds for a batch; less is what a ready one costs
 
 
@@ -44,7 +46,7 @@ class LoaderWork:
         stopwatch: Stopwatch,
         *,
         clips_per_batch: int | None = None,
-        decoder: Decoder = decode_libav,
+        decoder: Literal["auto", "libav", "dali"] = "libav",
     ) -> None:
         began = stopwatch.now()
         self.loader = ClipLoader(
@@ -53,20 +55,26 @@ class LoaderWork:
             device=stopwatch.device,
             clips_per_batch=clips_per_batch,
             threads=config.views.threads,
-            prefetch=config.views.prefetch,
+            prefetch=config.views.prefetch or PREFETCH,
             decoder=decoder,
         )
-        self.first = next(self.loader)
+        batch = next(self.loader)
         self.first_batch = stopwatch.now() - began  # seconds from making the loader to its first batch
+        # on a CPU it lies in the loader's memory, which a later batch overwrites
+        tensors = {name: getattr(batch, name).clone() for name in ("views", "visible", "decoded", "loss_weight")}
+        self.first = replace(batch, **tensors)
         self.delivered: list[tuple[int, np.ndarray, np.ndarray]] = []
+        while not self.loader.tuning.settled and stopwatch.now() - began < SETTLING:
+            next(self.loader)
 
     def prepare(self) -> None:
-        """Take what lies ready, until a batch has to be waited for."""
-        for _ in range(1000):
+        """Take what lies ready, until batches have to be waited for; not one only, which a busy machine may have held up."""
+        in_a_row = taken = 0
+        while taken <= self.loader.prefetch or (in_a_row < 2 and taken < 1000):
             waited = self.loader.wait_seconds
             next(self.loader)
-            if self.loader.wait_seconds - waited > WAITED:
-                break
+            taken += 1
+            in_a_row = in_a_row + 1 if self.loader.wait_seconds - waited > WAITED else 0
         self.delivered = []
 
     def work(self) -> int:
@@ -80,10 +88,12 @@ class LoaderWork:
 
 
 class DecodeWork:
-    """What the loader has delivered in its last turn, decoded once more and nothing else: no reading, no checking, no crops."""
+    """What the loader has delivered in its last turn, decoded once more and nothing else: no reading, no checking, no crops.
+    On as many threads as the loader has."""
 
-    def __init__(self, loader: LoaderWork, threads: int) -> None:
-        self.loader, self.pool = loader, ThreadPoolExecutor(threads)
+    def __init__(self, loader: LoaderWork) -> None:
+        self.loader = loader
+        self.pool = ThreadPoolExecutor(loader.loader.threads)
         self.clips: list[tuple[Clip, bytes, np.ndarray]] = []
 
     def prepare(self) -> None:
@@ -146,9 +156,7 @@ class ModelWork:
         self.optimizer = pretraining_optimizer(self.model, config.optim)
         self.parameters = list(self.model.parameters())
         self.passes, self.clip_grad, self.device = config.accumulation(ranks.world_size), config.optim.clip_grad, ranks.device
-        # on a CPU it lies in the loader's memory, which a later batch overwrites
-        tensors = {name: getattr(batch, name).clone() for name in ("views", "visible", "decoded", "loss_weight")}
-        self.cached = itertools.repeat(replace(batch, **tensors))
+        self.cached = itertools.repeat(batch)
         for _ in range(2):  # compiles on a GPU; makes AdamW's moments
             self.work()
 

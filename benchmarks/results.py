@@ -73,6 +73,10 @@ class Neighbours:
         wall = time.perf_counter() - self._began
         return max(0.0, (_busy_seconds() - self._busy - (_own_seconds() - self._own)) / wall)
 
+    def own(self) -> float:
+        """Mean cores in use by this process and its children since the start."""
+        return (_own_seconds() - self._own) / (time.perf_counter() - self._began)
+
 
 def _busy_seconds() -> float:
     """CPU time of everybody on the cores that this process may use."""

@@ -40,7 +40,8 @@ class Part:
     views_per_clip: int
     work: Work
     rates: list[float] = field(default_factory=list)  # clips/s of every round
-    neighbours: list[float] = field(default_factory=list)  # cores that other programs had in use meanwhile
+    cores: list[float] = field(default_factory=list)  # that this process and its children had in use meanwhile
+    neighbours: list[float] = field(default_factory=list)  # that other programs had in use
 
     @property
     def clips(self) -> float:
@@ -92,6 +93,7 @@ class Stopwatch:
         while not clips or time.perf_counter() - began < self.seconds:
             clips += part.work.work()
         part.rates.append(clips / (self.now() - began))
+        part.cores.append(neighbours.own())
         part.neighbours.append(neighbours.cores())
         wait_until_idle()
 
@@ -107,19 +109,22 @@ class Stopwatch:
 
 
 def wait_until_idle() -> None:
-    """Until the processes that this one has started use less than a tenth of a core: rings and queues are full.
+    """Until this process's threads and the processes it has started hardly use a core: rings and queues are full.
 
     Raises RuntimeError if they do not come to rest.
     """
     interval, quiet = 0.1, 0
     before, gives_up = _children_seconds(), time.perf_counter() + REST_LIMIT
     while quiet < 2:  # twice in a row: a worker may wait for the disk
+        threads = time.process_time()
         time.sleep(interval)
+        threads = time.process_time() - threads
         now = _children_seconds()
-        quiet = quiet + 1 if now - before < 0.1 * interval * 1.5 else 0  # the clock ticks in hundredths of a second
+        # one tick, a hundredth of a second, is allowed
+        quiet = quiet + 1 if now - before < 0.015 and threads < 0.015 else 0
         before = now
         if time.perf_counter() > gives_up:
-            raise RuntimeError(f"the decoding processes did not come to rest in {REST_LIMIT:g} s")
+            raise RuntimeError(f"decoding ahead did not come to rest in {REST_LIMIT:g} s")
 
 
 def _children_seconds() -> float:

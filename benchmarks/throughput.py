@@ -69,7 +69,7 @@ class Options:
     views_per_step: int | None = None
     """Views of one optimizer step; by default those of one forward pass, which is what one GPU of many does in a step."""
     threads: int | None = None
-    """Decoding threads; by default one per usable core."""
+    """Decoding threads; by default those that the loader finds best."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Where the model runs; by default on a GPU if there is one."""
     precision: Literal["bf16", "fp32"] | None = None
@@ -144,7 +144,7 @@ def configuration(options: Options) -> PretrainConfig:
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
     recipe = RECIPES[name]()
-    if not on_gpu:  # a step of 128 views of ViT-B takes minutes there, and most CPUs have no bf16 instructions
+    if not on_gpu and name != "tiny":  # 128 views of ViT-B take minutes there, and most CPUs have no bf16 instructions
         few = max(recipe.views.views_per_clip, options.views_per_clip or 0, 8)
         compute = replace(recipe.compute, precision="fp32", views_per_forward=min(recipe.compute.views_per_forward, few))
         recipe = replace(recipe, compute=compute)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from benchmarks.peers import READERS, STRIDE, PeerWork, missing_reader
 from benchmarks.results import describe_machine
 from benchmarks.stopwatch import Part, Stopwatch
 from benchmarks.throughput_table import PEER_VIEWS, Measured
-from pipeline.decode import Decoder, decode_libav
+from pipeline.dali import DaliDecoder
+from pipeline.decoder_choice import choose_decoder
 from pipeline.manifest import Manifest
 from pipeline.sampling import SamplingRecipe
 from train.config import PretrainConfig
@@ -73,11 +75,11 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
     )
     measured = Measured(views.views_per_clip, decoding_threads(config), ranks.device)
     with ExitStack() as stack:
-        for backend, decoder in backends(manifest, measured).items():
+        for backend in backends(manifest, measured):
             for r in sorted({1, PEER_VIEWS, views.views_per_clip}) if backend == "libav" else (1, PEER_VIEWS):
                 recipe = trial.recipe(r, len(manifest))
-                loader = stack.enter_context(closing(LoaderWork(dataset, recipe, config, stopwatch, decoder=decoder)))
-                decode = stack.enter_context(closing(DecodeWork(loader, measured.threads)))
+                loader = stack.enter_context(closing(LoaderWork(dataset, recipe, config, stopwatch, decoder=backend)))
+                decode = stack.enter_context(closing(DecodeWork(loader)))
                 measured.add_loader(f"loader/{backend}/r{r}", f"loader, {backend}, R = {r}", loader, decode)
         if narrowest is not None:
             try:
@@ -85,9 +87,13 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
             except (ValueError, RuntimeError) as reason:
                 measured.skipped.append(f"DataLoader over the original files: {reason}")
         clips = config.sampling.clips_per_step // passes
-        fed = stack.enter_context(closing(LoaderWork(dataset, config.sampling, config, stopwatch, clips_per_batch=clips)))
+        fed = stack.enter_context(
+            closing(
+                LoaderWork(dataset, config.sampling, config, stopwatch, clips_per_batch=clips, decoder=config.compute.decoder)
+            )
+        )
         step = ModelWork(config, fed.first, ranks)
-        end_to_end = EndToEndWork(step, fed.loader, stopwatch, config.views.prefetch)
+        end_to_end = EndToEndWork(step, fed.loader, stopwatch, fed.loader.prefetch)
         measured.model = measured.add(Part("model", "model alone", views.views_per_clip, step))
         measured.end_to_end = measured.add(Part("end_to_end", "end to end", views.views_per_clip, end_to_end))
         stopwatch.rounds(measured.parts, trial.rounds)
@@ -106,23 +112,19 @@ def check_clips(config: PretrainConfig, manifest: Manifest) -> None:
         )
 
 
-def backends(manifest: Manifest, measured: Measured) -> dict[str, Decoder]:
-    """The decoders that take the whole dataset here; why others do not is noted."""
-    found: dict[str, Decoder] = {"libav": decode_libav}
-    if measured.device.type == "cuda":
-        measured.skipped.append("dali on the GPU: benchmarks/gpu_suite.py measures it")
-        return found
+def backends(manifest: Manifest, measured: Measured) -> list[Literal["libav", "dali"]]:
+    """The decoders that take the whole dataset here; why DALI does not is noted."""
     try:
-        from pipeline.dali import DaliDecoder, can_decode, decode_dali  # imports DALI when a decoder is made
-
-        rows = np.unique(manifest.column("codec").to_pylist(), return_index=True)[1]
-        if reasons := [reason for row in rows.tolist() if (reason := can_decode(manifest.clip(row), "cpu"))]:
-            raise ValueError(reasons[0])
-        DaliDecoder("cpu", 1, 16)
-        found["dali"] = decode_dali
-    except (ImportError, ValueError) as reason:
+        choice = choose_decoder(manifest, measured.device, "dali")
+        if choice.name != "dali":
+            raise ValueError(
+                f"{sum(choice.reasons.values())} of {len(manifest)} clips are left to libav: {next(iter(choice.reasons))}"
+            )
+        DaliDecoder(measured.device, 1, 16)
+        return ["libav", "dali"]
+    except ValueError as reason:
         measured.skipped.append(f"dali: {reason}")
-    return found
+    return ["libav"]
 
 
 def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes], narrowest: int, stack: ExitStack) -> None:

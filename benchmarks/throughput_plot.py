@@ -50,8 +50,7 @@ def _of_decoding(measured: Measured, axis: Axes | None) -> bool:
     """The loaders, next to libav doing nothing but decoding."""
     loaders = measured.loaders
     if axis is not None:
-        baseline = measured.decode_only[loaders[0].name]
-        rows = [(baseline, "decode only", "", GREY)]
+        rows = [(measured.decoding, "decode only", "", GREY)]
         for part in loaders:
             share = median(ratios(part, measured.decode_only[part.name], in_views=False))
             rows.append((part, part.title, f"{share:.0%}", BLUE))

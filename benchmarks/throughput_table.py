@@ -49,6 +49,14 @@ class Measured:
         return [part for part in self.parts if part.name in self.decode_only]
 
     @property
+    def decoding(self) -> Part:
+        """The turns of decoding alone after all loaders, as one part, that has no views."""
+        turns = list(self.decode_only.values())
+        rates = [rate for part in turns for rate in part.rates]
+        cores, others = [n for part in turns for n in part.cores], [n for part in turns for n in part.neighbours]
+        return Part("decode_only", "decode only", 0, turns[0].work, rates, cores, others)
+
+    @property
     def best_peer(self) -> Part | None:
         return max(self.peers, key=lambda part: part.clips, default=None)
 
@@ -59,15 +67,14 @@ class Measured:
 
 
 def table(measured: Measured) -> str:
-    """A line a part; `others` are the cores that other programs had in use meanwhile."""
+    """A line a part; `cores` are those that it had in use, `others` those that other programs had meanwhile."""
     rows: list[tuple[str, Part | None, str]] = []
     if (files := measured.originals) is not None:
         built = files.h264_fast
         rows.append(("builder, h264-fast", None, f"{built.clips / built.seconds:9.4g}"))
-    if loaders := measured.loaders:
-        rates = [rate for part in loaders for rate in measured.decode_only[part.name].rates]
-        others = [cores for part in loaders for cores in measured.decode_only[part.name].neighbours]
-        rows.append(("decode only", Part("", "", 0, measured.decode_only[loaders[0].name].work, rates, others), ""))
+    loaders = measured.loaders
+    if loaders:
+        rows.append(("decode only", measured.decoding, ""))
     rows += [(part.title, part, share(part, measured.decode_only[part.name], "decode only")) for part in loaders]
     rows += [(peer.title, peer, "") for peer in measured.peers]
     for on_files in (measured.same_files, measured.h264_fast):
@@ -78,13 +85,15 @@ def table(measured: Measured) -> str:
         rows.append((measured.model.title, measured.model, ""))
         rows.append((measured.end_to_end.title, measured.end_to_end, share(measured.end_to_end, measured.model, "model alone")))
     width = max(len(title) for title, _, _ in rows)
-    lines = [f"\n{'part':<{width}}  {'clips/s':>9}  {'views/s':>9}  {'spread':>7}  {'others':>6}"]
+    lines = [f"\n{'part':<{width}}  {'clips/s':>9}  {'views/s':>9}  {'spread':>7}  {'cores':>5}  {'others':>6}"]
     for title, row, said in rows:
         if row is None:
             lines.append(f"{title:<{width}}  {said}")
             continue
         views = f"{row.views:>9.4g}" if row.views_per_clip else " " * 9
-        figures = f"{row.clips:>9.4g}  {views}  {row.spread:>7.0%}  {median(row.neighbours):>6.1f}  {said}"
+        figures = (
+            f"{row.clips:>9.4g}  {views}  {row.spread:>7.0%}  {median(row.cores):>5.1f}  {median(row.neighbours):>6.1f}  {said}"
+        )
         lines.append(f"{title:<{width}}  {figures}".rstrip())
     return "\n".join([*lines, *(f"not measured: {what}" for what in measured.skipped)])
 
@@ -166,6 +175,8 @@ def limits(measured: Measured) -> list[str]:
 def results(measured: Measured) -> list[Result]:
     """For --json: decoding and building in clips/s, the rest in views/s."""
     found: list[Result] = []
+    if measured.decode_only:
+        found.append(measured.decoding.result("clips/s"))
     for name, decode in measured.decode_only.items():
         found.append(decode.result("clips/s"))
         loader = next(part for part in measured.loaders if part.name == name)

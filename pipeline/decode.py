@@ -128,8 +128,8 @@ def decode_frames(
     does not come out or has another size than the manifest says, and what libav raises on damaged data.
     """
     clock = time.perf_counter_ns
-    demuxing = decoding = converting = cutting = bytes_used = frames_decoded = 0  # ns, and counts
-    lap = clock()
+    decoding = converting = cutting = bytes_used = frames_decoded = 0  # ns, and counts
+    began = clock()
     # a BytesIO, not a path: nothing is written, and one range request fetched all there is
     with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
         if not container.streams.video:
@@ -149,12 +149,11 @@ def decode_frames(
         # groups of pictures without a wanted frame are not decoded: of mjpeg, 16 frames instead of 61
         needed = {bisect_right(clip.keyframes, frame) for frame in wanted.tolist()}
         starts = [stamps[k] for k in clip.keyframes] if len(needed) <= max(needed) - min(needed) else []
+        lap = opened = clock()
         for packet in container.demux(stream):
             if starts and packet.pts is not None and bisect_right(starts, packet.pts) not in needed:
                 continue
-            demuxing += (now := clock()) - lap
             decoded = packet.decode()
-            decoding += (lap := clock()) - now
             bytes_used += packet.size
             frames_decoded += len(decoded)
             for frame in decoded:
@@ -163,6 +162,7 @@ def decode_frames(
                 if (frame.width, frame.height) != (width, height):
                     sizes = f"frames are {frame.width} x {frame.height}, the manifest says {width} x {height}"
                     raise DecodeError(Failure.DAMAGED, sizes + (" before rotation" if clip.rotation else ""))
+                decoding += (now := clock()) - lap
                 rgb = reformatter.reformat(
                     frame,
                     format="rgb24",
@@ -175,16 +175,17 @@ def decode_frames(
                 )
                 if frames is None:
                     frames = allocate((len(wanted), h, w, 3))
-                converting += (now := clock()) - lap
+                converting += (cut := clock()) - now
                 plane = rgb.planes[0]
                 lines = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
                 frames[i] = lines[y : y + h, x * 3 : (x + w) * 3].reshape(h, w, 3)
-                cutting += (lap := clock()) - now
+                cutting += (lap := clock()) - cut
             if not place:
                 break
     if meter:
-        meter.demux, meter.decode, meter.colour, meter.resize = demuxing + clock() - lap, decoding, converting, cutting
-        meter.bytes_used, meter.frames_decoded = bytes_used, frames_decoded
+        meter.demux += opened - began + clock() - lap  # opening and closing
+        meter.decode, meter.colour, meter.resize = meter.decode + decoding, meter.colour + converting, meter.resize + cutting
+        meter.bytes_used, meter.frames_decoded = meter.bytes_used + bytes_used, meter.frames_decoded + frames_decoded
         meter.frames_kept, meter.frames_spanned = len(wanted), int(wanted[-1] - wanted[0]) + 1
     if frames is None or place:
         if start:  # some containers (MPEG-TS) cannot seek to the very packet

@@ -21,19 +21,23 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from pipeline import sampling
 from pipeline.decode import Decoder, Failure, decode_libav
+from pipeline.decoder_choice import DecoderChoice, choose_decoder
+from pipeline.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
+from pipeline.machine import available_memory, ranks_here, usable_cores
 from pipeline.manifest import Manifest
 from pipeline.order import check_reading_order
-from pipeline.ring import Ring, Slot
+from pipeline.ring import Ring, Slot, slot_size
 from pipeline.sampling import SamplingRecipe
-from pipeline.sidecar import FailedClip, Job
+from pipeline.sidecar import FailedClip, Job, Retry
 from pipeline.stage_meters import BatchMeter, StageMeters
+from pipeline.tuning import MOST_SLOTS, MOST_THREADS, Tuner, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 SILENCE = 240.0  # seconds, besides a clip's time, that a sidecar may say nothing while it is waited for
@@ -45,8 +49,8 @@ class LoaderError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B clips of R views, n = B · R, the views of a clip adjacent. On a CPU `views` lies in the loader's shared memory: it
-    is valid until the next batch is asked for."""
+    """B clips of R views, n = B · R, the views of a clip adjacent. It is valid until the next batch is asked for: on a CPU it
+    lies in the loader's shared memory, on a GPU in DALI's. Work that is queued on it until then is waited for."""
 
     views: torch.Tensor  # uint8 (n, T, size, size, 3), RGB
     visible: torch.Tensor  # int64 (n, V), tokens the encoder sees
@@ -89,14 +93,19 @@ class ClipLoader:
         device: str | torch.device = "cpu",
         clips_per_batch: int | None = None,
         threads: int | None = None,
-        prefetch: int = 3,
-        decoder: Decoder = decode_libav,
+        prefetch: int | None = None,
+        memory_budget: int | None = None,
+        decoder: Literal["auto", "libav", "dali"] | Decoder = "auto",
         clip_timeout: float = 60.0,
         max_failure_share: float = 0.02,
     ) -> None:
         """`clips_per_batch` splits a rank's share of a step for gradient accumulation (default: all of it at once);
-        `threads` decode (default: one per usable core); `prefetch` batches are decoded ahead; a clip that takes longer
-        than `clip_timeout` seconds is given up; more than `max_failure_share` of failed clips (and 16) end the run.
+        `threads` decode and `prefetch` batches are decoded ahead; either is found while the loader works, where it is None (see
+        `pipeline.tuning`; what became of it: `tuning`), in `memory_budget` bytes for the batches (default: a quarter of what is
+        available, of the machine or the container, shared by the ranks here: LOCAL_WORLD_SIZE); `decoder` is as in
+        `choose_decoder` (what became of it: `decoder_choice`), or a function that the sidecar calls for every clip; a clip
+        that takes longer than `clip_timeout` seconds is given up; more than `max_failure_share` of failed clips (and 16) end
+        the run.
 
         Raises ValueError if the dataset, the recipe, the world size and the state do not fit each other.
         """
@@ -112,7 +121,12 @@ class ClipLoader:
         if share % self.clips:
             raise ValueError(f"clips_per_batch {self.clips} does not divide this rank's {share} clips of a step")
         self.batches_per_step = share // self.clips
-        self.decoder, self.clip_timeout, self.max_failure_share = decoder, clip_timeout, max_failure_share
+        self.decoder_choice = (
+            DecoderChoice(decoder.__name__) if callable(decoder) else choose_decoder(self.manifest, self.device, decoder)
+        )
+        on_device = self.decoder_choice.name in ("dali", "both") and not callable(decoder)
+        self.decoder = decoder if callable(decoder) else decode_libav  # the sidecar's
+        self.clip_timeout, self.max_failure_share = clip_timeout, max_failure_share
         self.failures: list[FailedClip] = []  # since the start of this process; the trainer writes them to failures.jsonl
         self.wait_seconds = 0.0  # spent waiting for data, in total
         self.meters: StageMeters | None = None  # give it one, to know where the time of clips and batches goes
@@ -122,24 +136,48 @@ class ClipLoader:
         if state:
             self._check(state)
             self._ledger = {(epoch, position): attempts for epoch, position, attempts in state.ledger}
-        self._threads = threads or len(os.sched_getaffinity(0))
-        self._ring = Ring(recipe, self.clips, prefetch + 1, self._threads)
+        cores, ahead = usable_cores(), BATCHES_AHEAD if on_device else 0
+        self._most_threads = threads or MOST_THREADS * cores
+        batch_bytes = slot_size(recipe, self.clips)
+        budget = available_memory() // 4 // ranks_here() if memory_budget is None else memory_budget
+        slots = (max(2, min(MOST_SLOTS, budget // batch_bytes)) if prefetch is None else prefetch + 1) + ahead
+        if memory_budget is not None and slots * batch_bytes > budget:
+            raise ValueError(
+                f"memory_budget {budget}: {slots} batches are the fewest that will do, and take {slots * batch_bytes} bytes; "
+                f"give as much, or lower clips_per_batch{'' if prefetch is None else ' or prefetch'}"
+            )
+        self._tuner = Tuner(
+            cores=cores,
+            threads=threads,
+            prefetch=None if prefetch is None else prefetch + ahead,
+            batch_bytes=batch_bytes,
+            slots=slots,
+            memory_budget=budget,
+        )
+        self.tuning: Tuning = self._tuner.tuning  # what the loader works with now
+        self._ring = Ring(recipe, self.clips, slots, self._most_threads)
+        self._pinned: set[int] = set()  # addresses of slots
         self._consumed = self._ready = 0  # batches since the start of this process
         self._holding = False  # a batch is in the caller's hands
         self._deaths = 0  # of the sidecar in a row, without a clip to blame and without a batch delivered
         self._copies: torch.cuda.Stream | None = None
         self._copying: torch.cuda.Event | None = None
         self._copied: torch.cuda.Event | None = None
-        if self.device.type == "cuda":
+        self._device_decoding: DeviceDecoding | None = None
+        self._batch: DecodedBatch | None = None  # in the caller's hands
+        self._retries: set[int] = set()  # places of the next batch that the sidecar was asked to fill anew
+        if on_device:  # what is left of the ring is small, and copied by a thread: it is not pinned
+            self._device_decoding = DeviceDecoding(self.device, threads or cores, recipe.input_size)
+        elif self.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.device)
-            # pinned, so that the copy to the device runs beside the step
-            address = torch.frombuffer(self._ring.memory, dtype=torch.uint8).data_ptr()
-            code = int(torch.cuda.cudart().cudaHostRegister(address, self._ring.nbytes, 0))
-            if code:
-                raise LoaderError(f"CUDA refused to pin {self._ring.nbytes >> 20} MiB (error {code}); lower prefetch")
-            weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
         weakref.finalize(self, self._ring.close)
         self._start(serial_until=0)
+        if self._device_decoding:
+            try:
+                self._device_decoding.wait_until_started()
+            except ValueError:
+                self.close()
+                raise
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -151,10 +189,12 @@ class ClipLoader:
         asked = time.perf_counter_ns()
         while self._ready == self._consumed:
             self._listen(timeout=0.2)
+        slot = self._ring[self._consumed]
+        if self._device_decoding:
+            self._batch = self._decoded(self._device_decoding, slot)
         got = time.perf_counter_ns()
         self.wait_seconds += (got - asked) / 1e9
         self._listen(timeout=0)
-        slot = self._ring[self._consumed]
         if self.meters:
             self.meters.add(self._meter(slot, asked, got))
         batch = self._tensors(slot)
@@ -182,8 +222,20 @@ class ClipLoader:
             recipe=asdict(self.recipe),
         )
 
+    @property
+    def threads(self) -> int:
+        """That decode now."""
+        return self.tuning.threads
+
+    @property
+    def prefetch(self) -> int:
+        """Batches that are decoded ahead now, at most."""
+        return self.tuning.prefetch
+
     def close(self) -> None:
-        """End the decoding process. Also done when the loader is garbage."""
+        """End the decoding process, and the thread. Also done when the loader is garbage."""
+        if self._device_decoding:
+            self._device_decoding.close()
         self._closer()
 
     def _check(self, state: LoaderState) -> None:
@@ -232,14 +284,18 @@ class ClipLoader:
                 number=self._ready,
                 serial_until=serial_until,
                 num_slots=self._ring.num_slots,
-                threads=self._threads,
+                most_threads=self._most_threads,
+                tuner=self._tuner,
                 memfd=self._ring.memfd,
+                packs_for=self.device.type if self._device_decoding else None,
                 failed=self._ledger,
             )
         )
         ours.send(self._consumed)
         self._process, self._connection, self._serial_until = process, ours, serial_until
         self._heard = time.monotonic()
+        for place in self._retries:  # its predecessor did not live to answer
+            self._ask_again(place)
         self._closer = weakref.finalize(self, _shut_down, process, ours)
 
     def _listen(self, timeout: float) -> None:
@@ -253,6 +309,10 @@ class ClipLoader:
                     self._ready, self._deaths = self._ready + 1, 0
                 elif isinstance(message, FailedClip):
                     self._record(message)
+                elif isinstance(message, Retry):
+                    self._retries.remove(message.place)
+                elif isinstance(message, Tuning):
+                    self.tuning = message
                 else:
                     raise LoaderError(f"the decoding process of rank {self.rank} failed:\n{message}")
                 timeout = 0
@@ -264,7 +324,7 @@ class ClipLoader:
         if any(began and now - began > self.clip_timeout * 1e9 for *_, began in in_flight):
             self._process.kill()
             self._revive(hung=now - self.clip_timeout * 1e9)
-        elif self._ready == self._consumed and time.monotonic() - self._heard > SILENCE + self.clip_timeout:
+        elif (self._ready == self._consumed or self._retries) and time.monotonic() - self._heard > SILENCE + self.clip_timeout:
             self._process.kill()  # stuck outside a decoder, where no clip is to blame: at its start, or reading the manifest
             self._revive()
 
@@ -282,6 +342,8 @@ class ClipLoader:
                     self._record(message)
                 elif isinstance(message, int):
                     self._ready += 1
+                elif isinstance(message, Retry):
+                    self._retries.remove(message.place)
         in_flight = [row for row in self._ring.in_flight.tolist() if row[3]]
         serial = self._ready < self._serial_until
         alone = serial and len(in_flight) == 1
@@ -295,9 +357,57 @@ class ClipLoader:
         self._deaths += not blamed
         if self._deaths > 3:
             raise LoaderError(f"the decoding process of rank {self.rank} died {self._deaths} times, last with status {code}")
+        # behind the last batch of which a clip was being decoded
+        positions, latest = [row[1] for row in in_flight], self._consumed + self.tuning.prefetch + 1
+        within = (n + 1 for n in range(self._ready, latest) if np.isin(self._ring[n].positions, positions).any())
+        suspects = max(within, default=self._ready + 1)
+        if self._retries:  # they come after all that the ring has room for, and may be what killed it
+            suspects = self._ready + self._ring.num_slots
         self._ring.in_flight[:] = 0
         self._closer()
-        self._start(serial_until=self._serial_until if hung else self._ready + self._ring.num_slots)
+        self._tuner.resume(self.tuning)
+        self._start(serial_until=self._serial_until if hung else suspects)
+
+    def _decoded(self, device_decoding: DeviceDecoding, slot: Slot) -> DecodedBatch:
+        """The next batch on the device, with substitutes for clips that fail there."""
+        number = self._consumed
+        while True:
+            for ahead in range(number, min(self._ready, number + 1 + BATCHES_AHEAD)):
+                device_decoding.submit(ahead, self._ring[ahead])
+            try:
+                batch = device_decoding.take(number, timeout=0.2)
+            except (RuntimeError, MemoryError) as error:
+                raise LoaderError(f"{self.device} failed while it decoded a batch of rank {self.rank}: {error}") from error
+            self._listen(timeout=0)
+            if batch is None:
+                if device_decoding.overdue(SILENCE + self.clip_timeout):
+                    rows = ", ".join(self.manifest.clip(row).key for row in slot.rows.tolist())
+                    raise LoaderError(
+                        f"DALI has been at one batch of rank {self.rank} for {SILENCE + self.clip_timeout:g} s and hangs; "
+                        f"a clip of the next one or two batches is to blame, the first has {rows}"
+                    )
+                continue
+            if not batch.failures:
+                return batch
+            for place, cause in batch.failures:
+                position, row = int(slot.positions[place]), int(slot.rows[place])
+                attempt = self._ledger.get((self._epoch, position), 0)
+                key = self.manifest.clip(row).key
+                self._record(FailedClip(self._epoch, position, attempt, row, key, cause.reason, cause.detail))
+                self._retries.add(place)
+                self._ask_again(place)
+            while self._retries:
+                self._listen(timeout=0.2)
+            slot.records["failures"][[place for place, _ in batch.failures]] += 1
+            device_decoding.repair(number, slot, batch)
+
+    def _ask_again(self, place: int) -> None:
+        """Have the sidecar fill a place of the next batch with what the ledger now says."""
+        position = int(self._ring[self._consumed].positions[place])
+        attempt = self._ledger[self._epoch, position]
+        self._heard = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead sidecar is noticed while listening
+            self._connection.send(Retry(self._consumed, place, self._epoch, position, attempt))
 
     def _record(self, failed: FailedClip) -> None:
         where = (failed.epoch, failed.position)
@@ -313,6 +423,9 @@ class ClipLoader:
 
     def _release(self) -> None:
         """The caller is done with its batch: its slot may be filled again."""
+        if self._device_decoding and self._batch:
+            self._device_decoding.give_back(self._batch)
+            self._batch = None
         if self._copied is not None:
             self._copied.synchronize()  # the copy to the device, long done
             if self.meters and self._copying is not None:
@@ -323,14 +436,20 @@ class ClipLoader:
             self._connection.send(self._consumed)
 
     def _meter(self, slot: Slot, asked: int, got: int) -> BatchMeter:
-        ready = self._ready - self._consumed - 1
+        behind = self._device_decoding.ready if self._device_decoding else self._ready - self._consumed - 1
+        ready = behind + 1 if got - asked < 1_000_000 else 0  # a millisecond: it had to be waited for
         arrays = (slot.positions.copy(), slot.rows.copy(), slot.records.copy())
         return BatchMeter(self._epoch, asked, got, ready, *arrays)
 
     def _tensors(self, slot: Slot) -> Batch:
-        views = torch.from_numpy(slot.views.reshape(-1, *slot.views.shape[2:]))
-        tensors = [views, *map(torch.from_numpy, (slot.visible, slot.decoded, slot.loss_weight))]
+        made = self._batch
+        if made:
+            tensors = [made.views.flatten(0, 1), made.visible, made.decoded, made.loss_weight]
+        else:
+            views = torch.from_numpy(slot.views.reshape(-1, *slot.views.shape[2:]))
+            tensors = [views, *map(torch.from_numpy, (slot.visible, slot.decoded, slot.loss_weight))]
         if self._copies is not None:
+            self._pin(self._ring.memory_of(self._consumed))
             current = torch.cuda.current_stream(self.device)
             with torch.cuda.stream(self._copies):
                 self._copying = self._copies.record_event(torch.cuda.Event(enable_timing=True))
@@ -342,6 +461,17 @@ class ClipLoader:
         views, visible, decoded, loss_weight = tensors
         positions, rows = (torch.from_numpy(array.copy()) for array in (slot.positions, slot.rows))
         return Batch(views, visible, decoded, loss_weight, self._epoch, self._step, positions, rows)
+
+    def _pin(self, slot: memoryview) -> None:
+        """Lock a slot's pages when it is first used, so that its copies to the device run beside the step."""
+        address = torch.frombuffer(slot, dtype=torch.uint8).data_ptr()
+        if address in self._pinned:
+            return
+        code = int(torch.cuda.cudart().cudaHostRegister(address, slot.nbytes, 0))
+        if code:
+            raise LoaderError(f"CUDA refused to pin {slot.nbytes >> 20} MiB (error {code}); lower memory_budget or prefetch")
+        weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
+        self._pinned.add(address)
 
 
 def _shut_down(process: subprocess.Popen, connection: Connection) -> None:

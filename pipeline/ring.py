@@ -1,7 +1,9 @@
 """Shared memory between a trainer and its decoding process: a ring of batch slots, and a table of what is in flight.
 
-It is an anonymous `memfd`, not /dev/shm, which is 64 MB in most containers. Layout: the in-flight table, then the slots,
-each array of a slot on a 4096-byte boundary (CUDA registers whole pages; huge copies like alignment).
+It is an anonymous `memfd`, not /dev/shm, which is 64 MB in most containers. Layout: the in-flight table, the places of the
+batches, then the slots, each array of a slot on a 4096-byte boundary (CUDA registers whole pages; huge copies like alignment).
+It may be laid out for many more slots than are used: memory is taken when a slot is first written, and a batch goes into the
+lowest free one, so that those of a shallow ring stay in use.
 """
 
 import mmap
@@ -27,6 +29,7 @@ class Slot:
     positions: np.ndarray  # int64 (B,), of the epoch
     rows: np.ndarray  # int64 (B,), of the manifest; those of the substitutes where clips failed
     repeated: np.ndarray  # int64 (B,), frames that are the one before once more, see `ClipSamples`
+    packed: np.ndarray  # int64 (B,), bytes of the trimmed clip that lies in the place of its views; 0 where views lie there
     records: np.ndarray  # RECORD (B,): where the time of each clip went, see `stage_meters`
 
 
@@ -35,27 +38,18 @@ class Ring:
 
     def __init__(self, recipe: SamplingRecipe, clips: int, num_slots: int, threads: int, memfd: int | None = None) -> None:
         """Make the memory, or map that of `memfd`, which another process made with equal arguments."""
-        views, tokens = clips * recipe.views_per_clip, recipe.tokens
-        side, frames = recipe.input_size, recipe.num_frames
-        fields: dict[str, tuple[tuple[int, ...], type | np.dtype]] = {
-            "views": ((clips, recipe.views_per_clip, frames, side, side, 3), np.uint8),
-            "visible": ((views, tokens.visible), np.int64),
-            "decoded": ((views, tokens.decoded), np.int64),
-            "loss_weight": ((views, tokens.loss), np.float32),
-            "positions": ((clips,), np.int64),
-            "rows": ((clips,), np.int64),
-            "repeated": ((clips,), np.int64),
-            "records": ((clips,), RECORD),
-        }
-        sizes = [_pages(int(np.prod(shape)) * np.dtype(kind).itemsize) for shape, kind in fields.values()]
-        header = _pages(threads * 4 * 8)
+        fields = _fields(recipe, clips)
+        sizes = _sizes(fields)
+        header = _pages(threads * 4 * 8) + _pages(num_slots * 8)
         self.num_slots = num_slots
-        self.nbytes = header + num_slots * sum(sizes)
+        self.slot_bytes = sum(sizes)
+        self.nbytes = header + num_slots * self.slot_bytes
         self.memfd = memfd if memfd is not None else os.memfd_create("tubecell-ring")
         if memfd is None:
             os.ftruncate(self.memfd, self.nbytes)
         self.memory = mmap.mmap(self.memfd, self.nbytes)
         self.in_flight = np.ndarray((threads, 4), np.int64, self.memory)
+        self._places = np.ndarray((num_slots,), np.int64, self.memory, _pages(threads * 4 * 8))  # of batch n: n % num_slots
         self.slots = []
         offset = header
         for _ in range(num_slots):
@@ -65,13 +59,51 @@ class Ring:
                 offset += size
             self.slots.append(Slot(**arrays))
 
+    def place(self, number: int, oldest: int) -> None:
+        """Give batch `number` a slot in which none of the batches from `oldest` to the one before it lies."""
+        taken = {int(self._places[n % self.num_slots]) for n in range(oldest, number)}
+        self._places[number % self.num_slots] = next(slot for slot in range(self.num_slots) if slot not in taken)
+
     def __getitem__(self, number: int) -> Slot:
-        """The slot of batch `number`."""
-        return self.slots[number % self.num_slots]
+        """The slot of batch `number`, which has been given its place."""
+        return self.slots[self._places[number % self.num_slots]]
+
+    def memory_of(self, number: int) -> memoryview:
+        """All of the slot of batch `number`, whole pages."""
+        begin = self.nbytes - (self.num_slots - int(self._places[number % self.num_slots])) * self.slot_bytes
+        return memoryview(self.memory)[begin : begin + self.slot_bytes]
 
     def close(self) -> None:
         """Give the descriptor back; the memory itself goes when the last array or tensor on it does."""
         os.close(self.memfd)
+
+
+def slot_size(recipe: SamplingRecipe, clips: int) -> int:
+    """Bytes of one slot for `clips` clips."""
+    return sum(_sizes(_fields(recipe, clips)))
+
+
+_Fields = dict[str, tuple[tuple[int, ...], type | np.dtype]]
+
+
+def _fields(recipe: SamplingRecipe, clips: int) -> _Fields:
+    views, tokens = clips * recipe.views_per_clip, recipe.tokens
+    side, frames = recipe.input_size, recipe.num_frames
+    return {
+        "views": ((clips, recipe.views_per_clip, frames, side, side, 3), np.uint8),
+        "visible": ((views, tokens.visible), np.int64),
+        "decoded": ((views, tokens.decoded), np.int64),
+        "loss_weight": ((views, tokens.loss), np.float32),
+        "positions": ((clips,), np.int64),
+        "rows": ((clips,), np.int64),
+        "repeated": ((clips,), np.int64),
+        "packed": ((clips,), np.int64),
+        "records": ((clips,), RECORD),
+    }
+
+
+def _sizes(fields: _Fields) -> list[int]:
+    return [_pages(int(np.prod(shape)) * np.dtype(kind).itemsize) for shape, kind in fields.values()]
 
 
 def _pages(size: int) -> int:

@@ -14,8 +14,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import Future
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,14 +24,18 @@ import numpy as np
 import torch
 
 from pipeline.decode import ClipRequest, DecodeError, Decoder, Failure
+from pipeline.decoder_threads import DecoderThreads
 from pipeline.manifest import Manifest
 from pipeline.read_plan import ReadPlan
 from pipeline.remote import is_url
-from pipeline.ring import Ring
+from pipeline.ring import Ring, Slot
 from pipeline.sampling import ClipSamples, Order, SamplingRecipe, order_of, sample_clips, sample_masks
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage import ShardReader
+from pipeline.trim import UnsupportedClipError, pack, trim
+from pipeline.tuning import Tuner, Tuning
 
+TICK = 0.1  # seconds between looks at the pool, while numbers of threads are tried
 MAX_ATTEMPTS = 64  # substitutes at one position; the loader's own limit of failures comes first
 
 
@@ -52,8 +56,10 @@ class Job:
     number: int  # of the first batch to deliver; batch n lies in slot n modulo the number of slots
     serial_until: int  # batches before this number are decoded one clip at a time, to find the one that crashes
     num_slots: int
-    threads: int
+    most_threads: int
     memfd: int
+    tuner: Tuner
+    packs_for: str | None = None  # "cpu" or "cuda": what DALI decodes there is trimmed only, for the trainer to decode
     failed: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the ledger: (epoch, position) -> failed attempts
 
 
@@ -68,6 +74,17 @@ class FailedClip:
     key: str
     reason: Failure
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The trainer could not decode a trimmed clip: deliver another attempt. Comes back when that lies in the slot."""
+
+    number: int  # of the batch
+    place: int  # of the clip in it
+    epoch: int
+    position: int
+    attempt: int
 
 
 def batches(job: Job, order: Order) -> Iterator[tuple[int, np.ndarray]]:
@@ -88,10 +105,11 @@ class Sidecar:
         self.job, self.connection = job, connection
         self.manifest = Manifest(job.dataset, job.version)
         self.reader = ShardReader(job.dataset)
-        self.ring = Ring(job.recipe, job.clips, job.num_slots, job.threads, job.memfd)
-        self._serial, self._send_lock, self._threads = threading.Lock(), threading.Lock(), threading.local()
-        thread_numbers = iter(range(job.threads))
-        self.pool = ThreadPoolExecutor(job.threads, initializer=lambda: setattr(self._threads, "row", next(thread_numbers)))
+        self.ring = Ring(job.recipe, job.clips, job.num_slots, job.most_threads, job.memfd)
+        self._serial, self._send_lock = threading.Lock(), threading.Lock()
+        self.tuner = job.tuner
+        self.pool = DecoderThreads(job.tuner.threads, job.most_threads)
+        self._threads = self.pool.here
         self.submitted: queue.SimpleQueue[tuple[int, list[Future]]] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -103,19 +121,32 @@ class Sidecar:
         if is_url(self.reader.root):
             work = ReadPlan(self.reader, self.manifest, self.job.recipe).ahead_of(work)
         for number, (epoch, positions) in enumerate(work, self.job.number):
-            while number >= consumed + self.job.num_slots:
-                consumed = self.connection.recv()
+            while number > consumed + self.tuner.prefetch:
+                if self.connection.poll(None if self.tuner.settled else TICK):
+                    message = self.connection.recv()
+                    if isinstance(message, Retry):
+                        self.pool.submit(self._retry, message)
+                    else:
+                        consumed = message
+                self._tune(consumed)
+            self.ring.place(number, consumed)
             self.submitted.put((number, self._submit(number, epoch, positions)))
 
+    def _tune(self, consumed: int) -> None:
+        done, waiting = self.pool.done, self.pool.waiting
+        if self.tuner.observe(time.monotonic(), consumed=consumed, decoded=done, waiting=waiting):
+            self.pool.use(self.tuner.threads)
+            self._send(self.tuner.tuning)
+
     def _submit(self, number: int, epoch: int, positions: np.ndarray) -> list[Future]:
-        slot, began = self.ring[number], time.perf_counter_ns()
+        slot, began = self.ring[number], time.thread_time_ns()
         attempts = np.array([self.job.failed.get((epoch, int(p)), 0) for p in positions])
         slot.positions[:] = positions
         slot.visible[:], slot.decoded[:], slot.loss_weight[:] = sample_masks(self.job.recipe, epoch, positions)
         # for the whole batch: 34 µs a clip, 0.4 ms one by one
         samples = sample_clips(self.manifest, self.job.recipe, epoch, positions, attempts)
-        slot.records["submitted"] = now = time.perf_counter_ns()
-        slot.records["plan"] = (now - began) // len(positions)
+        slot.records["submitted"] = time.perf_counter_ns()
+        slot.records["plan"] = (time.thread_time_ns() - began) // len(positions)
         serial = number < self.job.serial_until
         return [
             self.pool.submit(self._deliver, number, i, epoch, int(positions[i]), int(attempts[i]), samples, serial)
@@ -123,14 +154,14 @@ class Sidecar:
         ]
 
     def _deliver(
-        self, number: int, i: int, epoch: int, position: int, attempt: int, samples: ClipSamples, serial: bool
+        self, number: int, i: int, epoch: int, position: int, attempt: int, samples: ClipSamples | None, serial: bool
     ) -> None:
         """Decode what stands at a position, place i of `samples`, into the slot; on failure, the position's next substitute."""
         slot, state = self.ring[number], self.ring.in_flight[self._threads.row]
         first, place = attempt, i
         meter = ClipMeter()
         while attempt < first + MAX_ATTEMPTS:
-            if attempt > first:
+            if samples is None or attempt > first:
                 samples = sample_clips(self.manifest, self.job.recipe, epoch, np.array([position]), np.array([attempt]))
                 place = 0
             clip = self.manifest.clip(int(samples.rows[place]))
@@ -142,7 +173,7 @@ class Sidecar:
                         data = self.reader.read(clip)
                         meter.fetched(len(data))
                         request = ClipRequest(clip, data, samples.frames[place], samples.boxes[place], meter)
-                        self.job.decoder(request, slot.views[i])
+                        self._fill(request, slot, i)
                     except OSError as error:
                         raise DecodeError(Failure.READ, str(error)) from error
                     finally:
@@ -155,6 +186,25 @@ class Sidecar:
                 meter.failed()
                 attempt += 1
         raise RuntimeError(f"{MAX_ATTEMPTS} clips in a row could not be decoded at position {position} of epoch {epoch}")
+
+    def _fill(self, request: ClipRequest, slot: Slot, i: int) -> None:
+        """Put a clip's views into place i of a slot, or what the trainer makes them of."""
+        slot.packed[i] = 0
+        if self.job.packs_for:
+            with suppress(UnsupportedClipError):
+                slot.packed[i] = pack(trim(request, self.job.packs_for), slot.views[i])
+                return
+        self.job.decoder(request, slot.views[i])
+
+    def _retry(self, retry: Retry) -> None:
+        try:
+            serial = retry.number < self.job.serial_until
+            self._deliver(retry.number, retry.place, retry.epoch, retry.position, retry.attempt, None, serial)
+            self._send(retry)
+        except BrokenPipeError:  # the trainer is gone
+            pass
+        except Exception:
+            self._send(traceback.format_exc())
 
     def _announce(self) -> None:
         """Tell the trainer, in order, which batches are complete."""
@@ -169,7 +219,7 @@ class Sidecar:
         except Exception:
             self._send(traceback.format_exc())
 
-    def _send(self, message: int | str | FailedClip) -> None:
+    def _send(self, message: int | str | FailedClip | Retry | Tuning) -> None:
         with self._send_lock:
             self.connection.send(message)
 
@@ -183,7 +233,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     try:
         Sidecar(connection.recv(), connection).run()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, ConnectionResetError, BrokenPipeError):
         pass  # the trainer closed the connection or died
     except Exception:
         connection.send(traceback.format_exc())

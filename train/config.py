@@ -34,9 +34,9 @@ class DataConfig:
     fresh_windows: bool = False
     """Draw frames anew for each of a clip's views (mae_st); the paper's views share theirs."""
     threads: int | None = None
-    """Decoding threads of a rank; by default the usable cores, shared by the ranks of a node."""
-    prefetch: int = 3
-    """Batches decoded ahead."""
+    """Decoding threads of a rank; by default found in the first seconds, between one and four for each of its cores."""
+    prefetch: int | None = None
+    """Batches decoded ahead; by default what the trainer takes in 5 s, in a quarter of the memory, shared by a node's ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +76,9 @@ class ComputeConfig:
     """Compile the blocks; by default on a GPU only: on a CPU it needs a C++ compiler, which a bare machine lacks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" takes a GPU if there is one."""
+    decoder: Literal["auto", "libav", "dali"] = "auto"
+    """Of the clips: libav on the CPU's cores, or DALI, NVDEC on a GPU; the pixels differ by half a level in the mean. "auto"
+    takes DALI on a GPU, where it is installed, for the clips that it can decode, and libav for the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +101,8 @@ class PretrainConfig:
     """Steps between two checkpoints; the last step is always saved."""
     keep_last: int = 2
     """Checkpoints that stay."""
+    profile_loader: bool = False
+    """Write a report of where the loader's time goes into RUN/loader_profile, now and then and at the end."""
     dry_run: bool = False
     """Print what the run would be, and exit."""
     expected_clips: int = 1_348_000

@@ -1,6 +1,7 @@
 """What a run says about itself: metrics.jsonl and TensorBoard always, and one console line."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,6 +23,11 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((1e12 * tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+
+
+def device_name(device: torch.device) -> str:
+    """What the data sheet calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{len(os.sched_getaffinity(0))} CPU cores"
 
 
 def memory_gib(device: torch.device) -> float:

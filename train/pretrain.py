@@ -37,7 +37,8 @@ from train import checkpoints
 from train.checkpoints import Progress
 from train.config import PretrainConfig
 from train.dry_run import describe
-from train.meters import FailureLog, Meters, memory_gib, peak_flops
+from train.live_profile import LiveProfile
+from train.meters import FailureLog, Meters, device_name, memory_gib, peak_flops
 from train.optimizer import lr_at, pretraining_optimizer, set_lr
 from train.parallel import Ranks, build_model, started
 from train.recipes import from_command_line
@@ -100,13 +101,19 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         state=progress.loader if progress else None,
         device=ranks.device,
         clips_per_batch=config.sampling.clips_per_step // ranks.world_size // accumulation,
-        threads=config.views.threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size),
+        threads=config.views.threads,
         prefetch=config.views.prefetch,
+        decoder=config.compute.decoder,
     )
+    folder.note(decoder=str(loader.decoder_choice))
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(loader.close)
         failures = FailureLog(folder.path, loader.failures)
         cleanup.callback(failures.flush)
+        profile = None
+        if config.profile_loader:
+            profile = LiveProfile(folder.path, loader, ranks.rank, ranks.device.type, device_name(ranks.device))
+            cleanup.callback(profile.write)
         model = build_model(config.model, config.compute, config.seed, ranks)
         optimizer = pretraining_optimizer(model, config.optim)
         if folder.checkpoint:
@@ -116,7 +123,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             announce(config, folder, loader, total_steps, accumulation, ranks)
             meters = Meters(folder.path, total_steps, progress.step if progress else 0)
             cleanup.callback(meters.close)
-        if train(config, model, optimizer, loader, progress, total_steps, folder, meters, failures, stop, ranks):
+        if train(config, model, optimizer, loader, progress, total_steps, folder, meters, failures, profile, stop, ranks):
             checkpoints.export(folder.path / "model.safetensors", model, ranks)
             folder.complete(total_steps)
             if ranks.rank == 0:
@@ -133,6 +140,7 @@ def train(
     folder: RunFolder,
     meters: Meters | None,
     failures: FailureLog,
+    profile: LiveProfile | None,
     stop: "StopSignal",
     ranks: Ranks,
 ) -> bool:
@@ -150,6 +158,7 @@ def train(
         good += progress.good_steps
     skipped += progress.skipped if progress else 0
     logged_at, waited, last_logged = time.perf_counter(), 0.0, first_step
+    tuning = None  # of the loader, as last told
 
     for step in range(first_step, total_steps):
         lr = lr_at(
@@ -167,6 +176,8 @@ def train(
             part.backward()
             loss += part.detach()
         failures.flush()
+        if profile:
+            profile.write_if_due()
         norm, bad = guarded_step(optimizer, parameters, config.optim.clip_grad, loss)
         loss_sum += torch.where(bad > 0, 0.0, loss)
         good += 1 - bad
@@ -181,6 +192,10 @@ def train(
             *values, grad_norm, all_skipped, row = torch.stack([*losses, norm, skipped, in_a_row]).tolist()
             now = time.perf_counter()
             longest_wait = max(ranks.gather(loader.wait_seconds))
+            if meters and loader.tuning != tuning:
+                tuning = loader.tuning
+                meters.say(f"loader: {tuning}")
+                folder.note(loader=str(tuning))
             if meters:
                 seconds, count = now - logged_at, done - last_logged
                 meters.log(
@@ -289,6 +304,7 @@ def announce(
         f"{config.views.views_per_step} views a step on {ranks.world_size} x {ranks.device.type} in {accumulation} forward "
         f"pass{'es' if accumulation > 1 else ''}; peak lr {config.peak_lr:.2e}; {config.compute.precision}"
     )
+    print(f"decoder {loader.decoder_choice}")
     if folder.progress:
         print(f"going on from step {folder.progress.step} of {total_steps}")
     for change in folder.changes:

@@ -22,7 +22,10 @@ from train.parallel import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 # what may change from one start of a run to the next; a change of anything else would be another run
-CHANGEABLE = ("data", "out", "steps", "epochs", "log_every", "save_every", "keep_last", "dry_run", "expected_clips")
+CHANGEABLE = (
+    *("data", "out", "steps", "epochs", "log_every", "save_every", "keep_last"),
+    *("profile_loader", "dry_run", "expected_clips"),
+)
 CHANGEABLE_PARTS = ("optim.", "compute.", "views.threads", "views.prefetch")
 
 
@@ -63,6 +66,14 @@ class RunFolder:
         """The run is not complete any more, if it was: it gets more steps."""
         if self._ranks.rank == 0:
             (self.path / "complete").unlink(missing_ok=True)
+
+    def note(self, **facts: str) -> None:
+        """Add to what environment.json says of this start."""
+        if self._ranks.rank == 0:
+            file = self.path / "environment.json"
+            starts = json.loads(file.read_text())
+            starts[-1].update(facts)
+            checkpoints.write_text(file, json.dumps(starts, indent=1) + "\n")
 
     def _open(self, config: PretrainConfig) -> None:
         assert config.data is not None

@@ -1,31 +1,19 @@
 """What DALI is sent, what it is not sent, and what a bad clip costs. How its pixels compare is in test_decoder_parity.py."""
 
-import io
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import av
-import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 
-from pipeline.dali import (
-    DaliDecoder,
-    TrimmedClip,
-    UnsupportedClipError,
-    can_decode,
-    choose_decoder,
-    colour_transform,
-    decode_dali,
-    trim,
-)
-from pipeline.decode import ClipRequest, DecodeError, Failure, decode_frames, decode_libav
+from pipeline.dali import DaliDecoder, colour_transform, decode_dali
+from pipeline.decode import ClipRequest, DecodeError, Failure, decode_libav
 from pipeline.loader import ClipLoader
-from pipeline.manifest import Clip, Manifest, content_hash
+from pipeline.manifest import Clip, content_hash
 from pipeline.sampling import SamplingRecipe
+from pipeline.trim import TrimmedClip, trim
 from tests.manifest_rows import row, write_rows
 from tests.pipeline.encoding import HEIGHT, WIDTH, describe, encode, encode_vp9_with_hidden_frames, numbered_frame, read_number
 
@@ -51,125 +39,12 @@ def request(clip: Clip, data: bytes, *frames: int) -> ClipRequest:
     return ClipRequest(clip, data, np.array(frames), WHOLE)
 
 
-def frames_inside(trimmed: TrimmedClip) -> list[np.ndarray]:
-    """All frames of what DALI is sent, by libav, which decodes what DALI's CPU decoder cannot."""
-    with av.open(io.BytesIO(trimmed.data), "r") as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-VARIABLE = [i + 3 * (i // 5) for i in range(FRAMES)]
-NO_LOG = "log-level=none:"
-STREAMS = {
-    "h264": ("h264", "libx264", "mp4", {"bf": "0"}, None),
-    "h264 with B-frames": ("h264", "libx264", "mp4", {"bf": "3"}, None),
-    "h264 with B-frames, variable rate": ("h264", "libx264", "matroska", {"bf": "3"}, VARIABLE),
-    "h264 with open GOPs": ("h264", "libx264", "mp4", {"bf": "3", "x264-params": "open-gop=1"}, None),
-    "h264 in a transport stream": ("h264", "libx264", "mpegts", {"bf": "3"}, None),
-    "hevc with open GOPs": ("hevc", "libx265", "mp4", {"x265-params": NO_LOG + "open-gop=1:bframes=3"}, None),
-    "vp8 with hidden frames": ("vp8", "libvpx", "webm", {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"}, None),
-    "vp9": ("vp9", *VP9, None),
-    "vp9, variable rate": ("vp9", *VP9, VARIABLE),
-}
-
-
-@pytest.mark.parametrize("name", STREAMS)
-def test_the_needed_packets_are_sent_and_frames_counted_anew(name: str) -> None:
-    codec, encoder, container, options, stamps = STREAMS[name]
-    frames = [numbered_frame(i, 192, 160) for i in range(FRAMES)]  # NVDEC takes HEVC from 144 x 144 on
-    data = encode(frames, encoder, container, options=options, stamps=stamps)
-    clip = describe(data, codec)
-    for wanted in ([0, 1, 2], [7, 8, 9], [17, 33, 34], [34, 34, 34], [49]):
-        trimmed = trim(request(clip, data, *wanted), "cuda")
-        inside = frames_inside(trimmed)
-        assert [read_number(inside[i]) for i in trimmed.frames[trimmed.places[0]]] == wanted
-        assert trimmed.frames.dtype == np.int32
-        if "open" not in name and "transport" not in name:  # those may begin a GOP or more earlier
-            start = max(k for k in clip.keyframes if k <= wanted[0])
-            assert len(inside) <= wanted[-1] - start + 1 + 3, "frames of other GOPs were sent"  # 3: what B-frames refer to
-            assert read_number(inside[0]) == start
-
-
-def test_edit_lists_do_not_shift_frames(tmp_path: Path) -> None:
-    """Cut without encoding, between key frames: the first frames are in the file and not shown."""
-    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
-    whole.write_bytes(encode(NUMBERED, options={"bf": "2"}))
-    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "0.4", "-i", str(whole), "-c", "copy", str(cut)]
-    subprocess.run(ffmpeg, check=True)
-    data = cut.read_bytes()
-    clip = describe(data, "h264")
-    assert clip.num_frames == FRAMES - 12
-    for wanted in ([0, 1, 2], [0, 20, 37], [7, 8], [30]):
-        assert [read_number(frame) for frame in decode_frames(clip, data, np.array(wanted))] == [12 + i for i in wanted]
-        trimmed = trim(request(clip, data, *wanted), "cuda")
-        inside = frames_inside(trimmed)
-        assert [read_number(inside[i]) for i in trimmed.frames] == [12 + i for i in wanted]
-
-
-def test_what_dali_would_not_give_exactly_is_left_to_libav(vp9: bytes, decoder: DaliDecoder, tmp_path: Path) -> None:
-    full_chroma = io.BytesIO()
-    with av.open(full_chroma, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv444p"
-        for pixels in NUMBERED[:4]:
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv444p")))
-        output.mux(stream.encode())
-    data = full_chroma.getvalue()
-    with pytest.raises(UnsupportedClipError, match="pixel format is yuv444p"):
-        trim(request(describe(data, "h264"), data, 0, 1), "cuda")
-
-    avi = encode(NUMBERED, container="avi", options={"bf": "3"})
-    with pytest.raises(UnsupportedClipError, match="AVI"):
-        trim(request(describe(avi, "h264"), avi, 0, 1), "cuda")
-
+def test_hidden_frames_are_not_counted(decoder: DaliDecoder, tmp_path: Path) -> None:
     hidden = encode_vp9_with_hidden_frames([numbered_frame(i, 256, 128) for i in range(FRAMES)], tmp_path)
     clip = describe(hidden, "vp9")
-    with pytest.raises(UnsupportedClipError, match="hidden frames"):
-        trim(request(clip, hidden, 0, 40), "cuda")
     views, failures = decoder([ClipRequest(clip, hidden, np.array([7, 8, 49]), np.array([[0, 0, 256, 128]]))])
     assert not failures  # libavcodec counts what it shows
     assert [read_number(frame) for frame in views[0, 0].numpy()] == [7, 8, 49]
-
-    interlaced = encode(NUMBERED, options={"x264-params": "tff=1", "flags": "+ildct+ilme"})
-    with pytest.raises(UnsupportedClipError, match="interlaced"):
-        trim(request(describe(interlaced, "h264"), interlaced, 0, 1), "cuda")
-
-    with pytest.raises(UnsupportedClipError, match="on a CPU, not h264"):
-        trim(request(replace(describe(vp9, "vp9"), codec="h264"), vp9, 0))
-
-
-def test_capabilities_by_codec_size_and_device(vp9: bytes) -> None:
-    clip = describe(vp9, "vp9")
-    small = replace(clip, width=144, height=96)
-    table = {
-        ("vp9", "cpu"): None,
-        ("mjpeg", "cpu"): None,
-        ("h264", "cpu"): "DALI decodes vp8, vp9, mjpeg on a CPU, not h264",
-        ("h264", "cuda"): None,
-        ("mjpeg", "cuda"): "DALI decodes h264, hevc, vp8, vp9 on a GPU, not mjpeg",
-        ("av1", "cuda"): "DALI decodes h264, hevc, vp8, vp9 on a GPU, not av1",
-        ("vp9", "cuda"): "NVDEC decodes vp9 from 128 x 128 to 8192 x 8192 pixels",
-    }
-    for (codec, device), reason in table.items():
-        assert can_decode(replace(small, codec=codec), device) == reason
-    upright = replace(clip, codec="h264", width=16, height=48, rotation=90)  # 48 x 16 as coded
-    assert can_decode(upright, "cuda") is None
-    assert can_decode(replace(upright, rotation=0), "cuda") is not None
-
-
-def test_the_decoder_is_chosen_by_codec_and_device(tmp_path: Path) -> None:
-    def choice(device: str, *codecs: str) -> tuple[str, dict[str, int]]:
-        folder = tmp_path / "-".join(codecs)
-        folder.mkdir(exist_ok=True)
-        if not (folder / "manifest.parquet").exists():
-            write_rows(folder, [row(i, codec=codec) for i, codec in enumerate(codecs)])
-        chosen = choose_decoder(Manifest(folder), device)
-        return chosen.name, chosen.reasons
-
-    assert choice("cpu", "vp9", "vp9", "vp9") == ("libav", {"the batch is wanted on a CPU": 3})
-    assert choice("cuda", "h264", "h264", "vp9") == ("dali", {})
-    left = "DALI decodes h264, hevc, vp8, vp9 on a GPU, not mpeg4"
-    assert choice("cuda", "h264", "mpeg4", "mpeg4") == ("both", {left: 2})
-    assert choice("cuda", "mpeg4", "mpeg4", "mpeg4") == ("libav", {left: 3})
 
 
 COLOURS = [
@@ -271,7 +146,8 @@ def test_a_stream_that_ends_early_is_named(vp9: bytes) -> None:
 
 @pytest.mark.parametrize("codec", ["vp9", "mjpeg"])
 def test_damage_has_the_outcome_that_it_has_with_libav(codec: str) -> None:
-    """Refused by both, or delivered by both: nothing that libav refuses comes out of DALI as black or repeated frames."""
+    """Nothing that libav refuses comes out of DALI as black or repeated frames. DALI refuses a little more: it is sent all
+    from the first wanted frame to the last, where libav leaves out groups of pictures without a wanted frame."""
     data = encode(NUMBERED, *(VP9[:2] if codec == "vp9" else ("mjpeg", "avi")), options=VP9[2] if codec == "vp9" else {})
     clip = describe(data, codec, color_range="limited" if codec == "vp9" else "full")
     rng, outcomes = np.random.default_rng(0), Counter()
@@ -291,7 +167,8 @@ def test_damage_has_the_outcome_that_it_has_with_libav(codec: str) -> None:
             except DecodeError:
                 delivered.append(False)
         outcomes[tuple(delivered)] += 1
-    assert set(outcomes) == {(True, True), (False, False)}, outcomes
+    assert not outcomes[False, True], outcomes
+    assert min(outcomes[True, True], outcomes[False, False]) > 4 * outcomes[True, False], outcomes
 
 
 def test_the_loader_runs_on_dali(tmp_path: Path) -> None:

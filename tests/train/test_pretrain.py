@@ -67,7 +67,9 @@ def test_a_run_leaves_what_it_says(straight: Path) -> None:
     assert len(losses(straight)) == 20
     assert losses(straight)[20] < losses(straight)[1]
     assert json.loads((straight / "complete").read_text())["steps"] == 20
-    assert json.loads((straight / "environment.json").read_text())[0]["packages"]["torch"] == version("torch")
+    start = json.loads((straight / "environment.json").read_text())[0]
+    assert start["packages"]["torch"] == version("torch")
+    assert start["decoder"] == "libav: libav takes 12 clips (the batch is wanted on a CPU)"
     assert list((straight / "tensorboard").iterdir())
     weights = load_file(straight / "model.safetensors")
     config = recipes.from_command_line(SMALL)

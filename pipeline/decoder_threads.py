@@ -1,0 +1,62 @@
+"""A pool of threads of which a changeable number works."""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class DecoderThreads:
+    """Like a ThreadPoolExecutor, but with a number of threads that may change. First come, first served.
+
+    Thread n takes work only while n < the number of threads; one that is too many finishes its clip and rests. (Threads that
+    wait for a permit with a clip in hand could be overtaken, and hold up a batch.)
+    """
+
+    def __init__(self, threads: int, most: int) -> None:
+        """At most `most` threads will exist. `here.row` is a thread's number, below `most`."""
+        self.here = threading.local()
+        self._tasks: queue.SimpleQueue[tuple[Future, Callable[..., Any], tuple]] = queue.SimpleQueue()
+        self._done = [0] * most  # each is written by its thread only
+        self._started = 0
+        self._changed = threading.Condition()
+        self.use(threads)
+
+    def use(self, threads: int) -> None:
+        """From now on so many."""
+        assert 1 <= threads <= len(self._done), f"{threads} threads of at most {len(self._done)}"
+        with self._changed:
+            self._threads = threads
+            self._changed.notify_all()
+        for row in range(self._started, threads):
+            threading.Thread(target=self._work, args=(row,), name=f"decoder {row}", daemon=True).start()
+        self._started = max(self._started, threads)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        future: Future = Future()
+        self._tasks.put((future, function, arguments))
+        return future
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no thread has taken yet."""
+        return self._tasks.qsize()
+
+    @property
+    def done(self) -> int:
+        """Tasks that are done."""
+        return sum(self._done)
+
+    def _work(self, row: int) -> None:
+        self.here.row = row
+        while True:
+            if row >= self._threads:
+                with self._changed:
+                    self._changed.wait_for(lambda: row < self._threads)
+            future, function, arguments = self._tasks.get()
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+            self._done[row] += 1

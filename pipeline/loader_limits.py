@@ -1,0 +1,314 @@
+"""What can limit a run: one rule for each limit, on measured numbers and nothing else.
+
+Rates are views/s of one rank. A *ceiling* is the rate at which one thing, alone, would be used up: the cores, the decoding
+threads, the storage, the model. A change raises some of them; the lowest one after it is the next that is met.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+PROVEN = 0.05  # of the rate with batches from memory: less than that lost to data counts as nothing
+BUSY = 0.85  # of the threads' time, from which on they are used up
+FAST_GOP = 32  # frames between two key frames of the builder's fast presets
+REPEATED = 4  # views of a clip, the paper's
+WORTH = 1.2  # a change that brings less is not proposed before more cores
+
+CEILINGS = {
+    "cores": "the cores",
+    "threads": "the decoding threads",
+    "planning": "the thread that samples batches",
+    "storage": "the storage",
+    "model": "the model",
+}
+STAGE_NAMES = {
+    "plan": "sampling frames, crops and masks",
+    "fetch": "reading and checking",
+    "demux": "opening the file",
+    "decode": "decoding frames",
+    "colour": "conversion to RGB",
+    "resize": "crop and resize",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """What was measured; None where it was not."""
+
+    views_per_clip: int
+    cores: int  # that this process may use
+    threads: int  # that decode
+    prefetch: int = 3
+    shares_cores: bool = False  # the model runs on the same cores
+    loader: float | None = None  # views/s: batches and no model
+    model: float | None = None  # one batch, again and again
+    cached: float | None = None  # the model fed by batches from memory
+    together: float | None = None  # the model fed by the loader
+    spread: float = 0.0  # of the rates' repetitions, the widest: (most - least) / median
+    batches: int = 0  # of `together`
+    seconds_per_batch: float = 0.0
+    wait_share: float = 0.0  # of its time
+    worst_share: float = 0.0  # of that waiting, what one batch in twenty made
+    longest_wait: float = 0.0  # seconds
+    copy_share: float = 0.0  # of a step's time, copying to the device
+    busy: float = 1.0  # of the threads' time, when the loader was asked for all it can give
+    core_ms: Mapping[str, float] = field(default_factory=dict)  # a clip, by stage: of a core
+    wall_ms: Mapping[str, float] = field(default_factory=dict)  # that pass
+    work_per_core: float = 1.0  # time that passes per time on a core, but for fetching: above 1 threads wait for cores
+    frames_decoded: float = 0.0  # a clip
+    frames_spanned: float = 0.0
+    fetch_rate: float | None = None  # clips/s of fetching alone at the best concurrency
+    sources: Sequence[tuple[str, float, float]] = ()  # name, share of the samples, share of the decoding time
+    neighbours: float = 0.0  # cores that other programs used meanwhile
+    clips: int = 1000  # that the figures are means of
+
+    @property
+    def core_ms_per_clip(self) -> float:
+        return sum(self.core_ms.values())
+
+    @property
+    def clip_ms(self) -> float:
+        """That a thread is busy with a clip."""
+        return sum(ms for stage, ms in self.wall_ms.items() if stage != "plan")
+
+    @property
+    def headroom(self) -> float | None:
+        """How many times as fast the run would be if no batch had to be decoded."""
+        return self.cached / self.together if self.cached and self.together else None
+
+    @property
+    def lost(self) -> float:
+        """Share of the run's time that data costs."""
+        return max(self.wait_share, 1 - 1 / self.headroom if self.headroom else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a rule says."""
+
+    limit: str
+    limits: str
+    change: str
+    cost: str
+    raises: Mapping[str, float] = field(default_factory=dict)  # ceiling -> factor
+    gain: float | None = None  # where it does not follow from the ceilings
+
+
+def ceilings(evidence: Evidence) -> dict[str, float]:
+    """views/s by what would be used up."""
+    views, found = evidence.views_per_clip, {}
+    if evidence.core_ms_per_clip:
+        found["cores"] = 1000 * evidence.cores * views / evidence.core_ms_per_clip
+    if evidence.clip_ms:
+        found["threads"] = 1000 * evidence.threads * views / evidence.clip_ms
+    if plan := evidence.core_ms.get("plan"):
+        found["planning"] = 1000 * views / plan
+    if evidence.fetch_rate:
+        found["storage"] = evidence.fetch_rate * views
+    if evidence.model:
+        found["model"] = evidence.model
+    return found
+
+
+def not_the_data(evidence: Evidence) -> Finding | None:
+    """Batches from memory bring less than 5 % more, and the run waits for less than 5 % of its time."""
+    if evidence.together is None or evidence.lost >= PROVEN:
+        return None
+    proof = "no batches from memory were tried"
+    if evidence.headroom:
+        proof = f"batches from memory bring {max(0.0, evidence.headroom - 1):.1%} more"
+    times = evidence.loader / evidence.together if evidence.loader else 0.0
+    spare = f"; the loader alone is {times:.1f} times as fast" if times > 1 else ""
+    return Finding(
+        "model",
+        f"The model: training waits for data {evidence.wait_share:.1%} of its time, {proof}{spare}",
+        "None to the data: a faster loader would gain nothing here. Look at the model's own time",
+        "",
+        gain=1.0,
+    )
+
+
+def disturbed(evidence: Evidence) -> Finding | None:
+    """Threads have a core for less than 70 % of their time, though there are as many cores, and the model needs none."""
+    waiting = 1 - 1 / evidence.work_per_core
+    if waiting < 0.3 or evidence.threads > evidence.cores or evidence.shares_cores:
+        return None
+    return Finding(
+        "disturbed",
+        f"Something else has the cores: the decoding threads wait for one {waiting:.0%} of their time",
+        "Find out who has them (top; a container's CPU quota; other jobs on the node)",
+        "none",
+        {"threads": evidence.work_per_core},
+    )
+
+
+def shared_cores(evidence: Evidence) -> Finding | None:
+    """The model runs on the cores that decode, and the run does not mostly wait: what one takes, the other lacks."""
+    if not (evidence.shares_cores and evidence.model and evidence.together and evidence.wait_share < 0.5):
+        return None
+    decoding = evidence.core_ms_per_clip / 1000 / evidence.views_per_clip  # core-seconds of a view
+    share = min(1.0, decoding * evidence.together / evidence.cores)
+    cheaper, factor = cheaper_views(evidence)
+    gain = 1 / (1 - share + share / factor)
+    change = Finding("shared cores", "", "Run the model on a GPU, or decode on more cores", "the machine", gain=1 / (1 - share))
+    if cheaper and gain >= 1.1:
+        change = Finding("shared cores", "", cheaper[0], cheaper[1], gain=gain)
+    limits = f"The cores, which model and decoder share: decoding takes {share:.0%} of their time{_proof(evidence)}"
+    return Finding("shared cores", limits, change.change, change.cost, {"cores": factor, "threads": factor}, change.gain)
+
+
+def rare_batches(evidence: Evidence) -> Finding | None:
+    """Half of the waiting or more is made by one batch in twenty."""
+    if evidence.worst_share < 0.5 or evidence.batches < 40:
+        return None
+    deep = evidence.prefetch + ceil(evidence.longest_wait / max(evidence.seconds_per_batch, 1e-3))
+    return Finding(
+        "tail",
+        f"Rare slow batches: one in twenty makes {evidence.worst_share:.0%} of the waiting, the longest took "
+        f"{evidence.longest_wait:.2f} s; mostly the loader is fast enough",
+        f"--views.prefetch {deep} instead of {evidence.prefetch}, which lasts through the longest wait seen",
+        "memory for each batch",
+        gain=1 / (1 - evidence.wait_share * evidence.worst_share),
+    )
+
+
+def storage(evidence: Evidence) -> Finding | None:
+    """Threads wait for bytes 40 % of their time or more."""
+    waiting = evidence.wall_ms.get("fetch", 0.0) - evidence.core_ms.get("fetch", 0.0)
+    if not evidence.clip_ms or waiting / evidence.clip_ms < 0.4:
+        return None
+    limits = f"Storage: the threads wait for bytes {waiting / evidence.clip_ms:.0%} of their time, {waiting:.0f} ms a clip"
+    most = 4 * evidence.cores
+    wanted = min(most, ceil(evidence.cores * evidence.clip_ms / max(evidence.core_ms_per_clip, 1e-3)))
+    possible = ceilings(evidence).get("storage", float("inf"))  # what it gives to many at once
+    if wanted > evidence.threads and possible > 1.1 * ceilings(evidence)["threads"]:
+        more = wanted / evidence.threads
+        change = f"--views.threads {wanted} instead of {evidence.threads}: more requests at the same time"
+        return Finding("storage", limits, change, "no cores, they wait", {"threads": more})
+    without = evidence.clip_ms / (evidence.clip_ms - waiting)
+    return Finding(
+        "storage",
+        limits + ", and do not get more by asking at the same time",
+        "Copy the dataset to a local disk, or --views.shuffle window, which reads ahead in long requests",
+        "disk space, or a shuffle within windows",
+        {"threads": without, "storage": float("inf")},
+    )
+
+
+def transfer(evidence: Evidence) -> Finding | None:
+    """Copying to the device takes over 20 % of a step."""
+    if evidence.copy_share <= 0.2:
+        return None
+    return Finding(
+        "transfer",
+        f"The copy to the device: {evidence.copy_share:.0%} of a step",
+        "Lower --compute.views-per-forward, so that copies run beside the step before them",
+        "none",
+        gain=1 / max(1 - evidence.copy_share, 0.1),
+    )
+
+
+def one_source(evidence: Evidence) -> Finding | None:
+    """A source takes 1.5 times its share of the time, a quarter of it at least, and a tenth could be gained."""
+    for name, samples, time in sorted(evidence.sources, key=lambda source: -source[2]):
+        if samples >= 1 or time < 1.5 * samples or time < 0.25:
+            continue
+        saved = time - samples * (1 - time) / (1 - samples)  # if its clips cost what the others do
+        if saved >= 0.1:
+            factor = 1 / (1 - saved)
+            return Finding(
+                "source",
+                f"Source {name!r}: {samples:.0%} of the clips, {time:.0%} of the decoding time",
+                f"Build {name!r} again as the other sources are (--preset h264-fast, short side 256)",
+                "encoding it once",
+                {"cores": factor, "threads": factor},
+            )
+    return None
+
+
+def planning(evidence: Evidence) -> Finding | None:
+    """Threads are busy less than 85 % of the time though all they can give is asked for: they lack work."""
+    if evidence.busy >= BUSY:
+        return None
+    return Finding(
+        "planning",
+        f"Handing out work: the decoding threads are busy only {evidence.busy:.0%} of the time",
+        f"--views.prefetch {2 * evidence.prefetch} instead of {evidence.prefetch}, so that there is always a clip to decode",
+        "memory for each batch",
+        gain=1 / max(evidence.busy, 0.1),
+    )
+
+
+def few_threads(evidence: Evidence) -> Finding | None:
+    """There are fewer threads than cores, and all are busy."""
+    if evidence.threads >= evidence.cores or evidence.shares_cores:
+        return None
+    threads = (
+        "The decoding thread, which is" if evidence.threads == 1 else f"The {evidence.threads} decoding threads, which are"
+    )
+    return Finding(
+        "threads",
+        f"{threads} always busy: {evidence.cores} cores could decode",
+        f"--views.threads {evidence.cores}",
+        f"{evidence.cores - evidence.threads} more cores decode",
+        {"threads": evidence.cores / evidence.threads},
+    )
+
+
+def all_cores(evidence: Evidence) -> Finding:
+    """What is left: every core decodes."""
+    total, views = evidence.core_ms_per_clip, evidence.views_per_clip
+    stage = max(evidence.core_ms, key=lambda name: evidence.core_ms[name], default="decode")
+    limits = f"Decoding, on {evidence.cores} core{'s' * (evidence.cores > 1)}: {total:.1f} core-ms a clip"
+    if total:
+        limits += f", {evidence.core_ms[stage] / total:.0%} of it {STAGE_NAMES[stage]}"
+    cheaper, factor = cheaper_views(evidence)
+    if cheaper and factor >= WORTH:
+        return Finding("cores", limits + _proof(evidence), *cheaper, {"cores": factor, "threads": factor})
+    have = ceilings(evidence).get("cores", 1.0)
+    wanted = evidence.model or 2 * have
+    cores = max(evidence.cores + 1, ceil(evidence.cores * wanted / have))
+    more = cores / evidence.cores
+    purpose = "to keep this model busy" if evidence.model else "for twice the rate"
+    change = f"{cores} cores instead of {evidence.cores}, {purpose} (a clip now serves {views} view{'s' * (views > 1)})"
+    return Finding("cores", limits + _proof(evidence), change, "the cores", {"cores": more, "threads": more})
+
+
+RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
+    not_the_data,
+    disturbed,
+    shared_cores,
+    rare_batches,
+    storage,
+    transfer,
+    one_source,
+    planning,
+    few_threads,
+    all_cores,
+)
+
+
+def cheaper_views(evidence: Evidence) -> tuple[tuple[str, str] | None, float]:
+    """What makes a view cheapest to decode -> ((change, cost), factor), or (None, 1)."""
+    core, views, total = evidence.core_ms, evidence.views_per_clip, evidence.core_ms_per_clip
+    choices: list[tuple[float, str, str]] = []
+    needed = evidence.frames_spanned + FAST_GOP / 2  # half a group of pictures comes before the first wanted frame
+    if evidence.frames_decoded > 1.25 * needed:
+        saved = core.get("decode", 0.0) * (1 - needed / evidence.frames_decoded)
+        change = f"Build with --preset h264-fast: a key frame every {FAST_GOP} frames, {needed:.0f} instead of "
+        change += f"{evidence.frames_decoded:.0f} frames decoded a clip"
+        choices.append((total / (total - saved), change, "encoding once, 1.4 times the bytes of x264's defaults"))
+    if views < REPEATED and total:
+        resize = core.get("resize", 0.0) / views  # of a view; the rest serves all of them
+        shared = total - resize * views
+        change = f"--views.views-per-clip {REPEATED} instead of {views}, the paper's repeated augmentation"
+        cost = f"the views of a step come from {REPEATED / views:g} times fewer clips"
+        choices.append(((shared / views + resize) / (shared / REPEATED + resize), change, cost))
+    if not choices:
+        return None, 1.0
+    factor, change, cost = max(choices)
+    return (change, cost), factor
+
+
+def _proof(evidence: Evidence) -> str:
+    return f"; batches from memory bring {evidence.headroom:.2f} ×" if evidence.headroom else ""
