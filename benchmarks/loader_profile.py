@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             profile = measure(config, options, reason, ranks)
         page = write_report(config.out or Path("loader_profile"), profile)
         if options.json:
-            options.json.write_text(json.dumps(profile, indent=1) + "\n")
+            options.json.write_text(json.dumps(profile) + "\n")
         print(summary(profile))
         print(f"report: {page}")
         return 1 if profile["target"] and profile["target"]["met"] is False else 0

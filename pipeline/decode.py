@@ -146,9 +146,10 @@ def decode_frames(
         x, y, w, h = region or (0, 0, width, height)
         frames: np.ndarray | None = None
         place = {stamps[frame]: i for i, frame in enumerate(wanted.tolist())}  # by time stamp
-        # groups of pictures without a wanted frame are not decoded: of mjpeg, 16 frames instead of 61
+        # groups of pictures without a wanted frame are not decoded: of mjpeg, 16 frames instead of 61. The manifest only counts
+        # key frames that nothing is shown before and decoded after, so a packet's time stamp tells its group.
         needed = {bisect_right(clip.keyframes, frame) for frame in wanted.tolist()}
-        starts = [stamps[k] for k in clip.keyframes] if len(needed) <= max(needed) - min(needed) else []
+        starts = [stamps[k] for k in clip.keyframes if k < len(stamps)] if len(needed) <= max(needed) - min(needed) else []
         lap = opened = clock()
         for packet in container.demux(stream):
             if starts and packet.pts is not None and bisect_right(starts, packet.pts) not in needed:

@@ -1,7 +1,7 @@
 """A pool of threads of which a changeable number works."""
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -17,7 +17,8 @@ class DecoderThreads:
     def __init__(self, threads: int, most: int) -> None:
         """At most `most` threads will exist. `here.row` is a thread's number, below `most`."""
         self.here = threading.local()
-        self._tasks: queue.SimpleQueue[tuple[Future, Callable[..., Any], tuple]] = queue.SimpleQueue()
+        self._tasks: deque[tuple[Future, Callable[..., Any], tuple]] = deque()
+        self._submitted = threading.Semaphore(0)  # as many as there are tasks
         self._done = [0] * most  # each is written by its thread only
         self._started = 0
         self._changed = threading.Condition()
@@ -34,14 +35,21 @@ class DecoderThreads:
         self._started = max(self._started, threads)
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        """Behind those that wait."""
         future: Future = Future()
-        self._tasks.put((future, function, arguments))
+        self._tasks.append((future, function, arguments))
+        self._submitted.release()
         return future
+
+    def submit_urgent(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Before those that wait, which may be 5 s of work."""
+        self._tasks.appendleft((Future(), function, arguments))
+        self._submitted.release()
 
     @property
     def waiting(self) -> int:
         """Tasks that no thread has taken yet."""
-        return self._tasks.qsize()
+        return len(self._tasks)
 
     @property
     def done(self) -> int:
@@ -54,7 +62,8 @@ class DecoderThreads:
             if row >= self._threads:
                 with self._changed:
                     self._changed.wait_for(lambda: row < self._threads)
-            future, function, arguments = self._tasks.get()
+            self._submitted.acquire()
+            future, function, arguments = self._tasks.popleft()
             try:
                 future.set_result(function(*arguments))
             except BaseException as error:

@@ -33,6 +33,7 @@ from pipeline.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
 from pipeline.machine import available_memory, ranks_here, usable_cores
 from pipeline.manifest import Manifest
 from pipeline.order import check_reading_order
+from pipeline.remote import PATIENCE
 from pipeline.ring import Ring, Slot, slot_size
 from pipeline.sampling import SamplingRecipe
 from pipeline.sidecar import FailedClip, Job, Retry
@@ -122,7 +123,9 @@ class ClipLoader:
             raise ValueError(f"clips_per_batch {self.clips} does not divide this rank's {share} clips of a step")
         self.batches_per_step = share // self.clips
         self.decoder_choice = (
-            DecoderChoice(decoder.__name__) if callable(decoder) else choose_decoder(self.manifest, self.device, decoder)
+            DecoderChoice(getattr(decoder, "__name__", type(decoder).__name__))
+            if callable(decoder)
+            else choose_decoder(self.manifest, self.device, decoder)
         )
         on_device = self.decoder_choice.name in ("dali", "both") and not callable(decoder)
         self.decoder = decoder if callable(decoder) else decode_libav  # the sidecar's
@@ -286,6 +289,7 @@ class ClipLoader:
                 num_slots=self._ring.num_slots,
                 most_threads=self._most_threads,
                 tuner=self._tuner,
+                patience=min(PATIENCE, self.clip_timeout * 2 / 3),  # ends before the clip is given up
                 memfd=self._ring.memfd,
                 packs_for=self.device.type if self._device_decoding else None,
                 failed=self._ledger,
@@ -366,6 +370,7 @@ class ClipLoader:
         self._ring.in_flight[:] = 0
         self._closer()
         self._tuner.resume(self.tuning)
+        self.tuning = self._tuner.tuning
         self._start(serial_until=self._serial_until if hung else suspects)
 
     def _decoded(self, device_decoding: DeviceDecoding, slot: Slot) -> DecodedBatch:

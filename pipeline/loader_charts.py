@@ -94,6 +94,7 @@ def gantt(drawn: Mapping[str, Any], names: Mapping[str, str]) -> str:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 10}" y1="{y + row - 1}" y2="{y + row - 1}"/>')
         for stage, begin, took in lane["spans"]:
             x, w = LEFT + wide * begin / span, max(0.4, wide * took / span)
+            w -= 1 if stage == "step" and w > 3 else 0  # a gap between steps
             box = f'x="{x:.1f}" y="{y + 2}" width="{w:.2f}" height="{row - 5}"'
             parts.append(f'<rect class="f-{stage}" {box}><title>{names[stage]}: {took:.2f} ms</title></rect>')
     return "".join([*parts, *_seconds(span / 1e3, wide, low, low + bottom), "</svg>"])

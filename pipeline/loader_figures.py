@@ -1,7 +1,7 @@
 """What the notes of a loader's clips and batches add up to: plain numbers, for JSON and for the report."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +16,10 @@ PERCENTILES = (50, 90, 99, 99.9)
 SLOWEST = 20
 GANTT_SECONDS = 2.0
 GANTT_LANES = 16
+GANTT_CLIPS = 2000  # more would be too small to see; a shorter time is drawn
 POINTS = 400  # of a curve over time
 GROUPS = 12  # of a table of shares; what is smaller is added up
+SHAPES = ((0.9, "upright"), (1.15, "square"), (1.45, "4:3"), (1.85, "16:9"))  # width / height below which a frame is so
 
 
 def figures(
@@ -50,8 +52,8 @@ def figures(
         "batches": batch_figures(window),
         "queue": queue_figures(window),
         "groups": {
-            "source": shares(np.array(manifest.sources)[manifest.source[rows]], milliseconds),
-            "codec and size": shares(_codecs_and_sizes(manifest, rows), milliseconds),
+            "source": shares(manifest.source[rows], milliseconds, lambda kind: manifest.sources[kind]),
+            "codec and size": shares_of_codecs(manifest, rows, milliseconds),
         },
         "slowest": slowest(meters, manifest, recipe),
         "gantt": gantt(window, threads),
@@ -128,41 +130,34 @@ def queue_figures(meters: StageMeters) -> dict[str, Any]:
     }
 
 
-def shares(names: np.ndarray, milliseconds: np.ndarray) -> list[dict[str, Any]]:
-    """Per name its share of the samples and of the decoding time, the largest share of time first."""
-    kinds, places = np.unique(names, return_inverse=True)
+def shares(kinds: np.ndarray, milliseconds: np.ndarray, name: Callable[[int], str]) -> list[dict[str, Any]]:
+    """Per kind (n,), a number, its share of the samples and of the decoding time, the largest share of time first."""
+    present, places = np.unique(kinds, return_inverse=True)
     counts, times = np.bincount(places), np.bincount(places, milliseconds)
     order = np.argsort(-times)
-    lines = [(str(kinds[i]), int(counts[i]), float(times[i])) for i in order[:GROUPS]]
+    lines = [(name(int(present[i])), int(counts[i]), float(times[i])) for i in order[:GROUPS]]
     if len(rest := order[GROUPS:]):
         lines.append((f"{len(rest)} others", int(counts[rest].sum()), float(times[rest].sum())))
     return [
-        {"name": name, "samples": count / len(names), "time": time / milliseconds.sum(), "clips": count, "ms": time / count}
+        {"name": name, "samples": count / len(kinds), "time": time / milliseconds.sum(), "clips": count, "ms": time / count}
         for name, count, time in lines
     ]
 
 
-def _codecs_and_sizes(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
-    codecs = manifest.column("codec").take(rows).to_pylist()
-    sizes = zip(manifest.width[rows].tolist(), manifest.height[rows].tolist(), strict=True)
-    return np.array([f"{codec} {_size_class(w, h)}" for codec, (w, h) in zip(codecs, sizes, strict=True)])
-
-
-def _size_class(width: int, height: int) -> str:
-    """The short side exactly, and the shape roughly: hundreds of widths would say nothing."""
-    short, ratio = min(width, height), width / height
-    shape = (
-        "upright"
-        if ratio < 0.9
-        else "square"
-        if ratio < 1.15
-        else "4:3"
-        if ratio < 1.45
-        else "16:9"
-        if ratio < 1.85
-        else "wide"
+def shares_of_codecs(manifest: Manifest, rows: np.ndarray, milliseconds: np.ndarray) -> list[dict[str, Any]]:
+    """By codec, short side and shape: hundreds of widths would say nothing."""
+    codecs = manifest.column("codec").chunk(0)  # a dictionary
+    width, height = manifest.width[rows].astype(np.int64), manifest.height[rows].astype(np.int64)
+    shape = np.searchsorted([limit for limit, _ in SHAPES], width / height, side="right")
+    kinds = (
+        (codecs.indices.to_numpy(zero_copy_only=False)[rows].astype(np.int64) << 32) + (np.minimum(width, height) << 8) + shape
     )
-    return f"{short} px, {shape}"
+
+    def name(kind: int) -> str:
+        shapes = [*(text for _, text in SHAPES), "wide"]
+        return f"{codecs.dictionary[kind >> 32].as_py()} {kind >> 8 & 0xFFFFFF} px, {shapes[kind & 0xFF]}"
+
+    return shares(kinds, milliseconds, name)
 
 
 def slowest(meters: StageMeters, manifest: Manifest, recipe: SamplingRecipe) -> list[dict[str, Any]]:
@@ -188,6 +183,7 @@ def slowest(meters: StageMeters, manifest: Manifest, recipe: SamplingRecipe) -> 
                 "row": row,
                 "ms": float(spent[i] / 1e6),
                 "times_typical": float(spent[i] / typical),
+                "core_ms": float(records["cpu"][i] / 1e6),
                 "stages": {stage: float(records[stage][i] / 1e6) for stage in STAGES},
                 "frames": spelled(np.unique(samples.frames).tolist()) if same else None,
                 "frames_decoded": int(records["frames_decoded"][i]),
@@ -233,6 +229,9 @@ def gantt(meters: StageMeters, threads: int) -> dict[str, Any]:
     begin = max(first, end - int(GANTT_SECONDS * 1e9))
     records = meters.records()
     records = records[(records["ended"] >= begin) & (records["began"] <= end)]
+    if len(records) > GANTT_CLIPS:
+        begin = int(np.sort(records["ended"])[-GANTT_CLIPS])
+        records = records[records["ended"] >= begin][-GANTT_CLIPS:]
     lanes = []
     for thread in range(min(threads, GANTT_LANES)):
         spans: list[list[Any]] = []

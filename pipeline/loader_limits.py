@@ -44,6 +44,7 @@ class Evidence:
     model: float | None = None  # one batch, again and again
     cached: float | None = None  # the model fed by batches from memory
     together: float | None = None  # the model fed by the loader
+    target: float | None = None  # what the loader alone shall give
     spread: float = 0.0  # of the rates' repetitions, the widest: (most - least) / median
     batches: int = 0  # of `together`
     seconds_per_batch: float = 0.0
@@ -129,17 +130,20 @@ def not_the_data(evidence: Evidence) -> Finding | None:
 
 
 def disturbed(evidence: Evidence) -> Finding | None:
-    """Threads have a core for less than 70 % of their time, though there are as many cores, and the model needs none."""
-    waiting = 1 - 1 / evidence.work_per_core
-    if waiting < 0.3 or evidence.threads > evidence.cores or evidence.shares_cores:
+    """No model needs the cores, and other programs have 30 % of them, or threads, no more than cores, lack one 30 % of their
+    time."""
+    if evidence.shares_cores:
         return None
-    return Finding(
-        "disturbed",
-        f"Something else has the cores: the decoding threads wait for one {waiting:.0%} of their time",
-        "Find out who has them (top; a container's CPU quota; other jobs on the node)",
-        "none",
-        {"threads": evidence.work_per_core},
-    )
+    taken = evidence.neighbours / evidence.cores
+    waiting = 1 - 1 / evidence.work_per_core if evidence.threads <= evidence.cores else 0.0
+    if max(taken, waiting) < 0.3:
+        return None
+    limits = f"Other programs have {evidence.neighbours:.1f} of the {evidence.cores} cores"
+    if waiting > taken:
+        limits = f"Something else has the cores: the decoding threads wait for one {waiting:.0%} of their time"
+    factor = 1 / max(1 - max(taken, waiting), 0.1)
+    change = "Find out who has them (top; a container's CPU quota; other jobs on the node), and measure again"
+    return Finding("disturbed", limits, change, "none", {"threads": factor})
 
 
 def shared_cores(evidence: Evidence) -> Finding | None:
@@ -266,10 +270,12 @@ def all_cores(evidence: Evidence) -> Finding:
     if cheaper and factor >= WORTH:
         return Finding("cores", limits + _proof(evidence), *cheaper, {"cores": factor, "threads": factor})
     have = ceilings(evidence).get("cores", 1.0)
-    wanted = evidence.model or 2 * have
+    wanted = evidence.target or evidence.model or 2 * have
+    if evidence.loader and evidence.target:  # what it gives beside everything else that runs here
+        have = min(have, evidence.loader)
     cores = max(evidence.cores + 1, ceil(evidence.cores * wanted / have))
     more = cores / evidence.cores
-    purpose = "to keep this model busy" if evidence.model else "for twice the rate"
+    purpose = "for the target" if evidence.target else "to keep this model busy" if evidence.model else "for twice the rate"
     change = f"{cores} cores instead of {evidence.cores}, {purpose} (a clip now serves {views} view{'s' * (views > 1)})"
     return Finding("cores", limits + _proof(evidence), change, "the cores", {"cores": more, "threads": more})
 

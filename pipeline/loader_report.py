@@ -38,7 +38,7 @@ def assemble(
 ) -> dict[str, Any]:
     """Put a profile together and judge it. `loader` are `figures` of the loader at full speed (of a live run: of the run);
     `run` of training; `rates` {"loader": {"median", "rounds"}, ...} in views/s, of `sections.RATES` what was measured."""
-    evidence = evidence_of(loader, run, rates, settings, stages_alone)
+    evidence = evidence_of(loader, run, rates, settings, stages_alone, target)
     return {
         "format": FORMAT,
         "title": title,
@@ -68,6 +68,7 @@ def evidence_of(
     rates: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
     stages_alone: Mapping[str, Any] | None,
+    target: float | None,
 ) -> Evidence:
     """What the rules look at."""
     medians = {name: rate["median"] for name, rate in rates.items()}
@@ -80,11 +81,12 @@ def evidence_of(
         cores=settings["cores"],
         threads=settings["threads"],
         prefetch=settings["prefetch"],
-        shares_cores=settings["device"] == "cpu",
+        shares_cores=settings["device"] == "cpu" and run is not None,
         loader=medians.get("loader"),
         model=medians.get("model"),
         cached=medians.get("cached"),
         together=medians.get("together"),
+        target=target,
         spread=max(spreads, default=0.0),
         batches=batches.get("batches", 0),
         seconds_per_batch=per_batch,
@@ -124,7 +126,7 @@ def needs(loader: Mapping[str, Any], target: float, rates: Mapping[str, Mapping[
 def write_report(folder: Path, profile: Mapping[str, Any]) -> Path:
     """Write report.html and report.json, each at once -> the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.json", json.dumps(profile, indent=1) + "\n"), ("report.html", page(profile))):
+    for name, text in (("report.json", json.dumps(profile) + "\n"), ("report.html", page(profile))):
         temporary = folder / f".{name}.tmp"
         temporary.write_text(text)
         temporary.replace(folder / name)
@@ -136,6 +138,7 @@ def page(profile: Mapping[str, Any]) -> str:
     name = shown(Path(profile["dataset"]["path"]).resolve().name)
     parts = [
         sections.verdict(profile),
+        sections.target(profile),
         sections.proof(profile),
         sections.stages(profile),
         sections.alone(profile),
@@ -144,7 +147,6 @@ def page(profile: Mapping[str, Any]) -> str:
         sections.groups(profile),
         sections.slowest(profile),
         sections.failures(profile),
-        sections.target(profile),
         sections.setting(profile),
     ]
     return (

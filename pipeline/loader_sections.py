@@ -52,7 +52,9 @@ def proof(profile: Profile) -> str:
         )
     else:
         share = profile["figures"]["batches"]["wait_share"] or 0.0
-        note = f"The run waited for data {share:.1%} of its time; without that, its model would do what stands as its own rate."
+        note = f"The run waited for data {share:.1%} of its time; what stands for the model alone is its rate without that."
+        if "model" not in rates:
+            note = f"The run waited for data {share:.1%} of its time. benchmarks/loader_profile.py tries the parts alone."
     note = f'<p class="note">views/s, the median of the rounds. {note}</p>'
     return f"<section><h2>Is data the problem?</h2>{bars(items)}{note}</section>"
 
@@ -107,7 +109,8 @@ def alone(profile: Profile) -> str:
     for name, rates in measured["clips_per_s"].items():
         best = max(rates)
         grown = rates[threads.index(cores)] / rates[0]
-        low = ' class="low"' if cores > 1 and grown < 0.6 * cores else ""
+        quiet = profile["settings"].get("neighbours", 0.0) <= 0.1 * cores
+        low = ' class="low"' if cores > 1 and grown < 0.6 * cores and quiet else ""
         cells = (f"<b>{rate:,.0f}</b>" if rate == best else f"{rate:,.0f}" for rate in rates)
         rows.append((_alone_name(name), *cells, f"<span{low}>{grown:.2f} ×</span>"))
     head = ("clips/s", *(f"{n} thread{'s' * (n > 1)}" for n in threads), f"{cores} cores against 1")
@@ -204,19 +207,20 @@ def slowest(profile: Profile) -> str:
                 f"<code>{shown(line['key'])}</code>",
                 f"{line['ms']:.1f}",
                 f"{line['times_typical']:.1f} ×",
+                f"{line['core_ms']:.1f}",
                 f"{STAGE_NAMES[stage]}, {line['stages'][stage]:.0f} ms",
                 f"{line['frames_decoded']}",
                 f"{line['bytes'] / 1e3:,.0f}",
                 shown(line["what"]),
             )
         )
-    head = ("key", "ms", "of the median", "longest stage", "frames decoded", "kB", "video")
+    head = ("key", "ms", "of the median", "on a core", "longest stage", "frames decoded", "kB", "video")
     listed = "\n".join(map(shown, commands))
     return (
         f"<section><h2>The slowest clips</h2>{table(head, rows, css='numbers slow')}"
         "<details><summary>Commands that decode them again, one at a time and stage by stage</summary>"
         f"<pre>{listed}</pre></details>"
-        '<p class="note">A clip that is slow here and quick alone had to wait for a core.</p></section>'
+        '<p class="note">One that took long, but not on a core, had to wait: for a core or for its bytes.</p></section>'
     )
 
 
@@ -240,8 +244,10 @@ def target(profile: Profile) -> str:
     if not wanted:
         return ""
     met = "is met" if wanted["met"] else "is missed"
+    others = profile["settings"].get("neighbours", 0.0)
+    busy = f", of which other programs used {others:.1f}" if others >= 0.05 else ""
     rows = [
-        ("cores that decode", f"{wanted['cores']:.1f}", f"{profile['settings']['cores']} here"),
+        ("cores that decode", f"{wanted['cores']:.1f}", f"{profile['settings']['cores']} here{busy}"),
         ("or NVDEC engines", f"{wanted['nvdec_engines']:.1f}", f"at {NVDEC_FRAMES:.0f} frames/s each, the best published"),
         ("MB/s from storage", f"{wanted['mb_per_s']:.1f}", "clips as they are read"),
         ("frames/s decoded", f"{wanted['frames_per_s']:,.0f}", ""),

@@ -59,6 +59,8 @@ def _sure(evidence: Evidence) -> str:
             doubts.append(
                 f"decoding explains {explained:.2f} × of the {evidence.headroom:.2f} × that batches from memory bring"
             )
+    if evidence.headroom and evidence.headroom < 0.9:
+        doubts.append("the run is faster than with batches from memory, which cannot be: one of them was disturbed")
     if evidence.cached is None:
         doubts.append("no batches from memory were tried" if evidence.together else "no model ran beside the loader")
     if doubts:

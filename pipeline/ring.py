@@ -39,10 +39,11 @@ class Ring:
     def __init__(self, recipe: SamplingRecipe, clips: int, num_slots: int, threads: int, memfd: int | None = None) -> None:
         """Make the memory, or map that of `memfd`, which another process made with equal arguments."""
         fields = _fields(recipe, clips)
-        sizes = _sizes(fields)
+        self._fields, self._sizes = fields, _sizes(fields)
         header = _pages(threads * 4 * 8) + _pages(num_slots * 8)
         self.num_slots = num_slots
-        self.slot_bytes = sum(sizes)
+        self.slot_bytes = sum(self._sizes)
+        self._header = header
         self.nbytes = header + num_slots * self.slot_bytes
         self.memfd = memfd if memfd is not None else os.memfd_create("tubecell-ring")
         if memfd is None:
@@ -50,28 +51,33 @@ class Ring:
         self.memory = mmap.mmap(self.memfd, self.nbytes)
         self.in_flight = np.ndarray((threads, 4), np.int64, self.memory)
         self._places = np.ndarray((num_slots,), np.int64, self.memory, _pages(threads * 4 * 8))  # of batch n: n % num_slots
-        self.slots = []
-        offset = header
-        for _ in range(num_slots):
-            arrays = {}
-            for (name, (shape, kind)), size in zip(fields.items(), sizes, strict=True):
-                arrays[name] = np.ndarray(shape, kind, self.memory, offset)
-                offset += size
-            self.slots.append(Slot(**arrays))
+        self._slots: dict[int, Slot] = {}  # those that have been used
 
     def place(self, number: int, oldest: int) -> None:
         """Give batch `number` a slot in which none of the batches from `oldest` to the one before it lies."""
-        taken = {int(self._places[n % self.num_slots]) for n in range(oldest, number)}
-        self._places[number % self.num_slots] = next(slot for slot in range(self.num_slots) if slot not in taken)
+        free = np.ones(self.num_slots, np.bool_)
+        free[self._places[np.arange(oldest, number) % self.num_slots]] = False
+        assert free.any(), f"batches {oldest} to {number} do not fit into {self.num_slots} slots"
+        self._places[number % self.num_slots] = free.argmax()
 
     def __getitem__(self, number: int) -> Slot:
         """The slot of batch `number`, which has been given its place."""
-        return self.slots[self._places[number % self.num_slots]]
+        begin = self._begin(number)
+        if begin not in self._slots:
+            offset, arrays = begin, {}
+            for (name, (shape, kind)), size in zip(self._fields.items(), self._sizes, strict=True):
+                arrays[name] = np.ndarray(shape, kind, self.memory, offset)
+                offset += size
+            self._slots[begin] = Slot(**arrays)
+        return self._slots[begin]
 
     def memory_of(self, number: int) -> memoryview:
         """All of the slot of batch `number`, whole pages."""
-        begin = self.nbytes - (self.num_slots - int(self._places[number % self.num_slots])) * self.slot_bytes
+        begin = self._begin(number)
         return memoryview(self.memory)[begin : begin + self.slot_bytes]
+
+    def _begin(self, number: int) -> int:
+        return self._header + int(self._places[number % self.num_slots]) * self.slot_bytes
 
     def close(self) -> None:
         """Give the descriptor back; the memory itself goes when the last array or tensor on it does."""

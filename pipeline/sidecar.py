@@ -27,7 +27,7 @@ from pipeline.decode import ClipRequest, DecodeError, Decoder, Failure
 from pipeline.decoder_threads import DecoderThreads
 from pipeline.manifest import Manifest
 from pipeline.read_plan import ReadPlan
-from pipeline.remote import is_url
+from pipeline.remote import StorageError, is_url
 from pipeline.ring import Ring, Slot
 from pipeline.sampling import ClipSamples, Order, SamplingRecipe, order_of, sample_clips, sample_masks
 from pipeline.stage_meters import ClipMeter
@@ -36,6 +36,7 @@ from pipeline.trim import UnsupportedClipError, pack, trim
 from pipeline.tuning import Tuner, Tuning
 
 TICK = 0.1  # seconds between looks at the pool, while numbers of threads are tried
+LATER = (1.0, 5.0)  # seconds after which a clip is read once more, if its storage did not answer (`StorageError.transient`)
 MAX_ATTEMPTS = 64  # substitutes at one position; the loader's own limit of failures comes first
 
 
@@ -59,6 +60,7 @@ class Job:
     most_threads: int
     memfd: int
     tuner: Tuner
+    patience: float  # seconds for one reading of a clip from behind a URL
     packs_for: str | None = None  # "cpu" or "cuda": what DALI decodes there is trimmed only, for the trainer to decode
     failed: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the ledger: (epoch, position) -> failed attempts
 
@@ -104,7 +106,7 @@ class Sidecar:
     def __init__(self, job: Job, connection: Connection) -> None:
         self.job, self.connection = job, connection
         self.manifest = Manifest(job.dataset, job.version)
-        self.reader = ShardReader(job.dataset)
+        self.reader = ShardReader(job.dataset, patience=job.patience)
         self.ring = Ring(job.recipe, job.clips, job.num_slots, job.most_threads, job.memfd)
         self._serial, self._send_lock = threading.Lock(), threading.Lock()
         self.tuner = job.tuner
@@ -125,7 +127,7 @@ class Sidecar:
                 if self.connection.poll(None if self.tuner.settled else TICK):
                     message = self.connection.recv()
                     if isinstance(message, Retry):
-                        self.pool.submit(self._retry, message)
+                        self.pool.submit_urgent(self._retry, message)
                     else:
                         consumed = message
                 self._tune(consumed)
@@ -159,7 +161,7 @@ class Sidecar:
         """Decode what stands at a position, place i of `samples`, into the slot; on failure, the position's next substitute."""
         slot, state = self.ring[number], self.ring.in_flight[self._threads.row]
         first, place = attempt, i
-        meter = ClipMeter()
+        meter, later = ClipMeter(), list(LATER)
         while attempt < first + MAX_ATTEMPTS:
             if samples is None or attempt > first:
                 samples = sample_clips(self.manifest, self.job.recipe, epoch, np.array([position]), np.array([attempt]))
@@ -182,6 +184,9 @@ class Sidecar:
                 meter.write(slot.records[i], self._threads.row)
                 return
             except DecodeError as error:
+                if later and isinstance(error.__cause__, StorageError) and error.__cause__.transient:
+                    time.sleep(later.pop(0))  # the storage has troubles: this thread need not add to them
+                    continue
                 self._send(FailedClip(epoch, position, attempt, clip.row, clip.key, error.reason, error.detail))
                 meter.failed()
                 attempt += 1

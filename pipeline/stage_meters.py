@@ -2,9 +2,9 @@
 
 A note lies in the ring, in the slot of the batch that its clip belongs to. So nobody needs a lock (the message that a batch
 is complete says that its notes are, too), none is lost however long a step takes, and those of finished batches outlive a
-sidecar that is killed. Always on: some 60 clock readings a clip, about 30 µs of 11 ms where one takes 0.25 µs (a virtual
-machine; 0.05 elsewhere). With them decoding takes 1.004 to 1.012 times as long as without (80 real clips, one view, the least
-of 20 turns of each clip, alternately in one process), and two runs of the same code differ as much.
+sidecar that is killed. Always on: some 60 clock readings a clip, of 0.25 µs here (a virtual machine; 0.05 elsewhere). With
+them decoding takes 1.004 to 1.012 times as long as without (80 real clips of 11 ms, one view, the least of 20 turns of each,
+alternately in one process, four times); the same code against itself gives 0.998 to 1.007.
 """
 
 import time
@@ -116,7 +116,7 @@ class StageMeters:
     The last `most_clips` are kept, 190 bytes each; `clips` and `batches_seen` count all.
     """
 
-    most_clips: int = 50_000
+    most_clips: int = 20_000
     batches: deque[BatchMeter] = field(default_factory=deque)
     copies: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
     clips: int = 0

@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.decode import ClipRequest, DecodeError, Failure, decode_libav
+from pipeline.remote import StorageError
 
 BAD_ROWS = (3, 7)
 
@@ -35,6 +37,15 @@ def hanging(request: ClipRequest, views: np.ndarray) -> None:
 
 def broken(request: ClipRequest, views: np.ndarray) -> None:
     raise KeyError("a bug of ours")
+
+
+def storage_in_trouble(request: ClipRequest, views: np.ndarray) -> None:
+    """Row 3 can be read at the second attempt, row 7 never; what the decoder raises stands for the reader."""
+    mark = Path(os.environ["TUBECELL_TEST_MARKS"]) / str(request.clip.row)
+    if request.clip.row == 7 or (request.clip.row == 3 and not mark.exists()):
+        mark.touch()
+        raise StorageError("no proper answer: made to fail", transient=True)
+    decode_libav(request, views)
 
 
 def slow(request: ClipRequest, views: np.ndarray) -> None:

@@ -1,0 +1,63 @@
+"""The loader in somebody else's trainer: a script in another folder, with nothing of ours but the installed package."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TRAINER = """
+import sys, torch
+from pipeline.loader import ClipLoader
+from pipeline.sampling import SamplingRecipe
+
+recipe = SamplingRecipe(views_per_step=8, views_per_clip=2, num_frames=8, input_size=32, patch_size=8)
+loader = ClipLoader(sys.argv[1], recipe, rank=0, world_size=2)
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(5):
+    batch = next(loader)
+    loss = model(batch.views.float().mean((1, 2, 3)) / 255).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+state = loader.state()
+"""
+LOOK = """
+import json, pathlib
+maps = [pathlib.Path(f"/proc/{pid}/maps").read_text() for pid in ("self", loader._process.pid)]
+again = ClipLoader(sys.argv[1], recipe, rank=0, world_size=2, state=state)
+print(json.dumps({
+    "distributed": torch.distributed.is_initialized(),
+    "ours": sorted({name.split(".")[0] for name in sys.modules} & {"train", "model", "benchmarks", "dataset_builders"}),
+    "where": [state.epoch, state.step],
+    "next": bool((next(loader).views == next(again).views).all()),
+    "shm": [line for text in maps for line in text.splitlines() if "/dev/shm" in line],
+    "memfd": [text.count("memfd:tubecell-ring") for text in maps],
+}))
+"""
+
+
+def test_fifteen_lines_are_a_trainer(dataset: Path, tmp_path: Path) -> None:
+    assert len(TRAINER.strip().splitlines()) <= 15
+    script = tmp_path / "trainer.py"
+    script.write_text(TRAINER + LOOK)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if not any(importlib.metadata.distributions(name="tubecell")):  # what an editable installation comes to
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script, dataset],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    said = json.loads(done.stdout)
+    assert said["distributed"] is False and said["ours"] == []
+    assert said["where"] == [1, 2] and said["next"]
+    # works with a /dev/shm of 64 MB, or none
+    assert said["shm"] == [] and min(said["memfd"]) >= 1
