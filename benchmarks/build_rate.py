@@ -31,7 +31,6 @@ from tqdm import tqdm
 from benchmarks.results import Neighbours, Result, check_json, describe_machine, write_json
 from dataset_builders import generate_clips
 from dataset_builders.build import Build, Limits, encode, make_plan
-from dataset_builders.executors import usable_cores
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.geometry import geometry
 from dataset_builders.jobs import BuildState
@@ -41,6 +40,7 @@ from dataset_builders.ray_cluster import encode_on_ray
 from dataset_builders.sources import Source
 from dataset_builders.transcode import MUXING, SCALER
 from dataset_builders.verify import verify
+from pipeline.machine import usable_cores
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.storage import ShardReader
 

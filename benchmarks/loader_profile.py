@@ -33,13 +33,13 @@ from benchmarks.path_parts import LoaderWork, ModelWork
 from benchmarks.results import check_json, describe_machine
 from benchmarks.stages_alone import concurrencies, measure_stages
 from benchmarks.stopwatch import Part, Stopwatch
-from dataset_builders.executors import usable_cores
 from model.flops import executed_gmac
 from pipeline.decode import DecodeError
 from pipeline.loader import Batch, ClipLoader, LoaderError
 from pipeline.loader_figures import figures
 from pipeline.loader_report import assemble, write_report
 from pipeline.loader_text import comparison, summary
+from pipeline.machine import usable_cores
 from pipeline.manifest import Manifest
 from pipeline.stage_meters import StageMeters
 from train.config import PretrainConfig

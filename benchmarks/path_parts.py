@@ -15,8 +15,8 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from benchmarks.stopwatch import Stopwatch
-from dataset_builders.executors import usable_cores
 from pipeline.loader import Batch, ClipLoader
+from pipeline.machine import usable_cores
 from pipeline.manifest import Clip
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage import ShardReader

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset_builders.executors import usable_cores
+from pipeline.machine import usable_cores
 from pipeline.sampling import SamplingRecipe
 
 STRIDE = 4

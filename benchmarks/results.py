@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from dataset_builders.executors import usable_cores
+from pipeline.machine import usable_cores
 
 
 @dataclass(frozen=True, slots=True)

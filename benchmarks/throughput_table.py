@@ -9,7 +9,7 @@ from benchmarks.original_files import OriginalFiles
 from benchmarks.path_parts import DecodeWork, LoaderWork
 from benchmarks.results import Result
 from benchmarks.stopwatch import Part, ratios
-from dataset_builders.executors import usable_cores
+from pipeline.machine import usable_cores
 
 PEER_VIEWS = 4  # R of whatever reads the original files, the paper's
 

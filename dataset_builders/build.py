@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dataset_builders.clips import Clip, ClipRequest
-from dataset_builders.executors import Failure, map_ordered, usable_cores
+from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.indexed_tars import IndexedClip
 from dataset_builders.jobs import BuildState, Hold, Job
@@ -37,6 +37,7 @@ from dataset_builders.sources import Source
 from dataset_builders.worker import Worker
 from dataset_builders.writer import ShardWriter
 from pipeline.files import write_durably
+from pipeline.machine import usable_cores
 from pipeline.manifest import write_manifest
 
 
@@ -73,7 +74,7 @@ def make_plan(build: Build) -> Plan:
     parts = {}
     for source in build.sources:
         began = time.perf_counter()
-        parts[source.name] = source.plan(build.out)
+        parts[source.name] = source.plan()
         if (took := time.perf_counter() - began) > 2:
             print(f"{source.name}: {len(parts[source.name].requests)} requests planned in {took:.0f} s", file=sys.stderr)
     return assemble(parts, build.encoding.max_seconds)

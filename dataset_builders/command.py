@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders.build import Build, Limits, finish_shares, run, show_plan
-from dataset_builders.executors import usable_cores
 from dataset_builders.geometry import parse_canvas
 from dataset_builders.presets import PRESETS, EncodeOptions
 from dataset_builders.sources import KINDS, VERSIONS, Source, make_source
+from pipeline.machine import usable_cores
 from pipeline.manifest import parse_sampling
 
 # flags that take VIDEOS LISTS: (kind, name of the source)

@@ -50,11 +50,6 @@ class _Worker:
     deadline: float = math.inf  # of its task, or of its start; on time.monotonic's clock
 
 
-def usable_cores() -> int:
-    """The cores that this process may run on (a container often has fewer than the machine)."""
-    return len(os.sched_getaffinity(0))
-
-
 def map_ordered(
     function: Callable[[Any], Iterable[Any]], tasks: Iterable[Any], workers: int, time_limit: float, memory_limit: int
 ) -> Generator[list[Any] | None, None, None]:

@@ -8,8 +8,9 @@ import os
 from tqdm import tqdm
 
 from dataset_builders.annotations import AnyPath, is_text
+from dataset_builders.folder import walk
 from dataset_builders.image_names import IMAGES, image_names, image_number
-from dataset_builders.listing import count_reasons, existing_folder, walk
+from dataset_builders.listing import count_reasons, existing_folder
 from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
 
 VIDEOS = (

@@ -25,9 +25,9 @@ import ffmpeg
 import numpy as np
 from tqdm import tqdm
 
-from dataset_builders.executors import usable_cores
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.presets import ASM
+from pipeline.machine import usable_cores
 
 WIDTH, HEIGHT, FPS, FRAMES = 160, 128, 30, 90
 

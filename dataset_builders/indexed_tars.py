@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dataset_builders.annotations import AnyPath
 from dataset_builders.folder import SAMPLING
-from dataset_builders.plan import DROPPED_SCHEMA, SourcePlan, empty, requests_table
+from dataset_builders.plan import DROPPED_SCHEMA, SourcePlan, requests_table
 from dataset_builders.rejects import Reason, RejectedError
 from dataset_builders.tar_headers import Member, check_plain, read_members
 from dataset_builders.verify import verify
@@ -148,7 +148,7 @@ def plan(name: str, *, pattern: AnyPath, split: str = "train", sampling: str = S
             faults += 1
     columns = {"source": name, "root": name, "path": paths, "kind": "member", "split": split, "sampling": sampling}
     counts = {"tars": len(tars), "found": len(paths) - faults} | ({"faulty tars": faults} if faults else {})
-    return SourcePlan(requests=requests_table(columns), dropped=empty(DROPPED_SCHEMA), counts=counts)
+    return SourcePlan(requests=requests_table(columns), dropped=DROPPED_SCHEMA.empty_table(), counts=counts)
 
 
 def _samples(members: list[Member]) -> Iterator[list[Member]]:

@@ -25,14 +25,13 @@ def plan(
     label_map: AnyPath | None = None,
     untrimmed: bool = False,
     sampling: str = "seconds:0.133333",
-    exclude: bytes | None = None,
 ) -> SourcePlan:
     """A request for every video of the merged lists (k710.merge) that one of the folders has.
 
     `splits` are those that are wanted: ("train",) for UnlabeledHybrid, ("train", "val") for LabeledHybrid. `label_map` is
     the official label_map_k710.txt or another list of names. `untrimmed`: files named `ID.mp4` are whole YouTube videos, of
     which the annotated seconds are asked for; otherwise a file is taken as it is. (Names with times always mean cut files.)
-    `sampling` "stride:4" is the paper's, for ~30 fps. `exclude` is a directory to leave out: the dataset.
+    `sampling` "stride:4" is the paper's, for ~30 fps.
 
     A row takes the file of its own version's folder; without one, that of another version's folder if it is the same part of
     the video; without that, the row of another version that lists the video and has its file stands in. Requests come by
@@ -51,7 +50,7 @@ def plan(
     merged = k710.merge(tables, leaks, None if label_map is None else read_classes(label_map), classes)
 
     ids = pc.unique(pa.chunked_array([chunk for table in tables.values() for chunk in table["youtube_id"].chunks], pa.string()))
-    files = Files.find(versions, ids, exclude)
+    files = Files.find(versions, ids)
 
     rows = merged.table.filter(pc.is_in(merged.table["split"], value_set=pa.array(splits)))
     gone = merged.dropped.filter(pc.is_in(merged.dropped["split"], value_set=pa.array(splits)))

@@ -51,7 +51,7 @@ class Files:
     start: np.ndarray  # seconds, NaN where the name does not say
 
     @classmethod
-    def find(cls, versions: Mapping[int, Version], ids: pa.Array, exclude: bytes | None) -> "Files":
+    def find(cls, versions: Mapping[int, Version], ids: pa.Array) -> "Files":
         folders: dict[tuple[int, int], int] = {}  # one and the same folder may be given for several versions
         names: list[str] = []
         listings: list[pa.Array] = []
@@ -62,7 +62,7 @@ class Files:
             folder_of_version[int(root[1:])] = number
             if number == len(names):
                 names.append(root)
-                listings.append(pa.array(list_files(path, exclude), pa.binary()))
+                listings.append(pa.array(list_files(path), pa.binary()))
         paths = pa.concat_arrays(listings) if listings else pa.array([], pa.binary())
         found, start = parse_names(paths)
         folder = np.repeat(np.arange(len(listings)), [len(listing) for listing in listings])

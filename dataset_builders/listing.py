@@ -5,7 +5,7 @@ people convert videos and sort them into folders of their own.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset_builders.annotations import AnyPath, DroppedEntry, Entry, shown
-from dataset_builders.folder import list_files
+from dataset_builders.folder import list_files, walk
 from dataset_builders.image_names import IMAGES
 from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
 
@@ -76,40 +76,6 @@ def _holds_images(directory: bytes) -> bool:
             return any(entry.name.lower().endswith(IMAGES) for entry in entries)
     except OSError:
         return False
-
-
-def walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
-    """(directory relative to `folder`, names of its directories, names of its files), both sorted, for every directory.
-
-    Like os.walk: what is taken out of the list of directories is not entered. Links are followed, and every real directory is
-    entered once. Broken links, and directories that cannot be read, count as files, so that they are reported instead of
-    being passed over; sockets, pipes and devices, which reading could wait for forever, do not.
-    """
-    entered = set()
-    waiting = [b""]
-    while waiting:
-        parent = waiting.pop()
-        try:
-            status = os.stat(os.path.join(folder, parent))
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            entries = list(os.scandir(os.path.join(folder, parent)))
-        except OSError:
-            yield os.path.dirname(parent), [], [os.path.basename(parent) or b"."]
-            continue
-        directories, names = [], []
-        for entry in entries:
-            try:
-                if entry.is_dir():
-                    directories.append(entry.name)
-                elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
-                    names.append(entry.name)
-            except OSError:  # a link that leads round in a circle
-                names.append(entry.name)
-        directories.sort()
-        yield parent, directories, sorted(names)
-        waiting += [os.path.join(parent, name) for name in reversed(directories)]
 
 
 def stems(listing: Listing) -> list[bytes]:

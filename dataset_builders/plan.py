@@ -146,11 +146,6 @@ def clip_key(source: str, root: str, path: bytes, *part: object) -> str:
 PLAIN = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}").fullmatch
 
 
-def empty(schema: pa.Schema) -> pa.Table:
-    """A table without rows."""
-    return schema.empty_table()
-
-
 def requests_table(columns: Mapping[str, Any], num_rows: int | None = None) -> pa.Table:
     """Columns by name (arrays, lists or one value for all rows) -> REQUEST_SCHEMA; missing ones are null."""
     return _table(REQUEST_SCHEMA, columns, num_rows)

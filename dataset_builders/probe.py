@@ -16,6 +16,7 @@ import av.video
 
 from dataset_builders.frame_rate import frame_rate, grid_origin
 from dataset_builders.rejects import Reason, RejectedError
+from pipeline.decode import is_hidden
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # of AVCOL_SPC_*
 
@@ -144,7 +145,7 @@ def _probe(container: av.container.InputContainer, start: float | None, end: flo
     times: list[int | None] = []
     last_duration, exact = 0, container.format.name != "avi"
     for packet in container.demux(stream):
-        if packet.size and not packet.is_discard and not _hidden(stream, packet):
+        if packet.size and not packet.is_discard and not is_hidden(stream.codec.canonical_name, packet):
             times.append(packet.pts if packet.pts is not None else packet.dts)
             last_duration, exact = packet.duration or 0, exact and packet.pts is not None
         if frame is None:
@@ -234,11 +235,6 @@ def matrix_name(frame: av.VideoFrame) -> str:
     if frame.colorspace not in MATRICES:
         raise RejectedError(Reason.UNSUPPORTED, f"colour matrix number {frame.colorspace} (H.273) is not supported")
     return MATRICES[frame.colorspace]
-
-
-def _hidden(stream: av.video.stream.VideoStream, packet: av.Packet) -> bool:
-    """VP8's alternate reference frames are packets of their own, are never shown, and would look like a jitter."""
-    return stream.codec.canonical_name == "vp8" and not bytes(memoryview(packet)[:1])[0] >> 4 & 1
 
 
 def _seconds(times: list[int | None], time_base: Fraction | None) -> list[float]:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_builders.executors import usable_cores
 from dataset_builders.jobs import BuildState, Hold, Job
+from pipeline.machine import usable_cores
 
 if TYPE_CHECKING:
     from dataset_builders.build import Build

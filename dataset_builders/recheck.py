@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from dataset_builders.executors import Failure, map_ordered, usable_cores
+from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask, is_ours
 from pipeline.keyed import permute
+from pipeline.machine import usable_cores
 from pipeline.manifest import SCHEMA, Fingerprint, read_versions
 
 BATCH = 4096  # rows of the manifest that are held as Python objects at once, about 2 kB each

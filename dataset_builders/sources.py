@@ -19,13 +19,13 @@ from dataset_builders import (
     indexed_tars,
     instagram,
     kinetics,
+    kinetics_files,
     lists,
     something,
     ucf101,
     webvid,
 )
 from dataset_builders.annotations import AnyPath, Files
-from dataset_builders.kinetics_files import Version
 from dataset_builders.plan import SourcePlan
 
 KINDS: dict[str, Callable[..., SourcePlan]] = {
@@ -66,20 +66,17 @@ class Source:
     kind: str
     settings: Mapping[str, Any]  # keyword arguments of the kind's `plan`
 
-    def plan(self, dataset: Path) -> SourcePlan:
+    def plan(self) -> SourcePlan:
         """Read its annotations, list its folders. Raises ValueError for what cannot be read."""
-        extra = {"exclude": os.fsencode(dataset)} if "exclude" in _parameters(self.kind) else {}
-        return KINDS[self.kind](self.name, **self.settings, **extra)
+        return KINDS[self.kind](self.name, **self.settings)
 
     def roots(self) -> dict[str, bytes]:
         """Where the folders lie that the paths of its requests are relative to, by their names."""
         if self.kind == "kinetics":
-            folders = {f"k{version}": settings.folder for version, settings in self.settings["versions"].items()}
-        elif self.kind == "index":
-            folders = {self.name: indexed_tars.root(self.settings["pattern"])}
-        else:
-            folders = {self.name: self.settings["folder"]}
-        return {name: os.path.abspath(os.fsencode(path)) for name, path in folders.items() if path is not None}
+            return kinetics_files.roots(self.settings["versions"])
+        if self.kind == "index":
+            return {self.name: indexed_tars.root(self.settings["pattern"])}
+        return {self.name: os.path.abspath(os.fsencode(self.settings["folder"]))}
 
     def agreed(self) -> dict[str, Any]:
         """Kind and settings that must not change between builds of one dataset: all but where things lie."""
@@ -101,7 +98,7 @@ def make_source(name: str, kind: str, table: Mapping[str, Any], base: Path, spli
     elif lists_folder := settings.pop("lists", None):
         settings = _official_lists(kind, _resolve(lists_folder, base), where) | settings
     parameters = _parameters(kind)
-    allowed = [key for key in parameters if key not in ("name", "exclude", "dataset")]
+    allowed = [key for key in parameters if key != "name"]
     if unknown := sorted(set(settings) - set(allowed)):
         allowed = [*allowed, "lists"] if kind in OFFICIAL else allowed
         allowed = [*VERSIONS, *(key for key in allowed if key != "versions")] if kind == "kinetics" else allowed
@@ -129,7 +126,7 @@ def _kinetics(settings: dict[str, Any], base: Path, where: str) -> dict[str, Any
             raise ValueError(f"{where}: {version} is {entry!r}; wanted is {wanted}")
         paths = {key: _resolve(value, base) for key, value in entry.items()}
         lists = paths.pop("lists")
-        versions[int(version)] = Version(annotations=[lists] if isinstance(lists, str) else lists, **paths)
+        versions[int(version)] = kinetics_files.Version(annotations=[lists] if isinstance(lists, str) else lists, **paths)
     if not versions:
         raise ValueError(f"{where}: kind 'kinetics' needs at least one of {', '.join(VERSIONS)}")
     return {**settings, "versions": versions}

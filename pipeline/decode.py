@@ -204,16 +204,16 @@ def _time_stamps(clip: Clip, container: av.container.InputContainer, stream: av.
     which costs a pass over them."""
     if clip.pts_step:
         return range(clip.pts_start, clip.pts_start + clip.pts_step * clip.num_frames, clip.pts_step)
-    vp8 = stream.codec_context.name == "vp8"  # whose hidden frames are packets of their own
+    codec = stream.codec_context.name
     stamps = sorted(
         packet.pts
         for packet in container.demux(stream)
-        if packet.pts is not None and not packet.is_discard and not (vp8 and packet.size and not packet_is_shown(packet))
+        if packet.pts is not None and not packet.is_discard and not is_hidden(codec, packet)
     )
     container.seek(stamps[0] if stamps else 0, stream=stream, backward=True)
     return stamps
 
 
-def packet_is_shown(packet: av.Packet) -> bool:
-    """The show_frame bit of a VP8 packet (RFC 6386, section 9.1)."""
-    return bool(bytes(memoryview(packet)[:1])[0] >> 4 & 1)
+def is_hidden(codec: str, packet: av.Packet) -> bool:
+    """VP8's alternate reference frames are packets of their own that show nothing (RFC 6386, section 9.1: show_frame)."""
+    return codec == "vp8" and packet.size > 0 and not memoryview(packet)[0] >> 4 & 1

@@ -5,6 +5,7 @@ Object storage has no rename and needs none: an object appears when its upload i
 
 import hashlib
 import os
+import platform
 import shutil
 import time
 import uuid
@@ -26,7 +27,8 @@ def write_durably(target: str | os.PathLike[str], data: bytes) -> None:
         _patiently("pipe_file", url, url, data)
         return
     path = Path(target)
-    temporary = path.with_name(f".{path.name}.tmp")
+    # a name of its own: two processes that write the same, by mistake, do so one after the other
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

@@ -17,7 +17,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from pipeline.decode import ClipRequest, DecodeError, Failure
+from pipeline.decode import ClipRequest, DecodeError, Failure, is_hidden
 from pipeline.manifest import Clip
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")  # of the wheels since 2.1.1
@@ -140,7 +140,7 @@ def _time_stamps(clip: Clip, data: bytes, kind: str) -> np.ndarray:
         return clip.pts_start + clip.pts_step * np.arange(clip.num_frames)
     with _open(data) as container:
         packets = container.demux(_video_stream(container, kind))
-        shown = (p for p in packets if p.size and not p.is_discard and not _hidden(clip.codec, p))
+        shown = (p for p in packets if p.size and not p.is_discard and not is_hidden(clip.codec, p))
         return np.array(sorted(packet.pts for packet in shown if packet.pts is not None))
 
 
@@ -180,7 +180,7 @@ def _remux(codec: str, packets: list[av.Packet], stream: av.VideoStream) -> tupl
     order = np.sort(old)
     if (np.diff(order) == 0).any():
         raise UnsupportedClipError("its time stamps are not unique")
-    shown = np.sort(old[[not _hidden(codec, packet) for packet in packets]])
+    shown = np.sort(old[[not is_hidden(codec, packet) for packet in packets]])
     new = np.searchsorted(order, old)
     delay = int((np.arange(len(new)) - new).max())
     buffer = io.BytesIO()
@@ -192,11 +192,6 @@ def _remux(codec: str, packets: list[av.Packet], stream: av.VideoStream) -> tupl
             packet.pts, packet.dts = int(new[number]), number - delay
             output.mux(packet)
     return buffer.getvalue(), shown
-
-
-def _hidden(codec: str, packet: av.Packet) -> bool:
-    """VP8's alternate reference frames are packets of their own that show nothing."""
-    return codec == "vp8" and not memoryview(packet)[0] >> 4 & 1
 
 
 def _check_packet(codec: str, packet: av.Packet, kind: str) -> None:

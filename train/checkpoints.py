@@ -9,7 +9,6 @@ whole. Older ones go only after that.
 """
 
 import json
-import os
 import shutil
 import uuid
 import warnings
@@ -30,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from pipeline.files import sync_directory, write_durably
 from pipeline.loader import LoaderState
 from train.parallel import Ranks
 
@@ -58,16 +58,6 @@ def clean_up(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all, and to the disk."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    temporary.rename(file)
-
-
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run's `checkpoints` folder, or None."""
     return max(folder.glob("step-*"), default=None)
@@ -88,9 +78,9 @@ def save(
         kept = latest(folder)
         raise OSError(f"could not save step {progress.step} in {folder}: {cause}; the last checkpoint is {kept}") from error
     if ranks.rank == 0:
-        write_text(temporary / "progress.json", json.dumps(asdict(progress), indent=1))
+        write_durably(temporary / "progress.json", json.dumps(asdict(progress), indent=1).encode())
         temporary.rename(final)
-        _flush_folder(folder)
+        sync_directory(folder)
         for old in sorted(folder.glob("step-*"))[:-keep_last]:
             doomed = old.with_name(f".deleting-{old.name}")  # a half-deleted one must not look whole
             old.rename(doomed)
@@ -136,9 +126,3 @@ def export(file: Path, model: nn.Module, ranks: Ranks) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.rename(file)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

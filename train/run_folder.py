@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipeline.files import write_durably
 from pipeline.manifest import Manifest
 from train import checkpoints
 from train.config import PretrainConfig
@@ -60,7 +61,7 @@ class RunFolder:
     def complete(self, steps: int) -> None:
         """Mark the run as done: what a scheduler should look at, because torchrun returns 1 after a SIGTERM."""
         if self._ranks.rank == 0:
-            checkpoints.write_text(self.path / "complete", json.dumps({"steps": steps, "time": time.time()}) + "\n")
+            write_durably(self.path / "complete", (json.dumps({"steps": steps, "time": time.time()}) + "\n").encode())
 
     def begin(self) -> None:
         """The run is not complete any more, if it was: it gets more steps."""
@@ -73,7 +74,7 @@ class RunFolder:
             file = self.path / "environment.json"
             starts = json.loads(file.read_text())
             starts[-1].update(facts)
-            checkpoints.write_text(file, json.dumps(starts, indent=1) + "\n")
+            write_durably(file, (json.dumps(starts, indent=1) + "\n").encode())
 
     def _open(self, config: PretrainConfig) -> None:
         assert config.data is not None
@@ -105,11 +106,11 @@ class RunFolder:
                 )
         resumed = (data.epoch, data.step * config.sampling.clips_per_step) if data else (0, 0)
         keep_lines(self.path / "failures.jsonl", lambda failure: (failure["epoch"], failure["position"]) < resumed)
-        checkpoints.write_text(file, json.dumps(asdict(config), indent=1, default=str) + "\n")
+        write_durably(file, (json.dumps(asdict(config), indent=1, default=str) + "\n").encode())
         starts_file = self.path / "environment.json"
         starts = json.loads(starts_file.read_text()) if starts_file.exists() else []
         starts.append(environment(manifest, self._ranks))
-        checkpoints.write_text(starts_file, json.dumps(starts, indent=1) + "\n")
+        write_durably(starts_file, (json.dumps(starts, indent=1) + "\n").encode())
 
 
 def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:

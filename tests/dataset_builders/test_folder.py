@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from dataset_builders.folder import list_files, plan
+from dataset_builders.listing import list_videos
 
 NAMES = [b"plain.mp4", b".hidden", b"noextension", b"-i.mp4", b"%04d.mp4", b"line\nbreak", b"latin\xe9.mp4", "é.mp4".encode()]
 
@@ -38,7 +39,11 @@ def test_the_dataset_inside_the_folder_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "dataset" / "shards").mkdir(parents=True)
     (tmp_path / "dataset" / "shards" / "x.tar").touch()
     (tmp_path / "video").touch()
-    assert list_files(os.fsencode(tmp_path), exclude=os.fsencode(tmp_path / "dataset")) == [b"video"]
+    assert list_files(os.fsencode(tmp_path)) == [b"dataset/shards/x.tar", b"video"]
+    (tmp_path / "dataset" / ".build").mkdir()
+    (tmp_path / "dataset" / ".build" / "lock").touch()
+    assert list_files(os.fsencode(tmp_path)) == [b"video"]
+    assert list_videos(os.fsencode(tmp_path), lambda parent, name: False).paths == [b"video"]  # every source
 
 
 def test_labels_from_folders(tmp_path: Path) -> None:

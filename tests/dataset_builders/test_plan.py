@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from dataset_builders.jobs import BuildState
-from dataset_builders.plan import DROPPED_SCHEMA, Plan, SourcePlan, assemble, clip_key, empty, requests_table
+from dataset_builders.plan import DROPPED_SCHEMA, Plan, SourcePlan, assemble, clip_key, requests_table
 from tests.dataset_builders.test_folder import NAMES
 
 
 def source_plan(name: str, paths: list[bytes], **columns: object) -> SourcePlan:
     common = {"source": name, "root": name, "kind": "video", "split": "train", "sampling": "stride:4"}
-    return SourcePlan(requests=requests_table({**common, "path": paths, **columns}), dropped=empty(DROPPED_SCHEMA))
+    return SourcePlan(requests=requests_table({**common, "path": paths, **columns}), dropped=DROPPED_SCHEMA.empty_table())
 
 
 def files(number: int) -> list[bytes]:
