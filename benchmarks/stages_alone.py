@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipeline.decode import MATRICES, RANGES, SWSCALE_FLAGS, ClipRequest, DecodeError, decode_frames, decode_libav
 from pipeline.manifest import Manifest
 from pipeline.remote import is_url
+from pipeline.resize import crop_resizer
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage import ShardReader
 
@@ -178,16 +179,10 @@ def resize(clip: Prepared, views: np.ndarray) -> None:
     """Crops of the RGB frames into `views` uint8 (R, T, size, size, 3), as `decode_libav` does it."""
     assert clip.rgb is not None
     wanted, places = np.unique(clip.request.frames, return_inverse=True)
-    places = np.broadcast_to(places.reshape(clip.request.frames.shape), views.shape[:2])
-    source = torch.from_numpy(clip.rgb).permute(0, 3, 1, 2)
-    for view, repeats, (x, y, w, h) in zip(views, places, clip.request.boxes.tolist(), strict=True):
-        crop = source[:, :, y : y + h, x : x + w]
-        if len(wanted) == len(view):
-            out = torch.from_numpy(view).permute(0, 3, 1, 2)
-            torch.ops.aten._upsample_bilinear2d_aa.out(crop, view.shape[1:3], False, out=out)
-        else:
-            small = torch.nn.functional.interpolate(crop, view.shape[1:3], mode="bilinear", antialias=True)
-            np.take(small.permute(0, 2, 3, 1).numpy(), repeats, axis=0, out=view)
+    resizer = crop_resizer(len(wanted), places.reshape(clip.request.frames.shape), clip.request.boxes, views)
+    for number, frame in enumerate(clip.rgb):
+        resizer.frame(number, frame.reshape(len(frame), -1))
+    resizer.finish()
 
 
 def forget(manifest: Manifest, clips: Sequence[Prepared]) -> None:

@@ -7,8 +7,6 @@ ever guessed, repeated or left black. The R views share one decode.
 """
 
 import io
-import math
-import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -20,6 +18,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from pipeline.manifest import Clip
+from pipeline.resize import crop_resizer
 from pipeline.stage_meters import ClipMeter
 
 # swscale's flags are part of a batch's bytes. Its plain bilinear path converts 256 x 384 in about a quarter of the time of
@@ -67,68 +66,57 @@ Decoder = Callable[[ClipRequest, np.ndarray], None]
 def decode_libav(request: ClipRequest, views: np.ndarray) -> None:
     """The contract on libav, one thread: seek to the key frame, decode to the last wanted frame, convert only wanted ones.
 
-    Of a converted frame only the box around all crops is kept, in memory that the thread uses again: fresh pages for every
-    clip cost as much as converting it. Resizing is torch's antialiased bilinear on uint8 (what PIL does in the official
-    loader), 1.5 ms a 16 x 224² view here; OpenCV's, without antialiasing, takes 0.9 times as long, libswscale's 1.8 to 3 times.
+    Crops of a converted frame are resized at once, while it is in the cache, see `resize`.
     """
-    import torch  # here, because the builder decodes, too, and does without its two seconds
-    from torch.nn.functional import interpolate
-
-    clip, boxes = request.clip, request.boxes
+    clip, meter, clock = request.clip, request.meter, time.perf_counter_ns
     wanted, places = np.unique(request.frames, return_inverse=True)
-    places = places.reshape(request.frames.shape)
-    x, y = boxes[:, 0].min(), boxes[:, 1].min()
-    region = int(x), int(y), int((boxes[:, 0] + boxes[:, 2]).max() - x), int((boxes[:, 1] + boxes[:, 3]).max() - y)
+    began = clock()
+    resizer = crop_resizer(len(wanted), places.reshape(request.frames.shape), request.boxes, views)
+    resizing = clock() - began
     try:
-        frames = decode_frames(clip, request.data, wanted, region if not clip.rotation else None, _scratch, request.meter)
+        decode_each(clip, request.data, wanted, resizer.frame if not clip.rotation else _turning(clip, resizer.frame), meter)
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise DecodeError(Failure.DAMAGED, f"{type(error).__name__}: {error}") from error
-    began = time.perf_counter_ns()
-    if clip.rotation:
-        frames = frames[:, region[1] : region[1] + region[3], region[0] : region[0] + region[2]]
-    source = torch.from_numpy(frames).permute(0, 3, 1, 2)  # channels last, as torch's fast uint8 kernel wants it
-    size = views.shape[2:4]
-    for number, (view, (left, top, w, h)) in enumerate(zip(views, (boxes - [x, y, 0, 0]).tolist(), strict=True)):
-        crop, repeats = source[:, :, top : top + h, left : left + w], places
-        if places.ndim == 2:  # of the union, only this view's frames are resized
-            used, repeats = np.unique(places[number], return_inverse=True)
-            crop = crop[used]
-        if (h, w) == size:
-            np.take(crop.permute(0, 2, 3, 1).numpy(), repeats, axis=0, out=view)
-        elif len(crop) == len(view):  # no frame twice: into its place at once
-            torch.ops.aten._upsample_bilinear2d_aa.out(crop, size, False, out=torch.from_numpy(view).permute(0, 3, 1, 2))
-        else:
-            crop = interpolate(crop, size, mode="bilinear", antialias=True)
-            np.take(crop.permute(0, 2, 3, 1).numpy(), repeats, axis=0, out=view)
-    request.meter.resize += time.perf_counter_ns() - began
+    began = clock()
+    resizer.finish()
+    meter.resize += resizing + clock() - began
 
 
-_memory = threading.local()
+def decode_frames(clip: Clip, data: bytes, wanted: np.ndarray) -> np.ndarray:
+    """Frame indices (n,), ascending and distinct -> uint8 (n, height, width, 3) RGB, upright. Raises as `decode_each`."""
+    frames = np.empty((len(wanted), clip.height, clip.width, 3), np.uint8)
+
+    def keep(number: int, rows: np.ndarray) -> None:
+        frames[number] = rows[:, : 3 * clip.width].reshape(frames.shape[1:])
+
+    decode_each(clip, data, wanted, _turning(clip, keep) if clip.rotation else keep)
+    return frames
 
 
-def _scratch(shape: tuple[int, ...]) -> np.ndarray:
-    """Uninitialised memory of this thread, until it asks again."""
-    size = math.prod(shape)
-    if getattr(_memory, "array", np.empty(0)).size < size:
-        _memory.array = np.empty(size, np.uint8)
-    return _memory.array[:size].reshape(shape)
+Take = Callable[[int, np.ndarray], None]
+"""Is given the place of a frame among the wanted ones, and uint8 (height, line size): RGB from the first byte of a row on. They
+are valid until it returns."""
 
 
-def decode_frames(
-    clip: Clip,
-    data: bytes,
-    wanted: np.ndarray,
-    region: tuple[int, int, int, int] | None = None,
-    allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
-    meter: ClipMeter | None = None,
-) -> np.ndarray:
-    """Frame indices (n,), ascending and distinct -> uint8 (n, height, width, 3) RGB, upright.
+def _turning(clip: Clip, take: Take) -> Take:
+    """The same for a clip whose frames lie on their side, or upside down."""
+    width = clip.height if clip.rotation % 180 else clip.width  # as stored
 
-    `region` (x, y, width, height) cuts that out of every frame, for clips that are not rotated. Raises DecodeError if a frame
-    does not come out or has another size than the manifest says, and what libav raises on damaged data.
+    def turn(number: int, rows: np.ndarray) -> None:
+        upright = np.rot90(rows[:, : 3 * width].reshape(len(rows), width, 3), clip.rotation // 90)
+        take(number, np.ascontiguousarray(upright).reshape(clip.height, -1))
+
+    return turn
+
+
+def decode_each(clip: Clip, data: bytes, wanted: np.ndarray, take: Take, meter: ClipMeter | None = None) -> None:
+    """Hand the frames with the indices (n,), ascending and distinct, to `take` as they are stored, not turned.
+
+    Raises DecodeError if a frame does not come out or has another size than the manifest says, and what libav raises on
+    damaged data.
     """
     clock = time.perf_counter_ns
-    decoding = converting = cutting = bytes_used = frames_decoded = 0  # ns, and counts
+    decoding = converting = taking = bytes_used = frames_decoded = 0  # ns, and counts
     began = clock()
     # a BytesIO, not a path: nothing is written, and one range request fetched all there is
     with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
@@ -143,8 +131,6 @@ def decode_frames(
             container.seek(stamps[start], stream=stream, backward=True)
         reformatter = VideoReformatter()
         width, height = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
-        x, y, w, h = region or (0, 0, width, height)
-        frames: np.ndarray | None = None
         place = {stamps[frame]: i for i, frame in enumerate(wanted.tolist())}  # by time stamp
         # groups of pictures without a wanted frame are not decoded: of mjpeg, 16 frames instead of 61. The manifest only counts
         # key frames that nothing is shown before and decoded after, so a packet's time stamp tells its group.
@@ -174,29 +160,26 @@ def decode_frames(
                     interpolation=SWSCALE_FLAGS,
                     threads=1,
                 )
-                if frames is None:
-                    frames = allocate((len(wanted), h, w, 3))
-                converting += (cut := clock()) - now
                 plane = rgb.planes[0]
-                lines = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-                frames[i] = lines[y : y + h, x * 3 : (x + w) * 3].reshape(h, w, 3)
-                cutting += (lap := clock()) - cut
+                converting += (converted := clock()) - now
+                take(i, np.frombuffer(plane, np.uint8).reshape(height, plane.line_size))
+                taking += (lap := clock()) - converted
             if not place:
                 break
     if meter:
         meter.demux += opened - began + clock() - lap  # opening and closing
-        meter.decode, meter.colour, meter.resize = meter.decode + decoding, meter.colour + converting, meter.resize + cutting
+        meter.decode, meter.colour, meter.resize = meter.decode + decoding, meter.colour + converting, meter.resize + taking
         meter.bytes_used, meter.frames_decoded = meter.bytes_used + bytes_used, meter.frames_decoded + frames_decoded
         meter.frames_kept, meter.frames_spanned = len(wanted), int(wanted[-1] - wanted[0]) + 1
-    if frames is None or place:
+    if place:
         if start:  # some containers (MPEG-TS) cannot seek to the very packet
-            return decode_frames(replace(clip, keyframes=(0,)), data, wanted, region, allocate, meter)
+            decode_each(replace(clip, keyframes=(0,)), data, wanted, take, meter)
+            return
         first = wanted[min(place.values())]
         raise DecodeError(
             Failure.MISSING_FRAMES,
             f"{len(place)} of {len(wanted)} frames did not come out, the first is {first} of {clip.num_frames}",
         )
-    return np.ascontiguousarray(np.rot90(frames, clip.rotation // 90, axes=(1, 2))) if clip.rotation else frames
 
 
 def _time_stamps(clip: Clip, container: av.container.InputContainer, stream: av.VideoStream) -> Sequence[int]:

@@ -159,6 +159,7 @@ class Manifest:
         self.fingerprint: str = entry["fingerprint"]
         table = open_cache(self.root, description["digest"]).slice(0, entry["rows"])
         self._table = table
+        self._clips = {name: table[name].chunk(0) for name in Clip.__dataclass_fields__ if name != "row" and entry["rows"]}
         self.num_frames = _numpy(table, "num_frames")
         self.fps = _numpy(table, "fps")
         self.width = _numpy(table, "width")
@@ -173,8 +174,7 @@ class Manifest:
 
     def clip(self, row: int) -> Clip:
         """Row -> what the loader needs of it."""
-        columns = self._table
-        values = {name: columns[name][row].as_py() for name in Clip.__dataclass_fields__ if name != "row"}
+        values = {name: column[row].as_py() for name, column in self._clips.items()}
         values |= {"keyframes": tuple(values["keyframes"]), "content_hash": values["content_hash"].hex()}
         return Clip(row=int(row), **values)
 

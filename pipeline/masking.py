@@ -78,13 +78,23 @@ def running_cell_masks(grid: Grid, decoder_mask_ratio: float) -> np.ndarray:
     return masks.reshape(4, -1)
 
 
+@functools.cache
+def kept_tokens(grid: Grid, decoder_mask_ratio: float) -> np.ndarray:
+    """The tokens that each of the four running-cell masks leaves, int64 (4, K), ascending."""
+    kept = np.nonzero(~running_cell_masks(grid, decoder_mask_ratio))[1].reshape(4, -1)
+    kept.setflags(write=False)
+    return kept
+
+
 def tube_masks(keys: np.ndarray, grid: Grid, mask_ratio: float) -> np.ndarray:
     """Keys (n,) -> bool (n, N), True = masked: the same int(ratio · h · w) positions hidden in every frame."""
     time, rows, columns = grid
     area = rows * columns
     noise = keyed.mix(keys[:, None], np.arange(area))
-    rank = np.argsort(np.argsort(noise, axis=1, kind="stable"), axis=1, kind="stable")
-    return np.tile(rank < int(mask_ratio * area), (1, time))
+    hidden = np.zeros((len(keys), area), np.bool_)
+    order = np.argsort(noise, axis=1, kind="stable")
+    np.put_along_axis(hidden, order[:, : int(mask_ratio * area)], True, axis=1)
+    return np.tile(hidden, (1, time))
 
 
 def mask_indices(
@@ -98,13 +108,13 @@ def mask_indices(
     counts = token_counts(grid, mask_ratio, decoder_mask_ratio)
     hidden = tube_masks(keys, grid, mask_ratio)
     if decoder_mask_ratio == 0:
-        kept = hidden
+        decoded = np.nonzero(hidden)[1].reshape(len(keys), counts.decoded)
     else:
         phase = keyed.below(keyed.mix(keys, keyed.DECODER_MASK), 4)
-        kept = ~running_cell_masks(grid, decoder_mask_ratio)[phase]
-    # one stable sort a view puts 0 (loss) before 1 (decoded, but seen by the encoder) before 2 (not decoded)
-    order = np.argsort(np.where(kept, np.where(hidden, 0, 1), 2).astype(np.uint8), axis=1, kind="stable")
-    decoded = order[:, : counts.decoded]
+        decoded = kept_tokens(grid, decoder_mask_ratio)[phase]
+        # a stable sort puts what the encoder sees behind the tokens of the loss
+        seen = ~np.take_along_axis(hidden, decoded, axis=1)
+        decoded = np.take_along_axis(decoded, np.argsort(seen, axis=1, kind="stable"), axis=1)
     visible = np.nonzero(~hidden)[1].reshape(len(keys), counts.visible)
     weight = np.take_along_axis(hidden, decoded[:, : counts.loss], axis=1).astype(np.float32)
     return visible.astype(np.int64), decoded.astype(np.int64), weight

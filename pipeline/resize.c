@@ -1,0 +1,156 @@
+/* Crops of an RGB frame, resized with antialiased bilinear weights: the arithmetic of torch's uint8 kernel, bit for bit.
+
+   First along x, then along y, each pass in 16-bit fixed point and rounded to uint8. Both passes go row by row, so that what
+   lies between them stays in the first cache. `resize.py` computes the weights, compiles this file and says why it exists. */
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PAD 64 /* bytes that a vector may touch beyond a row, besides taps of weight 0 */
+
+/* One direction. Taps come in pairs, as pmaddwd wants them; a tap that is not needed has the weight 0. */
+typedef struct {
+    int64_t out, pairs, precision;
+    int64_t group; /* along x: 4 or 2 neighbouring pixels whose taps lie within 16 bytes, else 1 */
+    const int32_t *first; /* (out rounded up to 8,): first tap of an output pixel */
+    const int16_t *weights; /* along y: (out, pairs, 2); along x: (out / 8, pairs, 4, 2, 4, 2), see `along_x` */
+    const uint8_t *bytes; /* where group > 1: (out / 8, pairs, 4, 2, 16), which bytes of a group a pixel takes */
+} Axis;
+
+typedef struct {
+    int64_t x, y, width, height; /* of the crop */
+    const Axis *horizontal, *vertical; /* NULL where the side stays as it is */
+    uint8_t *out; /* rows without gaps */
+} View;
+
+int supported(void) { return __builtin_cpu_supports("avx2"); }
+
+/* Two halves of a vector, 16 bytes from either place. */
+__attribute__((target("avx2"))) static inline __m256i load(const uint8_t *low, const uint8_t *high)
+{
+    return _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)low)), _mm_loadu_si128((const __m128i *)high), 1);
+}
+
+/* A row of RGB pixels -> axis->out pixels. Eight at a time: register q holds pixels q and q + 4, so that packing restores
+   their order. Reads up to 6 pairs + PAD bytes beyond the row and writes up to PAD beyond the result. */
+__attribute__((target("avx2"), always_inline)) static inline void
+along_x(const uint8_t *row, const Axis *axis, uint8_t *out, const int group)
+{
+    const __m256i two_pixels = _mm256_broadcastsi128_si256( /* r r g g b b, 16 bits each */
+        _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
+    const __m256i squeeze =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m256i half = _mm256_set1_epi32(1 << (axis->precision - 1));
+    const __m128i shift = _mm_cvtsi64_si128(axis->precision);
+    const __m256i *weights = (const __m256i *)axis->weights, *bytes = (const __m256i *)axis->bytes;
+    const int32_t *first = axis->first;
+    for (int64_t x = 0; x < axis->out; x += 8, first += 8, out += 24) {
+        __m256i sum[4] = {half, half, half, half}, pixels[4];
+        if (group > 1)
+            for (int q = 0; q < 4; q++)
+                pixels[q] = q % group ? pixels[q - 1] : load(row + 3 * first[q], row + 3 * first[q + 4]);
+        for (int64_t pair = 0; pair < axis->pairs; pair++, weights += 4)
+            for (int q = 0; q < 4; q++) {
+                const __m256i taps = group > 1
+                    ? _mm256_shuffle_epi8(pixels[q], _mm256_loadu_si256(bytes++))
+                    : _mm256_shuffle_epi8(load(row + 3 * first[q] + 6 * pair, row + 3 * first[q + 4] + 6 * pair), two_pixels);
+                sum[q] = _mm256_add_epi32(sum[q], _mm256_madd_epi16(taps, _mm256_loadu_si256(weights + q)));
+            }
+        for (int q = 0; q < 4; q++)
+            sum[q] = _mm256_sra_epi32(sum[q], shift);
+        __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(sum[0], sum[1]), _mm256_packus_epi32(sum[2], sum[3]));
+        packed = _mm256_shuffle_epi8(packed, squeeze);
+        _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(packed));
+        _mm_storeu_si128((__m128i *)(out + 12), _mm256_extracti128_si256(packed, 1));
+    }
+}
+
+__attribute__((target("avx2"))) static void resize_row(const uint8_t *row, const Axis *axis, uint8_t *out)
+{
+    if (axis->group == 4)
+        along_x(row, axis, out, 4);
+    else if (axis->group == 2)
+        along_x(row, axis, out, 2);
+    else
+        along_x(row, axis, out, 1);
+}
+
+/* Rows of `size` bytes -> one. `rows` has two for each pair of weights. */
+__attribute__((target("avx2"))) static void
+along_y(const uint8_t *const *rows, const int16_t *weights, int64_t pairs, int64_t precision, int64_t size, uint8_t *out)
+{
+    const __m256i zero = _mm256_setzero_si256(), half = _mm256_set1_epi32(1 << (precision - 1));
+    const __m128i shift = _mm_cvtsi64_si128(precision);
+    const int aligned = (uintptr_t)out % 32 == 0;
+    int64_t i = 0;
+    for (; i + 32 <= size; i += 32) {
+        __m256i sum[4] = {half, half, half, half};
+        for (int64_t pair = 0; pair < pairs; pair++) {
+            int32_t both;
+            memcpy(&both, weights + 2 * pair, 4);
+            const __m256i weight = _mm256_set1_epi32(both);
+            const __m256i a = _mm256_loadu_si256((const __m256i *)(rows[2 * pair] + i));
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(rows[2 * pair + 1] + i));
+            const __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+            sum[0] = _mm256_add_epi32(sum[0], _mm256_madd_epi16(_mm256_unpacklo_epi8(low, zero), weight));
+            sum[1] = _mm256_add_epi32(sum[1], _mm256_madd_epi16(_mm256_unpackhi_epi8(low, zero), weight));
+            sum[2] = _mm256_add_epi32(sum[2], _mm256_madd_epi16(_mm256_unpacklo_epi8(high, zero), weight));
+            sum[3] = _mm256_add_epi32(sum[3], _mm256_madd_epi16(_mm256_unpackhi_epi8(high, zero), weight));
+        }
+        for (int q = 0; q < 4; q++)
+            sum[q] = _mm256_sra_epi32(sum[q], shift);
+        const __m256i low = _mm256_packus_epi32(sum[0], sum[1]), high = _mm256_packus_epi32(sum[2], sum[3]);
+        if (aligned)
+            _mm256_stream_si256((__m256i *)(out + i), _mm256_packus_epi16(low, high));
+        else
+            _mm256_storeu_si256((__m256i *)(out + i), _mm256_packus_epi16(low, high));
+    }
+    for (; i < size; i++) {
+        int32_t sum = 1 << (precision - 1);
+        for (int64_t tap = 0; tap < 2 * pairs; tap++)
+            sum += rows[tap][i] * weights[tap];
+        sum >>= precision;
+        out[i] = sum < 0 ? 0 : sum > 255 ? 255 : sum;
+    }
+}
+
+/* Returns 0, or -1 if there is no memory. `frame` is RGB, its rows `line_size` bytes apart. */
+int resize_views(const uint8_t *frame, int64_t line_size, const View *views, int64_t num_views)
+{
+    for (const View *view = views; view < views + num_views; view++) {
+        const Axis *horizontal = view->horizontal, *vertical = view->vertical;
+        const int64_t width = horizontal ? horizontal->out : view->width, size = 3 * width;
+        const int64_t taps = vertical ? 2 * vertical->pairs : 1, stride = size + PAD;
+        const uint8_t *crop = frame + view->y * line_size + 3 * view->x;
+        /* pointers to rows, `taps` rows that went through the first pass, a row to be read */
+        const int64_t longest = 3 * view->width + (horizontal ? 6 * horizontal->pairs : 0) + PAD;
+        uint8_t *memory = malloc(taps * sizeof(uint8_t *) + taps * stride + longest);
+        if (!memory)
+            return -1;
+        const uint8_t **rows = (const uint8_t **)memory;
+        uint8_t *ring = memory + taps * sizeof(uint8_t *), *row = ring + taps * stride;
+        int64_t done = 0; /* rows of the crop that are in the ring, or were */
+        for (int64_t y = 0; y < (vertical ? vertical->out : view->height); y++) {
+            const int64_t first = vertical ? vertical->first[y] : y;
+            const int64_t last = first + taps < view->height ? first + taps : view->height;
+            for (; horizontal && done < last; done++) {
+                memcpy(row, crop + done * line_size, 3 * view->width);
+                resize_row(row, horizontal, ring + done % taps * stride);
+            }
+            for (int64_t tap = 0; tap < taps; tap++) { /* beyond the crop the weights are 0 */
+                const int64_t from = first + tap < last ? first + tap : first;
+                rows[tap] = horizontal ? ring + from % taps * stride : crop + from * line_size;
+            }
+            uint8_t *out = view->out + y * size;
+            if (vertical)
+                along_y(rows, vertical->weights + y * taps, vertical->pairs, vertical->precision, size, out);
+            else
+                memcpy(out, rows[0], size);
+        }
+        free(memory);
+    }
+    return 0;
+}
