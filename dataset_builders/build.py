@@ -11,8 +11,8 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -34,6 +34,7 @@ from dataset_builders.plan_text import describe
 from dataset_builders.presets import EncodeOptions
 from dataset_builders.report import write_report
 from dataset_builders.sources import Source
+from dataset_builders.store import Store, claim
 from dataset_builders.worker import Worker
 from dataset_builders.writer import ShardWriter
 from pipeline.files import write_durably
@@ -58,10 +59,18 @@ class Build:
     """What a dataset is made of and how."""
 
     out: Path
+    """the dataset's folder; of a dataset behind a URL the work folder"""
     sources: tuple[Source, ...]
     encoding: EncodeOptions
     clips_per_shard: int = 500
     limits: Limits = field(default_factory=Limits)
+    url: str | None = None
+    """where the dataset shall be, if not on a file system: see store.py"""
+
+    @property
+    def place(self) -> str:
+        """The dataset, as a user knows it."""
+        return self.url or str(self.out)
 
     def options(self) -> dict[str, Any]:
         """What decides the bytes, for the agreement with earlier builds of the same dataset."""
@@ -84,46 +93,74 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
     """Plan, encode, finish; with `share` (i, n) only the i-th of n shares of the jobs. Returns the exit status: 0 done, 1 if
     no clip could be taken. Raises ValueError for what a user can put right."""
     plan = make_plan(build)
-    if not len(plan.requests) and not build.out.exists():
-        where = ", ".join(os.fsdecode(root) for source in build.sources for root in source.roots().values())
-        raise ValueError(f"there is no file to take in {where}")
-    with BuildState(build.out, Hold.SHARE if share else Hold.ALONE) as state:
+    if not len(plan.requests) and not build.url and not build.out.exists():
+        raise _nothing_to_take(build)
+    claim(build.out, build.url)
+    with BuildState(build.out, Hold.SHARE if share else Hold.ALONE) as state, open_store(build, state) as store:
+        if not len(plan.requests) and build.url and not state.jobs:
+            raise _nothing_to_take(build)
         for source, (number, example) in state.extend(plan, build.options(), build.clips_per_shard).items():
             print(f"{source}: {number} files of an earlier build are gone, such as {example!r}; their clips stay")
+        if store:
+            store.put_plans()
         if state.finished():
-            return say_complete(state)
+            return say_complete(state, build)
         jobs = state.jobs if share is None else state.jobs[share[0] - 1 :: share[1]]
         todo = [job for job in jobs if not state.is_done(job)]
+        if store:
+            store.catch_up(job for job in jobs if job not in todo)
+        committed = store.add if store else lambda job: None
         if ray:
             from dataset_builders.ray_cluster import encode_on_ray  # an optional extra
 
-            encode_on_ray(ray, state, todo, build)
+            encode_on_ray(ray, state, todo, build, committed)
         else:
-            encode(state, todo, build)
+            encode(state, todo, build, committed)
+        if store:
+            store.wait()
         if share is None:
-            return finish(state, build, plan)
+            return finish(state, build, plan, store)
         print(f"share {share[0]} of {share[1]} is done: {len(jobs)} shards, {len(todo)} of them now; end with --finish")
         return 0
 
 
+def _nothing_to_take(build: Build) -> ValueError:
+    where = ", ".join(os.fsdecode(root) for source in build.sources for root in source.roots().values())
+    return ValueError(f"there is no file to take in {where}")
+
+
+def open_store(build: Build, state: BuildState) -> Store | nullcontext[None]:
+    """The place behind the build's URL; None for a dataset in a folder."""
+    return Store(build.url, state) if build.url else nullcontext()
+
+
 def finish_shares(build: Build) -> int:
     """--finish: manifest and report once all shares are done. Raises ValueError if jobs are missing."""
-    if not (build.out / ".build").is_dir():
-        raise ValueError(f"--finish: {build.out} is no dataset that was begun; run its shares (--job I/N) first")
+    not_begun = ValueError(f"--finish: {build.place} is no dataset that was begun; run its shares (--job I/N) first")
+    if not build.url and not (build.out / ".build").is_dir():
+        raise not_begun
     plan = make_plan(build)
-    with BuildState(build.out) as state:
+    claim(build.out, build.url)
+    with BuildState(build.out) as state, open_store(build, state) as store:
+        if not state.jobs:
+            raise not_begun
         state.agree_on_options(build.options())
-        return say_complete(state) if state.finished() else finish(state, build, plan)
+        if state.finished():
+            return say_complete(state, build)
+        if store:
+            store.catch_up(job for job in state.jobs if state.is_done(job))
+            store.wait()
+        return finish(state, build, plan, store)
 
 
-def say_complete(state: BuildState) -> int:
+def say_complete(state: BuildState, build: Build) -> int:
     totals = state.finished() or {}
-    print(f"{state.dataset} is complete: {totals['clips']} clips, {totals['rejects']} rejects; nothing to do")
+    print(f"{build.place} is complete: {totals['clips']} clips, {totals['rejects']} rejects; nothing to do")
     return 0 if totals["clips"] else 1
 
 
-def encode(state: BuildState, jobs: list[Job], build: Build) -> None:
-    """Turn every job into a shard and commit it."""
+def encode(state: BuildState, jobs: list[Job], build: Build, committed: Callable[[Job], None] = lambda job: None) -> None:
+    """Turn every job into a shard and commit it; `committed` is told of each."""
     if not jobs:
         return
     roots = {root: path for source in build.sources for root, path in source.roots().items()}
@@ -142,6 +179,7 @@ def encode(state: BuildState, jobs: list[Job], build: Build) -> None:
     with closing(results), Progress(jobs) as progress:
         for job in jobs:
             write_shard(state, job, results, progress)
+            committed(job)
 
 
 def write_shard(state: BuildState, job: Job, results: Iterator[list[Any] | None], progress: "Progress") -> None:
@@ -205,7 +243,7 @@ class Progress:
             bar.close()
 
 
-def finish(state: BuildState, build: Build, plan: Plan) -> int:
+def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = None) -> int:
     """Manifest, rejects, what was dropped, description, report; says what happened. Raises ValueError if jobs are missing."""
     jobs = state.jobs
     if missing := [job.name for job in jobs if not state.is_done(job)]:
@@ -219,8 +257,12 @@ def finish(state: BuildState, build: Build, plan: Plan) -> int:
     totals, shards = state.totals(jobs)
     describe_dataset(state, build, plan, versions, totals)
     report = write_report(state.dataset)
+    if store:
+        store.publish()
     state.finish(jobs, totals, shards)
-    summarise(state.dataset, totals, len(versions), report)
+    if store:
+        store.put_finished()
+    summarise(state.dataset, build.place, totals, len(versions), f"{build.url}/{report.name}" if store else str(report))
     return 0 if totals["clips"] else 1
 
 
@@ -292,8 +334,8 @@ def tool_versions() -> dict[str, str]:
     }
 
 
-def summarise(dataset: Path, totals: dict[str, Any], version: int, report: Path) -> None:
-    """What a user wants to know at the end."""
+def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, report: str) -> None:
+    """What a user wants to know at the end; `dataset` is the folder, `place` what the user calls it."""
     print(f"taken     {totals['clips']:>8} clips, {totals['seconds'] / 3600:.2f} hours, {totals['bytes'] / 2**20:,.1f} MiB")
     rejects = pq.read_table(dataset / "rejects.parquet", columns=["path", "reason", "detail"])
     print(f"rejected  {len(rejects):>8} files or parts of files")
@@ -304,7 +346,7 @@ def summarise(dataset: Path, totals: dict[str, Any], version: int, report: Path)
         print(
             f"dropped   {sum(dropped.values()):>8} (dropped.parquet): {', '.join(f'{n} {why}' for why, n in dropped.items())}"
         )
-    print(f"dataset   {dataset} (version {version}: manifest.parquet, rejects.parquet, dataset.json, shards/)")
+    print(f"dataset   {place} (version {version}: manifest.parquet, rejects.parquet, dataset.json, shards/)")
     print(f"report    {report}")
     if not totals["clips"]:
         print("there is no clip to train on: see the reasons above", file=sys.stderr)

@@ -13,6 +13,7 @@ folder = "/data/own"
 """
 
 import argparse
+import hashlib
 import os
 import re
 import sys
@@ -25,7 +26,10 @@ from typing import Any
 from dataset_builders.build import Build, Limits, finish_shares, run, show_plan
 from dataset_builders.geometry import parse_canvas
 from dataset_builders.presets import PRESETS, EncodeOptions
+from dataset_builders.repair import repair_failures
 from dataset_builders.sources import KINDS, VERSIONS, Source, make_source
+from pipeline import remote
+from pipeline.files import cache_folder
 from pipeline.machine import usable_cores
 from pipeline.manifest import parse_sampling
 
@@ -74,6 +78,10 @@ def command(
         build = make_build(args, splits, kinds)
         if one_source and len(build.sources) != 1:
             raise ValueError(f"one source is wanted, {len(build.sources)} were given; several make a hybrid")
+        if args.repair:
+            if args.plan or args.job or args.finish or args.ray:
+                raise ValueError("--repair goes without --plan, --job, --finish and --ray")
+            return repair_failures(build, Path(args.repair))
         if args.plan:
             return show_plan(build)
         return finish_shares(build) if args.finish else run(build, _share(args.job), args.ray)
@@ -109,16 +117,20 @@ def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collect
     for source in sources:
         if source.kind not in kinds:
             raise ValueError(f"source {source.name} is of kind {source.kind!r}; this command builds {', '.join(kinds)}")
-    options = {name: given.get(name, table.pop(name, None)) for name in (*ENCODING, *RUNNING, "clips_per_shard", "out")}
+    options = {name: given.get(name, table.pop(name, None)) for name in (*ENCODING, *RUNNING, "clips_per_shard", "out", "work")}
     table.pop("sampling", None)
     if table:
-        allowed = ", ".join(["out", *ENCODING, *RUNNING, "clips_per_shard", "sources"])
+        allowed = ", ".join(["out", "work", *ENCODING, *RUNNING, "clips_per_shard", "sources"])
         raise ValueError(f"{args.config}: {', '.join(table)} is not known; allowed are {allowed}")
     if not options["out"]:
-        raise ValueError("--out DATASET is missing: the folder that the dataset shall be in")
-    out = Path(os.path.abspath(base / options.pop("out") if "out" not in given else given["out"]))
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file; a folder is needed")
+        raise ValueError("--out DATASET is missing: the folder, or the URL, that the dataset shall be in")
+    places = {name: options.pop(name) for name in ("out", "work")}
+    for name, value in places.items():
+        if value is not None and not remote.is_url(value):
+            places[name] = os.path.abspath(value if name in given else base / value)
+    out, url = _place(places["out"], places["work"])
+    if url and args.ray not in (None, "local") and places["work"] is None:
+        raise ValueError(f"--ray {args.ray} with --out {url} needs --work: a folder that every node sees under the same path")
     for name, (low, high) in LIMITS.items():
         value = options[name]
         if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
@@ -130,11 +142,30 @@ def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collect
     chosen = {name: value for name, value in options.items() if value is not None}
     return Build(
         out=out,
+        url=url,
         sources=tuple(sources),
         encoding=EncodeOptions(**{name: chosen[name] for name in ENCODING if name in chosen}),
         limits=Limits(**{name: chosen[name] for name in RUNNING if name in chosen}),
         **({"clips_per_shard": chosen["clips_per_shard"]} if "clips_per_shard" in chosen else {}),
     )
+
+
+def _place(out: str, work: str | None) -> tuple[Path, str | None]:
+    """--out and --work -> (the folder to build in, the URL if the dataset shall lie behind one)."""
+    url = remote.as_url(out) if remote.is_url(out) else None
+    if url and url.startswith(("http://", "https://")):
+        raise ValueError(f"--out {url}: web servers are only read from; write to s3://, gs:// or the like")
+    if work and not url:
+        raise ValueError(f"--work {work}: is for --out URL; a dataset in a folder has its state with it")
+    if work and remote.is_url(work):
+        raise ValueError(f"--work {work}: is a URL; a folder on a local disk is needed")
+    if url and not work:
+        digest = hashlib.blake2b(url.encode(), digest_size=6).hexdigest()
+        work = str(cache_folder() / "builds" / digest / url.rpartition("/")[2])
+    folder = Path(work or out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--{'work' if url else 'out'} {folder}: is a file; a folder is needed")
+    return folder, url
 
 
 def _read_toml(file: Path) -> tuple[dict[str, Any], Path]:
@@ -193,7 +224,7 @@ def _named(flag: str, text: str) -> tuple[str, str]:
     if not equals or not NAME.fullmatch(name) or not value:
         wanted = "NAME=PATH, where NAME has 1 to 40 letters, digits, '_' or '-'"
         raise ValueError(f"--{flag} {text!r}: it must be {wanted}")
-    if flag in ("folder", "frames", "instagram") and not os.path.isdir(value):
+    if flag in ("folder", "frames", "instagram") and not remote.is_url(value) and not os.path.isdir(value):
         raise ValueError(f"--{flag} {text!r}: there is no folder {value!r}")
     return name, value
 
@@ -219,7 +250,7 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--out", metavar="DATASET", help="folder of the dataset; made if it does not exist")
+    add("--out", metavar="DATASET", help="folder of the dataset, made if it does not exist; or a URL: s3://bucket/dataset")
     add("--config", metavar="BUILD.toml", help="a whole build as a file: see dataset_builders/command.py")
     add("--plan", action="store_true", help="print what would be read, taken, cut, dropped and written, and do nothing")
 
@@ -252,7 +283,7 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
             "--index",
             action="append",
             metavar="NAME=PATTERN",
-            help="existing tars, indexed in place: 'own=/data/{000..999}.tar'",
+            help="existing tars, indexed in place: 'own=/data/{000..999}.tar', or of s3://... or https://...",
         )
 
     defaults, limits = EncodeOptions(), Limits()
@@ -276,7 +307,11 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
     add("--workers", type=int, metavar="N", help=f"processes; the cores this one may use ({usable_cores()})")
     add("--time-limit", type=float, metavar="SECONDS", help=f"for one file ({limits.time_limit:g})")
     add("--memory-limit", type=float, metavar="GIB", help=f"for one file ({limits.memory_limit:g})")
+    work = "for --out URL: local folder for a few unfinished shards and the state (default: in the user's cache folder)"
+    add("--work", metavar="DIR", help=work)
     add("--job", metavar="I/N", help="do the I-th of N shares, for Slurm arrays and the like; then, once, --finish")
     add("--finish", action="store_true", help="write manifest and report after all shares of --job")
+    repair = "look at the clips in a training run's failures.jsonl, and make shards anew that are damaged (see repair.py)"
+    add("--repair", metavar="FILE", help=repair)
     add("--ray", metavar="ADDRESS", help="run the shards on a Ray cluster, or 'local'")
     return parser

@@ -1,8 +1,8 @@
 """Small pictures of random clips of a dataset, always the same ones: the middle frame of each, as JPEG."""
 
 import io
-import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.recheck import sample_rows
-from pipeline.manifest import Clip, content_hash
+from pipeline.manifest import Clip
+from pipeline.storage import ShardReader
 
 CLIPS = 24
 LONG_SIDE = 240  # pixels of a picture; about 8 kB each
@@ -43,11 +44,8 @@ class Photographer:
         columns = {name: row[name] for name in Clip.__dataclass_fields__ if name != "row"}
         clip = Clip(row=0, **{**columns, "keyframes": tuple(row["keyframes"])})
         try:
-            with open(os.path.join(self.dataset, clip.shard), "rb", buffering=0) as shard:
-                data = os.pread(shard.fileno(), clip.size, clip.offset)
-            if content_hash(data) != clip.content_hash:
-                yield "its bytes are not those of the manifest any more"
-                return
+            with closing(ShardReader(self.dataset)) as reader:  # as in training: wherever the shard lies, and checked
+                data = reader.read(clip)
             frame = decode_frames(clip, data, np.array([clip.num_frames // 2]))[0]
         except (OSError, ValueError, EOFError, av.FFmpegError, DecodeError) as error:
             yield str(error) or type(error).__name__

@@ -1,6 +1,6 @@
 """Existing WebDataset tars, indexed where they lie: their videos become rows of a manifest, and no byte is copied.
 
-    --index '/data/webvid/{000..999}.tar'
+    --index '/data/webvid/{000..999}.tar'    or 's3://bucket/webvid/{000..999}.tar', 'https://...'
 
 `plan` reads the headers of the tars and asks for every video in them by the path TAR/MEMBER; `MemberIndexer` is for worker
 processes: it finds such a member, decodes it whole and says what the manifest gets.
@@ -9,7 +9,9 @@ processes: it finds such a member, decodes it whole and says what the manifest g
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,12 @@ from dataset_builders.annotations import AnyPath
 from dataset_builders.folder import SAMPLING
 from dataset_builders.plan import DROPPED_SCHEMA, SourcePlan, requests_table
 from dataset_builders.rejects import Reason, RejectedError
+from dataset_builders.remote_tar import read_remote_members
 from dataset_builders.tar_headers import Member, check_plain, read_members
 from dataset_builders.verify import verify
+from pipeline import files
 from pipeline.manifest import content_hash
+from pipeline.remote import is_url
 
 if TYPE_CHECKING:
     from dataset_builders.clips import ClipRequest, Reject
@@ -47,6 +52,7 @@ VIDEO_EXTENSIONS = (
     "webm",
     "wmv",
 )
+REQUESTS = 16  # at once, of tars behind URLs
 MAX_SIDE_FILE = 1 << 20  # bytes of KEY.json, KEY.cls, KEY.txt; larger ones are not what this is for
 SPLITS = ("train", "val", "test")
 
@@ -69,30 +75,34 @@ class IndexedClip:
 def find_tars(pattern: AnyPath) -> tuple[bytes, list[bytes]]:
     """A path with braces ("/data/{000..999}.tar", "/data/{a,b}/0.tar") -> (its root, the tars relative to that, in order).
 
-    Raises ValueError if a tar does not exist, is compressed, lies behind a URL, or has a name that is not UTF-8, which the
-    manifest's `shard` column cannot hold.
+    Raises ValueError if a tar does not exist, is compressed, or has a name that is not UTF-8, which the manifest's `shard`
+    column cannot hold; OSError if the storage behind a URL does not answer.
     """
     text = os.fsdecode(pattern)
-    if "://" in text:
-        raise ValueError(f"--index {text!r}: tars are indexed on a file system, not behind a URL; mount or copy them")
     try:
         names = [text] if os.path.exists(text) else list(dict.fromkeys(braceexpand(text)))  # a name may hold braces
     except ValueError:
         raise ValueError(f"--index {text!r}: its braces do not match; wanted is something like '{{000..999}}'") from None
-    missing = [name for name in names if not os.path.isfile(name)]
-    if missing:
-        raise ValueError(f"--index {text!r}: {len(missing)} of {len(names)} files do not exist; the first is {missing[0]!r}")
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        missing = [name for name, there in zip(names, pool.map(files.exists, names), strict=True) if not there]
+        if missing:
+            told = f"{len(missing)} of {len(names)} files do not exist; the first is {missing[0]!r}"
+            raise ValueError(f"--index {text!r}: {told}")
+        list(pool.map(check_plain, names))
+    folder = root(pattern)
+    if is_url(text):
+        return folder, [os.fsencode(name)[len(folder) + 1 :] for name in names]
     for name in names:
-        check_plain(name)
         if not _is_utf8(os.path.abspath(name)):
             raise ValueError(f"--index: the path {name!r} is not UTF-8; rename it, or index it through a link")
-    folder = root(pattern)
     return folder, [os.path.relpath(os.fsencode(os.path.abspath(name)), folder) for name in names]
 
 
 def root(pattern: AnyPath) -> bytes:
     """The folder that the tars' paths are relative to: that before the first brace, so that a range can grow later."""
     text = os.fsdecode(pattern)
+    if is_url(text):
+        return os.fsencode(os.path.dirname(text.split("{", 1)[0]))
     return os.fsencode(os.path.abspath(os.path.dirname(text if os.path.exists(text) else text.split("{", 1)[0])))
 
 
@@ -110,7 +120,7 @@ def list_videos(file: str | os.PathLike[str]) -> tuple[dict[str, Video], Rejecte
     WebDataset's rule, members side by side whose names agree up to the first dot, says which .json, .cls and .txt belong to
     a video; one that agrees up to its last dot comes first. Of two members with one name the first counts. Raises OSError.
     """
-    members, fault = read_members(file)
+    members, fault = read_remote_members(os.fspath(file)) if is_url(file) else read_members(file)
     videos: dict[str, Video] = {}
     for sample in _samples(members):
         beside = {member.name: member for member in sample}
@@ -134,18 +144,19 @@ def plan(name: str, *, pattern: AnyPath, split: str = "train", sampling: str = S
     """Requests of kind "member": the videos of each tar, in their order, under the path TAR/MEMBER.
 
     A tar that cannot be read to its end, or holds no video, is asked for as such, too: what is wrong with it becomes a
-    reject. About 35 us a member (60 with pax headers, which webdataset writes). Raises
+    reject. About 35 us a member (60 with pax headers, which webdataset writes), behind a URL about a request. Raises
     ValueError as `find_tars` does, OSError if a tar vanishes meanwhile.
     """
     folder, tars = find_tars(pattern)
     paths: list[bytes] = []
     faults = 0
-    for tar in tqdm(tars, desc=name, unit="tar", disable=None):
-        videos, fault = list_videos(os.fsdecode(os.path.join(folder, tar)))
-        paths += [tar + b"/" + os.fsencode(member) for member in videos]
-        if fault:
-            paths.append(tar)
-            faults += 1
+    with ThreadPoolExecutor(REQUESTS if is_url(os.fsdecode(folder)) else 1) as pool:
+        listed = pool.map(list_videos, [os.fsdecode(os.path.join(folder, tar)) for tar in tars])
+        for tar, (videos, fault) in zip(tars, tqdm(listed, desc=name, unit="tar", total=len(tars), disable=None), strict=True):
+            paths += [tar + b"/" + os.fsencode(member) for member in videos]
+            if fault:
+                paths.append(tar)
+                faults += 1
     columns = {"source": name, "root": name, "path": paths, "kind": "member", "split": split, "sampling": sampling}
     counts = {"tars": len(tars), "found": len(paths) - faults} | ({"faulty tars": faults} if faults else {})
     return SourcePlan(requests=requests_table(columns), dropped=DROPPED_SCHEMA.empty_table(), counts=counts)
@@ -167,6 +178,16 @@ def _sample_key(name: str) -> str:
     """WebDataset's: the path up to the first dot of its last part."""
     folder, base = os.path.split(name)
     return os.path.join(folder, base.split(".", 1)[0])
+
+
+def _changed(file: str) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=64)
+def _exists(url: str) -> bool:
+    return files.exists(url)
 
 
 @lru_cache(maxsize=4)  # a worker's clips come tar by tar
@@ -198,8 +219,7 @@ class MemberIndexer:
 
     def _make(self, request: "ClipRequest") -> IndexedClip:
         file, name = split_member(request.folder, request.path)
-        status = os.stat(file)
-        videos, fault = _listed(file, (status.st_mtime_ns, status.st_size))
+        videos, fault = _listed(file, (0, 0) if is_url(file) else _changed(file))
         if name not in videos:
             if not name and fault:
                 raise RejectedError(fault.reason, fault.detail)  # a new one: this one is kept for the next request
@@ -207,9 +227,9 @@ class MemberIndexer:
         member = videos[name].member
         if member.problem:
             raise RejectedError(member.problem.reason, member.problem.detail)
-        with open(file, "rb", buffering=0) as tar:
-            data = os.pread(tar.fileno(), member.size, member.offset)
-            known = read_side_files(tar.fileno(), videos[name].side_files)
+        with member_reader(file) as read:
+            data = read(member)
+            known = read_side_files(read, videos[name].side_files)
         verified = verify(data)
         if verified.num_frames < self.min_frames:
             detail = f"{verified.num_frames} frames decode; --min-frames is {self.min_frames}"
@@ -239,19 +259,31 @@ def split_member(folder: bytes, path: bytes) -> tuple[str, str]:
     """The path TAR/MEMBER below a folder -> (the tar's own path, the member's name: empty if the tar itself is meant)."""
     parts = path.split(b"/")
     for number in range(1, len(parts) + 1):
-        file = os.path.join(folder, *parts[:number])
-        if os.path.isfile(file):
-            return os.fsdecode(file), os.fsdecode(b"/".join(parts[number:]))
+        file = os.fsdecode(os.path.join(folder, *parts[:number]))
+        if _exists(file) if is_url(file) else os.path.isfile(file):
+            return file, os.fsdecode(b"/".join(parts[number:]))
     raise RejectedError(Reason.UNREADABLE, "its tar has vanished")
 
 
 def shard_name(dataset: str, file: str) -> str:
-    """What the manifest calls a tar: readers join it to the dataset's path, which leaves an absolute one as it is."""
+    """What the manifest calls a tar: readers join it to the dataset's path, which leaves an absolute one as it is, or a URL."""
+    if is_url(file):
+        return file
     home, real = os.path.realpath(dataset), os.path.realpath(file)
     return os.path.relpath(real, home) if real.startswith(home + os.sep) else os.path.abspath(file)
 
 
-def read_side_files(tar: int, side_files: Sequence[tuple[str, Member]]) -> dict[str, Any]:
+@contextmanager
+def member_reader(file: str) -> Iterator[Callable[[Member], bytes]]:
+    """A tar -> what gives the bytes of its members; that raises OSError."""
+    if is_url(file):
+        yield lambda member: files.read_range(file, member.offset, member.offset + member.size)
+    else:
+        with open(file, "rb", buffering=0) as tar:
+            yield lambda member: os.pread(tar.fileno(), member.size, member.offset)
+
+
+def read_side_files(read: Callable[[Member], bytes], side_files: Sequence[tuple[str, Member]]) -> dict[str, Any]:
     """What lies beside a video -> columns of the manifest that it knows: split, label, source_id, start, end.
 
     The label is the JSON's "label", else the text of the .cls, else that of the .txt (a class name or a caption). Other
@@ -264,7 +296,7 @@ def read_side_files(tar: int, side_files: Sequence[tuple[str, Member]]) -> dict[
             detail = member.problem.detail if member.problem else f"it has {member.size} bytes, more than {MAX_SIDE_FILE}"
             raise RejectedError(Reason.UNSUPPORTED, f"the .{kind} beside it cannot be read: {detail}")
         try:
-            text = os.pread(tar, member.size, member.offset).decode()
+            text = read(member).decode()
             content = json.loads(text) if kind == "json" else text.strip()
         except (ValueError, RecursionError) as error:
             raise RejectedError(Reason.DAMAGED, f"the .{kind} beside it cannot be read: {error}") from None

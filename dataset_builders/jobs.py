@@ -10,10 +10,12 @@
 
 A job is a run of requests of one source, about --clips-per-shard clips, and becomes one shard of the same name. A plan is
 written before its jobs begin and never changes: what a job's shard holds is decided there, not by when or where it runs. So
-any number of processes, on any machines that see DATASET, can each do some of the jobs.
+any number of processes, on any machines that see DATASET, can each do some of the jobs. A dataset behind a URL is built in a
+local work folder that looks the same, and shares its state through the URL (store.py).
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -45,6 +47,7 @@ class Job:
     plan: int  # number of the plan file
     group: int  # its row group
     requests: int
+    digest: str  # of its requests: a marker that tells of others is not this job's
 
 
 class Hold(Enum):
@@ -62,6 +65,7 @@ class BuildState:
         """Take the lock of DATASET, making it if need be; raises ValueError if that cannot be."""
         self.dataset = dataset
         self.root = dataset / ".build"
+        self.elsewhere: dict[str, int] = {}  # sizes of the shards, by their jobs' names, that lie behind a URL: see store.py
         (self.root / "done").mkdir(parents=True, exist_ok=True)
         (dataset / "shards").mkdir(exist_ok=True)
         self._lock = (self.root / "lock").open("a+")
@@ -88,7 +92,7 @@ class BuildState:
         `options["sources"]` has those of each source: sources may join later, and be left out, but not change.
         """
         file = self.root / "options.json"
-        before = json.loads(file.read_bytes()) if self._plans() else {"sources": {}}
+        before = json.loads(file.read_bytes()) if self.plans() else {"sources": {}}
         options = json.loads(json.dumps(options))  # as they will be read: tuples as lists
         pairs = {f"--{name.replace('_', '-')}": name for name in before | options if name != "sources"}
         changes = [
@@ -127,18 +131,19 @@ class BuildState:
         return {source: (number, os.fsdecode(first[source])) for source, number in counts.items()}
 
     def _known_keys(self) -> pa.Table:
-        tables = [pq.read_table(file, columns=["key", "source", "path"]) for file in self._plans()]
+        tables = [pq.read_table(file, columns=["key", "source", "path"]) for file in self.plans()]
         return pa.concat_tables(tables) if tables else pa.table({"key": pa.array([], pa.string())})
 
     def _write_plan(self, requests: pa.Table, clips_per_shard: int) -> None:
-        number = len(self._plans())
+        number = len(self.plans())
         counts = Counter(job.source for job in self.jobs)
         file = self.root / f"plan-{number:03d}.parquet"
         temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         jobs = []
         with pq.ParquetWriter(temporary, requests.schema, compression="zstd", write_statistics=False) as writer:
             for source, part in _runs(requests, clips_per_shard):
-                jobs.append({"name": f"{source}-{counts[source]:06d}", "source": source, "requests": len(part)})
+                name = f"{source}-{counts[source]:06d}"
+                jobs.append({"name": name, "source": source, "requests": len(part), "digest": _digest(part)})
                 counts[source] += 1
                 writer.write_table(part)
             writer.add_key_value_metadata({b"jobs": json.dumps(jobs).encode()})
@@ -149,31 +154,34 @@ class BuildState:
     def jobs(self) -> list[Job]:
         """All jobs of the dataset, in the order of the manifest."""
         jobs = []
-        for number, file in enumerate(self._plans()):
+        for number, file in enumerate(self.plans()):
             listed = json.loads((pq.read_metadata(file).metadata or {})[b"jobs"])
-            jobs += [Job(entry["name"], entry["source"], number, i, entry["requests"]) for i, entry in enumerate(listed)]
+            jobs += [Job(plan=number, group=i, **{"digest": "", **entry}) for i, entry in enumerate(listed)]
         return jobs
 
     def requests(self, job: Job) -> pa.Table:
         """What a job asks for, in the order of its shard."""
-        return pq.ParquetFile(self._plans()[job.plan]).read_row_group(job.group)
+        return pq.ParquetFile(self.plans()[job.plan]).read_row_group(job.group)
 
     def is_done(self, job: Job) -> bool:
         """Whether a job's marker and shard are there."""
-        file = self._marker(job)
+        file = self.marker(job)
         if not file.exists():
             return False
-        size = json.loads(file.read_bytes())["shard_size"]
-        shard = self.dataset / "shards" / f"{job.name}.tar"
-        return size == 0 or (shard.exists() and shard.stat().st_size == size)
+        content = json.loads(file.read_bytes())
+        size, shard = content["shard_size"], self.dataset / "shards" / f"{job.name}.tar"
+        if content.get("requests", "") != job.digest:
+            return False
+        return size in (0, self.elsewhere.get(job.name)) or (shard.exists() and shard.stat().st_size == size)
 
     def commit(self, job: Job, rows: list[dict[str, Any]], rejects: list[dict[str, Any]], shard_size: int) -> None:
         """Note that a job is finished; its shard, of `shard_size` bytes or none at all, must be on the disk."""
-        marker = self._marker(job)
+        marker = self.marker(job)
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
         write_durably(marker.with_suffix(".parquet"), sink.getvalue())
         content = {
+            "requests": job.digest,
             "shard_size": shard_size,
             "clips": len(rows),
             "bytes": sum(row["size"] for row in rows),
@@ -186,7 +194,7 @@ class BuildState:
     def parts(self, jobs: Iterable[Job]) -> Iterator[tuple[pa.Table, pa.Table]]:
         """(rows, rejects) of finished jobs, in their order, for `write_manifest`."""
         for job in jobs:
-            marker = self._marker(job)
+            marker = self.marker(job)
             rejects = json.loads(marker.read_bytes())["rejects"]
             rejected = [{**reject, "path": os.fsencode(reject["path"])} for reject in rejects]
             rows = pq.read_table(marker.with_suffix(".parquet"))
@@ -201,7 +209,7 @@ class BuildState:
         if content["jobs"] != len(self.jobs):
             return None
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.dataset / "shards")}
-        if any(sizes.get(f"{name}.tar") != size for name, size in content["shards"].items()):
+        if any(size not in (sizes.get(f"{name}.tar"), self.elsewhere.get(name)) for name, size in content["shards"].items()):
             return None
         totals: dict[str, Any] = content["totals"]
         return totals
@@ -211,7 +219,7 @@ class BuildState:
         totals: dict[str, Any] = {"clips": 0, "rejects": 0, "bytes": 0, "seconds": 0.0}
         shards = {}
         for job in jobs:
-            marker = json.loads(self._marker(job).read_bytes())
+            marker = json.loads(self.marker(job).read_bytes())
             if marker["shard_size"]:
                 shards[job.name] = marker["shard_size"]
             for name in ("clips", "bytes", "seconds"):
@@ -224,11 +232,20 @@ class BuildState:
         content = {"jobs": len(jobs), "totals": totals, "shards": shards}
         write_durably(self.root / "finished.json", json.dumps(content).encode())
 
-    def _marker(self, job: Job) -> Path:
+    def marker(self, job: Job) -> Path:
+        """The file that says that a job is finished; the rows of its clips lie beside it, as .parquet."""
         return self.root / "done" / f"{job.name}.json"
 
-    def _plans(self) -> list[Path]:
+    def plans(self) -> list[Path]:
+        """The plan files, oldest first."""
         return sorted(self.root.glob("plan-*.parquet"))
+
+
+def _digest(requests: pa.Table) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in requests.combine_chunks().to_batches():
+        digest.update(batch.serialize())
+    return digest.hexdigest()
 
 
 def _runs(requests: pa.Table, clips_per_shard: int) -> Iterator[tuple[str, pa.Table]]:

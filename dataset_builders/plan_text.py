@@ -34,7 +34,7 @@ def describe(plan: Plan, build: "Build") -> str:
     shards = sum(-(-_clips_of(plan.requests, name) // build.clips_per_shard) for name in plan.parts)
     lines += [
         "",
-        f"would write about {shards:,} shards of up to {build.clips_per_shard} clips to {build.out}; nothing was written",
+        f"would write about {shards:,} shards of up to {build.clips_per_shard} clips to {build.place}; nothing was written",
     ]
     return "\n".join(lines)
 

@@ -1,11 +1,12 @@
 """The same jobs on a Ray cluster: each shard is a Ray task of one CPU (`--ray ADDRESS`, or `--ray local`).
 
-Every node must see the checkout, the sources and DATASET under the same paths. A task whose node dies is started again by Ray;
-jobs are idempotent, so that costs time and nothing else. Ray is an optional extra: `pip install 'tubecell[ray]'`.
+Every node must see the checkout, the sources and DATASET (or --work) under the same paths. A task whose node dies is started
+again by Ray; jobs are idempotent, so that costs time and nothing else. Ray is an optional extra: `pip install 'tubecell[ray]'`.
 """
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RETRIES = 3  # of a task whose process or node died
 
 
-def encode_on_ray(address: str, state: BuildState, jobs: list[Job], build: "Build") -> None:
-    """Turn every job into a shard and commit it. Raises ValueError if there is no Ray, or no cluster at `address`."""
+def encode_on_ray(
+    address: str, state: BuildState, jobs: list[Job], build: "Build", committed: Callable[[Job], None] = lambda job: None
+) -> None:
+    """Turn every job into a shard and commit it; `committed` is told of each.
+
+    Raises ValueError if there is no Ray, or no cluster at `address`.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -48,6 +54,7 @@ def encode_on_ray(address: str, state: BuildState, jobs: list[Job], build: "Buil
                     for _ in range(job.requests):
                         progress.update(job.source, rejects)
                     progress.rejected(job.source, rejects)
+                    committed(job)
     finally:
         ray.shutdown()
 

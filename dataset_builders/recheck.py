@@ -3,7 +3,8 @@
     python dataset_builders/verify.py DATASET [--sample N | --failures RUN/failures.jsonl] [--no-decode]
 
 Looked at: versions and fingerprints of the manifest, dataset.json, each shard's tar headers and DALI index, and of each clip
-the tar member it lies in, its bytes (content hash), the JSON beside it, and what it decodes to, whole.
+the tar member it lies in, its bytes (content hash), the JSON beside it, and what it decodes to, whole. Of shards behind a URL
+only the clips: their bytes and what they decode to.
 """
 
 import argparse
@@ -24,10 +25,12 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dataset_builders.executors import Failure, map_ordered
-from dataset_builders.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask, is_ours
+from dataset_builders.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask, is_ours, is_remote
+from pipeline import files
 from pipeline.keyed import permute
 from pipeline.machine import usable_cores
 from pipeline.manifest import SCHEMA, Fingerprint, read_versions
+from pipeline.remote import is_url
 
 BATCH = 4096  # rows of the manifest that are held as Python objects at once, about 2 kB each
 SHOWN_PER_SHARD = 20  # findings; a shard with more is rotten as a whole
@@ -67,11 +70,11 @@ def recheck(
     except (pa.ArrowException, OSError) as error:
         yield Finding(Fault.DATASET, "", "", "a manifest.parquet that can be read", str(error).splitlines()[0])
         return
-    missing = {shard for shard in shards if "://" in shard or not (dataset / shard).is_file()}
+    remote = {shard for shard in shards if is_remote(dataset, shard)}
+    missing = {shard for shard in shards if shard not in remote and not (dataset / shard).is_file()}
     for shard in shards:
         if shard in missing:
-            found = "a URL: only shards on a file system are rechecked" if "://" in shard else "no such file"
-            yield Finding(Fault.SHARD, shard, "", f"a tar with {shards[shard]} clips", found)
+            yield Finding(Fault.SHARD, shard, "", f"a tar with {shards[shard]} clips", "no such file")
     total = versions[-1]["rows"]
     wanted = None if sample is None else sample_rows(total, sample, versions[-1]["fingerprint"])
     number = len(keys) if keys is not None else total if wanted is None else len(wanted)
@@ -79,7 +82,7 @@ def recheck(
     issued: deque[ShardTask | ClipTask] = deque()
 
     def tasks() -> Iterator[ShardTask | ClipTask]:
-        for task in _tasks(manifest, shards, missing, wanted, keys, unknown):
+        for task in _tasks(manifest, shards, missing, remote, wanted, keys, unknown):
             issued.append(task)
             yield task
 
@@ -110,12 +113,14 @@ def _tasks(
     manifest: Path,
     shards: dict[str, int],
     missing: set[str],
+    remote: set[str],
     rows: np.ndarray | None,
     keys: frozenset[str] | None,
     unknown: set[str],
 ) -> Iterator[ShardTask | ClipTask]:
-    """Each shard before the first of its clips; those in missing shards are left out. Takes what it meets out of `unknown`."""
-    seen = set(missing)
+    """Each shard, but for remote ones, before the first of its clips; those in missing shards are left out. Takes what it meets
+    out of `unknown`."""
+    seen = missing | remote
     value_set = pa.array(sorted(keys), pa.string()) if keys is not None else None
     first = 0
     for batch in pq.ParquetFile(manifest).iter_batches(BATCH, columns=SCHEMA.names):
@@ -193,6 +198,12 @@ def repair(dataset: Path, finding: Finding) -> str:
     again = "run the command that built the dataset again"
     if finding.what is Fault.UNKNOWN_KEY:
         return "nothing is wrong with this dataset; give the one that the run was trained on"
+    if finding.what is Fault.DECODING:
+        return (
+            "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was "
+            "built), or takes too long; training replaces such clips, and indexing the shards makes a dataset without them: "
+            f"build_dataset.py --index {shlex.quote(f'NAME={files.origin(dataset) or dataset}/{finding.shard}')} --out ANOTHER"
+        )
     if finding.what is Fault.COLUMNS:
         return (
             "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was "
@@ -203,16 +214,16 @@ def repair(dataset: Path, finding: Finding) -> str:
         if finding.what is Fault.DATASET and finished.exists() and "manifest.parquet that can" not in finding.expected:
             return f"rm {shlex.quote(str(finished))}; then {again}, which writes the tables anew"
         return "restore manifest.parquet and dataset.json from a copy; or build the dataset again in another folder"
-    if "://" in finding.shard:
-        return "copy the dataset to a disk to recheck it"
+    if (url := files.origin(dataset)) and is_ours(finding.shard):
+        return f"remove {url}/{finding.shard}; then {again}, which makes this shard anew"
     if not is_ours(finding.shard):
         return f"restore {finding.shard} from where it came: it was indexed in place and there is no other copy of its clips"
     shard = dataset / finding.shard
     done = sorted((dataset / ".build" / "done").glob(f"{shard.stem}.*"))
     if not done:
         return f"restore {finding.shard} from a copy: the state of its build (.build) is not here to make it again"
-    files = [shard, shard.with_suffix(".idx"), *done]
-    return f"rm -f {shlex.join(map(str, files))}; then {again}, which makes this shard anew"
+    outdated = [shard, shard.with_suffix(".idx"), *done]
+    return f"rm -f {shlex.join(map(str, outdated))}; then {again}, which makes this shard anew"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -237,7 +248,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Print findings as they come, then how to repair them."""
-    dataset = Path(args.dataset)
+    place = args.dataset
+    dataset = files.fetch_manifest(place) if is_url(place) else Path(place)
     limits = {"sample": (1, 2**62), "workers": (1, 4096), "time-limit": (1, 10**7), "memory-limit": (0.5, 10**4)}
     for option, (low, high) in limits.items():
         value = getattr(args, option.replace("-", "_"))
@@ -261,26 +273,27 @@ def report(args: argparse.Namespace) -> int:
         if args.json:
             entries.append({**asdict(finding), "repair": repair(dataset, finding)})
         elif by_shard[finding.shard] <= SHOWN_PER_SHARD:
-            tqdm.write(_line(finding))
+            tqdm.write(one_line(finding))
     if args.json:
-        print(json.dumps({"dataset": str(dataset), "findings": entries}, indent=1))
+        print(json.dumps({"dataset": str(place), "findings": entries}, indent=1))
         return 1 if entries else 0
     for shard, count in by_shard.items():
         if count > SHOWN_PER_SHARD:
-            print(f"{shard or dataset}: and {count - SHOWN_PER_SHARD} more (--json lists all)")
+            print(f"{shard or place}: and {count - SHOWN_PER_SHARD} more (--json lists all)")
     if not by_shard:
         what = f"a sample of {args.sample}" if args.sample else "those that failed" if args.failures else "all clips"
-        print(f"{dataset}: nothing is wrong ({what}; {'decoded whole' if args.decode else 'hashes and headers only'})")
+        print(f"{place}: nothing is wrong ({what}; {'decoded whole' if args.decode else 'hashes and headers only'})")
         return 0
     places = [shard for shard in by_shard if shard]
     where = f" in {len(places)} of the shards" if len(places) > 1 else f" in {places[0]}" if places else ""
-    print(f"{dataset}: {by_shard.total()} finding{'s' * (by_shard.total() > 1)}{where}")
+    print(f"{place}: {by_shard.total()} finding{'s' * (by_shard.total() > 1)}{where}")
     for number, text in enumerate(repairs):
         print(f"{'repair' if number == 0 else '      '}    {text}")
     return 1
 
 
-def _line(finding: Finding) -> str:
+def one_line(finding: Finding) -> str:
+    """A finding for people."""
     place = " ".join(part for part in (finding.shard, finding.key) if part) or "dataset"
     text = f"{place}: {finding.what}: expected {finding.expected}, found {finding.found}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -306,7 +319,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("dataset", metavar="DATASET", help="folder with manifest.parquet")
+    add("dataset", metavar="DATASET", help="folder with manifest.parquet, or a URL")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--sample", type=int, metavar="N", help="look at N clips, always the same ones (default: all)")
     which.add_argument("--failures", metavar="FILE", help="failures.jsonl of a training run: look at those clips")

@@ -15,7 +15,10 @@ from dataset_builders.rejects import RejectedError
 from dataset_builders.tar_headers import BLOCK, Member, read_members
 from dataset_builders.verify import VerifiedClip, verify
 from dataset_builders.writer import dali_index, side_file
-from pipeline.manifest import content_hash
+from pipeline import files
+from pipeline.manifest import Clip, content_hash
+from pipeline.remote import StorageError
+from pipeline.storage import ShardReader
 
 
 class Fault(StrEnum):
@@ -76,6 +79,19 @@ class Checker:
             key = "" if isinstance(task, ShardTask) else task.row["key"]
             yield Finding(Fault.SHARD, shard, key, "a file that can be read", error.strerror or str(error))
 
+    def _remote(self, row: dict[str, Any]) -> Iterator[Finding]:
+        """A clip behind a URL: its bytes, read as in training."""
+        columns = {name: row[name] for name in Clip.__dataclass_fields__ if name != "row"}
+        try:
+            data = _reader(self.dataset).read(Clip(row=0, **{**columns, "keyframes": tuple(row["keyframes"])}))
+        except StorageError as error:
+            unread = error.transient or isinstance(error.__cause__, FileNotFoundError)
+            fault, expected = (Fault.SHARD, "a shard that can be read") if unread else (Fault.CONTENT, "its bytes")
+            yield Finding(fault, row["shard"], row["key"], expected, str(error))
+        else:
+            if self.decode:
+                yield from _decoded(row, data)
+
     def _shard(self, task: ShardTask) -> Iterator[Finding]:
         """Headers, number of clips and index of a shard that the builder wrote; only the headers of one that was indexed."""
         file = os.path.join(self.dataset, task.shard)
@@ -107,6 +123,9 @@ class Checker:
 
     def _clip(self, row: dict[str, Any]) -> Iterator[Finding]:
         shard, key, offset, size = row["shard"], row["key"], row["offset"], row["size"]
+        if is_remote(self.dataset, shard):
+            yield from self._remote(row)
+            return
         file, ours = os.path.join(self.dataset, shard), is_ours(shard)
         whole = -(-size // BLOCK) * BLOCK  # with the zeros that fill its last block
         with open(file, "rb", buffering=0) as opened:
@@ -130,6 +149,16 @@ class Checker:
             yield Finding(Fault.CONTENT, shard, key, "zeros after its last byte", "something else")
         elif self.decode:  # changed bytes were found already: what they decode to would be no news
             yield from _decoded(row, data)
+
+
+def is_remote(dataset: str | os.PathLike[str], shard: str) -> bool:
+    """Behind a URL: by its own name, or because `dataset` is a mirror or the work folder of a dataset there."""
+    return "://" in shard or (not shard.startswith("/") and files.origin(Path(dataset)) is not None)
+
+
+@lru_cache(maxsize=1)
+def _reader(dataset: str) -> ShardReader:
+    return ShardReader(dataset)
 
 
 def is_ours(shard: str) -> bool:

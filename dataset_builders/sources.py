@@ -27,6 +27,7 @@ from dataset_builders import (
 )
 from dataset_builders.annotations import AnyPath, Files
 from dataset_builders.plan import SourcePlan
+from pipeline.remote import is_url
 
 KINDS: dict[str, Callable[..., SourcePlan]] = {
     "ava": ava.plan,
@@ -111,6 +112,9 @@ def make_source(name: str, kind: str, table: Mapping[str, Any], base: Path, spli
     for key, value in settings.items():
         if _is_path(kind, key) and value is not None:
             settings[key] = _resolve(value, base)
+            if kind != "index" and isinstance(value, str | bytes | os.PathLike) and is_url(os.fsdecode(value)):
+                told = f"{where}: {key} {os.fsdecode(value)!r} is a URL, and only tars are read from one (--index)"
+                raise ValueError(f"{told}; mount the bucket, or copy the files")
         elif isinstance(value, list):
             settings[key] = tuple(value)
     return Source(name=name, kind=kind, settings=settings)
@@ -163,4 +167,5 @@ def _resolve(value: Any, base: Path) -> Any:
     """Relative to `base`; a list of paths one by one. Of text, so that braces and bytes that are not UTF-8 stay."""
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(_resolve(one, base) for one in value)
-    return os.path.join(os.fspath(base), os.path.expanduser(os.fsdecode(value)))
+    text = os.fsdecode(value)
+    return text if is_url(text) else os.path.join(os.fspath(base), os.path.expanduser(text))

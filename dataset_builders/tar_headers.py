@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from dataset_builders.rejects import Reason, RejectedError
+from pipeline import files
+from pipeline.remote import is_url
 
 COMPRESSIONS = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -29,8 +31,11 @@ class Member:
 
 def check_plain(file: str) -> None:
     """Raises ValueError for a compressed tar, OSError if it cannot be read."""
-    with open(file, "rb") as opened:
-        head = opened.read(8)
+    if is_url(file):
+        head = files.read_range(file, 0, 8)
+    else:
+        with open(file, "rb") as opened:
+            head = opened.read(8)
     for magic, (name, unpack) in COMPRESSIONS.items():
         if head.startswith(magic):
             raise ValueError(
@@ -40,30 +45,34 @@ def check_plain(file: str) -> None:
 
 
 def read_members(file: str | os.PathLike[str]) -> tuple[list[Member], RejectedError | None]:
-    """The files in a tar -> (members in their order, what is wrong with the tar as a whole).
+    """As `members_of`, of a local file; see remote_tar.py for URLs. Raises OSError."""
+    with open(file, "rb") as opened:
+        return members_of(opened, os.path.getsize(file))
+
+
+def members_of(opened: BinaryIO, size: int) -> tuple[list[Member], RejectedError | None]:
+    """The files in a tar of `size` bytes -> (members in their order, what is wrong with the tar as a whole).
 
     USTAR, GNU (long names, base-256 sizes) and pax. Of a tar that was cut off or damaged, the members before the damage.
     Links and sparse files come with a problem: their content is not a run of bytes. Raises OSError.
     """
-    size = os.path.getsize(file)
     members: list[Member] = []
-    with open(file, "rb") as opened:
-        try:
-            with tarfile.open(fileobj=opened, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-                end = 0
-                while (info := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps them all, at about 1 kB each
-                    if tar.offset <= end or info.size < 0:
-                        raise tarfile.ReadError("its headers lead backwards")
-                    end = tar.offset
-                    member = _member(info, size)
-                    if member is not None:
-                        members.append(member)
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-            place = f"after member {members[-1].name!r}" if members else "from its beginning on"
-            reason = Reason.TRUNCATED if members and members[-1].offset + members[-1].size > size else Reason.DAMAGED
-            return members, RejectedError(reason, f"the tar cannot be read {place}: {error}")
-        return members, _ending(opened, end, size)
+    try:
+        with tarfile.open(fileobj=opened, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+            end = 0
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it keeps them all, at about 1 kB each
+                if tar.offset <= end or info.size < 0:
+                    raise tarfile.ReadError("its headers lead backwards")
+                end = tar.offset
+                member = _member(info, size)
+                if member is not None:
+                    members.append(member)
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        place = f"after member {members[-1].name!r}" if members else "from its beginning on"
+        reason = Reason.TRUNCATED if members and members[-1].offset + members[-1].size > size else Reason.DAMAGED
+        return members, RejectedError(reason, f"the tar cannot be read {place}: {error}")
+    return members, _ending(opened, end, size)
 
 
 def _member(info: tarfile.TarInfo, tar_size: int) -> Member | None:

@@ -162,7 +162,7 @@ def decode_each(clip: Clip, data: bytes, wanted: np.ndarray, take: Take, meter: 
                 )
                 plane = rgb.planes[0]
                 converting += (converted := clock()) - now
-                take(i, np.frombuffer(plane, np.uint8).reshape(height, plane.line_size))
+                take(i, np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size))
                 taking += (lap := clock()) - converted
             if not place:
                 break

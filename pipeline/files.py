@@ -3,20 +3,23 @@
 Object storage has no rename and needs none: an object appears when its upload is complete.
 """
 
+import base64
 import hashlib
 import os
 import platform
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline import remote
 from pipeline.remote import StorageError
 
 UPLOAD_PATIENCE = 600.0  # seconds for one upload or download of a whole file, with all its repetitions
 SLOWEST = 1_000_000  # bytes per second of a connection over which shards can be uploaded
+PART = 50 << 20  # bytes: s3fs uploads files of 100 MiB and more in such parts, and S3 then states the MD5 of their MD5s
 ORIGIN = "origin.url"  # in a mirrored dataset: where its shards are
 
 
@@ -57,6 +60,46 @@ def upload(file: Path, url: str) -> None:
         raise StorageError(f"{url}: {arrived} of {expected} bytes arrived; run it again", transient=True)
 
 
+def download(url: str, file: Path) -> None:
+    """Copy a whole object to a local file, which is cut off if this fails. Raises OSError."""
+    url = remote.as_url(url)
+    patience = UPLOAD_PATIENCE + 2 * (size(url) or 0) / SLOWEST
+    _patiently("get_file", url, url, str(file), patience=patience)
+
+
+def listed(url: str) -> list[str]:
+    """The names, relative to it, of all objects below a URL; none if there is no such place. Raises OSError."""
+    return sorted(states(url))
+
+
+def states(url: str) -> dict[str, dict[str, Any]]:
+    """The same names -> size, and whatever names the version (ETag or the like), as `is_copy` takes it. Raises OSError."""
+    url = remote.as_url(url)
+    # the file system answers with paths of its own, without the protocol
+    root = remote.filesystem(url)._strip_protocol(url).rstrip("/") + "/"
+    found = _patiently("find", url, url, detail=True)
+    return {path.removeprefix(root): _version(info) for path, info in found.items() if path.startswith(root)}
+
+
+def is_copy(url: str, file: Path, state: Mapping[str, Any] | None = None) -> bool:
+    """Whether an object holds the bytes of a local file; False if there is none. Raises OSError.
+
+    By its size, and the MD5 that the storage states: S3's ETag, of the whole or of its parts, or Google's md5Hash. Where it
+    states none, or another (ETags of encrypted objects are no MD5), the object is read back. `state` is what `states` says.
+    """
+    url = remote.as_url(url)
+    state = state or stat(url)
+    if state is None or state["size"] != file.stat().st_size:
+        return False
+    stated = str(state.get("ETag", "")).strip('"') or state.get("md5Hash")
+    with file.open("rb") as opened:
+        if stated and stated in _digests(opened):
+            return True
+        opened.seek(0)
+        starts = range(0, state["size"], PART)
+        return all(opened.read(PART) == read_range(url, start, min(start + PART, state["size"])) for start in starts)
+
+
 def read(target: str | os.PathLike[str]) -> bytes:
     """A whole file. Raises OSError."""
     if not remote.is_url(target):
@@ -65,13 +108,37 @@ def read(target: str | os.PathLike[str]) -> bytes:
     return _patiently("cat_file", url, url)
 
 
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of an object, fewer where it ends before. Raises OSError."""
+    return remote.fetch_range(url, start, stop, time.monotonic() + UPLOAD_PATIENCE) if stop > start else b""
+
+
 def size(target: str | os.PathLike[str]) -> int | None:
     """Bytes of a file, None if it is not there. Raises OSError if that cannot be found out."""
     if not remote.is_url(target):
         path = Path(target)
         return path.stat().st_size if path.is_file() else None
-    state = _state(remote.as_url(target))
+    state = stat(os.fspath(target))
     return None if state is None else int(state["size"])
+
+
+def stat(url: str) -> dict[str, Any] | None:
+    """Size, and whatever names the version, of an object; None if it is not there. Raises OSError."""
+    url = remote.as_url(url)
+    try:
+        info = _patiently("info", url, url)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    if info.get("type") == "directory" or info.get("size") is None:
+        return None
+    return _version(info)
+
+
+def name_of(url: str, state: Mapping[str, Any]) -> str:
+    """A name for what one version of an object is kept under; `state` is what `stat` says."""
+    return hashlib.blake2b(repr((url, sorted(state.items()))).encode(), digest_size=16).hexdigest()
 
 
 def exists(target: str | os.PathLike[str]) -> bool:
@@ -98,12 +165,12 @@ def fetch_manifest(url: str | os.PathLike[str]) -> Path:
     """
     url = remote.as_url(url)
     manifest = f"{url}/manifest.parquet"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tubecell" / "mirrors"
+    home = cache_folder() / "mirrors"
     for _ in range(3):
-        state = _state(manifest)
+        state = stat(manifest)
         if state is None:
             raise ValueError(f"{url} is no dataset: it has no manifest.parquet; upload the folder that the build command made")
-        folder = home / _digest(url, state)
+        folder = home / name_of(url, state)
         if (folder / "manifest.parquet").exists():
             return folder
         temporary = home / f".{folder.name}.{uuid.uuid4().hex}"
@@ -113,7 +180,7 @@ def fetch_manifest(url: str | os.PathLike[str]) -> Path:
             (temporary / "manifest.parquet").write_bytes(read(manifest))
             if exists(f"{url}/dataset.json"):
                 (temporary / "dataset.json").write_bytes(read(f"{url}/dataset.json"))
-            if _state(manifest) != state or (temporary / "manifest.parquet").stat().st_size != state["size"]:
+            if stat(manifest) != state or (temporary / "manifest.parquet").stat().st_size != state["size"]:
                 continue  # it was replaced meanwhile
             try:
                 temporary.rename(folder)
@@ -126,28 +193,30 @@ def fetch_manifest(url: str | os.PathLike[str]) -> Path:
     raise ValueError(f"{manifest} changes while it is read; wait for the build that writes it")
 
 
+def cache_folder() -> Path:
+    """Where this user's files may lie that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tubecell"
+
+
 def origin(folder: Path) -> str | None:
     """Where the shards of a mirrored dataset are; None for a folder that holds its own."""
     file = folder / ORIGIN
     return file.read_text().strip() if file.exists() else None
 
 
-def _state(url: str) -> dict[str, Any] | None:
-    """Size and whatever names the version of an object; None if it is not there."""
-    try:
-        info = _patiently("info", url, url)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
-    if info.get("type") == "directory" or info.get("size") is None:
-        return None
+def _version(info: Mapping[str, Any]) -> dict[str, Any]:
     names = ("ETag", "etag", "md5Hash", "generation", "LastModified", "mtime", "updated", "created", "size")
     return {name: str(info[name]) if name != "size" else int(info[name]) for name in names if info.get(name) is not None}
 
 
-def _digest(url: str, state: dict[str, Any]) -> str:
-    return hashlib.blake2b(repr((url, sorted(state.items()))).encode(), digest_size=16).hexdigest()
+def _digests(opened: BinaryIO) -> tuple[str, str, str]:
+    """What storages say of a file's bytes: ETag of the whole, ETag of parts, md5Hash."""
+    whole, parts = hashlib.md5(usedforsecurity=False), []
+    while data := opened.read(PART):
+        whole.update(data)
+        parts.append(hashlib.md5(data, usedforsecurity=False).digest())
+    of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    return whole.hexdigest(), f"{of_parts}-{len(parts)}", base64.b64encode(whole.digest()).decode()
 
 
 def _writable(target: str | os.PathLike[str]) -> str:
@@ -157,6 +226,6 @@ def _writable(target: str | os.PathLike[str]) -> str:
     return url
 
 
-def _patiently(method: str, url: str, *arguments: Any, patience: float = UPLOAD_PATIENCE) -> Any:
+def _patiently(method: str, url: str, *arguments: Any, patience: float = UPLOAD_PATIENCE, **options: Any) -> Any:
     deadline = time.monotonic() + patience
-    return remote.patiently(lambda limit: remote.call(url, method, *arguments, timeout=limit), url, deadline)
+    return remote.patiently(lambda limit: remote.call(url, method, *arguments, timeout=limit, **options), url, deadline)

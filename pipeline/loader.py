@@ -225,6 +225,18 @@ class ClipLoader:
             recipe=asdict(self.recipe),
         )
 
+    def keys(self, epoch: int, step: int, part: int | None = None) -> list[str]:
+        """Of this rank's clips of a step that was taken since the start of this process: of one of its batches, or of all.
+
+        They are computed, not remembered; a clip that failed goes by its substitute.
+        """
+        positions = sampling.order_of(self.manifest, self.recipe).rank_positions(step, self.rank, self.world_size)
+        if part is not None:
+            positions = positions[part * self.clips : (part + 1) * self.clips]
+        attempts = np.array([self._ledger.get((epoch, position), 0) for position in positions.tolist()])
+        rows = sampling.sample_clips(self.manifest, self.recipe, epoch, positions, attempts).rows
+        return [self.manifest.clip(row).key for row in rows.tolist()]
+
     @property
     def threads(self) -> int:
         """That decode now."""

@@ -1,9 +1,11 @@
-"""A folder of small real videos."""
+"""A folder of small real videos, and the dataset that they make."""
 
 from pathlib import Path
 
 import pytest
 from small_videos import make_video
+
+from dataset_builders import build_unlabeled_hybrid
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("no video")
     (folder / "empty.mp4").touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `videos` give, four a shard, if nothing comes between; to be copied before it is changed."""
+    dataset: Path = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    arguments = ["--folder", f"v={videos}", "--out", str(dataset), "--clips-per-shard", "4", "--workers", "2"]
+    assert build_unlabeled_hybrid.main(arguments) == 0
+    return dataset

@@ -56,13 +56,6 @@ def assert_sound(dataset: Path, folders: dict[str, Path]) -> None:
         assert (frames[0].width, frames[0].height) == upright
 
 
-@pytest.fixture(scope="module")
-def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    dataset = tmp_path_factory.mktemp("undisturbed") / "dataset"
-    assert build(dataset, f"v={videos}") == 0
-    return dataset
-
-
 def test_a_build_end_to_end(videos: Path, undisturbed: Path) -> None:
     assert_sound(undisturbed, {"v": videos})
     table = pq.read_table(undisturbed / "manifest.parquet")
