@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+TokenMethod = Literal["auto", "reference", "compiled", "triton"]
+AttentionKernel = Literal["auto", "flash", "flash3", "cudnn"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +92,19 @@ class ModelConfig:
     def decoder_mlp_dim(self) -> int:
         """Hidden width of the decoder's MLPs: 2234 for ViT-g, as in its checkpoints, where Table 7 prints 2048."""
         return int(self.decoder_dim * self.mlp_ratio)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Implementation:
+    """How a model is computed. None of it changes a parameter, or a result beyond rounding."""
+
+    tokens: TokenMethod = "auto"
+    """What makes patches and targets of uint8 views; see `model.patches.token_function`."""
+    attention: AttentionKernel = "flash"
+    """Whose kernels attention takes on CUDA in bf16 and fp16; see `model.layers.sdpa_backends`. "auto" is "flash", but on a
+    CPU in bf16 up to 256 tokens plain products; see `model.layers.plain_attention`."""
+    align_mlp: bool = False
+    """Compute MLPs at the next multiple of 64 of their hidden width: 2240 for the 2234 of ViT-g's decoder."""
 
 
 VIT_B = ModelConfig()

@@ -3,26 +3,75 @@
 B views, N tokens, D width, H heads.
 """
 
+from contextlib import suppress
+
 import numpy as np
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, linear, pad, scaled_dot_product_attention
+
+from model.config import AttentionKernel, Implementation
 
 LAYER_NORM_EPS = 1e-6  # everywhere, as the official code
 
+ALIGNED = 64  # columns; tensor cores read whole 16 bytes, which are 8 values of bf16
+DEFAULT = Implementation()
+SHORT = 256  # tokens, up to which plain products are quicker on a CPU in bf16; at 944 they are not
 # A fixed order makes the choice, and so the bits of a run, the same from one start to the next. Flash takes every head size
 # here (32, 64, 80, 88); fp32 on CUDA takes the second, fp64 there the third.
 SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
+def sdpa_backends(kernel: AttentionKernel) -> list[SDPBackend]:
+    """The order in which kernels are asked whether they take the tensors; "cudnn" puts cuDNN's first.
+
+    "flash" is torch's own FlashAttention-2. "flash3" has the same order, after `activate_flash_attention_3`. Which is fastest
+    on Hopper is not yet measured.
+    """
+    return [SDPBackend.CUDNN_ATTENTION, *SDPA_BACKENDS] if kernel == "cudnn" else SDPA_BACKENDS
+
+
+def plain_attention(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> Tensor:
+    """Attention as three operations, whose matrix of all pairs is kept.
+
+    The backward pass of torch's flash kernel for CPUs is slow in bf16: 8 views of ViT-B's encoder (160 tokens), one core with
+    AMX, take 9 + 107 ms of CPU time, this 12 + 16. Scores are rounded to bf16: gradients are within 0.9 % of float64's, where
+    the kernel's are within 0.4 % (relative L2, random inputs).
+    """
+    scores = torch.matmul(q_BHNd * q_BHNd.shape[-1] ** -0.5, k_BHNd.transpose(-1, -2))
+    return torch.matmul(scores.softmax(-1), v_BHNd)
+
+
+def activate_flash_attention_3() -> None:
+    """Let the flash backend run FlashAttention-3's kernels from now on, in the whole process. They are for Hopper GPUs.
+
+    Raises ValueError where torch or the machine does not have them.
+    """
+    reason = "torch sees no Hopper GPU"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9:
+        with suppress(ImportError):  # torch before 2.11
+            from torch.nn.attention import activate_flash_attention_impl
+
+            try:
+                return activate_flash_attention_impl("FA3")
+            except (ImportError, RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"--compute.attention flash3: {error}; install FlashAttention-3 (its module is flash_attn_interface), or "
+                    'take "flash" or "cudnn"'
+                ) from error
+        reason = f"torch {torch.__version__} cannot take other flash kernels than its own"
+    raise ValueError(f'--compute.attention flash3: {reason}; take "flash" or "cudnn"')
+
+
 class Attention(nn.Module):
     """Self-attention without a mask. Queries and values have a bias; keys have none (softmax would cancel it)."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, how: Implementation = DEFAULT) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.kernel = how.attention
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
@@ -30,30 +79,52 @@ class Attention(nn.Module):
         self.k_bias: Tensor
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, queries: slice | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D), or only the tokens of `queries`."""
         B, N, D = x_BND.shape
         # FSDP2 casts parameters to the compute dtype but not buffers
         bias = torch.cat([self.q_bias, self.k_bias.to(self.q_bias.dtype), self.v_bias])
         qkv = linear(x_BND, self.qkv.weight, bias).view(B, N, 3, self.num_heads, D // self.num_heads)
         q_BHNd, k_BHNd, v_BHNd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        with sdpa_kernel(SDPA_BACKENDS, set_priority=True):
-            x_BHNd = scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd)
-        return self.proj(x_BHNd.transpose(1, 2).reshape(B, N, D))
+        if queries is not None:
+            q_BHNd = q_BHNd[:, :, queries]
+        if self.kernel == "auto" and N <= SHORT and x_BND.device.type == "cpu" and x_BND.dtype == torch.bfloat16:
+            x_BHNd = plain_attention(q_BHNd, k_BHNd, v_BHNd)
+        else:
+            with sdpa_kernel(sdpa_backends(self.kernel), set_priority=True):
+                x_BHNd = scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd)
+        return self.proj(x_BHNd.transpose(1, 2).reshape(B, -1, D))
+
+
+class AlignedMlp(Mlp):
+    """The same MLP, computed at a hidden width that is a multiple of 64. Parameters keep their official shapes.
+
+    The weights are padded with zeros on the way in, a copy of 4.6 MB a block for ViT-g's decoder in bf16. A hidden value of the
+    padding is GELU(0) = 0, so neither output nor gradient has anything of it. ViT-g's 2234 columns are no multiple of 8, which
+    keeps a GEMM from loading 16 bytes at once; what that costs is to be measured.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = -self.fc1.weight.shape[0] % ALIGNED
+        bias = None if self.fc1.bias is None else pad(self.fc1.bias, (0, more))
+        hidden = self.act(linear(x, pad(self.fc1.weight, (0, 0, 0, more)), bias))
+        return linear(hidden, pad(self.fc2.weight, (0, more)), self.fc2.bias)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: (B, N, D) -> (B, N, D)."""
+    """Pre-norm transformer block: (B, N, D) -> (B, N, D), or only the tokens of `kept`, which see all the others."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, drop_path: float = 0.0, how: Implementation = DEFAULT) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, num_heads)
+        self.attn = Attention(dim, num_heads, how)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, mlp_dim)
+        self.mlp = AlignedMlp(dim, mlp_dim) if how.align_mlp and mlp_dim % ALIGNED else Mlp(dim, mlp_dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.drop_path(self.attn(self.norm1(x_BND)))
+    def forward(self, x_BND: Tensor, kept: slice | None = None) -> Tensor:
+        residual = x_BND if kept is None else x_BND[:, kept]
+        x_BND = residual + self.drop_path(self.attn(self.norm1(x_BND), kept))
         return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
 
 

@@ -27,7 +27,7 @@ def test_executed_macs_are_those_of_the_flop_counter(config, V, K, L):
     idx = torch.arange(config.num_tokens).expand(B, -1)
     with FlopCounterMode(display=False) as counter:
         model(views, idx[:, :V], idx[:, -K:], torch.ones(B, L))
-    assert counter.get_total_flops() == round(2e9 * B * executed_gmac(config, V, K))
+    assert counter.get_total_flops() == round(2e9 * B * executed_gmac(config, V, K, L))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,6 @@ def test_paper_macs(name, visible, decoded, paper, tolerance):
 
 def test_macs_of_the_named_models():
     assert paper_gmac(MODELS["vit-g"], 208, 1024) == pytest.approx(241.61353728, abs=1e-8)
-    assert executed_gmac(MODELS["vit-g"], 208, 1024) == pytest.approx(238.56685056, abs=1e-8)
+    assert executed_gmac(MODELS["vit-g"], 208, 1024, 920) == pytest.approx(237.315096576, abs=1e-8)
     assert paper_gmac(MODELS["vit-b"], 160, 784) == pytest.approx(25.839796224, abs=1e-8)
-    assert executed_gmac(MODELS["vit-b"], 160, 784) == pytest.approx(24.17885184, abs=1e-8)
+    assert executed_gmac(MODELS["vit-b"], 160, 784, 704) == pytest.approx(23.63916288, abs=1e-8)

@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 from torch.nn.functional import conv3d
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.layers import Attention, Block, PatchEmbed, PositionTable, reset_buffers
+from model.config import Implementation
+from model.layers import Attention, Block, PatchEmbed, PositionTable, activate_flash_attention_3, reset_buffers
 
 
 def randomise(module, seed=0):
@@ -48,6 +50,58 @@ def test_block_is_pre_norm_with_exact_gelu():
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
     want = y + hidden @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
     torch.testing.assert_close(block(x), want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_block_gives_only_the_tokens_asked_for():
+    block = randomise(Block(24, 3, 50).double())
+    x = torch.randn(2, 9, 24, dtype=torch.float64)
+    torch.testing.assert_close(block(x, slice(2, 6)), block(x)[:, 2:6], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mlp_dim", [2234 // 64, 64])
+def test_aligned_mlp_is_the_same_mlp(mlp_dim):
+    """Names, shapes, output and every gradient: the padding is inert."""
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    plain, aligned = (randomise(Block(24, 3, mlp_dim, how=Implementation(align_mlp=on)).double()) for on in (False, True))
+    assert {k: v.shape for k, v in aligned.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    widths = []
+    aligned.mlp.act.register_forward_hook(lambda act, inputs, output: widths.append(output.shape[-1]))
+    got, want = aligned(x), plain(x)
+    assert widths == [64]
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    got.square().sum().backward()
+    want.square().sum().backward()
+    for (name, a), b in zip(aligned.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_plain_attention_is_taken_for_few_tokens_in_bf16():
+    """On a CPU; its output and gradients are those of SDPA in float64, to bf16's rounding."""
+    layer = randomise(Attention(24, 3, Implementation(attention="auto")))
+    kernels = set()
+
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            kernels.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    results = {}
+    for dtype, tokens in ((torch.float64, 9), (torch.bfloat16, 9), (torch.bfloat16, 257)):
+        layer.to(dtype)
+        x = torch.randn(2, tokens, 24, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16).to(dtype).requires_grad_()
+        kernels.clear()
+        with Kernels():
+            y = layer(x, slice(2, 6))
+        assert ("_softmax" in kernels) == (dtype == torch.bfloat16 and tokens == 9)
+        results[dtype, tokens] = y, torch.autograd.grad(y.square().sum(), x)[0]
+    for got, want in zip(results[torch.bfloat16, 9], results[torch.float64, 9], strict=True):
+        assert (got.double() - want).norm() < 0.03 * want.norm()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a Hopper GPU says")
+def test_flash_attention_3_needs_its_gpu():
+    with pytest.raises(ValueError, match=r'--compute.attention flash3: torch sees no Hopper GPU; take "flash" or "cudnn"'):
+        activate_flash_attention_3()
 
 
 def test_drop_path_skips_whole_samples_in_training_only():

@@ -122,6 +122,17 @@ def test_weights_choose_which_targets_count():
     torch.testing.assert_close(got, slow_loss(model, views, visible_idx, decoded_idx, weight), rtol=1e-12, atol=0)
 
 
+def test_predictions_of_the_loss_are_those_of_all_tokens():
+    """What training leaves out, of a picture's predictions, changes nothing of the rest."""
+    model = build(dtype=torch.float64)
+    views, visible_idx, decoded_idx, _ = batch()
+    with torch.no_grad():
+        latent = model.encode(views, visible_idx)
+        every, loss_only = (model.decode(latent, visible_idx, decoded_idx, n) for n in (None, L))
+    assert every.shape[1] == K and loss_only.shape[1] == L
+    torch.testing.assert_close(loss_only, every[:, :L], rtol=1e-12, atol=1e-12)
+
+
 def test_order_of_decoded_tokens_does_not_matter():
     model = build(dtype=torch.float64)
     views, visible_idx, decoded_idx, _ = batch()
@@ -183,7 +194,7 @@ def test_a_meta_build_becomes_the_direct_one():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own look at the activations it traces
-def test_blocks_compile_whole_and_once_a_stack():
+def test_blocks_compile_whole_and_once_a_kind():
     torch._dynamo.reset()
     model, inputs = build(), batch()
     want = model(*inputs)
@@ -196,10 +207,13 @@ def test_blocks_compile_whole_and_once_a_stack():
 
     for block in model.blocks():
         block.compile(fullgraph=True, dynamic=False, backend=backend)
-    loss = model(*inputs)
-    loss.backward()
+    torch._dynamo.utils.counters.clear()
+    for _ in range(2):
+        loss = model(*inputs)
+        loss.backward()
     torch.testing.assert_close(loss, want)
-    assert len(graphs) == 2  # one for the encoder's shape, one for the decoder's
+    assert len(graphs) == 3  # one for the encoder, one for the decoder, one for its last block
+    assert not torch._dynamo.utils.counters["graph_break"]
     torch._dynamo.reset()
 
 
