@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from model.config import MODELS, ModelConfig
+from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
+from pipeline.remote import is_url
 from pipeline.sampling import SamplingRecipe
+from train.activation_checkpointing import Policy
+from train.profiler import parse_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,28 +60,58 @@ class OptimConfig:
     """AdamW's."""
     clip_grad: float | None = None
     """Largest global gradient norm; None leaves gradients as they are."""
+    spike_factor: float | None = None
+    """Also skip a step whose gradient norm is over so many times its running mean (of 100 steps, which must be over first);
+    3 to 10 are sensible; None skips only what is not finite."""
     max_skipped: int = 20
-    """Steps in a row with a non-finite gradient after which the run stops; each of them is skipped."""
+    """Skipped steps in a row after which the run stops. (In fp16, those that only lower the loss scale do not count.)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:
     """How a step is computed; none of this changes what is learned, beyond rounding."""
 
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the forward and backward pass; master weights, gradient reduction, targets and loss are float32 always."""
+    precision: Literal["bf16", "fp32", "tf32", "fp16", "paper"] = "bf16"
+    """Of the forward and backward pass; master weights, gradient reduction, targets and loss are float32 always. "fp16" is
+    the official code's, with loss scaling; "paper": encoder in fp16, decoder in fp32."""
     views_per_forward: int = 128
     """Most views of one forward pass on one rank; a step is accumulated over as many passes as it takes. Where the number of
     loss tokens varies (T' no multiple of 4), the loss is the mean of the passes' means (official code: of the ranks' means)."""
-    activation_checkpointing: bool = False
-    """Recompute every block in the backward pass instead of keeping its activations."""
+    activation_checkpointing: str = "none"
+    """Blocks that run again in the backward pass instead of keeping their activations: "none", "full", "every:K", or
+    "budget:GIB", as few FLOPs as keep `views_per_forward` views within so many GiB; --dry-run tells what each costs."""
+    shard: int | None = None
+    """Ranks that share one copy of parameters and optimizer state, the ranks of a node by default; 1: each has its own."""
+    reshard_after_forward: bool = False
+    """Drop a block's gathered weights after its forward pass, and gather them again for the backward pass: e bytes a
+    parameter less, half as much communication again."""
+    defer_gradients: bool = False
+    """With accumulation: reduce gradients after the step's last pass only; takes 4 bytes a parameter on every rank."""
+    memory_gib: float | None = None
+    """Of a card: what --dry-run plans for; by default this machine's GPU, or cards of 40, 80 and 141 GB."""
     compile: bool | None = None
     """Compile the blocks; by default on a GPU only: on a CPU it needs a C++ compiler, which a bare machine lacks."""
+    tokens: TokenMethod = "auto"
+    """What makes patches and targets of uint8 views: "triton", one kernel; "reference", plain operations; "compiled", those
+    through torch.compile. "auto" is the kernel on a GPU, where triton is installed, and the reference on a CPU."""
+    attention: AttentionKernel = "auto"
+    """Kernels of attention on a GPU in bf16 and fp16: "flash" torch's own FlashAttention-2, "cudnn" cuDNN's, or "flash3" the
+    package FlashAttention-3's, for Hopper. "auto" is "flash"; on a CPU in bf16 plain products where there are few tokens."""
+    align_mlp: bool | None = None
+    """Compute MLPs of an odd hidden width (ViT-g's decoder: 2234) padded with zeros to a multiple of 64; what is learned
+    and saved stays the same. By default on a GPU only."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" takes a GPU if there is one."""
     decoder: Literal["auto", "libav", "dali"] = "auto"
     """Of the clips: libav on the CPU's cores, or DALI, NVDEC on a GPU; the pixels differ by half a level in the mean. "auto"
     takes DALI on a GPU, where it is installed, for the clips that it can decode, and libav for the others."""
+
+    def __post_init__(self) -> None:
+        Policy.parse(self.activation_checkpointing)
+        if self.shard is not None and self.shard < 1:
+            raise ValueError(f"--compute.shard {self.shard} must be at least 1")
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ValueError(f"--compute.memory-gib {self.memory_gib} must be over 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +132,20 @@ class PretrainConfig:
     """Steps between two lines of the log."""
     save_every: int = 500
     """Steps between two checkpoints; the last step is always saved."""
+    save_in_background: bool = True
+    """Write checkpoints beside the training, from a copy of the state in memory: 12 bytes a parameter, over all ranks."""
     keep_last: int = 2
-    """Checkpoints that stay."""
+    """Checkpoints that stay, the newest ones."""
+    keep_every: int | None = None
+    """Checkpoints of the steps that this divides stay as well; a multiple of save_every."""
+    mirror: str | None = None
+    """A place in object storage, s3://bucket/run, to upload checkpoints to. A run whose folder is lost goes on from there."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well; needs `pip install wandb`."""
+    reconstruct_every: int | None = None
+    """Steps between two pictures of what the model makes of six clips, in RUN/reconstructions and TensorBoard."""
+    profile: str | None = None
+    """FIRST:LAST, as 10:15: write a trace of these steps, and on a GPU of its memory, into RUN/profile."""
     profile_loader: bool = False
     """Write a report of where the loader's time goes into RUN/loader_profile, now and then and at the end."""
     dry_run: bool = False
@@ -117,8 +162,20 @@ class PretrainConfig:
         for name in ("epochs", "log_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_every):
+            raise ValueError(f"--keep-every {self.keep_every} must be a multiple of --save-every {self.save_every}")
+        if self.mirror is not None and not is_url(self.mirror):
+            raise ValueError(f"--mirror {self.mirror} must be a URL such as s3://bucket/run; --out is where the run is on disk")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps {self.steps} must be at least 1")
+        if self.reconstruct_every is not None and self.reconstruct_every < 1:
+            raise ValueError(f"--reconstruct-every {self.reconstruct_every} must be at least 1")
+        if self.profile is not None:
+            parse_steps(self.profile)
+        if self.optim.max_skipped < 1:
+            raise ValueError(f"--optim.max-skipped {self.optim.max_skipped} must be at least 1")
+        if self.optim.spike_factor is not None and self.optim.spike_factor <= 1:
+            raise ValueError(f"--optim.spike-factor {self.optim.spike_factor} must be over 1: a step at the mean is no spike")
         if not 0 <= self.optim.warmup_share < 1:
             raise ValueError(f"--optim.warmup-share {self.optim.warmup_share} must be at least 0 and less than 1")
         _ = self.sampling  # refuses views that cannot be taken or masked

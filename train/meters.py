@@ -1,40 +1,17 @@
-"""What a run says about itself: metrics.jsonl and TensorBoard always, and one console line."""
+"""What a run says about itself: metrics.jsonl and TensorBoard always, Weights & Biases if asked for, and one console line."""
 
+import importlib.util
 import json
-import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-# dense bf16 TFLOP/s of the data sheets, by a part of the device's name
-PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0, "L40S": 362.0}
-
-
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """FLOP/s of a GPU's data sheet, None where it is not known: MFU is then not given, rather than guessed."""
-    if device.type != "cuda" or precision != "bf16":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((1e12 * tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
-
-
-def device_name(device: torch.device) -> str:
-    """What the data sheet calls it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{len(os.sched_getaffinity(0))} CPU cores"
-
-
-def memory_gib(device: torch.device) -> float:
-    """Peak memory of the GPU since the start, or the resident memory of this process, in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
 
 
 def keep_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -80,35 +57,50 @@ def duration(seconds: float) -> str:
 class Meters:
     """Writes a run's log. Only rank 0 has one; `out` is the run's folder."""
 
-    def __init__(self, out: Path, total_steps: int, step: int) -> None:
+    def __init__(
+        self, out: Path, total_steps: int, step: int, wandb: str | None = None, config: dict[str, Any] | None = None
+    ) -> None:
+        """`step` steps are done. `wandb` names a project of Weights & Biases, where a run that goes on stays one run; `config`
+        is what is kept there."""
         self.total_steps = total_steps
         keep_lines(out / "metrics.jsonl", lambda line: line["step"] <= step)
         self._file = (out / "metrics.jsonl").open("a", buffering=1)
         self._tensorboard = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+        self._wandb = open_wandb(out, wandb, config or {}) if wandb else None
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, leave=False)
         self._began, self._first = time.perf_counter(), step
+        self._steady = False  # whether the first line, with start and compilation in its time, is behind
 
     def advance(self) -> None:
         """A step is done (as far as the host knows)."""
         self._bar.update()
 
     def log(self, values: dict[str, Any]) -> None:
-        """A line: values with at least step, loss, lr, grad_norm, views_per_second and data_wait."""
+        """A line: step, epoch, loss, lr, grad_norm, clip_ratio, skipped, time, and what `StepMeter.line` says."""
         self._file.write(json.dumps(values) + "\n")
-        step = values["step"]
-        for name, value in values.items():
-            if name not in ("step", "time") and value is not None:
-                self._tensorboard.add_scalar(name, value, step)
-        elapsed = time.perf_counter() - self._began
-        left = elapsed / max(step - self._first, 1) * (self.total_steps - step)
-        mfu = "" if values["mfu"] is None else f" · MFU {values['mfu']:.1%}"
-        skipped = f" · {values['skipped']} skipped" if values["skipped"] else ""
-        loss, norm = (format(values[name], ".4g") if values[name] is not None else "none" for name in ("loss", "grad_norm"))
-        self.say(
-            f"step {step}/{self.total_steps} · loss {loss} · lr {values['lr']:.2e} · grad {norm} · "
-            f"{values['views_per_second']:.1f} views/s{mfu} · "
-            f"waiting for data {values['data_wait']:.0%}{skipped} · {duration(left)} left"
-        )
+        scalars = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        for name, parts in values.items():
+            if isinstance(parts, dict):
+                scalars |= {f"{name}/{part}": value for part, value in parts.items()}
+        step = scalars.pop("step")
+        scalars = {name: value for name, value in scalars.items() if isinstance(value, int | float) and name != "time"}
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(scalars, step=step)
+        now = time.perf_counter()
+        left = (now - self._began) / max(step - self._first, 1) * (self.total_steps - step)
+        if not self._steady:
+            self._began, self._first, self._steady = now, step, True
+        self.say(f"step {step}/{self.total_steps} · {console_line(values)} · {duration(left)} left")
+
+    def picture(self, name: str, file: Path, pixels: np.ndarray, step: int) -> None:
+        """A picture, uint8 (height, width, 3), which lies in `file`."""
+        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        if self._wandb:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(str(file))}, step=step)
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
@@ -118,3 +110,36 @@ class Meters:
         self._bar.close()
         self._tensorboard.close()
         self._file.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def console_line(values: dict[str, Any]) -> str:
+    """The part of a line of the log that is for people. A rank is named from 5 % behind the others on."""
+    loss, norm = (format(values[name], ".4g") if values[name] is not None else "none" for name in ("loss", "grad_norm"))
+    parts = [f"loss {loss}", f"lr {values['lr']:.2e}", f"grad {norm}", f"{values['views_per_second']:.1f} views/s"]
+    if values["mfu"] is not None:
+        parts.append(f"MFU {values['mfu']:.1%}")
+    parts.append(f"{values['gemm_share']:.1%} of GEMM rate")
+    parts.append(f"waiting for data {values['data_wait']:.0%}")
+    if values["slowest_behind"] >= 0.05:
+        parts.append(f"rank {values['slowest_rank']} ({values['slowest_host']}) {values['slowest_behind']:.0%} behind")
+    if values["skipped"]:
+        parts.append(f"{values['skipped']} skipped")
+    return " · ".join(parts)
+
+
+def check_wandb(project: str | None) -> None:
+    """Raises ValueError if Weights & Biases is asked for and not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise ValueError(f"--wandb {project}: wandb is not installed; run `pip install wandb` and `wandb login`, or leave it")
+
+
+def open_wandb(out: Path, project: str, config: dict[str, Any]) -> Any:
+    """The run of Weights & Biases that belongs to this folder: a new one, or the one that RUN/wandb_id names."""
+    import wandb
+
+    file = out / "wandb_id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex)
+    return wandb.init(project=project, name=out.name, id=file.read_text(), resume="allow", dir=str(out), config=config)

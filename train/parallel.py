@@ -2,29 +2,34 @@
 
 The order matters: build on meta -> checkpoint activations -> compile -> shard -> fill with NaN -> initialise. The NaN make
 a parameter that nobody initialised visible at once.
+
+`--compute.shard S` says how many ranks share one copy of parameters, gradients and moments. With all of them the mesh has one
+dimension; with fewer it has two, W / S replicas of S shards (S = 1: plain data parallelism). S neighbouring ranks share, those
+of a node by default: weights then travel inside nodes only, and between nodes one S-th of the gradients, once a step.
 """
 
-import functools
 import gc
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils.checkpoint import checkpoint
 
-from model.config import ModelConfig
+from model.config import Implementation, ModelConfig
 from model.initialization import initial_value
+from model.layers import activate_flash_attention_3
 from model.videomae import VideoMAE
+from pipeline.masking import TokenCounts
+from train.activation_checkpointing import Policy, checkpoint_blocks, recomputed_blocks
 from train.config import ComputeConfig
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from train.precision import PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,15 @@ class Ranks:
     world_size: int
     local_world_size: int
     device: torch.device
-    mesh: DeviceMesh
+
+    def mesh(self, shard: int | None) -> DeviceMesh:
+        """The ranks as ("shard",), or as ("replicate", "shard") where `shard` of them, by default those of a node, are fewer
+        than all. Every rank calls it. Raises ValueError if the ranks cannot be divided so."""
+        size = shard_size(shard, self.world_size, self.local_world_size)
+        if size == self.world_size:
+            return init_device_mesh(self.device.type, (size,), mesh_dim_names=("shard",))
+        shape = (self.world_size // size, size)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank: how ranks agree to stop. Goes over gloo, so the device is not waited for."""
@@ -75,34 +88,89 @@ def started(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(here)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     if "RANK" in os.environ:
-        dist.init_process_group(backend)
+        meet(backend)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        mesh = init_device_mesh(kind, (dist.get_world_size(),), mesh_dim_names=("shard",))
-        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), here, mesh)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), here)
     finally:
         gc.collect()  # gloo aborts if sharded parameters outlive their group
         dist.destroy_process_group()
 
 
-def build_model(config: ModelConfig, compute: ComputeConfig, seed: int, ranks: Ranks) -> VideoMAE:
-    """The sharded model with its initial weights: bit-equal for any number of ranks."""
+def meet(backend: str) -> None:
+    """Join the process group, in a corner of the store to which no earlier start of these ranks has written.
+
+    torchrun keeps its store over restarts (torch 2.15): a rank that is early finds there the addresses of dead ones, and fails
+    (gloo) or hangs (NCCL).
+    """
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    if rank == 0:
+        store.set("tubecell", uuid.uuid4().hex)
+    corner = store.get("tubecell").decode()
+    dist.init_process_group(backend, store=dist.PrefixStore(corner, store), rank=rank, world_size=world_size)
+    if rank == 0:
+        store.delete_key("tubecell")  # gloo has connected all ranks, so all have read it; those of the next start must not
+
+
+def shard_size(shard: int | None, world_size: int, local_world_size: int) -> int:
+    """Ranks that share one copy of the state. Raises ValueError, with what is possible, if it does not divide the ranks."""
+    size = local_world_size if shard is None else shard
+    if size < 1 or world_size % size:
+        possible = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        given = f"the {size} ranks of this node" if shard is None else f"{size}"
+        raise ValueError(f"--compute.shard: {given} must divide the {world_size} ranks; possible: {possible}")
+    return size
+
+
+def build_model(
+    config: ModelConfig, compute: ComputeConfig, seed: int, ranks: Ranks, tokens: TokenCounts | None = None
+) -> VideoMAE:
+    """The sharded model with its initial weights: bit-equal for any number of ranks and any mesh.
+
+    `tokens` of a view are needed for the activation checkpointing "budget:GIB" only. Sets torch's precision of float32
+    products for the whole process. Raises ValueError for a mesh or a budget that cannot be.
+    """
+    precision = PRECISIONS[compute.precision]
+    torch.set_float32_matmul_precision("high" if precision.tf32 else "highest")
+    mesh = ranks.mesh(compute.shard)
+    policy = Policy.parse(compute.activation_checkpointing)
+    recomputed = recomputed_blocks(policy, config, precision, tokens, compute.views_per_forward)
+    if compute.attention == "flash3":
+        activate_flash_attention_3()
+    on_gpu = ranks.device.type == "cuda"
+    align_mlp = compute.align_mlp if compute.align_mlp is not None else on_gpu
     with torch.device("meta"):
-        model = VideoMAE(config)
-    # forward passes run in the compute type, gradients are reduced in float32, master weights stay float32
-    precision = MixedPrecisionPolicy(param_dtype=DTYPES[compute.precision], reduce_dtype=torch.float32)
-    compiled = compute.compile if compute.compile is not None else ranks.device.type == "cuda"
-    for block in model.blocks():
-        if compute.activation_checkpointing:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-        if compiled:
+        model = VideoMAE(config, Implementation(tokens=compute.tokens, attention=compute.attention, align_mlp=align_mlp))
+    checkpoint_blocks(list(model.blocks()), recomputed)
+    if compute.compile if compute.compile is not None else on_gpu:
+        for block in model.blocks():
             block.compile(fullgraph=True, dynamic=False)
-        fully_shard(block, mesh=ranks.mesh, mp_policy=precision, reshard_after_forward=False)
-    fully_shard(model, mesh=ranks.mesh, mp_policy=precision, reshard_after_forward=False)
+    # weights are handed out in the compute type, gradients reduced in float32, master weights stay float32; the latent
+    # leaves the encoder in the decoder's type
+    latent = precision.decoder if precision.decoder != precision.encoder else None
+    encoder = MixedPrecisionPolicy(param_dtype=precision.encoder, reduce_dtype=torch.float32)
+    decoder = MixedPrecisionPolicy(param_dtype=precision.decoder, reduce_dtype=torch.float32)
+    for part, mixed in ((model.encoder, encoder), (model.decoder, decoder)):
+        for block in part.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=compute.reshard_after_forward)
+    fully_shard(model.encoder, mesh=mesh, mp_policy=replace(encoder, output_dtype=latent), reshard_after_forward=False)
+    fully_shard(model.decoder, mesh=mesh, mp_policy=decoder, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=decoder, reshard_after_forward=False)
     model.to_empty(device=ranks.device)
     initialise(model, seed)
     return model
+
+
+def exchange_gradients(model: VideoMAE, compute: ComputeConfig, *, last: bool) -> None:
+    """Call it before each forward pass of an accumulated step: what its backward pass sends.
+
+    Replicas sum their shards of the gradient after the step's last pass only, which costs nothing. Inside a copy every pass
+    is reduced, too, unless `--compute.defer-gradients` keeps each rank's own sum of it, unsharded, until the last.
+    """
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(last or not compute.defer_gradients)
+    model.set_requires_all_reduce(last)
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def vit_h_hybrid() -> PretrainConfig:
         epochs=300,
         views=DataConfig(views_per_step=8192),
         optim=OptimConfig(base_lr=2.5e-4),
-        compute=ComputeConfig(activation_checkpointing=True),
+        compute=ComputeConfig(activation_checkpointing="full"),
     )
 
 
@@ -78,7 +78,7 @@ def vit_g_hybrid() -> PretrainConfig:
         epochs=300,
         views=DataConfig(views_per_step=8192),
         optim=OptimConfig(base_lr=1.5e-4, clip_grad=0.02),
-        compute=ComputeConfig(activation_checkpointing=True),
+        compute=ComputeConfig(activation_checkpointing="full"),
     )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ import torch
 from pipeline.files import write_durably
 from pipeline.manifest import Manifest
 from train import checkpoints
+from train.checkpoint_files import clean_up
 from train.config import PretrainConfig
 from train.meters import keep_lines
 from train.parallel import Ranks
+from train.run_checkpoints import RunCheckpoints, on_rank_0
 
 ROOT = Path(__file__).resolve().parent.parent
 # what may change from one start of a run to the next; a change of anything else would be another run
 CHANGEABLE = (
-    *("data", "out", "steps", "epochs", "log_every", "save_every", "keep_last"),
-    *("profile_loader", "dry_run", "expected_clips"),
+    *("data", "out", "steps", "epochs", "log_every", "save_every", "save_in_background", "keep_last", "keep_every", "mirror"),
+    *("wandb", "reconstruct_every", "profile", "profile_loader", "dry_run", "expected_clips"),
 )
 CHANGEABLE_PARTS = ("optim.", "compute.", "views.threads", "views.prefetch")
 
@@ -34,29 +37,24 @@ class RunFolder:
     """RUN/config.json, environment.json, complete, and the paths of the rest. Every rank has one, rank 0 writes."""
 
     def __init__(self, config: PretrainConfig, ranks: Ranks) -> None:
-        """Create the folder or go on with it. Rank 0 decides from where, so that all ranks agree.
+        """Create the folder or go on with it, from the newest whole checkpoint in it or in the mirror; all ranks agree.
 
         Raises ValueError on every rank if another run is writing to it, if it holds a checkpoint of a run with another model,
-        views or seed, naming what differs, or if some rank cannot see it.
+        views or seed, naming what differs, if none of its checkpoints is whole, or if some rank cannot see it.
         """
         assert config.out is not None and config.data is not None
         self.path, self._ranks = config.out, ranks
         self.checkpoints = self.path / "checkpoints"
-        self.checkpoint: Path | None = None  # to go on from
         self.completed_steps: int | None = None  # of the run, if it is complete
         self.changes: list[str] = []  # of the configuration since the last start
-        error = None
-        if ranks.rank == 0:
-            try:
-                self._open(config)
-            except (ValueError, OSError) as caught:
-                error = str(caught)
-        error, self.checkpoint, self.completed_steps = ranks.gather((error, self.checkpoint, self.completed_steps))[0]
-        if error:
-            raise ValueError(error)
-        if not all(ranks.gather(self.checkpoint is None or (self.checkpoint / "progress.json").exists())):
-            raise ValueError(f"not every rank can see {self.checkpoint}; --out must be a folder that all nodes share")
+        on_rank_0(ranks, self._lock_it)
+        self.saver = RunCheckpoints(
+            self.checkpoints, ranks, keep_last=config.keep_last, keep_every=config.keep_every, mirror=config.mirror
+        )
+        self.checkpoint = self.saver.find()  # to go on from
+        self.completed_steps = on_rank_0(ranks, partial(self._open, config))
         self.progress = checkpoints.read_progress(self.checkpoint) if self.checkpoint else None
+        self.first_step = self.progress.step if self.progress else 0  # that are done
 
     def complete(self, steps: int) -> None:
         """Mark the run as done: what a scheduler should look at, because torchrun returns 1 after a SIGTERM."""
@@ -68,7 +66,7 @@ class RunFolder:
         if self._ranks.rank == 0:
             (self.path / "complete").unlink(missing_ok=True)
 
-    def note(self, **facts: str) -> None:
+    def note(self, **facts: str | float | dict[str, float]) -> None:
         """Add to what environment.json says of this start."""
         if self._ranks.rank == 0:
             file = self.path / "environment.json"
@@ -76,23 +74,24 @@ class RunFolder:
             starts[-1].update(facts)
             write_durably(file, (json.dumps(starts, indent=1) + "\n").encode())
 
-    def _open(self, config: PretrainConfig) -> None:
-        assert config.data is not None
+    def _lock_it(self) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(f"another process is writing to {self.path}; wait for it, or choose another --out") from error
-        checkpoints.clean_up(self.checkpoints)
-        self.checkpoint = checkpoints.latest(self.checkpoints)
+        clean_up(self.checkpoints)
+
+    def _open(self, config: PretrainConfig) -> int | None:
+        """Check what is asked for against what is there, and write it down -> steps of the run, if it is complete."""
+        assert config.data is not None
         data = checkpoints.read_progress(self.checkpoint).loader if self.checkpoint else None
         manifest = Manifest(config.data, data.version if data else None)
-        if (self.path / "complete").exists():
-            self.completed_steps = json.loads((self.path / "complete").read_text())["steps"]
         file = self.path / "config.json"
-        if file.exists() and self.checkpoint:
-            before = flatten(json.loads(file.read_text()))
+        if self.checkpoint:
+            # a run that goes on from its mirror, on another machine, has no folder yet
+            before = flatten(json.loads((file if file.exists() else self.checkpoint / file.name).read_text()))
             after = flatten(json.loads(json.dumps(asdict(config), default=str)))
             self.changes = [
                 f"--{name.replace('_', '-')} {before.get(name)} -> {value}"
@@ -106,11 +105,15 @@ class RunFolder:
                 )
         resumed = (data.epoch, data.step * config.sampling.clips_per_step) if data else (0, 0)
         keep_lines(self.path / "failures.jsonl", lambda failure: (failure["epoch"], failure["position"]) < resumed)
-        write_durably(file, (json.dumps(asdict(config), indent=1, default=str) + "\n").encode())
+        asked = json.dumps(asdict(config), indent=1, default=str) + "\n"
+        self.saver.documents[file.name] = asked
+        write_durably(file, asked.encode())
         starts_file = self.path / "environment.json"
         starts = json.loads(starts_file.read_text()) if starts_file.exists() else []
         starts.append(environment(manifest, self._ranks))
         write_durably(starts_file, (json.dumps(starts, indent=1) + "\n").encode())
+        complete = self.path / "complete"
+        return json.loads(complete.read_text())["steps"] if complete.exists() else None
 
 
 def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:

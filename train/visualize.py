@@ -3,13 +3,10 @@
 
     python train/visualize.py RUN [--clips 6] [--frames 4]
 
-In the reconstruction every clip has three rows: the input, what the encoder saw of it, and the prediction of what was hidden,
-pasted into what was seen. As in the papers' pictures the prediction is of normalised patches: mean and contrast of each
-are taken from the input.
+What the picture shows: see train/reconstructions.py. (A run makes them itself with --reconstruct-every.)
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
@@ -19,29 +16,16 @@ import argparse
 import json
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from einops import rearrange
 from matplotlib.ticker import MaxNLocator
 
 from model.config import ModelConfig
-from model.patches import gather_patches
 from model.videomae import VideoMAE
-from pipeline import keyed
-from pipeline.decode import ClipRequest, DecodeError, decode_libav
+from pipeline.decode import DecodeError
 from pipeline.manifest import Manifest
-from pipeline.masking import mask_indices, running_cell_masks
-from pipeline.sampling import SamplingRecipe, sample_clips
-from pipeline.storage import ShardReader
+from pipeline.sampling import SamplingRecipe
 from train import checkpoints
-
-INK, MUTED, ACCENT = "#1b1f24", "#8a929c", "#c2410c"
-plt.rcParams.update({"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "font.size": 10})
-HIDDEN_GREY = 0.5
+from train.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +80,6 @@ def draw_loss(run: Path) -> None:
     plt.close(figure)
 
 
-@torch.no_grad()
 def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
     """RUN's newest checkpoint and dataset -> RUN/reconstruction.png. Raises ValueError if the run has no checkpoint."""
     checkpoint = checkpoints.latest(run / "checkpoints")
@@ -109,102 +92,9 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
     recipe = SamplingRecipe(**state.recipe)
     model = VideoMAE(ModelConfig(**config["model"]))
     checkpoints.load_model(checkpoint, model)
-    manifest = Manifest(config["data"], state.version)
-
-    views = centre_views(manifest, recipe, min(num_clips, len(manifest)))
-    masked, filled = reconstruct(model, recipe, views)
-    shown = np.linspace(0, recipe.num_frames - 1, num_frames).round().astype(int)
-    rows = [clips[:, shown] for clips in (views.numpy(), masked, filled)]
-
-    across = 2 if len(views) > 1 else 1
-    down = -(-len(views) // across)
-    size = 1.3
-    figure = plt.figure(figsize=(across * num_frames * size + 1.6, down * 3 * size + 0.9), layout="constrained")
-    blocks = figure.subfigures(down, across, squeeze=False, wspace=0.03, hspace=0.03)
-    for i, block in enumerate(blocks.flat):
-        if i >= len(views):
-            continue
-        for axes, (row, column) in zip(block.subplots(3, num_frames).flat, np.ndindex(3, num_frames), strict=True):
-            axes.imshow(rows[row][i, column], interpolation="antialiased")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if column == 0 and i % across == 0:
-                axes.set_ylabel(("input", "seen", "reconstruction")[row])
-            if row == 0 and i < across:
-                axes.set_title(f"frame {shown[column]}", fontsize=9, color=MUTED)
-    hidden = 1 - recipe.tokens.visible / model.config.num_tokens
-    figure.suptitle(
-        f"{run.name}, step {int(checkpoint.name.split('-')[1])}: {hidden:.0%} hidden; "
-        "mean and contrast of each hidden patch are the input's, as in the papers",
-        x=0.01,
-        ha="left",
-        fontsize=10,
-    )
-    figure.savefig(run / "reconstruction.png", dpi=110)
-    plt.close(figure)
-
-
-def centre_views(manifest: Manifest, recipe: SamplingRecipe, num_clips: int) -> torch.Tensor:
-    """The largest centred square of `num_clips` clips of the dataset's order -> uint8 (n, T, size, size, 3)."""
-    positions = np.arange(num_clips)
-    samples = sample_clips(manifest, replace(recipe, fresh_windows=False), 0, positions, np.zeros_like(positions))
-    reader = ShardReader(manifest.root)
-    views = np.empty((num_clips, 1, recipe.num_frames, recipe.input_size, recipe.input_size, 3), np.uint8)
-    for view, row, frames in zip(views, samples.rows, samples.frames, strict=True):
-        clip = manifest.clip(int(row))
-        side = min(clip.width, clip.height)
-        box = np.array([[(clip.width - side) // 2, (clip.height - side) // 2, side, side]])
-        data = reader.read(clip)
-        decode_libav(ClipRequest(clip, data, frames, box), view)
-    reader.close()
-    return torch.from_numpy(views[:, 0])
-
-
-def reconstruct(model: VideoMAE, recipe: SamplingRecipe, views: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Views (n, T, size, size, 3) uint8 -> what the encoder saw, and the same with the predictions pasted in: uint8 alike.
-
-    The decoder is asked as in training, once for each running-cell mask; where several cover a token they are averaged.
-    """
-    config = model.config
-    keys = keyed.mix(recipe.seed, keyed.MASK, np.arange(len(views)))
-    indices = mask_indices(keys, recipe.grid, recipe.mask_ratio, 0)
-    visible = torch.from_numpy(indices[0])
-    every = torch.arange(config.num_tokens).expand(len(views), -1)
-    patches = gather_patches(views, every, config.patch_size, config.tubelet_size)
-    latent = model.encode(views, visible)
-    total = torch.zeros(patches.shape)
-    count = torch.zeros(config.num_tokens)
-    if recipe.decoder_mask_ratio:
-        decoded = [torch.from_numpy(np.flatnonzero(~m)) for m in running_cell_masks(recipe.grid, recipe.decoder_mask_ratio)]
-    else:
-        decoded = [torch.arange(config.num_tokens)]
-    for tokens in decoded:
-        total[:, tokens] += model.decode(latent, visible, tokens.expand(len(views), -1))
-        count[tokens] += 1
-    # from normalised pixels back: with the true patch's mean and deviation, per channel
-    pixels = patches.float().unflatten(-1, (-1, 3)) / 255
-    mean, deviation = pixels.mean(2, keepdim=True), pixels.std(2, keepdim=True)
-    predicted = (total / count[:, None]).unflatten(-1, (-1, 3)) * deviation + mean
-    seen = torch.full_like(pixels, HIDDEN_GREY)
-    pasted = predicted.clamp(0, 1)
-    where = visible[..., None, None].expand(-1, -1, *pixels.shape[2:])
-    shown = pixels.gather(1, where)
-    return tuple(unpatchify(image.scatter(1, where, shown), config) for image in (seen, pasted))  # type: ignore[return-value]
-
-
-def unpatchify(patches: torch.Tensor, config: ModelConfig) -> np.ndarray:
-    """Patches (n, N, pixels, 3) in [0, 1] -> uint8 (n, T, size, size, 3)."""
-    time, rows, columns = config.grid
-    frames = rearrange(
-        patches,
-        "n (t r c) (f y x) k -> n (t f) (r y) (c x) k",
-        t=time,
-        r=rows,
-        c=columns,
-        f=config.tubelet_size,
-        y=config.patch_size,
-    )
-    return (frames * 255).round().to(torch.uint8).numpy()
+    views = centre_views(Manifest(config["data"], state.version), recipe, num_clips)
+    title = f"{run.name}, step {int(checkpoint.name.split('-')[1])}"
+    draw_images(run / "reconstruction.png", reconstruct(model, recipe, views), recipe, num_frames, title)
 
 
 if __name__ == "__main__":

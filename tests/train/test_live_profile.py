@@ -1,12 +1,10 @@
 import json
-import os
-import subprocess
 import time
 from pathlib import Path
 
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
-from tests.train.test_pretrain import command
+from tests.train.trainers import run
 from train import live_profile
 from train.live_profile import LiveProfile
 
@@ -15,9 +13,7 @@ RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=32, patch
 
 def test_a_run_writes_a_report_of_itself(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = command(dataset, out, "--steps", "6", "--profile-loader")
-    done = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    run(dataset, out, "--steps", "6", "--profile-loader")
     found = json.loads((out / "loader_profile" / "report.json").read_text())
     assert found["title"] == "train/pretrain.py --profile-loader"
     assert found["figures"]["clips"] == 6 * 4

@@ -1,18 +1,27 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model.config import MODELS
 from model.initialization import initialise
 from model.patches import gather_patches
 from model.videomae import VideoMAE
 from pipeline import keyed
+from pipeline.decode import DecodeError
+from pipeline.loader import ClipLoader
 from pipeline.manifest import Manifest
 from pipeline.masking import tube_masks
-from pipeline.sampling import SamplingRecipe
+from pipeline.sampling import SamplingRecipe, sample_clips
+from tests.train.trainers import SMALL, losses, run
 from train import visualize
+from train.optimizer import pretraining_optimizer, set_lr
+from train.parallel import build_model, started
+from train.recipes import from_command_line
+from train.reconstructions import Reconstructions, centre_views, reconstruct, unpatchify
 
 RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=64, patch_size=8, num_frames=8)
 
@@ -21,17 +30,17 @@ def test_pasted_pixels_are_the_input_where_the_encoder_saw_it(dataset: Path) -> 
     config = MODELS["tiny"]
     model = VideoMAE(config)
     initialise(model, seed=0)
-    views = visualize.centre_views(Manifest(dataset), RECIPE, 3)
+    views = centre_views(Manifest(dataset), RECIPE, 3)
     assert views.shape == (3, 8, 64, 64, 3)
-    with torch.no_grad():
-        seen, pasted = visualize.reconstruct(model, RECIPE, views)
+    shown, seen, pasted = reconstruct(model, RECIPE, views)
+    assert np.array_equal(shown, views.numpy())
     hidden = tube_masks(keyed.mix(0, keyed.MASK, np.arange(3)), RECIPE.grid, 0.9)[:, :64].reshape(3, 8, 8)
-    shown = np.kron(~hidden, np.ones((8, 8), bool))[:, None].repeat(8, 1)  # (clips, frames, 64, 64)
-    assert shown.mean() == pytest.approx(7 / 64)
-    assert np.array_equal(seen[shown], views.numpy()[shown])
-    assert np.array_equal(pasted[shown], views.numpy()[shown])
-    assert (np.unique(seen[~shown]) == [128]).all()
-    assert pasted[~shown].std() > 0
+    where = np.kron(~hidden, np.ones((8, 8), bool))[:, None].repeat(8, 1)  # (clips, frames, 64, 64)
+    assert where.mean() == pytest.approx(7 / 64)
+    assert np.array_equal(seen[where], views.numpy()[where])
+    assert np.array_equal(pasted[where], views.numpy()[where])
+    assert (np.unique(seen[~where]) == [128]).all()
+    assert pasted[~where].std() > 0
 
 
 def test_patches_and_back() -> None:
@@ -39,7 +48,64 @@ def test_patches_and_back() -> None:
     views = torch.randint(0, 256, (2, 8, 64, 64, 3), dtype=torch.uint8)
     every = torch.arange(config.num_tokens).expand(2, -1)
     patches = gather_patches(views, every, config.patch_size, config.tubelet_size).float().unflatten(-1, (-1, 3)) / 255
-    assert np.array_equal(visualize.unpatchify(patches, config), views.numpy())
+    assert np.array_equal(unpatchify(patches, config), views.numpy())
+
+
+def test_a_clip_that_cannot_be_decoded_is_left_out(dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(dataset, tmp_path / "dataset")
+    manifest = Manifest(tmp_path / "dataset")
+    whole = centre_views(manifest, RECIPE, 6)
+    first = manifest.clip(int(sample_clips(manifest, RECIPE, 0, np.zeros(1, np.int64), np.zeros(1, np.int64)).rows[0]))
+    with (tmp_path / "dataset" / first.shard).open("r+b") as shard:
+        shard.seek(first.offset)
+        shard.write(bytes(first.size))
+    assert torch.equal(centre_views(manifest, RECIPE, 5), whole[1:])
+    for shard in (tmp_path / "dataset" / "shards").glob("*.tar"):
+        shard.write_bytes(b"")
+    with pytest.raises((DecodeError, OSError)):
+        centre_views(manifest, RECIPE, 5)
+
+
+def test_pictures_of_the_sharded_model_are_of_its_weights_and_leave_them_alone(dataset: Path, tmp_path: Path) -> None:
+    """Drawn between two steps, after the weights were moved."""
+    config = from_command_line([*SMALL, "--data", str(dataset)])
+    weights = []
+    for drawn in (False, True):
+        with started("cpu") as ranks:
+            loader = ClipLoader(dataset, config.sampling, threads=1)
+            model = build_model(config.model, config.compute, 0, ranks)
+            optimizer = pretraining_optimizer(model, config.optim)
+            set_lr(optimizer, 1e-2)
+            pictures = Reconstructions(tmp_path, 2, loader.manifest, config.sampling, model, ranks)
+            for step in range(1, 4):
+                batch = next(loader)
+                model(batch.views, batch.visible, batch.decoded, batch.loss_weight).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if drawn:
+                    pictures.draw_if_due(step, None)
+                if drawn and step == 2:
+                    plain = VideoMAE(config.model)
+                    plain.load_state_dict({name: tensor.full_tensor() for name, tensor in model.state_dict().items()})
+                    views = centre_views(loader.manifest, config.sampling, 6)
+                    mine, theirs = (reconstruct(m, config.sampling, views)[2] for m in (model, plain))
+                    assert np.abs(mine.astype(int) - theirs).max() <= 1
+            weights.append([parameter.full_tensor().clone() for parameter in model.parameters()])
+            loader.close()
+            del model, optimizer, pictures
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_run_draws_itself_on_two_ranks(dataset: Path, tmp_path: Path) -> None:
+    options = ("--steps", "5", "--compute.precision", "bf16")
+    run(dataset, tmp_path / "plain", *options, ranks=2)
+    run(dataset, tmp_path / "drawn", *options, "--reconstruct-every", "2", "--profile", "2:3", ranks=2)
+    assert losses(tmp_path / "drawn") == losses(tmp_path / "plain")
+    files = sorted(file.name for file in (tmp_path / "drawn" / "reconstructions").iterdir())
+    assert files == ["step-00000002.png", "step-00000004.png"]
+    with Image.open(tmp_path / "drawn" / "reconstructions" / files[1]) as picture:
+        assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
+    assert sorted(file.name for file in (tmp_path / "drawn" / "profile").iterdir()) == ["steps-2-3.json.gz", "steps-2-3.txt"]
 
 
 def test_errors_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

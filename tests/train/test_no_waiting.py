@@ -1,0 +1,67 @@
+"""Nothing in a training step makes the host wait for the device: no value is read, no shape depends on values."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.step_work import random_batch
+from model.config import MODELS
+from train.config import ComputeConfig, OptimConfig
+from train.guard import Guard
+from train.optimizer import pretraining_optimizer, set_lr
+from train.parallel import build_model, exchange_gradients, started
+
+# reading a value (.item(), bool(), tolist()), and results whose shape is known only when they are computed
+WAITING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
+
+
+class RefuseWaiting(TorchDispatchMode):
+    """Raises at the first operation that would wait on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.seen.add(name)
+        assert name not in WAITING, name
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            assert not any(index is not None and index.dtype == torch.bool for index in args[1]), "a boolean index"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_reads_nothing_back(precision):
+    with started("cpu") as ranks:
+        check_step(ranks, ComputeConfig(precision=precision, activation_checkpointing="every:2"))
+
+
+def check_step(ranks, compute):
+    """Two forward passes, clipping, the guard with all its rules, the optimizer."""
+    optim = OptimConfig(clip_grad=0.02, spike_factor=5.0)
+    model = build_model(MODELS["tiny"], compute, 0, ranks)
+    optimizer, parameters = pretraining_optimizer(model, optim), list(model.parameters())
+    guard = Guard(optim, passes=2, memory=10, device=ranks.device, scaled=compute.precision == "fp16")
+    batch = random_batch(MODELS["tiny"], 2, 0.5, ranks.device)
+
+    def step(number):
+        losses = []
+        for last in (False, True):
+            exchange_gradients(model, compute, last=last)
+            loss = model(batch.views, batch.visible, batch.decoded, batch.loss_weight) / 2
+            guard.scaled(loss).backward()
+            losses.append(loss.detach())
+        set_lr(optimizer, 1e-3 / number)
+        return guard.step(number, optimizer, parameters, losses)
+
+    step(1)  # makes AdamW's moments
+    with RefuseWaiting() as mode:
+        norm, taken = step(2)
+    # forward pass, backward pass and optimizer were looked at
+    assert {"index_select", "addmm", "native_layer_norm_backward", "_fused_adamw_"} <= mode.seen
+    assert norm.isfinite() and taken
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), RefuseWaiting():
+        norm.item()
+    with pytest.raises(AssertionError, match="a boolean index"), RefuseWaiting():
+        batch.loss_weight[batch.loss_weight > 0]

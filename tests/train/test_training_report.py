@@ -1,0 +1,111 @@
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.trainers import run, start
+from train import report
+from train.line_chart import Axis, Curve, chart, thinned
+from train.run_record import RunRecord
+
+
+class Page(HTMLParser):
+    """Text and tags, and that they are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.text, self.tags = [], "", []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "line", "rect", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One that was started twice, and one that failed: with its learning rate, steps were skipped."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(dataset, folder / "first", "--steps", "4", "--reconstruct-every", "4")
+    run(dataset, folder / "first", "--steps", "9")
+    failed = start(dataset, folder / "second <b>", "--steps", "9", "--optim.base-lr", "1e30", "--optim.max-skipped", "4")
+    assert failed.wait() == [1], failed.text()
+    return [folder / "first", folder / "second <b>"]
+
+
+def test_a_page_compares_runs(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "page.html"
+    assert report.main([*map(str, runs), "--out", str(file)]) == 0
+    assert capsys.readouterr().out.strip() == str(file)
+    page = Page(file.read_text())
+    assert "script" not in page.tags and page.tags.count("img") == 1
+    assert "second <b>" in page.text  # its name, not a tag
+    assert "complete, 9 steps" in page.text
+    assert "--optim.base-lr" in page.text and "1e+30" in page.text
+    assert "--views.mask-ratio" not in page.text  # the same in both
+    assert "steps that were skipped" in page.text
+    first = RunRecord.read(runs[0])
+    assert first.restarts == [4]
+    assert (first.complete, first.total_steps, len(first.lines)) == (True, 9, 9)
+    assert f"{np.mean([line['loss'] for line in first.lines[-1:]]):.4f}" in page.text
+    assert file.read_text().count('class="mark r0"') == 9  # of the restart, in each chart
+
+
+def test_a_run_in_work(runs: list[Path], tmp_path: Path) -> None:
+    """Its last line may be half written."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0], folder)
+    (folder / "complete").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:6]) + "\n" + lines[6][:40])
+    record = RunRecord.read(folder)
+    assert record.steps.tolist() == [1, 2, 3, 4, 5, 6]
+    assert record.hours[-1] * 3600 == pytest.approx(sum(json.loads(line)["seconds"] for line in lines[:6]))
+    assert "67% of 9 steps" in report.page([record])
+
+
+def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert f"{tmp_path} has no metrics.jsonl" in capsys.readouterr().err
+    assert report.main([]) == 2
+
+
+@pytest.mark.parametrize("span", [(0.61, 1.07), (0.0, 1.0), (3.2, 3.2), (-5.0, 12345.0), (0.0, 7.5e-4), (99.0, 101.0)])
+def test_an_axis_fits_and_has_few_round_ticks(span: tuple[float, float]) -> None:
+    axis = Axis.of(*span, log=False)
+    assert axis.ticks[0] <= span[0] and axis.ticks[-1] >= span[1] - 1e-9
+    assert 2 <= len(axis.ticks) <= 9
+    assert all(len(f"{tick:.10g}".strip("-0.").replace(".", "")) <= 5 for tick in axis.ticks)
+
+
+@pytest.mark.parametrize("span", [(0.013, 8.0), (1e-6, 1e6), (0.2, 0.3)])
+def test_a_logarithmic_axis(span: tuple[float, float]) -> None:
+    axis = Axis.of(*span, log=True)
+    assert axis.ticks[0] <= span[0] and axis.ticks[-1] >= span[1]
+    assert axis.place(axis.ticks[-1]) == pytest.approx(1) and len(axis.ticks) <= 12
+
+
+def test_a_long_curve_keeps_its_spikes() -> None:
+    y = np.zeros(100_000)
+    y[54_321] = 9.0
+    x, shown = thinned(np.arange(100_000.0), y)
+    assert len(x) <= 400 and (np.diff(x) > 0).all()
+    assert x[shown.argmax()] == 54_321
+    drawn = chart([Curve(name="a & b", run=0, x=np.arange(100_000.0), y=y)], "step")
+    assert len(drawn) < 30_000 and "a &amp; b" in drawn
+    nothing = chart([Curve(name="a", run=0, x=np.arange(3.0), y=np.full(3, np.nan))], "step")
+    assert nothing == '<p class="note">Nothing was logged.</p>'

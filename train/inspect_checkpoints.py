@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""List a run's checkpoints, verify them, and make one file of the weights of one.
+
+    python train/inspect_checkpoints.py RUN
+    python train/inspect_checkpoints.py RUN --verify
+    python train/inspect_checkpoints.py RUN --consolidate model.safetensors [--step 500]
+    python train/inspect_checkpoints.py s3://bucket/run --verify
+
+RUN is a run's folder or the --mirror of one, whose checkpoints are downloaded, one after the other, to be looked into. The
+weights are float32 under their official names, as in the run's own model.safetensors. Ends with 1 if one is damaged.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
+sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from pipeline.remote import is_url
+from train.checkpoint_files import CHECKSUMS, damage, listed, name_of
+from train.checkpoint_mirror import Mirror
+from train.checkpoints import read_progress, read_weights, save_weights
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="folder of a run of train/pretrain.py, or its mirror's URL")
+    parser.add_argument("--verify", action="store_true", help="read every byte and compare it with the checksums")
+    parser.add_argument("--consolidate", type=Path, metavar="FILE", help="write the weights to one safetensors file")
+    parser.add_argument("--step", type=int, metavar="N", help="look at the checkpoint of this step alone")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser.print_help()
+        return 2
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
+            return inspect(options.run, options.verify, options.consolidate, options.step, Path(folder))
+    except (ValueError, OSError) as error:
+        print(f"inspect_checkpoints: {error}", file=sys.stderr)
+        return 2
+
+
+def inspect(run: str, verify: bool, consolidate: Path | None, step: int | None, scratch: Path) -> int:
+    """What the command does -> its exit code; `scratch` is where copies are downloaded to."""
+    mirror = Mirror(run) if is_url(run) else None
+    names = mirror.names() if mirror else [checkpoint.name for checkpoint in listed(Path(run) / "checkpoints")]
+    if not names:
+        raise ValueError(f"{run} has no checkpoint; give the folder of a run of train/pretrain.py, or its --mirror")
+    if step is not None:
+        if name_of(step) not in names:
+            raise ValueError(f"{run} has no checkpoint of step {step}; it has {', '.join(names)}")
+        names = [name_of(step)]
+    whole = True
+    for name in names:
+        taken = consolidate is not None and name == names[-1]
+        if mirror and not (verify or taken):
+            print(name)
+            continue
+        checkpoint = mirror.fetch(name, scratch) if mirror else Path(run) / "checkpoints" / name
+        wrong = damage(checkpoint) if verify or taken else None
+        print(f"{describe(checkpoint)}{f'  DAMAGED: {wrong}' if wrong else '  whole' if verify or taken else ''}")
+        whole = whole and wrong is None
+        if taken and consolidate and wrong is None:
+            save_weights(consolidate, read_weights(checkpoint))
+            print(f"weights of {name} in {consolidate}")
+        if mirror:
+            shutil.rmtree(checkpoint)
+    return 0 if whole else 1
+
+
+def describe(checkpoint: Path) -> str:
+    """A line about a checkpoint; what cannot be read is left out, and is damage to `verify`."""
+    facts = [checkpoint.name]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        checksums = json.loads((checkpoint / CHECKSUMS).read_text())
+        writers = {name.split("_")[2] for name in checksums if name.startswith("__")}
+        ranks = f"{len(writers)} rank{'s' if len(writers) > 1 else ''}"
+        facts.append(f"{sum(file['size'] for file in checksums.values()) / 2**20:.1f} MiB by {ranks}")
+        facts.append(time.strftime("%Y-%m-%d %H:%M", time.localtime((checkpoint / CHECKSUMS).stat().st_mtime)))
+        state = read_progress(checkpoint).loader
+        facts.append(f"epoch {state.epoch}, {state.step} steps into it")
+    return "  ".join(facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

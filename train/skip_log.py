@@ -1,0 +1,73 @@
+"""RUN/skipped.jsonl: the steps that were not taken, a line each, with the clips that they were made of.
+
+    {"step": 117, "epoch": 0, "reason": "loss not finite", "grad_norm": null, "ranks": [3], "clips": ["kinetics-000412", ...]}
+
+Where a forward pass had a loss that is not finite, only the clips of such passes are named; otherwise all clips of the step. On
+the device nothing of this is known but the step: its clips are computed, as every sample is.
+"""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pipeline.loader import ClipLoader
+from train.guard import SkippedStep, Verdict
+from train.meters import keep_lines
+from train.parallel import Ranks
+
+SHOWN = 8  # clips in a message
+
+
+class SkipLog:
+    """Every rank has one, because each knows its own clips; rank 0 writes."""
+
+    def __init__(self, run: Path, loader: ClipLoader, ranks: Ranks, step: int) -> None:
+        """Goes on after `step` steps; lines of later ones are dropped."""
+        self.file, self._loader, self._ranks = run / "skipped.jsonl", loader, ranks
+        if ranks.rank == 0:
+            keep_lines(self.file, lambda line: line["step"] <= step)
+
+    def write(self, skipped: list[SkippedStep]) -> None:
+        """All ranks call it, for the same steps, which were taken since the start of this process."""
+        if not skipped:
+            return
+        clips = self._ranks.gather([self._clips(step) for step in skipped])  # rank, step -> keys
+        if self._ranks.rank == 0:
+            with self.file.open("a") as file:
+                for number, step in enumerate(skipped):
+                    of_ranks = [keys[number] for keys in clips]
+                    line = {
+                        "step": step.step,
+                        "epoch": (step.step - 1) // self._loader.steps_per_epoch,
+                        "reason": str(step.verdict),
+                        "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
+                        "ranks": [rank for rank, keys in enumerate(of_ranks) if keys],
+                        "clips": [key for keys in of_ranks for key in keys],
+                    }
+                    file.write(json.dumps(line) + "\n")
+
+    def explain(self) -> str:
+        """The longest row of lines, for the message that ends the run; on every rank."""
+        text = ""
+        if self._ranks.rank == 0:
+            lines: list[dict[str, Any]] = [json.loads(line) for line in self.file.read_text().splitlines()]
+            rows = itertools.groupby(enumerate(lines), key=lambda numbered: numbered[1]["step"] - numbered[0])
+            row = max(([line for _, line in group] for _, group in rows), key=len)
+            keys = list(dict.fromkeys(key for line in row for key in line["clips"]))
+            more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+            text = (
+                f"steps {row[0]['step']} to {row[-1]['step']} (epoch {row[-1]['epoch']}) were skipped: "
+                f"{', '.join(dict.fromkeys(line['reason'] for line in row))}; their clips: {', '.join(keys[:SHOWN])}{more}, "
+                f"see {self.file}"
+            )
+        return self._ranks.gather(text)[0]
+
+    def _clips(self, step: SkippedStep) -> list[str]:
+        """Of this rank, that may be to blame."""
+        epoch, of_epoch = divmod(step.step - 1, self._loader.steps_per_epoch)
+        if step.verdict != Verdict.LOSS:
+            return self._loader.keys(epoch, of_epoch)
+        parts = [part for part, loss in enumerate(step.losses) if not math.isfinite(loss)]
+        return [key for part in parts for key in self._loader.keys(epoch, of_epoch, part)]
