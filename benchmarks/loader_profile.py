@@ -284,7 +284,7 @@ def no_model(config: PretrainConfig) -> str | None:
     if config.compute.device != "cpu" and torch.cuda.is_available():
         return None
     tokens = config.sampling.tokens
-    flops = 6e9 * executed_gmac(config.model, tokens.visible, tokens.decoded) * config.views.views_per_step
+    flops = 6e9 * executed_gmac(config.model, tokens.visible, tokens.decoded, tokens.loss) * config.views.views_per_step
     seconds = flops / (CPU_FLOPS * usable_cores())
     if seconds < SLOWEST_STEP:
         return None

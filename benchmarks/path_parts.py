@@ -21,9 +21,9 @@ from pipeline.manifest import Clip
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage import ShardReader
 from train.config import PretrainConfig
+from train.guard import guarded_step
 from train.optimizer import pretraining_optimizer
 from train.parallel import Ranks, build_model
-from train.pretrain import guarded_step
 
 MOST_CLIPS = 2048  # whose bytes lie in memory while they are decoded alone
 PREFETCH = 3  # batches; 5 s of them, a training run's default, would only make the rests between turns long

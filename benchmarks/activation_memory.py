@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""What activation checkpointing saves and costs: bytes kept by a view, FLOPs run again, the peak of a step.
+
+    python benchmarks/activation_memory.py                        # ViT-B to ViT-g in bf16
+    python benchmarks/activation_memory.py --models vit-s --precision fp32 --peak-views 4
+
+Bytes and FLOPs come from the model itself, in its real size, on tensors without data: hooks on what autograd saves, and torch's
+counter of FLOPs. They stand beside the closed forms of train/memory.py, which the trainer plans with. The attention is a CPU's;
+a GPU's keeps the same tensors, and the norms' statistics in 4 bytes where a CPU takes 2 in bf16 (0.05 %).
+`--peak-views N` runs real steps of N views on this CPU and compares the allocator's peak with what --dry-run predicts.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
+sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.results import Result, check_json, describe_machine, write_json
+from model.config import MODELS, ModelConfig
+from model.videomae import VideoMAE
+from pipeline.masking import TokenCounts, token_counts
+from train.activation_checkpointing import Policy, checkpoint_blocks, recomputed_blocks
+from train.config import ComputeConfig
+from train.memory import activation_bytes, recomputed_share, step_memory
+from train.optimizer import build_optimizer
+from train.parallel import build_model, exchange_gradients, started
+from train.precision import PRECISIONS, Precision
+
+POLICIES = ("none", "every:4", "every:3", "every:2", "full")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What to print."""
+
+    models: tuple[str, ...] = ("vit-b", "vit-l", "vit-h", "vit-g")
+    """Named models."""
+    precision: Literal["bf16", "fp32", "fp16", "paper"] = "bf16"
+    """Of the activations."""
+    policies: tuple[str, ...] = POLICIES
+    """As --compute.activation-checkpointing takes them."""
+    peak_views: int = 0
+    """Run real steps of so many views, too."""
+    json: Path | None = None
+    """Write the figures there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """Of one view."""
+
+    kept_bytes: int
+    """Saved for the backward pass, parameters left out."""
+    forward_flops: int
+    step_flops: int
+    """Forward and backward pass, with what runs again."""
+
+
+def measure(config: ModelConfig, tokens: TokenCounts, precision: Precision, recomputed: Sequence[bool]) -> Measured:
+    """Run the model on one view without data."""
+    saved: dict[int, torch.UntypedStorage] = {}
+    with FakeTensorMode():
+        model = in_compute_type(config, precision)
+        checkpoint_blocks(list(model.blocks()), recomputed)
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                saved[storage._cdata] = storage
+            return tensor
+
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = model(*batch(config, tokens, 1))
+            forward, kept = counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())
+            loss.backward()
+        return Measured(kept_bytes=kept, forward_flops=forward, step_flops=counter.get_total_flops())
+
+
+def in_compute_type(config: ModelConfig, precision: Precision) -> VideoMAE:
+    """The model with parameters as FSDP2 hands them out, and its casts at the encoder's ends."""
+    with torch.device("meta"):
+        model = VideoMAE(config)
+    encoder = set(model.encoder.modules())
+    for module in model.modules():
+        dtype = precision.encoder if module in encoder else precision.decoder
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype)))
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty(buffer.shape), persistent=False)
+    model.encoder.register_forward_pre_hook(lambda _, given: (given[0].to(precision.encoder), *given[1:]))
+    model.encoder.register_forward_hook(lambda *given: given[-1].to(precision.decoder))
+    return model
+
+
+def batch(config: ModelConfig, tokens: TokenCounts, views: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Grey views, and tokens in their order: what is computed does not depend on it."""
+    side, order = config.input_size, torch.arange(config.num_tokens).expand(views, -1)
+    pixels = torch.zeros(views, config.num_frames, side, side, 3, dtype=torch.uint8)
+    return pixels, order[:, : tokens.visible], order[:, -tokens.decoded :], torch.ones(views, tokens.loss)
+
+
+def measured_peak(config: ModelConfig, compute: ComputeConfig, tokens: TokenCounts, views: int) -> int:
+    """Most bytes that this CPU's allocator had handed out at once in a step of two passes over `views`, beyond weights, moments
+    and inputs. It is the second step: the first one makes the moments."""
+    with started("cpu") as ranks:
+        model = build_model(config, compute, 0, ranks, tokens)
+        optimizer = build_optimizer(model.named_parameters(), weight_decay=0.05, betas=(0.9, 0.95))
+        inputs = batch(config, tokens, views)
+        accumulated_step(model, compute, optimizer, inputs)
+        gc.collect()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            accumulated_step(model, compute, optimizer, inputs)
+        assert profiler.profiler is not None
+        used = peak = 0
+        for event in profiler.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                used += event.nbytes()
+                peak = max(peak, used)
+        del model, optimizer
+        return peak
+
+
+def accumulated_step(
+    model: VideoMAE, compute: ComputeConfig, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, ...]
+) -> None:
+    """Two passes over the same views, and the optimizer."""
+    for last in (False, True):
+        exchange_gradients(model, compute, last=last)
+        model(*inputs).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def predicted_peak(config: ModelConfig, compute: ComputeConfig, tokens: TokenCounts, views: int) -> int:
+    """The same from the closed form."""
+    precision = PRECISIONS[compute.precision]
+    recomputed = recomputed_blocks(Policy.parse(compute.activation_checkpointing), config, precision, tokens, views)
+    memory = step_memory(config, tokens, precision, recomputed, views=views, defer=compute.defer_gradients)
+    return memory.total - memory.parameters - memory.moments - memory.inputs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table. Returns 2 for an option that cannot be."""
+    options = tyro.cli(Options, args=arguments, description=__doc__)
+    results = []
+    try:
+        check_json(options.json)
+        if unknown := set(options.models) - set(MODELS):
+            raise ValueError(f"--models {' '.join(sorted(unknown))}: known are {', '.join(MODELS)}")
+        policies = {text: Policy.parse(text) for text in options.policies}
+        print(f"{options.precision}, masks of 0.9 and 0.5, {describe_machine()}")
+        print(f"{'':<8}{'':<14}{'MiB kept by a view':>26}{'FLOPs again, of a step':>26}{'peak of a step, MiB':>26}")
+        print(f"{'':<8}{'':<14}{'measured':>16}{'formula':>10}{'measured':>16}{'formula':>10}{'measured':>16}{'formula':>10}")
+        for name in options.models:
+            config, precision = MODELS[name], PRECISIONS[options.precision]
+            tokens = token_counts(config.grid, 0.9, 0.5)
+            plain = measure(config, tokens, precision, recomputed_blocks(Policy.parse("none"), config, precision))
+            for text, policy in policies.items():
+                recomputed = recomputed_blocks(policy, config, precision, tokens, max(options.peak_views, 1))
+                found = measure(config, tokens, precision, recomputed)
+                again = (found.step_flops - plain.step_flops) / (3 * plain.forward_flops)
+                kept = activation_bytes(config, tokens, precision, recomputed)
+                share = recomputed_share(config, tokens, precision, recomputed)
+                line = f"{name:<8}{text:<14}{found.kept_bytes / 2**20:>16.2f}{kept / 2**20:>10.2f}{again:>16.2%}{share:>10.2%}"
+                results.append(Result(f"activations/{name}/{options.precision}/{text}/kept", found.kept_bytes, "bytes", kept))
+                results.append(Result(f"activations/{name}/{options.precision}/{text}/again", again, "of a step's FLOPs"))
+                if options.peak_views:
+                    compute = ComputeConfig(
+                        precision=options.precision, activation_checkpointing=text, views_per_forward=options.peak_views
+                    )
+                    peak = measured_peak(config, compute, tokens, options.peak_views)
+                    expected = predicted_peak(config, compute, tokens, options.peak_views)
+                    line += f"{peak / 2**20:>16.1f}{expected / 2**20:>10.1f}"
+                    results.append(Result(f"activations/{name}/{options.precision}/{text}/peak", peak, "bytes", expected))
+                print(line, flush=True)
+    except ValueError as error:
+        print(f"activation_memory: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        write_json(options.json, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

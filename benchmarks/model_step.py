@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""How fast a pre-training step is: beside HF transformers' VideoMAE, and beside the device's own matrix products.
+
+    python benchmarks/model_step.py                                    ViT-B, 8 views on a CPU, 64 on a GPU
+    python benchmarks/model_step.py --json step.json
+    python benchmarks/model_step.py --device cuda --model vit-g --views 64 --no-peer
+
+A step is the trainer's own: uint8 views are gathered, normalised and made into targets, forward, backward, gradient
+clipping, fused AdamW; one forward pass, dual masking. All take turns, round after round; figures are the rounds' medians, and
+ratios the medians of the rounds' ratios. Without bf16 instructions on the CPU bf16 is skipped, unless --bf16 asks for it.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
+sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import tyro
+
+from benchmarks.hf_step import HfWork, missing_transformers
+from benchmarks.results import Result, check_json, describe_machine, write_json
+from benchmarks.step_work import GemmWork, largest_product, step_flops, step_work
+from benchmarks.stopwatch import Part, Stopwatch
+from model.config import MODELS
+from train.config import ComputeConfig
+from train.parallel import Ranks, started
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What is measured, and for how long."""
+
+    model: str = "vit-b"
+    """One of the named models."""
+    views: int | None = None
+    """Views of a step; by default 8 on a CPU and 64 on a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes a GPU if there is one."""
+    rounds: int = 5
+    """In each of them everybody has a turn."""
+    seconds: float = 3.0
+    """Of a turn, about; at least one step."""
+    peer: bool = True
+    """Compare with HF transformers, where it is installed."""
+    bf16: bool = False
+    """Measure bf16 also on a CPU that has no instructions for it."""
+    compile: bool | None = None
+    """Compile the blocks; by default on a GPU only."""
+    json: Path | None = None
+    """File to write the figures to: a list of name, value, unit, baseline, ratio, rounds."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """The parts of one precision."""
+
+    precision: Precision
+    step: Part
+    gemm: Part
+    step_tflop: float  # of one view
+    gemm_tflop: float  # of one product
+    peer: Part | None = None
+    skipped: list[str] = field(default_factory=list)
+
+    def results(self, model: str) -> list[Result]:
+        """Views/s beside the peer's, TFLOP/s beside the matrix product's."""
+        name = f"step/{model}/{self.precision}"
+        found = [self.step.result("views/s", name)]
+        if self.peer:
+            found.append(self.step.result("views/s", f"{name}/vs_hf", self.peer))
+        mine, theirs = self.step.views * self.step_tflop, self.gemm.clips * self.gemm_tflop
+        factor = self.step_tflop / self.gemm_tflop
+        rounds = [factor * a / b for a, b in zip(self.step.rates, self.gemm.rates, strict=True)]
+        return [*found, Result(f"{name}/vs_gemm", mine, "TFLOP/s", theirs, rounds)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 when all was measured, 2 when it cannot be as asked, 1 when the device's memory is too small."""
+    options = tyro.cli(Options, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
+    try:
+        check(options)
+        with started(options.device) as ranks:
+            views = options.views or (64 if ranks.device.type == "cuda" else 8)
+            precisions, skipped = wanted_precisions(options, ranks.device)
+            print(f"{describe_machine()}\n{options.model}, {views} views a step", flush=True)
+            results = []
+            for precision in precisions:
+                measured = measure(options, views, precision, ranks)
+                results += measured.results(options.model)
+                print(table(measured), flush=True)
+                skipped += measured.skipped
+                del measured
+                gc.collect()
+        for reason in dict.fromkeys(skipped):
+            print(f"skipped: {reason}")
+        if options.json:
+            write_json(options.json, results)
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"model_step: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"model_step: the GPU's memory is too small for this; lower --views. {error}", file=sys.stderr)
+        return 1
+
+
+def check(options: Options) -> None:
+    """Raises ValueError, with the flag, for what cannot be."""
+    check_json(options.json)
+    if options.model not in MODELS:
+        raise ValueError(f"there is no model {options.model!r}; the models are {', '.join(MODELS)}")
+    for name in ("views", "rounds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: it must be at least 1")
+    if not 0 < options.seconds <= 3600:
+        raise ValueError(f"--seconds {options.seconds:g}: it must be more than 0 and at most 3600")
+
+
+def wanted_precisions(options: Options, device: torch.device) -> tuple[list[Precision], list[str]]:
+    """Which to measure, and why another is not."""
+    if device.type == "cuda" or options.bf16 or cpu_has_bf16():
+        return ["fp32", "bf16"], []
+    return ["fp32"], ["bf16: this CPU has no instructions for it (avx512_bf16, amx_bf16); --bf16 measures it all the same"]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices itself, by the flags it names."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return "bf16" in flags
+
+
+def measure(options: Options, views: int, precision: Precision, ranks: Ranks) -> Measured:
+    """All contestants of one precision, in turns."""
+    config = MODELS[options.model]
+    compute = ComputeConfig(precision=precision, compile=options.compile)
+    gemm = GemmWork(largest_product(config, views, dual=True), precision, ranks.device)
+    measured = Measured(
+        precision,
+        Part("step", f"step, {precision}", 1, step_work(config, views, compute, ranks)),
+        Part("gemm", f"matrix product, {precision}", 1, gemm),
+        step_flops(config, views, dual=True) / views / 1e12,
+        gemm.flops / 1e12,
+    )
+    parts = [measured.step, measured.gemm]
+    if options.peer:
+        if reason := missing_transformers():
+            measured.skipped.append(f"HF transformers: {reason}")
+        else:
+            measured.peer = Part("hf", f"HF transformers, {precision}", 1, HfWork(config, views, precision, ranks.device))
+            parts.append(measured.peer)
+    Stopwatch(options.seconds, ranks.device).rounds(parts, options.rounds)
+    return measured
+
+
+def table(measured: Measured) -> str:
+    """A line a contestant."""
+    step, gemm, peer = measured.step, measured.gemm, measured.peer
+    tflops = step.views * measured.step_tflop
+    share = tflops / (gemm.clips * measured.gemm_tflop)
+    lines = [f"{step.title:<28} {step.views:9.2f} views/s ± {step.spread:4.0%}   {tflops:7.2f} TFLOP/s executed"]
+    if peer:
+        lines.append(f"{peer.title:<28} {peer.views:9.2f} views/s ± {peer.spread:4.0%}   ours {step.views / peer.views:.2f} x")
+    rate = gemm.clips * measured.gemm_tflop
+    lines.append(f"{gemm.title:<28} {rate:9.2f} TFLOP/s ± {gemm.spread:4.0%}   the step does {share:.0%} of it")
+    if step.neighbours and max(step.neighbours) > 0.2:
+        lines.append(f"other programs took {max(step.neighbours):.1f} cores meanwhile; such figures mean little")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Dual masking against encoder-only masking: VideoMAE V2's Table 2 on this machine, beside the paper's figures.
+
+    python benchmarks/table2.py                         ViT-B on a CPU; ViT-B and ViT-g on a GPU
+    python benchmarks/table2.py --models vit-b vit-g --no-time --json table2.json
+
+FLOPs are multiply-accumulates of a view's forward pass: as the paper counts them, and as executed here, where only visible
+patches are embedded and only tokens of the loss predicted. Activations are the bytes that a view's forward pass keeps for the
+backward pass, in bf16, taken from autograd itself, on a CPU. The paper does not say how its "Mems" were taken; official code
+keeps every attention matrix, which SDPA does not. Time is a training step's, both maskings in turns; the paper's is of 1200
+epochs on 64 A100.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
+sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from benchmarks.results import Result, check_json, describe_machine, write_json
+from benchmarks.step_work import random_batch, step_work, tokens_of
+from benchmarks.stopwatch import Part, Stopwatch, ratios
+from model.config import MODELS, ModelConfig
+from model.flops import executed_gmac, paper_gmac
+from model.videomae import VideoMAE
+from train.config import ComputeConfig
+from train.parallel import Ranks, started
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """A row of the paper's Table 2."""
+
+    gmac: float
+    megabytes: float
+    hours: float
+
+
+# (model, dual): ViT-B on Something-Something V2, ViT-g on UnlabeledHybrid; 356 h is the paper's own estimate from 5 epochs
+PAPER = {
+    ("vit-b", False): Published(gmac=35.48, megabytes=631, hours=28.4),
+    ("vit-b", True): Published(gmac=25.87, megabytes=328, hours=15.9),
+    ("vit-g", False): Published(gmac=263.93, megabytes=1753, hours=356),
+    ("vit-g", True): Published(gmac=241.61, megabytes=1050, hours=241),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What is measured, and for how long."""
+
+    models: tuple[Literal["vit-b", "vit-g"], ...] = ()
+    """Of the paper's table; by default ViT-B on a CPU, both on a GPU."""
+    time: bool = True
+    """Measure the steps' time as well."""
+    views: int | None = None
+    """Views of a step; by default 8 on a CPU and 32 on a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes a GPU if there is one."""
+    precision: Literal["bf16", "fp32"] | None = None
+    """Of the timed steps; by default fp32 on a CPU and bf16 on a GPU."""
+    rounds: int = 5
+    """In each of them both maskings have a turn."""
+    seconds: float = 3.0
+    """Of a turn, about; at least one step."""
+    json: Path | None = None
+    """File to write the figures to: a list of name, value, unit, baseline (the paper's), ratio."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0 when all was measured, 2 when it cannot be as asked, 1 when the device's memory is too small."""
+    options = tyro.cli(Options, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
+    try:
+        check(options)
+        with started(options.device) as ranks:
+            on_gpu = ranks.device.type == "cuda"
+            print(describe_machine(), flush=True)
+            results = []
+            for name in options.models or (("vit-b", "vit-g") if on_gpu else ("vit-b",)):
+                results += measure(name, options, ranks)
+        if options.json:
+            write_json(options.json, results)
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"table2: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"table2: the GPU's memory is too small for this; lower --views. {error}", file=sys.stderr)
+        return 1
+
+
+def check(options: Options) -> None:
+    """Raises ValueError, with the flag, for what cannot be."""
+    check_json(options.json)
+    for name in ("views", "rounds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} {value}: it must be at least 1")
+    if not 0 < options.seconds <= 3600:
+        raise ValueError(f"--seconds {options.seconds:g}: it must be more than 0 and at most 3600")
+
+
+def measure(name: str, options: Options, ranks: Ranks) -> list[Result]:
+    """A model's two rows, printed as they come."""
+    config, results = MODELS[name], []
+    for dual in (False, True):
+        masking, paper, tokens = "dual" if dual else "encoder-only", PAPER[name, dual], tokens_of(config, dual)
+        counted = paper_gmac(config, tokens.visible, tokens.decoded)
+        executed = executed_gmac(config, tokens.visible, tokens.decoded, tokens.loss)
+        kept = kept_bytes(config, dual, torch.bfloat16) / 1e6
+        results += [
+            Result(f"table2/{name}/{masking}/gmac", counted, "GMAC", paper.gmac),
+            Result(f"table2/{name}/{masking}/executed_gmac", executed, "GMAC", paper.gmac),
+            Result(f"table2/{name}/{masking}/activations", kept, "MB", paper.megabytes),
+        ]
+        print(
+            f"{name}, {masking:<12}  FLOPs {counted:6.2f} G (paper {paper.gmac:.2f}), executed {executed:6.2f}"
+            f"   activations {kept:6.1f} MB a view (paper {paper.megabytes:.0f})",
+            flush=True,
+        )
+    return [*results, *measure_time(name, options, ranks)] if options.time else results
+
+
+def measure_time(name: str, options: Options, ranks: Ranks) -> list[Result]:
+    """Steps with both maskings, in turns."""
+    on_gpu = ranks.device.type == "cuda"
+    views = options.views or (32 if on_gpu else 8)
+    precision = options.precision or ("bf16" if on_gpu else "fp32")
+    compute = ComputeConfig(precision=precision)
+    encoder_only, dual = (
+        Part(title, title, 1, step_work(MODELS[name], views, compute, ranks, dual=title == "dual"))
+        for title in ("encoder-only", "dual")
+    )
+    Stopwatch(options.seconds, ranks.device).rounds([encoder_only, dual], options.rounds)
+    gains = ratios(dual, encoder_only, in_views=True)
+    published = PAPER[name, False].hours / PAPER[name, True].hours
+    for part in (encoder_only, dual):
+        hours = PAPER[name, part is dual].hours
+        print(f"{name}, {part.title:<12}  {part.views:.2f} views/s ± {part.spread:.0%}, {precision} (paper {hours:g} h)")
+    print(f"{name}, dual masking is {median(gains):.2f} times as fast (paper {published:.2f})", flush=True)
+    results = [part.result("views/s", f"table2/{name}/{part.name}/views_per_second") for part in (encoder_only, dual)]
+    del encoder_only, dual
+    gc.collect()  # the next model may need the memory
+    return [*results, Result(f"table2/{name}/speedup", median(gains), "x", published)]
+
+
+def kept_bytes(config: ModelConfig, dual: bool, dtype: torch.dtype) -> int:
+    """Bytes that the forward pass of one view keeps for the backward pass, parameters aside: storages, each counted once.
+
+    On a CPU, whose kernels keep what a GPU's keep, but for the statistics of norms and attention.
+    """
+    with torch.device("meta"):
+        model = VideoMAE(config).to(dtype)
+    model.to_empty(device="cpu")
+    model.reset_buffers()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # memory may hold anything, and NaN are slow
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, Tensor] = {}  # by address: as long as it is here, no other storage has it
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    batch = random_batch(config, 1, 0.5 if dual else 0.0, torch.device("cpu"))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model(batch.views, batch.visible, batch.decoded, batch.loss_weight)
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del loss
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())
