@@ -6,8 +6,7 @@
 PYTHON ?= python3
 VIDEOS ?=
 BIN := .venv/bin
-# compiled when first imported: of 7 GB little is, and compiling all of it takes half a minute of a core
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: quickstart test clean
 
