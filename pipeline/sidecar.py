@@ -4,6 +4,8 @@ One process per rank, so that a decoder which crashes or hangs takes nothing wit
 garbage collector stands in the way. Threads inside it suffice: libav, torch and swscale release the GIL (64 -> 116 videos/s
 from 1 to 2 threads on 2 cores). The trainer sends how many batches it has consumed; it is told which are ready, which
 clips failed, and, by the in-flight table of the ring, what every thread is doing.
+
+It does without torch, whose import takes seconds, where `resize` has its own kernel.
 """
 
 import os
@@ -21,7 +23,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline.decode import ClipRequest, DecodeError, Decoder, Failure
 from pipeline.decoder_threads import DecoderThreads
@@ -234,7 +235,6 @@ def main() -> None:
     # Ctrl-C and a scheduler's SIGTERM reach every process of the job; this one ends when its trainer does
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)  # parallel over clips
     connection = Connection(int(sys.argv[1]))
     try:
         Sidecar(connection.recv(), connection).run()

@@ -9,6 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.pipeline.s3_server import s3, s3_session  # noqa: F401  one server for all tests of a process
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

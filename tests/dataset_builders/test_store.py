@@ -23,7 +23,7 @@ from dataset_builders.store import Store
 from pipeline import files
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
-from tests.pipeline.s3_server import BUCKET, S3Server, s3, s3_session  # noqa: F401
+from tests.pipeline.s3_server import BUCKET, S3Server
 
 SCRIPT = Path(build_unlabeled_hybrid.__file__)
 RECIPE = SamplingRecipe(views_per_step=4, views_per_clip=2, input_size=32, num_frames=4)

@@ -29,7 +29,7 @@ from pipeline.recipe import SamplingRecipe
 from pipeline.remote import StorageError
 from pipeline.storage import ShardReader
 from tests.manifest_rows import row, write_rows
-from tests.pipeline.s3_server import BUCKET, Get, S3Server, s3, s3_session  # noqa: F401
+from tests.pipeline.s3_server import BUCKET, Get, S3Server
 
 SHARDS, CLIPS = 3, 40  # clips of 10 to 20 kB in a shard
 TRANSIENT = ("500", "503", "reset", "reset-in-body", "truncate", "garbage", "slow")

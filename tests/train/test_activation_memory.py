@@ -93,7 +93,7 @@ def test_a_budget_takes_the_fewest_flops_that_fit() -> None:
     for number in range(2 ** len(shapes)):
         other = [bool(number >> i & 1) for i in range(len(shapes))]
         assert kept(other) > budget or cost(other) >= cost(chosen) * (1 - 1e-12)
-    with pytest.raises(ValueError, match=r"10 views keep .* GiB even if every block runs again; .* views-per-forward to 9 or"):
+    with pytest.raises(ValueError, match=r"10 views keep .* GiB even if every block runs again; .*views-per-forward to 9 or"):
         within_budget(config, dtypes, tokens, views, views * least - 1)
 
 

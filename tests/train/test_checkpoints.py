@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pipeline import files
-from tests.pipeline.s3_server import BUCKET, S3Server, s3, s3_session  # noqa: F401
+from tests.pipeline.s3_server import BUCKET, S3Server
 from tests.train import saved_model
 from tests.train.saved_model import PATIENCE, Trained
 from tests.train.trainers import start_server
