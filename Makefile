@@ -1,6 +1,7 @@
 # make quickstart                    build a dataset of generated clips, pre-train a tiny model on it, draw what it learned
 # make quickstart VIDEOS=/my/videos  the same on a folder of your own videos
 # make test                          lint, types and tests
+# make test-all                      the same with the slow ones, too: kills, full disks, torchrun
 # make clean                         remove the virtual environment and caches; datasets and runs stay
 
 PYTHON ?= python3
@@ -8,16 +9,24 @@ VIDEOS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test test-all lint clean
 
 quickstart: .venv/installed
 	@$(BIN)/python quickstart.py $(if $(VIDEOS),--videos "$(VIDEOS)")
 
-test: .venv/dev
+# two at a time: they wait for processes more than they compute
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
+
+lint: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest --durations 10
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"tubecell needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

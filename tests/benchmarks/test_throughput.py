@@ -98,6 +98,7 @@ def test_a_dataset_is_measured_as_a_whole(dataset: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_files_are_measured_before_anything_is_built(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, picture = tmp_path / "out.json", tmp_path / "out.png"
     arguments = [*QUICK, "--videos", str(dataset.parent / "videos"), "--files", "4"]

@@ -339,6 +339,7 @@ def test_stopped_it_leaves_nothing_running(tmp_path: Path, number: signal.Signal
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_real_clips(shared: Path, tmp_path: Path) -> None:
     """All broken and all real clips; what a player shows is taken."""
     clips = shared / "clips"

@@ -46,10 +46,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home" / "tubecell" / "builds"
 
 
+@pytest.mark.slow
 def test_killed_and_continued_on_another_machine_it_gives_the_same_bytes(
     undisturbed: Path,
     videos: Path,
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     home: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -108,7 +109,7 @@ def test_killed_and_continued_on_another_machine_it_gives_the_same_bytes(
 def test_shares_on_machines_that_see_only_the_url(
     undisturbed: Path,
     videos: Path,
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -129,7 +130,7 @@ def test_shares_on_machines_that_see_only_the_url(
     assert remote_tree(url) == tree(undisturbed)
 
 
-def test_a_marker_of_another_plan_does_not_count(tmp_path: Path, videos: Path, s3: S3Server) -> None:  # noqa: F811
+def test_a_marker_of_another_plan_does_not_count(tmp_path: Path, videos: Path, s3: S3Server) -> None:
     """Two machines begin at once and see other files: of both plans and markers the last that came stays."""
     url = f"s3://{BUCKET}/race"
     with BuildState(tmp_path / "a") as a, BuildState(tmp_path / "b") as b, Store(url, a) as first, Store(url, b) as second:
@@ -146,7 +147,7 @@ def test_a_marker_of_another_plan_does_not_count(tmp_path: Path, videos: Path, s
                 assert there.is_done(there.jobs[0]) == (state is b)
 
 
-def test_tars_behind_a_url_are_indexed_there(undisturbed: Path, tmp_path: Path, s3: S3Server) -> None:  # noqa: F811
+def test_tars_behind_a_url_are_indexed_there(undisturbed: Path, tmp_path: Path, s3: S3Server) -> None:
     url = f"s3://{BUCKET}/tars"
     for tar in (undisturbed / "shards").glob("*.tar"):
         files.upload(tar, f"{url}/old/{tar.name}")
@@ -174,7 +175,7 @@ def test_tars_behind_a_url_are_indexed_there(undisturbed: Path, tmp_path: Path, 
         indexed_tars.find_tars(f"{url}/{{0..1}}.tar")
 
 
-def test_a_copy_is_told_from_other_bytes(tmp_path: Path, s3: S3Server) -> None:  # noqa: F811
+def test_a_copy_is_told_from_other_bytes(tmp_path: Path, s3: S3Server) -> None:
     file, url = tmp_path / "shard.tar", f"s3://{BUCKET}/copies/shard.tar"
     file.write_bytes(b"some bytes")
     assert not files.is_copy(url, file)

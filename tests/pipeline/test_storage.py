@@ -68,7 +68,7 @@ def clips(folder: Path) -> list[Clip]:
 
 
 @pytest.fixture(scope="module")
-def url(folder: Path, s3_session: S3Server) -> str:  # noqa: F811
+def url(folder: Path, s3_session: S3Server) -> str:
     """The same dataset in the bucket, uploaded by `files`."""
     place = f"s3://{BUCKET}/datasets/random"
     for file in sorted(folder.rglob("*")):
@@ -146,7 +146,7 @@ def test_a_shard_that_was_replaced_is_found_again(folder: Path, clips: list[Clip
 # remote, one clip at a time ------------------------------------------------------------------------------------------------
 
 
-def test_a_clip_is_one_request(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:  # noqa: F811
+def test_a_clip_is_one_request(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:
     with closing(ShardReader(Path(url))) as reader:  # a Path drops one of the slashes: they are put back
         assert reader.read(clips[5]) == local_bytes(folder, clips[5])
         assert [get.sent for get in s3.gets] == [clips[5].size]
@@ -154,21 +154,21 @@ def test_a_clip_is_one_request(s3: S3Server, url: str, folder: Path, clips: list
 
 
 @pytest.mark.parametrize("fault", TRANSIENT)
-def test_passing_faults_are_overcome(s3: S3Server, url: str, folder: Path, clips: list[Clip], fault: str) -> None:  # noqa: F811
+def test_passing_faults_are_overcome(s3: S3Server, url: str, folder: Path, clips: list[Clip], fault: str) -> None:
     s3.inject(fault, 2 if fault != "slow" else 1)
     with closing(ShardReader(url)) as reader:
         assert reader.read(clips[7]) == local_bytes(folder, clips[7])
     assert len(s3.gets) >= (1 if fault == "slow" else 2)
 
 
-def test_a_connection_that_hangs_is_given_up(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:  # noqa: F811
+def test_a_connection_that_hangs_is_given_up(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:
     s3.inject("hang")
     with closing(ShardReader(url, patience=3.0)) as reader:
         assert reader.read(clips[7]) == local_bytes(folder, clips[7])
 
 
 @pytest.mark.parametrize("fault", ["500", "truncate", "hang"])
-def test_patience_is_bounded(s3: S3Server, url: str, clips: list[Clip], fault: str) -> None:  # noqa: F811
+def test_patience_is_bounded(s3: S3Server, url: str, clips: list[Clip], fault: str) -> None:
     s3.inject_always(lambda get: fault)
     began = time.monotonic()
     with closing(ShardReader(url, patience=1.0)) as reader, pytest.raises(StorageError, match="no proper answer") as caught:
@@ -181,7 +181,7 @@ def test_patience_is_bounded(s3: S3Server, url: str, clips: list[Clip], fault: s
 
 @pytest.mark.parametrize(("fault", "words"), [("404", "does not exist"), ("403", "access is denied")])
 def test_lasting_faults_are_not_repeated(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     url: str,
     clips: list[Clip],
     fault: str,
@@ -195,7 +195,7 @@ def test_lasting_faults_are_not_repeated(
     assert len(s3.gets) == 1
 
 
-def test_wrong_bytes_are_fetched_once_more(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:  # noqa: F811
+def test_wrong_bytes_are_fetched_once_more(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:
     with closing(ShardReader(url)) as reader:
         s3.inject("wrong-bytes")
         assert reader.read(clips[0]) == local_bytes(folder, clips[0])
@@ -207,7 +207,7 @@ def test_wrong_bytes_are_fetched_once_more(s3: S3Server, url: str, folder: Path,
     assert len(s3.gets) == 4
 
 
-def test_a_shard_that_ends_too_early(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:  # noqa: F811
+def test_a_shard_that_ends_too_early(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:
     last = clips[CLIPS - 1]
     cut = f"s3://{BUCKET}/datasets/cut"
     for length, words in ((last.offset + 100, "cut off"), (last.offset - 1, "ends before")):
@@ -220,7 +220,7 @@ def test_a_shard_that_ends_too_early(s3: S3Server, url: str, folder: Path, clips
         assert reader.read(clips[0]) == local_bytes(folder, clips[0])
 
 
-def test_many_threads_and_many_faults(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:  # noqa: F811
+def test_many_threads_and_many_faults(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:
     generator = random.Random(1)
     faults = [fault for fault in TRANSIENT if fault != "slow"]
     s3.inject_always(lambda get: generator.choice(faults) if generator.random() < 0.15 else None)
@@ -230,7 +230,7 @@ def test_many_threads_and_many_faults(s3: S3Server, url: str, folder: Path, clip
     assert len(s3.gets) > len(clips) / 2
 
 
-def test_descriptors_are_not_leaked(s3: S3Server, url: str, clips: list[Clip]) -> None:  # noqa: F811
+def test_descriptors_are_not_leaked(s3: S3Server, url: str, clips: list[Clip]) -> None:
     """Connections are kept, up to 64; none beyond, whatever went wrong on them. (Those of the server count here, too.)"""
     counts = []
     for _ in range(2):
@@ -249,7 +249,7 @@ def _read_in_child(url: str, clips: list[Clip], results: Any) -> None:
         results.put([content_hash(reader.read(clip)) for clip in clips])
 
 
-def test_a_forked_process_reads_too(s3: S3Server, url: str, clips: list[Clip]) -> None:  # noqa: F811
+def test_a_forked_process_reads_too(s3: S3Server, url: str, clips: list[Clip]) -> None:
     """fsspec's event loop does not survive a fork; ours are opened per process."""
     with closing(ShardReader(url)) as reader:
         reader.read(clips[0])
@@ -276,7 +276,7 @@ def batches(manifest: Manifest, recipe: SamplingRecipe, epochs: int, rank: int, 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_lanes_read_each_shard_in_long_requests(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     url: str,
     folder: Path,
     world: int,
@@ -320,7 +320,7 @@ def requests_needed(members: list[Clip], get_bytes: int) -> int:
 
 
 def test_a_global_shuffle_is_one_request_a_clip_ahead_of_time(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     url: str,
     folder: Path,
 ) -> None:
@@ -337,7 +337,7 @@ def test_a_global_shuffle_is_one_request_a_clip_ahead_of_time(
     assert 0.9 * SHARDS * CLIPS <= len(s3.gets) <= SHARDS * CLIPS  # neighbours that meet by chance share one
 
 
-def test_read_ahead_keeps_within_its_memory(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:  # noqa: F811
+def test_read_ahead_keeps_within_its_memory(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:
     with closing(ShardReader(url, read_ahead_bytes=200_000, get_bytes=80_000, connections=4)) as reader:
         reader.prefetch(clips)
         for i in np.random.default_rng(0).permutation(len(clips)):
@@ -346,7 +346,7 @@ def test_read_ahead_keeps_within_its_memory(s3: S3Server, url: str, folder: Path
         assert reader._ahead.held_bytes == 0
 
 
-def test_what_is_announced_and_never_read_leaves(s3: S3Server, url: str, clips: list[Clip]) -> None:  # noqa: F811
+def test_what_is_announced_and_never_read_leaves(s3: S3Server, url: str, clips: list[Clip]) -> None:
     with closing(ShardReader(url, read_ahead_bytes=200_000, get_bytes=200_000)) as reader:
         reader.prefetch(clips[:10])
         while reader._ahead.held_bytes == 0 or reader._ahead._loading:
@@ -362,7 +362,7 @@ def test_what_is_announced_and_never_read_leaves(s3: S3Server, url: str, clips: 
 
 
 def test_a_request_ahead_that_fails_costs_its_clips_nothing(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     url: str,
     folder: Path,
     clips: list[Clip],
@@ -379,7 +379,7 @@ def test_a_request_ahead_that_fails_costs_its_clips_nothing(
 # the cache -----------------------------------------------------------------------------------------------------------------
 
 
-def test_cached_clips_cost_no_request(s3: S3Server, url: str, folder: Path, clips: list[Clip], tmp_path: Path) -> None:  # noqa: F811
+def test_cached_clips_cost_no_request(s3: S3Server, url: str, folder: Path, clips: list[Clip], tmp_path: Path) -> None:
     cache = ClipCache(tmp_path / "cache", 1 << 30)
     expected = [local_bytes(folder, clip) for clip in clips]
     with closing(ShardReader(url, cache=cache)) as reader:
@@ -396,7 +396,7 @@ def test_cached_clips_cost_no_request(s3: S3Server, url: str, folder: Path, clip
 
 
 def test_damaged_cache_entries_are_fetched_again(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     url: str,
     folder: Path,
     clips: list[Clip],
@@ -473,7 +473,7 @@ def occupied_now(folder: Path) -> int:
 
 
 def test_a_full_disk_stops_the_cache_and_not_the_run(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     url: str,
     folder: Path,
     clips: list[Clip],
@@ -512,7 +512,7 @@ def test_the_cache_is_asked_for_by_the_environment(tmp_path: Path, monkeypatch: 
 # whole files and datasets --------------------------------------------------------------------------------------------------
 
 
-def test_whole_files_are_written_read_and_removed(s3: S3Server, tmp_path: Path) -> None:  # noqa: F811
+def test_whole_files_are_written_read_and_removed(s3: S3Server, tmp_path: Path) -> None:
     for target in (str(tmp_path / "a.json"), f"s3://{BUCKET}/files/a.json"):
         assert not files.exists(target)
         for data in (b"first", b"", b"second"):
@@ -528,7 +528,7 @@ def test_whole_files_are_written_read_and_removed(s3: S3Server, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "reset"])
-def test_writing_overcomes_faults(s3: S3Server, tmp_path: Path, fault: str) -> None:  # noqa: F811
+def test_writing_overcomes_faults(s3: S3Server, tmp_path: Path, fault: str) -> None:
     data = random.Random(2).randbytes(200_000)
     (tmp_path / "shard.tar").write_bytes(data)
     target = f"s3://{BUCKET}/files/shard.tar"
@@ -541,7 +541,7 @@ def test_writing_overcomes_faults(s3: S3Server, tmp_path: Path, fault: str) -> N
     assert s3.writes >= 4
 
 
-def test_writing_says_what_is_wrong(s3: S3Server) -> None:  # noqa: F811
+def test_writing_says_what_is_wrong(s3: S3Server) -> None:
     with pytest.raises(StorageError, match="only read from"):
         files.write_durably("https://example.invalid/a", b"")
     with pytest.raises(StorageError, match="does not exist") as caught:
@@ -558,7 +558,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_remote_manifest_is_mirrored_once(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     url: str,
     folder: Path,
     clips: list[Clip],
@@ -578,7 +578,7 @@ def test_a_remote_manifest_is_mirrored_once(
         assert reader.read(clips[0]) == local_bytes(folder, clips[0])
 
 
-def test_a_new_version_is_a_new_mirror(s3: S3Server, folder: Path, home: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_new_version_is_a_new_mirror(s3: S3Server, folder: Path, home: Path, tmp_path: Path) -> None:
     place = f"s3://{BUCKET}/datasets/grows"
     seen = []
     for count in (5, 6):
@@ -589,7 +589,7 @@ def test_a_new_version_is_a_new_mirror(s3: S3Server, folder: Path, home: Path, t
     assert [len(Manifest(mirror)) for mirror in seen] == [5, 6]
 
 
-def test_what_is_no_dataset_is_said(s3: S3Server, home: Path) -> None:  # noqa: F811
+def test_what_is_no_dataset_is_said(s3: S3Server, home: Path) -> None:
     with pytest.raises(ValueError, match="is no dataset"):
         files.fetch_manifest(f"s3://{BUCKET}/nothing")
 
@@ -600,7 +600,7 @@ class _NoRanges(SimpleHTTPRequestHandler):
 
 
 def test_a_web_server_serves_a_dataset_if_it_knows_ranges(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     folder: Path,
     clips: list[Clip],
     home: Path,
@@ -622,7 +622,7 @@ def test_a_web_server_serves_a_dataset_if_it_knows_ranges(
 
 
 def test_the_loader_reads_a_remote_dataset(
-    s3: S3Server,  # noqa: F811
+    s3: S3Server,
     dataset: Path,
     home: Path,
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_writer_that_is_killed_in_the_middle(make: Make) -> None:
     assert not list(trained.saver.folder.glob(".writing-*"))
 
 
+@pytest.mark.slow
 def test_a_writer_does_not_outlive_its_trainer(tmp_path: Path) -> None:
     """So that it can write neither into nor over what the next run writes."""
     trainer = start_server().Process(target=saved_model.hang, args=(tmp_path,))
@@ -295,7 +296,7 @@ def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "has no checkpoint; give the folder of a run" in capsys.readouterr().err
 
 
-def test_a_mirror_survives_the_loss_of_the_machine(make: Make, s3: S3Server, tmp_path: Path) -> None:  # noqa: F811
+def test_a_mirror_survives_the_loss_of_the_machine(make: Make, s3: S3Server, tmp_path: Path) -> None:
     url = f"s3://{BUCKET}/runs/lost"
     trained = make(mirror=url, keep_last=2, keep_every=2)
     states = {}
@@ -323,7 +324,7 @@ def test_a_mirror_survives_the_loss_of_the_machine(make: Make, s3: S3Server, tmp
     assert {name.partition("/")[0][:13] for name in files.listed(url)} == {"step-00000004", "step-00000005"}
 
 
-def test_storage_that_refuses_the_copy_leaves_the_one_on_disk(make: Make, s3: S3Server) -> None:  # noqa: F811
+def test_storage_that_refuses_the_copy_leaves_the_one_on_disk(make: Make, s3: S3Server) -> None:
     url = f"s3://{BUCKET}/runs/refused"
     trained = make(mirror=url)
     s3.inject("403", writing=True)

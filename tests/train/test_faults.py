@@ -93,6 +93,7 @@ def test_an_exception_on_one_rank_ends_the_others(dataset: Path, tmp_path: Path)
     assert "RuntimeError: made to fail in step 3" in trainer.text()
 
 
+@pytest.mark.slow
 def test_torchrun_starts_again_after_an_exception_and_a_kill_and_passes_a_signal_on(
     dataset: Path, straight: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +114,7 @@ def test_torchrun_starts_again_after_an_exception_and_a_kill_and_passes_a_signal
         assert losses(out)[step] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_last_words_of_torchrun_are_the_first_exception(dataset: Path, tmp_path: Path) -> None:
     agent = torchrun(dataset, tmp_path / "run", *STEPS, ranks=2, max_restarts=0, faults=(Fault("exception", (2,), rank=1),))
     assert agent.wait() == [1]
@@ -120,6 +122,7 @@ def test_the_last_words_of_torchrun_are_the_first_exception(dataset: Path, tmp_p
     assert "rank      : 1" in summary and "made to fail in step 2" in summary
 
 
+@pytest.mark.slow
 def test_killed_anywhere_gives_the_same_weights_to_the_last_bit(dataset: Path, straight: Path, tmp_path: Path) -> None:
     out, options = tmp_path / "run", (*STEPS, "--save-every", "3")
     draw = random.Random()
