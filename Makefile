@@ -7,7 +7,10 @@
 PYTHON ?= python3
 VIDEOS ?=
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# compiled when first imported: of 7 GB little is, and compiling all of it takes half a minute of a core
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+# or it would be compiled at every import, 17 s for torch
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-all lint clean
 
