@@ -184,6 +184,7 @@ def test_decoding_alone_is_given_what_the_loader_delivered(dataset: Path) -> Non
             decode.prepare()
 
 
+@pytest.mark.slow
 def test_the_files_are_those_that_both_datasets_have(dataset: Path, tmp_path: Path) -> None:
     videos = dataset.parent / "videos"
     paths = dataset_files(dataset)

@@ -312,7 +312,9 @@ def running_with(mark: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
+)
 def test_stopped_it_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "folder").mkdir()
     for name in ("0.mp4", "1.mp4"):

@@ -25,7 +25,12 @@ from train.precision import PRECISIONS
 
 @pytest.mark.parametrize(
     ("name", "precision", "tolerance"),
-    [("tiny", "fp32", 0.0), ("tiny", "paper", 1e-3), ("vit-s", "fp32", 0.0), ("vit-s", "bf16", 1e-3)],
+    [
+        ("tiny", "fp32", 0.0),
+        ("tiny", "paper", 1e-3),
+        ("vit-s", "fp32", 0.0),
+        pytest.param("vit-s", "bf16", 1e-3, marks=pytest.mark.slow),
+    ],
 )
 def test_activations_are_those_that_autograd_saves(name: str, precision: str, tolerance: float) -> None:
     """To the byte in float32, but for the loss's own 4; a CPU has smaller statistics of half-precision norms."""
@@ -45,6 +50,7 @@ def test_activations_are_those_that_autograd_saves(name: str, precision: str, to
 @pytest.mark.parametrize(
     ("precision", "policy", "defer"), [("fp32", "none", False), ("fp32", "full", False), ("bf16", "every:2", False)]
 )
+@pytest.mark.slow
 def test_the_peak_of_a_step_is_what_a_dry_run_says(precision: str, policy: str, defer: bool) -> None:
     config, views = MODELS["tiny"], 4
     tokens = token_counts(config.grid, 0.9, 0.5)
@@ -104,6 +110,7 @@ def test_other_policies_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("again", [False, True])
+@pytest.mark.slow
 def test_a_compiled_block_keeps_the_same(again: bool) -> None:
     """Dynamo takes the whole block, and its partitioner saves what eager mode does, or the input alone."""
     views, dim, mlp_dim, heads, tokens = 2, 64, 256, 2, 24

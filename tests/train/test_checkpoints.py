@@ -248,6 +248,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(harm: Callable[[Path],
     assert trained.saver.find() is None  # as the message says
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_reads_what_any_other_wrote(make: Make, tmp_path: Path) -> None:
     """1 -> 2 -> 1, the two with writers in a process group of their own."""
     trained = make()

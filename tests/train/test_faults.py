@@ -146,6 +146,7 @@ def test_killed_anywhere_gives_the_same_weights_to_the_last_bit(dataset: Path, s
     assert not list((out / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_ranks_may_become_fewer_in_mid_epoch(dataset: Path, straight: Path, tmp_path: Path) -> None:
     """4 -> 2 -> 1, stopped by signals to all or to one of them, which the others join."""
     out = tmp_path / "run"

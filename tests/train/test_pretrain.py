@@ -71,10 +71,10 @@ def test_a_finished_run_says_so_and_may_be_made_longer(dataset: Path, copy: Path
 @pytest.mark.parametrize(
     ("options", "bound"),
     [
-        (("--compute.views-per-forward", "2"), 1e-5),
+        pytest.param(("--compute.views-per-forward", "2"), 1e-5, marks=pytest.mark.slow),
         (("--compute.activation-checkpointing", "full"), 1e-6),
         (("--compute.precision", "bf16"), 2e-2),
-        (("--compute.precision", "fp16"), 5e-3),
+        pytest.param(("--compute.precision", "fp16"), 5e-3, marks=pytest.mark.slow),
     ],
 )
 def test_how_a_step_is_computed_changes_rounding_only(
