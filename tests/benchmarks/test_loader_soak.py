@@ -6,6 +6,7 @@ import pytest
 from benchmarks.loader_soak import Look, grown, main
 
 
+@pytest.mark.slow
 def test_a_short_soak_is_steady(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--batches", "400", "--data", str(dataset), "--kills", "1", "--json", str(tmp_path / "soak.json")]) == 0
     report = json.loads((tmp_path / "soak.json").read_text())
