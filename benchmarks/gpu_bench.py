@@ -9,7 +9,8 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,8 @@ class Bench:
                     self.absent(name, str(reason))
         except Exception as error:
             self.fail(error, names)
-            _release(error)
+            traceback.clear_frames(error.__traceback__)  # they hold tensors
+            _release()
 
     def fail(self, error: Exception, names: Sequence[str]) -> None:
         """Put a failure down, and those of its figures that are missing for it. Ends the process if the GPU cannot be used any
@@ -135,9 +137,8 @@ class Bench:
                 sys.exit(LOST_DEVICE)
 
 
-def _release(error: BaseException) -> None:
-    """Give back the memory that a failed measurement's frames hold."""
-    traceback.clear_frames(error.__traceback__)
+def _release() -> None:
+    """Give back the memory of what nobody holds any more."""
     gc.collect()
     if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -156,20 +157,10 @@ def run(job: Job) -> None:
             continue
         bench.begin(name)
         began, before = time.time(), sum(os.times()[:4])
-        try:
-            getattr(module, name)(bench)
-        except AbsentError as reason:
-            for figure in figures:
-                if figure not in bench.given:
-                    bench.absent(figure, str(reason))
-        except Exception as error:
-            bench.fail(error, figures)
-            _release(error)
+        bench.attempt(figures, partial(methodcaller(name, bench), module))
         used = sum(os.times()[:4]) - before
         bench.notes.write("ended", part=job.part, measurement=name, seconds=time.time() - began, cpu_seconds=used)
-        gc.collect()
-        if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        _release()
 
 
 def main() -> None:

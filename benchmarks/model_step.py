@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from benchmarks.hf_step import HfWork, missing_transformers
-from benchmarks.results import Result, check_json, describe_machine, write_json
+from benchmarks.results import Result, check_json, check_numbers, describe_machine, write_json
 from benchmarks.step_work import GemmWork, largest_product, step_flops, step_work
 from benchmarks.stopwatch import Part, Stopwatch
 from model.config import MODELS
@@ -118,12 +118,7 @@ def check(options: Options) -> None:
     check_json(options.json)
     if options.model not in MODELS:
         raise ValueError(f"there is no model {options.model!r}; the models are {', '.join(MODELS)}")
-    for name in ("views", "rounds"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} {value}: it must be at least 1")
-    if not 0 < options.seconds <= 3600:
-        raise ValueError(f"--seconds {options.seconds:g}: it must be more than 0 and at most 3600")
+    check_numbers(options, "views", "rounds")
 
 
 def wanted_precisions(options: Options, device: torch.device) -> tuple[list[Precision], list[str]]:

@@ -52,6 +52,16 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
     path.write_text(json.dumps([result.as_json() for result in results], indent=1) + "\n")
 
 
+def check_numbers(options: Any, *counts: str) -> None:
+    """Raises ValueError, with the flag, for a count below 1, where it is given, and for turns of impossible `seconds`."""
+    for name in counts:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    if not 0 < options.seconds <= 3600:
+        raise ValueError(f"--seconds {options.seconds:g}: it must be more than 0 and at most 3600")
+
+
 def describe_machine() -> str:
     """Cores, CPU, GPU, torch."""
     cores = usable_cores()

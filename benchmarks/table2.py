@@ -27,7 +27,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.results import Result, check_json, describe_machine, write_json
+from benchmarks.results import Result, check_json, check_numbers, describe_machine, write_json
 from benchmarks.step_work import random_batch, step_work, tokens_of
 from benchmarks.stopwatch import Part, Stopwatch, ratios
 from model.config import MODELS, ModelConfig
@@ -102,12 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(options: Options) -> None:
     """Raises ValueError, with the flag, for what cannot be."""
     check_json(options.json)
-    for name in ("views", "rounds"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} {value}: it must be at least 1")
-    if not 0 < options.seconds <= 3600:
-        raise ValueError(f"--seconds {options.seconds:g}: it must be more than 0 and at most 3600")
+    check_numbers(options, "views", "rounds")
 
 
 def measure(name: str, options: Options, ranks: Ranks) -> list[Result]:

@@ -26,7 +26,7 @@ import torch
 import tyro
 
 from benchmarks.peers import STRIDE
-from benchmarks.results import check_json, write_json
+from benchmarks.results import check_json, check_numbers, write_json
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.throughput_parts import Trial, measure_dataset, measure_files
 from benchmarks.throughput_table import results, table, verdict
@@ -128,13 +128,8 @@ def check(options: Options) -> None:
         raise ValueError("--videos measures files before anything is built, --data a dataset; give one of them")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("one process is measured; start it with python, not with torchrun")
-    if not 0 < options.seconds <= 3600:
-        raise ValueError(f"--seconds {options.seconds:g}: it must be more than 0 and at most 3600")
     names = ("rounds", "files", "input_size", "views_per_clip", "views_per_forward", "views_per_step", "threads")
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    check_numbers(options, *names)
 
 
 def configuration(options: Options) -> PretrainConfig:

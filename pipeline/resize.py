@@ -2,6 +2,7 @@
 
 Two implementations, the same bytes. torch's `interpolate` works anywhere. `resize.c` does its arithmetic on AVX2, frame by
 frame while a frame is in the cache, and straight into the batch; a C compiler has to be there once, when it is first used.
+A view of 16 x 224² from sides of 168 to 256 px, in the cache: 0.5 ms in the mean, torch 1.1 (one core of an Intel Xeon).
 """
 
 import ctypes
