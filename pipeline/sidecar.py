@@ -8,19 +8,19 @@ clips failed, and, by the in-flight table of the ring, what every thread is doin
 It does without torch, whose import takes seconds, where `resize` has its own kernel.
 """
 
+import itertools
 import os
-import queue
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,15 +109,15 @@ class Sidecar:
         self.manifest = Manifest(job.dataset, job.version)
         self.reader = ShardReader(job.dataset, patience=job.patience)
         self.ring = Ring(job.recipe, job.clips, job.num_slots, job.most_threads, job.memfd)
-        self._serial, self._send_lock = threading.Lock(), threading.Lock()
+        self._serial, self._send_lock, self._announcing = threading.Lock(), threading.Lock(), threading.Lock()
         self.tuner = job.tuner
         self.pool = DecoderThreads(job.tuner.threads, job.most_threads)
         self._threads = self.pool.here
-        self.submitted: queue.SimpleQueue[tuple[int, list[Future]]] = queue.SimpleQueue()
+        self._complete: set[int] = set()  # batches that wait for an earlier one
+        self._announced = job.number  # the next batch to tell the trainer of
 
     def run(self) -> None:
         """Keep every free slot in work until the trainer closes the connection."""
-        threading.Thread(target=self._announce, daemon=True).start()
         consumed = self.connection.recv()  # not job.number: the trainer still holds batches that were ready before
         order = order_of(self.manifest, self.job.recipe)
         work = batches(self.job, order)
@@ -133,7 +133,7 @@ class Sidecar:
                         consumed = message
                 self._tune(consumed)
             self.ring.place(number, consumed)
-            self.submitted.put((number, self._submit(number, epoch, positions)))
+            self._submit(number, epoch, positions)
 
     def _tune(self, consumed: int) -> None:
         done, waiting = self.pool.done, self.pool.waiting
@@ -141,7 +141,7 @@ class Sidecar:
             self.pool.use(self.tuner.threads)
             self._send(self.tuner.tuning)
 
-    def _submit(self, number: int, epoch: int, positions: np.ndarray) -> list[Future]:
+    def _submit(self, number: int, epoch: int, positions: np.ndarray) -> None:
         slot, began = self.ring[number], time.thread_time_ns()
         attempts = np.array([self.job.failed.get((epoch, int(p)), 0) for p in positions])
         slot.positions[:] = positions
@@ -150,15 +150,29 @@ class Sidecar:
         samples = sample_clips(self.manifest, self.job.recipe, epoch, positions, attempts)
         slot.records["submitted"] = time.perf_counter_ns()
         slot.records["plan"] = (time.thread_time_ns() - began) // len(positions)
-        serial = number < self.job.serial_until
-        return [
-            self.pool.submit(self._deliver, number, i, epoch, int(positions[i]), int(attempts[i]), samples, serial)
-            for i in range(len(positions))
-        ]
+        delivered = itertools.count(1)
+        for i, (position, attempt) in enumerate(zip(positions.tolist(), attempts.tolist(), strict=True)):
+            self.pool.submit(self._decode, delivered, number, i, epoch, position, attempt, samples)
 
-    def _deliver(
-        self, number: int, i: int, epoch: int, position: int, attempt: int, samples: ClipSamples | None, serial: bool
-    ) -> None:
+    def _decode(self, delivered: Iterator[int], number: int, i: int, epoch: int, position: int, *sampled: Any) -> None:
+        """A thread's task: a clip, and the news of its batch if it is the last one of that."""
+        with self._reported():
+            self._deliver(number, i, epoch, position, *sampled)
+            if next(delivered) == self.job.clips:
+                self._announce(number)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Errors of a thread go to the trainer."""
+        try:
+            yield
+        except BrokenPipeError:  # the trainer is gone
+            pass
+        except Exception:
+            with suppress(BrokenPipeError):
+                self._send(traceback.format_exc())
+
+    def _deliver(self, number: int, i: int, epoch: int, position: int, attempt: int, samples: ClipSamples | None) -> None:
         """Decode what stands at a position, place i of `samples`, into the slot; on failure, the position's next substitute."""
         slot, state = self.ring[number], self.ring.in_flight[self._threads.row]
         first, place = attempt, i
@@ -169,7 +183,7 @@ class Sidecar:
                 place = 0
             clip = self.manifest.clip(int(samples.rows[place]))
             try:
-                with self._serial if serial else nullcontext():
+                with self._serial if number < self.job.serial_until else nullcontext():
                     state[:3] = epoch, position, attempt
                     state[3] = time.monotonic_ns()  # last: it says that the row is valid
                     try:
@@ -203,27 +217,18 @@ class Sidecar:
         self.job.decoder(request, slot.views[i])
 
     def _retry(self, retry: Retry) -> None:
-        try:
-            serial = retry.number < self.job.serial_until
-            self._deliver(retry.number, retry.place, retry.epoch, retry.position, retry.attempt, None, serial)
+        with self._reported():
+            self._deliver(retry.number, retry.place, retry.epoch, retry.position, retry.attempt, None)
             self._send(retry)
-        except BrokenPipeError:  # the trainer is gone
-            pass
-        except Exception:
-            self._send(traceback.format_exc())
 
-    def _announce(self) -> None:
+    def _announce(self, number: int) -> None:
         """Tell the trainer, in order, which batches are complete."""
-        try:
-            while True:
-                number, clips = self.submitted.get()
-                for clip in clips:
-                    clip.result()
-                self._send(number)
-        except BrokenPipeError:  # the trainer is gone
-            pass
-        except Exception:
-            self._send(traceback.format_exc())
+        with self._announcing:
+            self._complete.add(number)
+            while self._announced in self._complete:
+                self._complete.remove(self._announced)
+                self._send(self._announced)
+                self._announced += 1
 
     def _send(self, message: int | str | FailedClip | Retry | Tuning) -> None:
         with self._send_lock:
