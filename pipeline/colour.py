@@ -50,12 +50,13 @@ class RgbConverter:
         self._reformatter: VideoReformatter | None = None
         self._context = None
         _, _, width, height = region
-        if swscale := _swscale():
+        swscale = load_swscale()
+        if swscale:
             self._swscale = swscale
             self._context = swscale.sws_getContext(
                 width, height, YUV420P, width, height, RGB24, SWSCALE_FLAGS, None, None, None
             )
-        if not self._context:
+        if not swscale or not self._context:
             return
         matrix_numbers = swscale.sws_getCoefficients(self._matrix)
         full = (int(self._range == ColorRange.JPEG), 1)
@@ -109,7 +110,7 @@ class RgbConverter:
 
 
 @functools.cache
-def _swscale() -> ctypes.CDLL | None:
+def load_swscale() -> ctypes.CDLL | None:
     """The library that PyAV has loaded; None where it cannot be found that way."""
     try:
         mapped = Path("/proc/self/maps").read_text().splitlines()

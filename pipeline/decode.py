@@ -116,9 +116,10 @@ def open_clip(data: bytes) -> av.container.InputContainer:
     From memory: nothing is written, and one range request fetched all there is. An mp4 names its codec's parameters, so libav
     need not decode frames to find them (there is no other way to tell it so): 0.14 ms, and 0.63 with that.
     """
-    is_mp4 = bytes(data[4:8]) == b"ftyp"
-    options = {"format": "mov", "container_options": {"codec_whitelist": "none"}} if is_mp4 else {}
-    return av.open(io.BytesIO(data), "r", metadata_errors="replace", **options)
+    if data[4:8] == b"ftyp":
+        options = {"codec_whitelist": "none"}
+        return av.open(io.BytesIO(data), "r", format="mov", metadata_errors="replace", container_options=options)
+    return av.open(io.BytesIO(data), "r", metadata_errors="replace")
 
 
 def decode_each(

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from pipeline import sampling
-from pipeline.decode import Decoder, Failure, decode_libav
+from pipeline.decode import Decoder, decode_libav
 from pipeline.decoder_choice import DecoderChoice, choose_decoder
+from pipeline.delivery import Delivery, FailedClip
 from pipeline.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
 from pipeline.machine import available_memory, ranks_here, usable_cores
 from pipeline.manifest import Manifest
@@ -36,11 +37,12 @@ from pipeline.order import check_reading_order
 from pipeline.remote import PATIENCE
 from pipeline.ring import Ring, Slot, slot_size
 from pipeline.sampling import SamplingRecipe
-from pipeline.sidecar import FailedClip, Job, Retry
+from pipeline.sidecar import Job
 from pipeline.stage_meters import BatchMeter, StageMeters
 from pipeline.tuning import MOST_SLOTS, MOST_THREADS, Tuner, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_DEATHS = 3  # of the sidecar in a row
 SILENCE = 240.0  # seconds, besides a clip's time, that a sidecar may say nothing while it is waited for
 
 
@@ -158,11 +160,11 @@ class ClipLoader:
             memory_budget=budget,
         )
         self.tuning: Tuning = self._tuner.tuning  # what the loader works with now
-        self._ring = Ring(recipe, self.clips, slots, self._most_threads)
+        self._ring = Ring(recipe, self.clips, slots)
         self._pinned: set[int] = set()  # addresses of slots
         self._consumed = self._ready = 0  # batches since the start of this process
         self._holding = False  # a batch is in the caller's hands
-        self._deaths = 0  # of the sidecar in a row, without a clip to blame and without a batch delivered
+        self._deaths = 0  # of the sidecar in a row, without a batch delivered
         self._copies: torch.cuda.Stream | None = None
         self._copying: torch.cuda.Event | None = None
         self._copied: torch.cuda.Event | None = None
@@ -174,7 +176,7 @@ class ClipLoader:
         elif self.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.device)
         weakref.finalize(self, self._ring.close)
-        self._start(serial_until=0)
+        self._start()
         if self._device_decoding:
             try:
                 self._device_decoding.wait_until_started()
@@ -264,7 +266,7 @@ class ClipLoader:
         if changed:
             raise ValueError(f"the state belongs to another sampling recipe: {', '.join(changed)}; restore these values")
 
-    def _start(self, serial_until: int) -> None:
+    def _start(self) -> None:
         """Start a sidecar at the first batch that is not ready."""
         ours, theirs = Pipe()
         environment = {
@@ -297,10 +299,10 @@ class ClipLoader:
                 step=step % self.steps_per_epoch,
                 part=part,
                 number=self._ready,
-                serial_until=serial_until,
                 num_slots=self._ring.num_slots,
                 most_threads=self._most_threads,
                 tuner=self._tuner,
+                clip_timeout=self.clip_timeout,
                 patience=min(PATIENCE, self.clip_timeout * 2 / 3),  # ends before the clip is given up
                 memfd=self._ring.memfd,
                 packs_for=self.device.type if self._device_decoding else None,
@@ -308,14 +310,14 @@ class ClipLoader:
             )
         )
         ours.send(self._consumed)
-        self._process, self._connection, self._serial_until = process, ours, serial_until
+        self._process, self._connection = process, ours
         self._heard = time.monotonic()
         for place in self._retries:  # its predecessor did not live to answer
             self._ask_again(place)
         self._closer = weakref.finalize(self, _shut_down, process, ours)
 
     def _listen(self, timeout: float) -> None:
-        """Take in what the sidecar has to say, waiting for the first message; bring it back if it died or hangs."""
+        """Take in what the sidecar has to say, waiting for the first message; bring it back if it died."""
         try:
             while self._connection.poll(timeout):
                 message = self._connection.recv()
@@ -325,7 +327,7 @@ class ClipLoader:
                     self._ready, self._deaths = self._ready + 1, 0
                 elif isinstance(message, FailedClip):
                     self._record(message)
-                elif isinstance(message, Retry):
+                elif isinstance(message, Delivery):
                     self._retries.remove(message.place)
                 elif isinstance(message, Tuning):
                     self.tuning = message
@@ -335,21 +337,12 @@ class ClipLoader:
         except (EOFError, ConnectionResetError):
             self._revive()
             return
-        now = time.monotonic_ns()
-        in_flight = self._ring.in_flight.tolist()
-        if any(began and now - began > self.clip_timeout * 1e9 for *_, began in in_flight):
-            self._process.kill()
-            self._revive(hung=now - self.clip_timeout * 1e9)
-        elif (self._ready == self._consumed or self._retries) and time.monotonic() - self._heard > SILENCE + self.clip_timeout:
-            self._process.kill()  # stuck outside a decoder, where no clip is to blame: at its start, or reading the manifest
+        if (self._ready == self._consumed or self._retries) and time.monotonic() - self._heard > SILENCE + self.clip_timeout:
+            self._process.kill()  # stuck at its start, or reading the manifest
             self._revive()
 
-    def _revive(self, hung: float | None = None) -> None:
-        """Start a new sidecar where the dead one stopped, and find the clip that killed it.
-
-        A clip that was in flight since before `hung` is given up. After a crash the batches in work are decoded again, one
-        clip at a time; only a clip that crashes then, alone, is to blame, so that none suffers for the machine's troubles.
-        """
+    def _revive(self) -> None:
+        """Start a new sidecar where the dead one stopped. No clip is to blame: those are decoded by other processes."""
         code = self._process.wait()
         with contextlib.suppress(EOFError, ConnectionResetError):
             while True:  # what it said before it died
@@ -358,32 +351,15 @@ class ClipLoader:
                     self._record(message)
                 elif isinstance(message, int):
                     self._ready += 1
-                elif isinstance(message, Retry):
+                elif isinstance(message, Delivery):
                     self._retries.remove(message.place)
-        in_flight = [row for row in self._ring.in_flight.tolist() if row[3]]
-        serial = self._ready < self._serial_until
-        alone = serial and len(in_flight) == 1
-        blamed = [row for row in in_flight if row[3] < hung] if hung else in_flight if alone else []
-        for epoch, position, attempt, _ in blamed:
-            reason = Failure.TIMEOUT if hung else Failure.CRASH
-            detail = f"over {self.clip_timeout:g} s" if hung else f"the decoding process died with status {code}"
-            place = np.array([position]), np.array([attempt])
-            row = int(sampling.sample_clips(self.manifest, self.recipe, epoch, *place).rows[0])
-            self._record(FailedClip(epoch, position, attempt, row, self.manifest.clip(row).key, reason, detail))
-        self._deaths += not blamed
-        if self._deaths > 3:
+        self._deaths += 1
+        if self._deaths > MOST_DEATHS:
             raise LoaderError(f"the decoding process of rank {self.rank} died {self._deaths} times, last with status {code}")
-        # behind the last batch of which a clip was being decoded
-        positions, latest = [row[1] for row in in_flight], self._consumed + self.tuning.prefetch + 1
-        within = (n + 1 for n in range(self._ready, latest) if np.isin(self._ring[n].positions, positions).any())
-        suspects = max(within, default=self._ready + 1)
-        if self._retries:  # they come after all that the ring has room for, and may be what killed it
-            suspects = self._ready + self._ring.num_slots
-        self._ring.in_flight[:] = 0
         self._closer()
         self._tuner.resume(self.tuning)
         self.tuning = self._tuner.tuning
-        self._start(serial_until=self._serial_until if hung else suspects)
+        self._start()
 
     def _decoded(self, device_decoding: DeviceDecoding, slot: Slot) -> DecodedBatch:
         """The next batch on the device, with substitutes for clips that fail there."""
@@ -424,7 +400,9 @@ class ClipLoader:
         attempt = self._ledger[self._epoch, position]
         self._heard = time.monotonic()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead sidecar is noticed while listening
-            self._connection.send(Retry(self._consumed, place, self._epoch, position, attempt))
+            self._connection.send(
+                Delivery(number=self._consumed, place=place, epoch=self._epoch, position=position, attempt=attempt)
+            )
 
     def _record(self, failed: FailedClip) -> None:
         where = (failed.epoch, failed.position)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.delivery import FailedClip
 from pipeline.manifest import Manifest
 from pipeline.sampling import SamplingRecipe, sample_clips
-from pipeline.sidecar import FailedClip
 from pipeline.stage_meters import STAGES, StageMeters
 
 PERCENTILES = (50, 90, 99, 99.9)

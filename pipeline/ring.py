@@ -1,9 +1,9 @@
-"""Shared memory between a trainer and its decoding process: a ring of batch slots, and a table of what is in flight.
+"""Shared memory between a trainer and its decoding processes: a ring of batch slots.
 
-It is an anonymous `memfd`, not /dev/shm, which is 64 MB in most containers. Layout: the in-flight table, the places of the
-batches, then the slots, each array of a slot on a 4096-byte boundary (CUDA registers whole pages; huge copies like alignment).
-It may be laid out for many more slots than are used: memory is taken when a slot is first written, and a batch goes into the
-lowest free one, so that those of a shallow ring stay in use.
+It is an anonymous `memfd`, not /dev/shm, which is 64 MB in most containers. Layout: the places of the batches, then the slots,
+each array of a slot on a 4096-byte boundary (CUDA registers whole pages; huge copies like alignment). It may be laid out for
+many more slots than are used: memory is taken when a slot is first written, and a batch goes into the lowest free one, so that
+those of a shallow ring stay in use.
 """
 
 import mmap
@@ -34,13 +34,13 @@ class Slot:
 
 
 class Ring:
-    """`num_slots` batches of `clips` clips, and one in-flight row (epoch, position, attempt, start in ns) per thread."""
+    """`num_slots` batches of `clips` clips."""
 
-    def __init__(self, recipe: SamplingRecipe, clips: int, num_slots: int, threads: int, memfd: int | None = None) -> None:
+    def __init__(self, recipe: SamplingRecipe, clips: int, num_slots: int, memfd: int | None = None) -> None:
         """Make the memory, or map that of `memfd`, which another process made with equal arguments."""
         fields = _fields(recipe, clips)
         self._fields, self._sizes = fields, _sizes(fields)
-        header = _pages(threads * 4 * 8) + _pages(num_slots * 8)
+        header = _pages(num_slots * 8)
         self.num_slots = num_slots
         self.slot_bytes = sum(self._sizes)
         self._header = header
@@ -49,8 +49,7 @@ class Ring:
         if memfd is None:
             os.ftruncate(self.memfd, self.nbytes)
         self.memory = mmap.mmap(self.memfd, self.nbytes)
-        self.in_flight = np.ndarray((threads, 4), np.int64, self.memory)
-        self._places = np.ndarray((num_slots,), np.int64, self.memory, _pages(threads * 4 * 8))  # of batch n: n % num_slots
+        self._places = np.ndarray((num_slots,), np.int64, self.memory)  # of batch n: n % num_slots
         self._slots: dict[int, Slot] = {}  # those that have been used
 
     def place(self, number: int, oldest: int) -> None:

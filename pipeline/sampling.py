@@ -57,6 +57,10 @@ class ClipSamples:
     boxes: np.ndarray
     repeated: np.ndarray
 
+    def one(self, i: int) -> "ClipSamples":
+        """That of clip i alone (B = 1)."""
+        return ClipSamples(self.rows[i : i + 1], self.frames[i : i + 1], self.boxes[i : i + 1], self.repeated[i : i + 1])
+
 
 def steps_per_epoch(num_clips: int, recipe: SamplingRecipe) -> int:
     """Whole steps of an epoch of N clips; the last positions are dropped, other clips each time.

@@ -1,13 +1,13 @@
-"""The decoding process beside a trainer: plans its rank's batches, decodes them in threads, fills the ring.
+"""The process beside a trainer that plans its rank's batches and has them decoded, into the ring.
 
-One process per rank, so that a decoder which crashes or hangs takes nothing with it, and neither the trainer's GIL nor its
-garbage collector stands in the way. Threads inside it suffice: libav, torch and swscale release the GIL (64 -> 116 videos/s
-from 1 to 2 threads on 2 cores). The trainer sends how many batches it has consumed; it is told which are ready, which
-clips failed, and, by the in-flight table of the ring, what every thread is doing.
+One per rank, so that neither the trainer's GIL nor its garbage collector stands in the way. It forks a process for every clip
+that is decoded at once, and has a thread wait for each: what one of these says goes on to the trainer, one that crashes or
+hangs is replaced. The trainer sends how many batches it has consumed; it is told which are ready, and which clips failed.
 
 It does without torch, whose import takes seconds, where `resize` has its own kernel.
 """
 
+import gc
 import itertools
 import os
 import signal
@@ -16,29 +16,29 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipeline.decode import ClipRequest, DecodeError, Decoder, Failure
+from pipeline.colour import load_swscale
+from pipeline.decode import Decoder, Failure
 from pipeline.decoder_threads import DecoderThreads
+from pipeline.delivery import BytesWanted, ClipDelivery, Delivery, FailedClip, answer, sample_position
+from pipeline.fork_server import ForkServer, ProcessDiedError, ServerDiedError
 from pipeline.manifest import Manifest
 from pipeline.read_plan import ReadPlan
-from pipeline.remote import StorageError, is_url
-from pipeline.ring import Ring, Slot
-from pipeline.sampling import ClipSamples, Order, SamplingRecipe, order_of, sample_clips, sample_masks
-from pipeline.stage_meters import ClipMeter
+from pipeline.remote import is_url
+from pipeline.resize import kernel
+from pipeline.ring import Ring
+from pipeline.sampling import Order, SamplingRecipe, order_of, sample_clips, sample_masks
 from pipeline.storage import ShardReader
-from pipeline.trim import UnsupportedClipError, pack, trim
 from pipeline.tuning import Tuner, Tuning
 
 TICK = 0.1  # seconds between looks at the pool, while numbers of threads are tried
-LATER = (1.0, 5.0)  # seconds after which a clip is read once more, if its storage did not answer (`StorageError.transient`)
-MAX_ATTEMPTS = 64  # substitutes at one position; the loader's own limit of failures comes first
+CRASHES = 3  # of a process in a row, before the clip that it was at is to blame and not the machine's troubles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,38 +56,14 @@ class Job:
     step: int  # of the epoch, the first to deliver
     part: int  # of that step: a rank's share of a step may be several batches
     number: int  # of the first batch to deliver; batch n lies in slot n modulo the number of slots
-    serial_until: int  # batches before this number are decoded one clip at a time, to find the one that crashes
     num_slots: int
     most_threads: int
     memfd: int
     tuner: Tuner
     patience: float  # seconds for one reading of a clip from behind a URL
+    clip_timeout: float  # seconds after which a clip is given up
     packs_for: str | None = None  # "cpu" or "cuda": what DALI decodes there is trimmed only, for the trainer to decode
     failed: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the ledger: (epoch, position) -> failed attempts
-
-
-@dataclass(frozen=True, slots=True)
-class FailedClip:
-    """One failed attempt to deliver a clip: a line of failures.jsonl."""
-
-    epoch: int
-    position: int
-    attempt: int  # 0 for the clip that the order names, 1 for its first substitute ...
-    row: int
-    key: str
-    reason: Failure
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """The trainer could not decode a trimmed clip: deliver another attempt. Comes back when that lies in the slot."""
-
-    number: int  # of the batch
-    place: int  # of the clip in it
-    epoch: int
-    position: int
-    attempt: int
 
 
 def batches(job: Job, order: Order) -> Iterator[tuple[int, np.ndarray]]:
@@ -102,17 +78,20 @@ def batches(job: Job, order: Order) -> Iterator[tuple[int, np.ndarray]]:
 
 
 class Sidecar:
-    """The process's state: memory, threads, and the two directions of the connection."""
+    """The process's state: memory, threads and their processes, and the two directions of the connection."""
 
     def __init__(self, job: Job, connection: Connection) -> None:
         self.job, self.connection = job, connection
         self.manifest = Manifest(job.dataset, job.version)
         self.reader = ShardReader(job.dataset, patience=job.patience)
-        self.ring = Ring(job.recipe, job.clips, job.num_slots, job.most_threads, job.memfd)
-        self._serial, self._send_lock, self._announcing = threading.Lock(), threading.Lock(), threading.Lock()
+        self.ring = Ring(job.recipe, job.clips, job.num_slots, job.memfd)
+        delivery = ClipDelivery(self.manifest, job.recipe, self.reader, job.decoder, self.ring, job.packs_for)
+        prepare_to_fork()
+        self.processes = ForkServer(delivery.serve, unneeded=(connection,))
+        self._send_lock, self._announcing = threading.Lock(), threading.Lock()
         self.tuner = job.tuner
         self.pool = DecoderThreads(job.tuner.threads, job.most_threads)
-        self._threads = self.pool.here
+        self._here = self.pool.here
         self._complete: set[int] = set()  # batches that wait for an earlier one
         self._announced = job.number  # the next batch to tell the trainer of
 
@@ -127,8 +106,8 @@ class Sidecar:
             while number > consumed + self.tuner.prefetch:
                 if self.connection.poll(None if self.tuner.settled else TICK):
                     message = self.connection.recv()
-                    if isinstance(message, Retry):
-                        self.pool.submit_urgent(self._retry, message)
+                    if isinstance(message, Delivery):
+                        self.pool.submit_urgent(self._repeat, message)
                     else:
                         consumed = message
                 self._tune(consumed)
@@ -152,14 +131,15 @@ class Sidecar:
         slot.records["plan"] = (time.thread_time_ns() - began) // len(positions)
         delivered = itertools.count(1)
         for i, (position, attempt) in enumerate(zip(positions.tolist(), attempts.tolist(), strict=True)):
-            self.pool.submit(self._decode, delivered, number, i, epoch, position, attempt, samples)
+            task = Delivery(number=number, place=i, epoch=epoch, position=position, attempt=attempt, sample=samples.one(i))
+            self.pool.submit(self._decode, task, delivered)
 
-    def _decode(self, delivered: Iterator[int], number: int, i: int, epoch: int, position: int, *sampled: Any) -> None:
+    def _decode(self, task: Delivery, delivered: Iterator[int]) -> None:
         """A thread's task: a clip, and the news of its batch if it is the last one of that."""
         with self._reported():
-            self._deliver(number, i, epoch, position, *sampled)
+            self._deliver(task)
             if next(delivered) == self.job.clips:
-                self._announce(number)
+                self._announce(task.number)
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -168,58 +148,46 @@ class Sidecar:
             yield
         except BrokenPipeError:  # the trainer is gone
             pass
+        except ServerDiedError:  # the trainer starts another sidecar
+            os._exit(1)
         except Exception:
             with suppress(BrokenPipeError):
                 self._send(traceback.format_exc())
 
-    def _deliver(self, number: int, i: int, epoch: int, position: int, attempt: int, samples: ClipSamples | None) -> None:
-        """Decode what stands at a position, place i of `samples`, into the slot; on failure, the position's next substitute."""
-        slot, state = self.ring[number], self.ring.in_flight[self._threads.row]
-        first, place = attempt, i
-        meter, later = ClipMeter(), list(LATER)
-        while attempt < first + MAX_ATTEMPTS:
-            if samples is None or attempt > first:
-                samples = sample_clips(self.manifest, self.job.recipe, epoch, np.array([position]), np.array([attempt]))
-                place = 0
-            clip = self.manifest.clip(int(samples.rows[place]))
+    def _deliver(self, task: Delivery) -> None:
+        """Have the thread's process do it. A clip that hangs or crashes it is given up, and the process replaced."""
+        crashes = 0
+        while True:
+            process = getattr(self._here, "process", None) or self.processes.fork()
+            self._here.process = None  # until it has done this
             try:
-                with self._serial if number < self.job.serial_until else nullcontext():
-                    state[:3] = epoch, position, attempt
-                    state[3] = time.monotonic_ns()  # last: it says that the row is valid
-                    try:
-                        data = self.reader.read(clip)
-                        meter.fetched(len(data))
-                        request = ClipRequest(clip, data, samples.frames[place], samples.boxes[place], meter)
-                        self._fill(request, slot, i)
-                    except OSError as error:
-                        raise DecodeError(Failure.READ, str(error)) from error
-                    finally:
-                        state[3] = 0
-                slot.rows[i], slot.repeated[i] = clip.row, samples.repeated[place]
-                meter.write(slot.records[i], self._threads.row)
+                process.send(replace(task, thread=self._here.row))
+                while (message := process.receive(self.job.clip_timeout)) is not None:
+                    if isinstance(message, BytesWanted):
+                        process.send(answer(message, self.manifest, self.reader.read))
+                    elif isinstance(message, FailedClip):
+                        self._send(message)
+                        task, crashes = task.next_attempt(message.attempt + 1), 0
+                    else:
+                        raise RuntimeError(message)
+                self._here.process = process
                 return
-            except DecodeError as error:
-                if later and isinstance(error.__cause__, StorageError) and error.__cause__.transient:
-                    time.sleep(later.pop(0))  # the storage has troubles: this thread need not add to them
+            except ProcessDiedError as error:
+                crashes += 1
+                if crashes < CRASHES:
                     continue
-                self._send(FailedClip(epoch, position, attempt, clip.row, clip.key, error.reason, error.detail))
-                meter.failed()
-                attempt += 1
-        raise RuntimeError(f"{MAX_ATTEMPTS} clips in a row could not be decoded at position {position} of epoch {epoch}")
+                reason, detail = Failure.CRASH, f"the process that decoded it died with {error}, {crashes} times in a row"
+            except TimeoutError:
+                reason, detail = Failure.TIMEOUT, f"over {self.job.clip_timeout:g} s"
+            row = int(sample_position(self.manifest, self.job.recipe, task.epoch, task.position, task.attempt).rows[0])
+            self._send(FailedClip(task.epoch, task.position, task.attempt, row, self.manifest.clip(row).key, reason, detail))
+            task, crashes = task.next_attempt(task.attempt + 1), 0
 
-    def _fill(self, request: ClipRequest, slot: Slot, i: int) -> None:
-        """Put a clip's views into place i of a slot, or what the trainer makes them of."""
-        slot.packed[i] = 0
-        if self.job.packs_for:
-            with suppress(UnsupportedClipError):
-                slot.packed[i] = pack(trim(request, self.job.packs_for), slot.views[i])
-                return
-        self.job.decoder(request, slot.views[i])
-
-    def _retry(self, retry: Retry) -> None:
+    def _repeat(self, task: Delivery) -> None:
+        """The trainer could not decode a trimmed clip, and wants another attempt in its place."""
         with self._reported():
-            self._deliver(retry.number, retry.place, retry.epoch, retry.position, retry.attempt, None)
-            self._send(retry)
+            self._deliver(task)
+            self._send(task)
 
     def _announce(self, number: int) -> None:
         """Tell the trainer, in order, which batches are complete."""
@@ -230,9 +198,18 @@ class Sidecar:
                 self._send(self._announced)
                 self._announced += 1
 
-    def _send(self, message: int | str | FailedClip | Retry | Tuning) -> None:
+    def _send(self, message: int | str | FailedClip | Delivery | Tuning) -> None:
         with self._send_lock:
             self.connection.send(message)
+
+
+def prepare_to_fork() -> None:
+    """Load what all processes that decode need, so that they share it."""
+    if not kernel():
+        import torch  # noqa: F401
+    load_swscale()
+    gc.collect()
+    gc.freeze()  # their garbage collectors would touch, and so copy, every page
 
 
 def main() -> None:
@@ -247,6 +224,6 @@ def main() -> None:
         pass  # the trainer closed the connection or died
     except Exception:
         connection.send(traceback.format_exc())
-    # not waiting for threads that may be inside a decoder
+    # not waiting for threads; the processes that decode leave with this one
     sys.stdout.flush()
     os._exit(0)

@@ -63,8 +63,9 @@ class ClipMeter:
         "resize",
     )
 
-    def __init__(self) -> None:
-        self._failures = self._lost = 0
+    def __init__(self, failures: int = 0) -> None:
+        """After so many attempts that nobody could time."""
+        self._failures, self._lost = failures, 0
         self._start()
 
     def fetched(self, size: int) -> None:

@@ -61,7 +61,7 @@ class ShardReader:
         The check (0.03 ms for 300 kB) is what finds bit rot: decoders conceal most damage without a word. Bytes that fail it
         are fetched once more, past every cache.
         """
-        if self._is_remote(clip):
+        if self.is_remote(clip):
             return self._read_remote(clip)
         try:
             data = self._read_local(clip)
@@ -77,13 +77,17 @@ class ShardReader:
             self._check(clip, data)
         return data
 
+    def is_remote(self, clip: Clip) -> bool:
+        """Whether its shard is behind a URL."""
+        return "://" in clip.shard or (self._remote and not clip.shard.startswith("/"))
+
     def prefetch(self, clips: Iterable[Clip]) -> None:
         """Announce clips that will be read, each once, in this order; those in remote shards are fetched ahead.
 
         Clips of one call that lie side by side in a shard share a request: for `shuffle="window"`, give a lane's window as a
         whole. A clip that is read without an announcement costs a request of its own.
         """
-        wanted = [clip for clip in clips if self._is_remote(clip)]
+        wanted = [clip for clip in clips if self.is_remote(clip)]
         if self._cache:
             wanted = [clip for clip in wanted if not self._cache.holds(clip.content_hash)]
         if wanted:
@@ -101,9 +105,6 @@ class ShardReader:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
             self._descriptors.clear()
-
-    def _is_remote(self, clip: Clip) -> bool:
-        return "://" in clip.shard or (self._remote and not clip.shard.startswith("/"))
 
     def _url(self, shard: str) -> str:
         return shard if "://" in shard or shard.startswith("/") else f"{self.root}/{shard}"

@@ -16,11 +16,11 @@ import torch
 
 from pipeline.dali import DaliDecoder
 from pipeline.decode import ClipRequest, DecodeError, Failure, decode_libav
+from pipeline.delivery import FailedClip
 from pipeline.device_decoding import BATCHES_AHEAD
 from pipeline.loader import ClipLoader, LoaderError, LoaderState
 from pipeline.manifest import content_hash
 from pipeline.sampling import sample_clips
-from pipeline.sidecar import FailedClip
 from pipeline.stage_meters import StageMeters
 from pipeline.trim import TrimmedClip, trim
 from tests.manifest_rows import row, write_rows

@@ -23,8 +23,8 @@ import pytest
 
 from dataset_builders.recheck import main as recheck
 from pipeline.decode import Failure
+from pipeline.delivery import FailedClip
 from pipeline.manifest import Manifest, content_hash
-from pipeline.sidecar import FailedClip
 from tests.manifest_rows import write_rows
 from tests.pipeline import faulty_decoders
 from tests.pipeline.test_loader import take
@@ -64,7 +64,7 @@ def broken(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def through(broken: Path) -> tuple[list[dict[int, str]], list[FailedClip]]:
     """An epoch of it."""
-    taken, _, (loader,) = take(broken, 3, max_failure_share=0.9)
+    taken, _, (loader,) = take(broken, 3, max_failure_share=9)
     return taken, list(loader.failures)
 
 
@@ -90,7 +90,7 @@ def test_the_others_and_the_substitutes_do_not_depend_on_ranks(
     dataset: Path, broken: Path, through: tuple[list[dict[int, str]], list[FailedClip]]
 ) -> None:
     taken, failures = through
-    again, _, loaders = take(broken, 3, world_size=2, max_failure_share=0.9, threads=1)
+    again, _, loaders = take(broken, 3, world_size=2, max_failure_share=9, threads=1)
     assert again == taken
     assert {f.row for loader in loaders for f in loader.failures} == {f.row for f in failures}
 

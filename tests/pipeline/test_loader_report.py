@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.decode import Failure
+from pipeline.delivery import FailedClip
 from pipeline.loader_figures import figures, parsed, percentiles, shares, spelled
 from pipeline.loader_limits import RULES, Evidence, ceilings
 from pipeline.loader_report import assemble, write_report
@@ -15,7 +16,6 @@ from pipeline.loader_text import comparison, summary
 from pipeline.loader_verdict import judge
 from pipeline.manifest import Manifest
 from pipeline.sampling import SamplingRecipe, sample_clips
-from pipeline.sidecar import FailedClip
 from pipeline.stage_meters import RECORD, STAGES, BatchMeter, StageMeters
 from tests.manifest_rows import row, write_rows
 

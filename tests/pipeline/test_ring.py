@@ -13,7 +13,7 @@ def touched(ring: Ring) -> int:
 
 
 def test_a_large_ring_takes_the_memory_of_the_slots_in_use() -> None:
-    with closing(Ring(RECIPE, 4, 1000, 8)) as ring:
+    with closing(Ring(RECIPE, 4, 1000)) as ring:
         size = slot_size(RECIPE, 4)
         assert ring.nbytes > 1000 * size and touched(ring) < size
         for number in range(300):  # three batches in use at a time
@@ -25,8 +25,8 @@ def test_a_large_ring_takes_the_memory_of_the_slots_in_use() -> None:
 
 
 def test_another_process_finds_the_batches_where_they_lie() -> None:
-    with closing(Ring(RECIPE, 4, 5, 8)) as ring:
-        other = Ring(RECIPE, 4, 5, 8, ring.memfd)
+    with closing(Ring(RECIPE, 4, 5)) as ring:
+        other = Ring(RECIPE, 4, 5, ring.memfd)
         for number, oldest in ((0, 0), (1, 0), (2, 0), (3, 1), (4, 3), (5, 3), (6, 5), (7, 5)):
             ring.place(number, oldest)
             ring[number].rows[:] = number
