@@ -146,7 +146,7 @@ def configuration(bench: Bench, name: str) -> PretrainConfig:
     """A step of one forward pass; `tiny` in a dry walk. Threads and prefetch are given: to find them takes a loader 20 s."""
     views = bench.size(VIEWS[name], 4)
     compute = ComputeConfig(views_per_forward=views, precision=bench.size("bf16", "fp32"), device=bench.device.type)  # type: ignore[arg-type]
-    data = DataConfig(views_per_step=views, views_per_clip=bench.size(4, 2), threads=usable_cores(), prefetch=3)
+    data = DataConfig(views_per_step=views, views_per_clip=bench.size(4, 2), workers=usable_cores(), prefetch=3)
     return PretrainConfig(model=MODELS[bench.size(name, "tiny")], views=data, compute=compute)
 
 

@@ -7,7 +7,7 @@
     python benchmarks/loader_profile.py --data DATASET --replay KEY [--frames 3:64:4]    one clip again, stage by stage
     python benchmarks/loader_profile.py --compare A.json B.json                          two runs side by side
 
-Besides the flags below it takes those of train/pretrain.py (--views.threads 8, --model.input-size 112 ...). Ends with 1 if
+Besides the flags below it takes those of train/pretrain.py (--views.workers 8, --model.input-size 112 ...). Ends with 1 if
 the target is missed.
 """
 
@@ -247,13 +247,13 @@ def measure(config: PretrainConfig, options: argparse.Namespace, reason: str | N
         stopwatch.rounds(list(parts.values()), options.rounds)
         failures = list(alone.loader.failures)
         first_batch, tuning = alone.first_batch, alone.loader.tuning
-        threads, decoder = tuning.threads, alone.loader.decoder_choice.name
+        workers, decoder = tuning.workers, alone.loader.decoder_choice.name
     stages = measure_stages(manifest, recipe, usable_cores(), 2 * options.seconds)
     neighbours = float(np.median([cores for part in parts.values() for cores in part.neighbours]))
-    loader = figures(watched.all_turns(), manifest, recipe, threads, failures, window=watched.turns[-1])
+    loader = figures(watched.all_turns(), manifest, recipe, workers, failures, window=watched.turns[-1])
     run = None
     if training:
-        run = figures(training.all_turns(), manifest, recipe, threads, failures, window=training.turns[-1])
+        run = figures(training.all_turns(), manifest, recipe, workers, failures, window=training.turns[-1])
     return assemble(
         manifest=manifest,
         recipe=recipe,
@@ -261,7 +261,7 @@ def measure(config: PretrainConfig, options: argparse.Namespace, reason: str | N
         run=run,
         rates={name: {"median": part.views, "rounds": [rate * views for rate in part.rates]} for name, part in parts.items()},
         settings={
-            "threads": threads,
+            "workers": workers,
             "cores": usable_cores(),
             "prefetch": tuning.prefetch,
             "tuning": str(tuning),
@@ -274,7 +274,7 @@ def measure(config: PretrainConfig, options: argparse.Namespace, reason: str | N
         },
         machine=describe_machine(),
         title="benchmarks/loader_profile.py",
-        stages_alone={"threads": concurrencies(usable_cores()), "clips_per_s": stages},
+        stages_alone={"workers": concurrencies(usable_cores()), "clips_per_s": stages},
         target=options.target_views_per_s,
     )
 

@@ -1,23 +1,19 @@
 """The parts of the path from encoded clips to trained views, as contestants: decoding, the loader, the model, the whole."""
 
-import io
 import itertools
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 
+from benchmarks.decode_only import DecodeOnly, Encoded
 from benchmarks.stopwatch import Stopwatch
 from pipeline.loader import Batch, ClipLoader
 from pipeline.machine import usable_cores
-from pipeline.manifest import Clip
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage import ShardReader
 from train.config import PretrainConfig
@@ -25,14 +21,14 @@ from train.guard import guarded_step
 from train.optimizer import pretraining_optimizer
 from train.parallel import Ranks, build_model
 
-MOST_CLIPS = 2048  # whose bytes lie in memory while they are decoded alone
+MOST_CLIPS = 512  # whose bytes lie in the memory of each process that decodes them alone
 PREFETCH = 3  # batches; 5 s of them, a training run's default, would only make the rests between turns long
-SETTLING = 20.0  # seconds that a loader has to find its number of threads
+SETTLING = 20.0  # seconds that a loader has to find its number of workers
 WAITED = 1e-3  # seconds for a batch; less is what a ready one costs
 
 
-def decoding_threads(config: PretrainConfig) -> int:
-    return config.views.threads or usable_cores()
+def decoding_processes(config: PretrainConfig) -> int:
+    return config.views.workers or usable_cores()
 
 
 class LoaderWork:
@@ -54,7 +50,7 @@ class LoaderWork:
             recipe,
             device=stopwatch.device,
             clips_per_batch=clips_per_batch,
-            threads=config.views.threads,
+            workers=config.views.workers,
             prefetch=config.views.prefetch or PREFETCH,
             decoder=decoder,
         )
@@ -89,18 +85,18 @@ class LoaderWork:
 
 class DecodeWork:
     """What the loader has delivered in its last turn, decoded once more and nothing else: no reading, no checking, no crops.
-    On as many threads as the loader has."""
+    In as many processes as the loader has."""
 
     def __init__(self, loader: LoaderWork) -> None:
         self.loader = loader
-        self.pool = ThreadPoolExecutor(loader.loader.threads)
-        self.clips: list[tuple[Clip, bytes, np.ndarray]] = []
+        self.decoding = DecodeOnly(loader.loader.workers)
+        self.clips: list[Encoded] = []
 
     def prepare(self) -> None:
         """Read the clips into memory; without those that stood in for others."""
         manifest, recipe = self.loader.loader.manifest, self.loader.loader.recipe
         reader, data = ShardReader(manifest.root), dict[int, bytes]()
-        self.clips = []
+        self.clips.clear()
         for epoch, positions, delivered in self.loader.delivered:
             samples = sample_clips(manifest, recipe, epoch, positions, np.zeros_like(positions))
             for row, frames, got in zip(samples.rows.tolist(), samples.frames, delivered.tolist(), strict=True):
@@ -112,37 +108,14 @@ class DecodeWork:
         reader.close()
         if not self.clips:
             raise RuntimeError("no clip was delivered in its own place; look at the dataset with dataset_builders/verify.py")
+        self.decoding.load(self.clips)
 
     def work(self) -> int:
         """All of them."""
-        return sum(self.pool.map(lambda clip: decode_only(*clip), self.clips))
+        return self.decoding.decode()
 
     def close(self) -> None:
-        self.pool.shutdown()
-
-
-def decode_only(clip: Clip, data: bytes, frames: np.ndarray) -> int:
-    """libav as PyAV has it: seek to the key frame, decode, convert the wanted frames to RGB arrays, forget them. Returns 1.
-
-    One thread, and one reformatter a clip. `frame.to_ndarray(format="rgb24")` alone, which makes a reformatter and a pool of
-    threads for every frame, would do 0.7 times as much per CPU-second, with threads=1 0.9 times.
-    """
-    wanted, last, start = set(frames.tolist()), int(frames[-1]), 0
-    with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        if clip.pts_step:
-            start = max((key for key in clip.keyframes if key <= frames[0]), default=0)
-        if start:
-            container.seek(clip.pts_start + start * clip.pts_step, stream=stream)
-        reformatter = VideoReformatter()
-        for counted, frame in enumerate(container.decode(stream)):
-            number = ((frame.pts or 0) - clip.pts_start) // clip.pts_step if clip.pts_step else counted
-            if number in wanted:
-                reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            if number >= last:
-                return 1
-    raise RuntimeError(f"{clip.key}: frame {last} does not come out, though the loader delivered it")
+        self.decoding.close()
 
 
 class ModelWork:

@@ -1,30 +1,30 @@
-"""Each stage of the CPU path alone, in 1, 2, 4 ... threads: what it could do if nothing else were to be done, and whether
-more threads help it. Stages that do not grow with the threads wait for each other: for a lock, the storage or the memory."""
+"""Each stage of the CPU path alone, in 1, 2, 4 ... processes: what it could do if nothing else were to be done, and whether
+more of them help it. Stages that do not grow with them wait for each other: for the storage, the memory, or cores."""
 
 import os
-import queue
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from io import BytesIO
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import av
 import numpy as np
-import torch
-from av.video.reformatter import ColorRange, VideoReformatter
 from tqdm import tqdm
 
-from pipeline.decode import MATRICES, RANGES, SWSCALE_FLAGS, ClipRequest, DecodeError, decode_frames, decode_libav
+from benchmarks.crew import Crew
+from pipeline.colour import RgbConverter, region_around
+from pipeline.decode import ClipRequest, DecodeError, decode_frames, decode_libav, open_clip
 from pipeline.manifest import Manifest
 from pipeline.remote import is_url
 from pipeline.resize import crop_resizer
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage import ShardReader
 
-MOST_CLIPS = 64  # whose decoded frames lie in memory: 6 MB each
+MOST_CLIPS = 64  # whose decoded frames lie in memory: 8 MB each
+COLD = "fetch, cold"
+STAGES = (COLD, "fetch", "demux", "decode", "colour", "resize", "all but fetch")
 FEWEST_SECONDS = 0.2  # of a pass
 
 
@@ -46,56 +46,76 @@ def concurrencies(cores: int) -> list[int]:
 
 
 def measure_stages(manifest: Manifest, recipe: SamplingRecipe, cores: int, seconds: float) -> dict[str, list[float]]:
-    """Clips/s by stage, one figure per number of threads in `concurrencies(cores)`. "fetch, cold" reads local shards past the
+    """Clips/s by stage, one figure per number of processes in `concurrencies(cores)`. "fetch, cold" reads local shards past the
     page cache. `seconds` is for all together. Raises ValueError if no clip can be decoded."""
-    clips = prepare(manifest, recipe)
-    size, views = recipe.input_size, recipe.views_per_clip
-    threads = concurrencies(cores)
-    buffers: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
-    for _ in range(max(threads)):
-        buffers.put(np.zeros((views, recipe.num_frames, size, size, 3), np.uint8))
-
-    def into(work: Callable[[Prepared, np.ndarray], None], clip: Prepared) -> None:
-        buffer = buffers.get()
-        try:
-            work(clip, buffer)
-        finally:
-            buffers.put(buffer)
-
-    rates: dict[str, list[float]] = {}
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    local = not is_url(ShardReader(manifest.root).root)
-    with closing(ShardReader(manifest.root)) as reader:
-        stages: dict[str, Callable[[Prepared], object]] = {
-            "fetch": lambda clip: reader.read(clip.request.clip),
-            "demux": demux,
-            "decode": decode,
-            "colour": convert,
-            "resize": partial(into, resize),
-            "all but fetch": partial(into, lambda clip, buffer: decode_libav(clip.request, buffer)),
-        }
-        if local:
-            stages = {"fetch, cold": lambda clip: reader.read(clip.request.clip), **stages}
-        share = max(FEWEST_SECONDS, seconds / (len(stages) * len(threads)))
-        bar = tqdm(total=len(stages) * len(threads), unit="pass", disable=None, leave=False)
-        with closing(bar):
-            for name, work in stages.items():
-                bar.set_description(f"{name} alone")
-                rates[name] = []
-                for number in threads:
-                    if name == "fetch, cold":
-                        rates[name].append(_one_pass(work, clips, number, lambda: forget(manifest, clips)))
-                    else:
-                        rates[name].append(_rate(work, clips, number, share))
+    workers = concurrencies(cores)
+    stages = [stage for stage in STAGES if stage != COLD or not is_url(ShardReader(manifest.root).root)]
+    share = max(FEWEST_SECONDS, seconds / (len(stages) * len(workers)))
+    with closing(
+        Crew(max(workers), _serve, manifest.root, manifest.version, recipe, max(4, MOST_CLIPS // max(workers)))
+    ) as crew:
+        for refused in crew.answers():
+            if refused:
+                raise ValueError(refused)
+        rates: dict[str, list[float]] = {}
+        with closing(tqdm(total=len(stages) * len(workers), unit="pass", disable=None, leave=False)) as bar:
+            for stage in stages:
+                bar.set_description(f"{stage} alone")
+                rates[stage] = []
+                for number in workers:
+                    rates[stage].append(_rate(crew, stage, number, share))
                     bar.update()
-    torch.set_num_threads(torch_threads)
     return rates
 
 
-def prepare(manifest: Manifest, recipe: SamplingRecipe) -> list[Prepared]:
+def _rate(crew: Crew, stage: str, workers: int, seconds: float) -> float:
+    members = crew.members[:workers]
+    for member in members:
+        member.send((stage, seconds))
+    return sum(member.recv() for member in members)
+
+
+def _serve(connection: Connection, root: Path, version: int, recipe: SamplingRecipe, most_clips: int) -> None:
+    """A process that is told a stage and a time, and answers with its clips/s."""
+    manifest = Manifest(root, version)
+    try:
+        clips = prepare(manifest, recipe, most_clips)
+    except ValueError as error:
+        connection.send(str(error))
+        return
+    connection.send("")
+    views = np.zeros((recipe.views_per_clip, recipe.num_frames, recipe.input_size, recipe.input_size, 3), np.uint8)
+    with closing(ShardReader(manifest.root)) as reader:
+        while True:
+            stage, seconds = connection.recv()
+            for clip in clips[:2]:  # what is only done once
+                do(stage, clip, reader, views)
+            spent, done = 0.0, 0
+            while not done or spent < seconds:
+                clip = clips[done % len(clips)]
+                if stage == COLD:
+                    forget(manifest, [clip])
+                began = time.perf_counter()
+                do(stage, clip, reader, views)
+                spent, done = spent + time.perf_counter() - began, done + 1
+            connection.send(done / spent)
+
+
+def do(stage: str, clip: Prepared, reader: ShardReader, views: np.ndarray) -> None:
+    """One of STAGES, of a clip; crops go into `views` uint8 (R, T, size, size, 3)."""
+    if stage in ("fetch", COLD):
+        reader.read(clip.request.clip)
+    elif stage == "resize":
+        resize(clip, views)
+    elif stage == "all but fetch":
+        decode_libav(clip.request, views)
+    else:
+        {"demux": demux, "decode": decode, "colour": convert}[stage](clip)
+
+
+def prepare(manifest: Manifest, recipe: SamplingRecipe, most_clips: int) -> list[Prepared]:
     """The first clips of epoch 0 as they are before each stage; without those that cannot be decoded, and rotated ones."""
-    positions = np.arange(min(len(manifest), MOST_CLIPS))
+    positions = np.arange(min(len(manifest), most_clips))
     rows = {"views_per_step": recipe.views_per_clip}  # a step of one clip: every position exists
     recipe = type(recipe)(**{name: getattr(recipe, name) for name in recipe.__dataclass_fields__} | rows)
     samples = sample_clips(manifest, recipe, 0, positions, np.zeros_like(positions))
@@ -120,7 +140,7 @@ def prepare(manifest: Manifest, recipe: SamplingRecipe) -> list[Prepared]:
 def _open(clip: Prepared) -> None:
     """Find out which packets the decoder needs, and keep the frames that it makes of them."""
     wanted = np.unique(clip.request.frames)
-    with av.open(BytesIO(clip.request.data), "r", metadata_errors="replace") as container:
+    with open_clip(clip.request.data) as container:
         stream = container.streams.video[0]
         frames = [frame for packet in container.demux(stream) for frame in packet.decode()]
     stamps = [frame.pts or 0 for frame in frames]
@@ -140,7 +160,7 @@ def decode(clip: Prepared) -> None:
 
 
 def _walk(clip: Prepared, decoding: bool) -> None:
-    with av.open(BytesIO(clip.request.data), "r", metadata_errors="replace") as container:
+    with open_clip(clip.request.data) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         if clip.start_pts:
@@ -153,26 +173,12 @@ def _walk(clip: Prepared, decoding: bool) -> None:
                 break
 
 
-def convert(clip: Prepared) -> list[np.ndarray]:
-    """The wanted frames to RGB, whole, by the same call of swscale as the decoder's."""
-    one, reformatter = clip.request.clip, VideoReformatter()
-    matrix, source = MATRICES[one.matrix], RANGES[one.range]
-    images = []
-    for frame in clip.yuv:
-        rgb = reformatter.reformat(
-            frame,
-            format="rgb24",
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
-            src_color_range=source,
-            dst_color_range=ColorRange.JPEG,
-            interpolation=SWSCALE_FLAGS,
-            threads=1,
-        )
-        plane = rgb.planes[0]
-        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(rgb.height, plane.line_size)
-        images.append(lines[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3))
-    return images
+def convert(clip: Prepared) -> None:
+    """What the crops show of the wanted frames to RGB, as `decode_libav` does it."""
+    one = clip.request.clip
+    with RgbConverter(one.matrix, one.range, region_around(clip.request.boxes, one.width, one.height)) as converter:
+        for frame in clip.yuv:
+            converter.rows(frame)
 
 
 def resize(clip: Prepared, views: np.ndarray) -> None:
@@ -193,22 +199,3 @@ def forget(manifest: Manifest, clips: Sequence[Prepared]) -> None:
             if clip.request.clip.shard == shard:
                 os.posix_fadvise(descriptor, clip.request.clip.offset, clip.request.clip.size, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-
-
-def _rate(work: Callable[[Prepared], object], clips: Sequence[Prepared], threads: int, seconds: float) -> float:
-    """Clips/s of whole passes, after one clip in each thread."""
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, clips[:threads]))
-        done, began = 0, time.perf_counter()
-        while not done or time.perf_counter() - began < seconds:
-            # clip by clip, so that a slow machine is not held up for a whole pass
-            done += sum(1 for _ in pool.map(work, [clips[(done + i) % len(clips)] for i in range(4 * threads)]))
-        return done / (time.perf_counter() - began)
-
-
-def _one_pass(work: Callable[[Prepared], object], clips: Sequence[Prepared], threads: int, before: Callable[[], None]) -> float:
-    before()
-    with ThreadPoolExecutor(threads) as pool:
-        began = time.perf_counter()
-        list(pool.map(work, clips))
-        return len(clips) / (time.perf_counter() - began)

@@ -68,8 +68,8 @@ class Options:
     """Most views of one forward pass; by default the recipe's, but no more than 8 on a CPU."""
     views_per_step: int | None = None
     """Views of one optimizer step; by default those of one forward pass, which is what one GPU of many does in a step."""
-    threads: int | None = None
-    """Decoding threads; by default those that the loader finds best."""
+    workers: int | None = None
+    """Processes that decode; by default those that the loader finds best."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Where the model runs; by default on a GPU if there is one."""
     precision: Literal["bf16", "fp32"] | None = None
@@ -128,7 +128,7 @@ def check(options: Options) -> None:
         raise ValueError("--videos measures files before anything is built, --data a dataset; give one of them")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("one process is measured; start it with python, not with torchrun")
-    names = ("rounds", "files", "input_size", "views_per_clip", "views_per_forward", "views_per_step", "threads")
+    names = ("rounds", "files", "input_size", "views_per_clip", "views_per_forward", "views_per_step", "workers")
     check_numbers(options, *names)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.generated_dataset import generated_dataset
 from benchmarks.original_files import build_of_files, dataset_files, folder_files
-from benchmarks.path_parts import DecodeWork, EndToEndWork, LoaderWork, ModelWork, decoding_threads
+from benchmarks.path_parts import DecodeWork, EndToEndWork, LoaderWork, ModelWork, decoding_processes
 from benchmarks.peers import READERS, STRIDE, PeerWork, missing_reader
 from benchmarks.results import describe_machine
 from benchmarks.stopwatch import Part, Stopwatch
@@ -48,7 +48,7 @@ class Trial:
 def measure_files(trial: Trial, folder: Path, narrowest: int) -> Measured:
     """--videos: a user's files through DataLoaders, through tubecell as they are, and as h264-fast would be."""
     print(trial.describe(), flush=True)
-    measured = Measured(PEER_VIEWS, decoding_threads(trial.config), trial.stopwatch.device)
+    measured = Measured(PEER_VIEWS, decoding_processes(trial.config), trial.stopwatch.device)
     with ExitStack() as stack:
         add_original_files(measured, trial, folder_files(folder), narrowest, stack)
         trial.stopwatch.rounds(measured.parts, trial.rounds)
@@ -73,7 +73,7 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
         + (", generated: smaller and quicker to decode than most real ones" if generated else ""),
         flush=True,
     )
-    measured = Measured(views.views_per_clip, decoding_threads(config), ranks.device)
+    measured = Measured(views.views_per_clip, decoding_processes(config), ranks.device)
     with ExitStack() as stack:
         for backend in backends(manifest, measured):
             for r in sorted({1, PEER_VIEWS, views.views_per_clip}) if backend == "libav" else (1, PEER_VIEWS):

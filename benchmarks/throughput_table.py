@@ -19,7 +19,7 @@ class Measured:
     """Everything of one run."""
 
     views_per_clip: int  # R of the model's views
-    threads: int  # that decode
+    workers: int  # that decode
     device: torch.device
     parts: list[Part] = field(default_factory=list)  # in the order of their turns
     decode_only: dict[str, Part] = field(default_factory=dict)  # by the loader whose clips it decodes
@@ -154,7 +154,7 @@ def limits(measured: Measured) -> list[str]:
             "model alone, which cannot be; measure again on a quiet machine.",
             waited,
         ]
-    cores = min(measured.threads, usable_cores())
+    cores = min(measured.workers, usable_cores())
     needed, ratio = model.views / (loader.views / cores), loader.views / model.views
     if ratio > 1.1:
         limit = f"The model limits: the loader alone is {times(ratio)} times as fast"

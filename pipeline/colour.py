@@ -3,7 +3,8 @@
 The conversion is swscale's, whose flags are part of a batch's bytes. PyAV can ask it for whole frames only, each in fresh
 memory; `RgbConverter` calls it, in the library that PyAV has loaded, for the box around a clip's crops. 16 frames of 336 x 256
 whole: 0.84 ms, 192 x 192 of them 0.48 ms (one core of an Intel Xeon). The bytes are the same, and where swscale cannot be
-called this way (pixel formats other than 4:2:0 in planes), PyAV does it.
+called this way (pixel formats other than 4:2:0 in planes), PyAV does it; so it does for frames of odd height, which swscale
+converts by another path with other bytes.
 """
 
 import ctypes
@@ -21,8 +22,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 SWSCALE_FLAGS = Interpolation.BILINEAR
 MATRICES = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709, "bt2020": Colorspace.BT2020}
 RANGES = {"limited": ColorRange.MPEG, "full": ColorRange.JPEG}
-PLANAR = frozenset(["yuv420p", "yuvj420p"])  # they differ in their range, which the manifest knows
-YUV420P, RGB24 = 0, 2  # AVPixelFormat
+PLANAR = {"yuv420p": 0, "yuvj420p": 12}  # AVPixelFormat; the second is always of full range
+RGB24 = 2
 UNITY = 1 << 16  # contrast and saturation
 ALIGNED = 32  # pixels: where a region begins, so that rows of chroma begin as aligned as those of a frame
 PAD = 64  # bytes between rows, and after the last: vectors write beyond a row
@@ -48,19 +49,23 @@ class RgbConverter:
         """`matrix` and `full_range` as in the manifest: keys of MATRICES and RANGES."""
         self._matrix, self._range, self._region = MATRICES[matrix], RANGES[full_range], region
         self._reformatter: VideoReformatter | None = None
-        self._context = None
-        _, _, width, height = region
-        swscale = load_swscale()
-        if swscale:
-            self._swscale = swscale
-            self._context = swscale.sws_getContext(
-                width, height, YUV420P, width, height, RGB24, SWSCALE_FLAGS, None, None, None
-            )
-        if not swscale or not self._context:
+        self._swscale, self._context, self._pixels = load_swscale(), None, ""
+
+    def _begin(self, pixels: str) -> None:
+        """The first frame has come."""
+        assert self._swscale
+        _, _, width, height = self._region
+        self._pixels = pixels
+        self._context = self._swscale.sws_getContext(
+            width, height, PLANAR[pixels], width, height, RGB24, SWSCALE_FLAGS, None, None, None
+        )
+        if not self._context:
             return
-        matrix_numbers = swscale.sws_getCoefficients(self._matrix)
-        full = (int(self._range == ColorRange.JPEG), 1)
-        swscale.sws_setColorspaceDetails(self._context, matrix_numbers, full[0], matrix_numbers, full[1], 0, UNITY, UNITY)
+        numbers, full = (
+            self._swscale.sws_getCoefficients(self._matrix),
+            int(self._range == ColorRange.JPEG or pixels == "yuvj420p"),
+        )
+        self._swscale.sws_setColorspaceDetails(self._context, numbers, full, numbers, 1, 0, UNITY, UNITY)
         line = -(-3 * width // PAD) * PAD + PAD
         size = height * line + PAD
         if getattr(self._memory, "array", np.empty(0)).size < size:
@@ -72,14 +77,17 @@ class RgbConverter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._context:
+        if self._swscale and self._context:
             self._swscale.sws_freeContext(self._context)
             self._context = None
 
     def rows(self, frame: av.VideoFrame) -> np.ndarray:
         """The frame's region, uint8 (height, line size): RGB from the first byte of a row on, until the next call."""
         x, y, _, height = self._region
-        if not self._context or frame.format.name not in PLANAR:
+        pixels = frame.format.name
+        if self._swscale and not self._pixels and pixels in PLANAR and frame.height % 2 == 0:
+            self._begin(pixels)
+        if not self._swscale or not self._context or pixels != self._pixels:
             return self._whole(frame)[y : y + height, 3 * x :]
         luma, u, v = frame.planes
         across, down = x // 2, y // 2

@@ -39,7 +39,7 @@ from pipeline.ring import Ring, Slot, slot_size
 from pipeline.sampling import SamplingRecipe
 from pipeline.sidecar import Job
 from pipeline.stage_meters import BatchMeter, StageMeters
-from pipeline.tuning import MOST_SLOTS, MOST_THREADS, Tuner, Tuning
+from pipeline.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_DEATHS = 3  # of the sidecar in a row
@@ -95,7 +95,7 @@ class ClipLoader:
         state: LoaderState | None = None,
         device: str | torch.device = "cpu",
         clips_per_batch: int | None = None,
-        threads: int | None = None,
+        workers: int | None = None,
         prefetch: int | None = None,
         memory_budget: int | None = None,
         decoder: Literal["auto", "libav", "dali"] | Decoder = "auto",
@@ -103,7 +103,7 @@ class ClipLoader:
         max_failure_share: float = 0.02,
     ) -> None:
         """`clips_per_batch` splits a rank's share of a step for gradient accumulation (default: all of it at once);
-        `threads` decode and `prefetch` batches are decoded ahead; either is found while the loader works, where it is None (see
+        `workers` decode and `prefetch` batches are decoded ahead; either is found while the loader works, where it is None (see
         `pipeline.tuning`; what became of it: `tuning`), in `memory_budget` bytes for the batches (default: a quarter of what is
         available, of the machine or the container, shared by the ranks here: LOCAL_WORLD_SIZE); `decoder` is as in
         `choose_decoder` (what became of it: `decoder_choice`), or a function that the sidecar calls for every clip; a clip
@@ -142,7 +142,7 @@ class ClipLoader:
             self._check(state)
             self._ledger = {(epoch, position): attempts for epoch, position, attempts in state.ledger}
         cores, ahead = usable_cores(), BATCHES_AHEAD if on_device else 0
-        self._most_threads = threads or MOST_THREADS * cores
+        self._most_workers = workers or MOST_WORKERS * cores
         batch_bytes = slot_size(recipe, self.clips)
         budget = available_memory() // 4 // ranks_here() if memory_budget is None else memory_budget
         slots = (max(2, min(MOST_SLOTS, budget // batch_bytes)) if prefetch is None else prefetch + 1) + ahead
@@ -153,7 +153,7 @@ class ClipLoader:
             )
         self._tuner = Tuner(
             cores=cores,
-            threads=threads,
+            workers=workers,
             prefetch=None if prefetch is None else prefetch + ahead,
             batch_bytes=batch_bytes,
             slots=slots,
@@ -172,7 +172,7 @@ class ClipLoader:
         self._batch: DecodedBatch | None = None  # in the caller's hands
         self._retries: set[int] = set()  # places of the next batch that the sidecar was asked to fill anew
         if on_device:  # what is left of the ring is small, and copied by a thread: it is not pinned
-            self._device_decoding = DeviceDecoding(self.device, threads or cores, recipe.input_size)
+            self._device_decoding = DeviceDecoding(self.device, workers or cores, recipe.input_size)
         elif self.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.device)
         weakref.finalize(self, self._ring.close)
@@ -240,9 +240,9 @@ class ClipLoader:
         return [self.manifest.clip(row).key for row in rows.tolist()]
 
     @property
-    def threads(self) -> int:
+    def workers(self) -> int:
         """That decode now."""
-        return self.tuning.threads
+        return self.tuning.workers
 
     @property
     def prefetch(self) -> int:
@@ -300,7 +300,7 @@ class ClipLoader:
                 part=part,
                 number=self._ready,
                 num_slots=self._ring.num_slots,
-                most_threads=self._most_threads,
+                most_workers=self._most_workers,
                 tuner=self._tuner,
                 clip_timeout=self.clip_timeout,
                 patience=min(PATIENCE, self.clip_timeout * 2 / 3),  # ends before the clip is given up

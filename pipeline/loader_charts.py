@@ -87,7 +87,7 @@ def gantt(drawn: Mapping[str, Any], names: Mapping[str, str]) -> str:
     lanes, span = drawn["lanes"], max(drawn["ms"], 1e-3)
     row, bottom, wide = 20, 24, WIDTH - LEFT - 10
     low = row * len(lanes)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {low + bottom}" role="img" aria-label="What every thread did">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {low + bottom}" role="img" aria-label="What every worker did">']
     for number, lane in enumerate(lanes):
         y = row * number
         parts.append(f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{shown(lane["name"])}</text>')

@@ -26,7 +26,7 @@ def figures(
     meters: StageMeters,
     manifest: Manifest,
     recipe: SamplingRecipe,
-    threads: int,
+    workers: int,
     failures: Sequence[FailedClip] = (),
     window: StageMeters | None = None,
 ) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def figures(
         "clip_ms": percentiles(milliseconds),
         "core_ms": float((records["cpu"] + records["plan"]).mean() / 1e6),
         "work_per_core": float((milliseconds.sum() - records["fetch"].sum() / 1e6) / (_work_cpu(records).sum() / 1e6)),
-        "busy": busy_share(window.records(), threads),
+        "busy": busy_share(window.records(), workers),
         "frames": {name: float(records[f"frames_{name}"].mean()) for name in ("decoded", "spanned", "kept")},
         "bytes": {name: float(records[f"bytes_{name}"].mean()) for name in ("read", "used")},
         "batches": batch_figures(window),
@@ -56,7 +56,7 @@ def figures(
             "codec and size": shares_of_codecs(manifest, rows, milliseconds),
         },
         "slowest": slowest(meters, manifest, recipe),
-        "gantt": gantt(window, threads),
+        "gantt": gantt(window, workers),
         "failures": failure_figures(failures, int(records["failures"].sum()), float(records["lost"].sum() / 1e6)),
     }
 
@@ -69,7 +69,7 @@ def stage_figures(records: np.ndarray) -> list[dict[str, Any]]:
     """Per stage: `core_ms` a clip, the time that a core works at it; `ms`, the time that passes, its mean and percentiles.
 
     Cores are clocked for fetching, and for the rest together: that is shared out as the time that passes is. Sampling
-    ("plan") is done for a batch at once, in a thread of its own.
+    ("plan") is done for a batch at once, in a worker of its own.
     """
     work = np.sum([records[stage] for stage in STAGES[1:]], axis=0)
     on_core = np.minimum(1.0, _work_cpu(records) / np.maximum(work, 1))
@@ -90,10 +90,10 @@ def percentiles(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), **named, "max": float(values.max())}
 
 
-def busy_share(records: np.ndarray, threads: int) -> float:
-    """Of the time of all decoding threads between the first clip's beginning and the last one's end, that they had a clip."""
+def busy_share(records: np.ndarray, workers: int) -> float:
+    """Of the time of all workers between the first clip's beginning and the last one's end, that they had a clip."""
     span = float(records["ended"].max() - records["began"].min())
-    return min(1.0, float((records["ended"] - records["began"] + records["lost"]).sum()) / (span * threads))
+    return min(1.0, float((records["ended"] - records["began"] + records["lost"]).sum()) / (span * workers))
 
 
 def batch_figures(meters: StageMeters) -> dict[str, Any]:
@@ -217,8 +217,8 @@ def parsed(text: str) -> list[int]:
     return frames
 
 
-def gantt(meters: StageMeters, threads: int) -> dict[str, Any]:
-    """What every thread did in `GANTT_SECONDS`: spans of [stage, begin, ms], in ms of that window. It is the last one whose
+def gantt(meters: StageMeters, workers: int) -> dict[str, Any]:
+    """What every worker did in `GANTT_SECONDS`: spans of [stage, begin, ms], in ms of that window. It is the last one whose
     clips are all known: of batches that nobody has taken yet, nothing is.
 
     The stages of a clip are drawn one after the other.
@@ -233,15 +233,15 @@ def gantt(meters: StageMeters, threads: int) -> dict[str, Any]:
         begin = int(np.sort(records["ended"])[-GANTT_CLIPS])
         records = records[records["ended"] >= begin][-GANTT_CLIPS:]
     lanes = []
-    for thread in range(min(threads, GANTT_LANES)):
+    for worker in range(min(workers, GANTT_LANES)):
         spans: list[list[Any]] = []
-        mine = records[records["thread"] == thread]
+        mine = records[records["worker"] == worker]
         for record in mine[np.argsort(mine["began"])]:
             moment = int(record["began"])
             for stage in STAGES:
                 spans += _span(stage, moment, moment + int(record[stage]), begin, end)
                 moment += int(record[stage])
-        lanes.append({"name": f"thread {thread + 1}", "spans": spans})
+        lanes.append({"name": f"worker {worker + 1}", "spans": spans})
     trainer: list[list[Any]] = []
     for batch, following in zip(batches, [*batches[1:], None], strict=True):
         trainer += _span("wait", batch.asked, batch.got, begin, end)
@@ -249,7 +249,7 @@ def gantt(meters: StageMeters, threads: int) -> dict[str, Any]:
     planned = {(int(b.records["submitted"][0]), int(b.records["plan"].sum())) for b in batches}
     plan = [span for moment, took in sorted(planned) for span in _span("plan", moment - took, moment, begin, end)]
     lanes = [{"name": "trainer", "spans": trainer}, {"name": "sampling", "spans": plan}, *lanes]
-    return {"ms": (end - begin) / 1e6, "lanes": lanes, "threads": threads}
+    return {"ms": (end - begin) / 1e6, "lanes": lanes, "workers": workers}
 
 
 def _span(stage: str, begin: int, end: int, first: int, last: int) -> list[list[Any]]:

@@ -1,7 +1,7 @@
 """What can limit a run: one rule for each limit, on measured numbers and nothing else.
 
 Rates are views/s of one rank. A *ceiling* is the rate at which one thing, alone, would be used up: the cores, the decoding
-threads, the storage, the model. A change raises some of them; the lowest one after it is the next that is met.
+workers, the storage, the model. A change raises some of them; the lowest one after it is the next that is met.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from math import ceil
 
 PROVEN = 0.05  # of the rate with batches from memory: less than that lost to data counts as nothing
-BUSY = 0.85  # of the threads' time, from which on they are used up
+BUSY = 0.85  # of the workers' time, from which on they are used up
 FAST_GOP = 32  # frames between two key frames of the builder's fast presets
 REPEATED = 4  # views of a clip, the paper's
 WORTH = 1.2  # a change that brings less is not proposed before more cores
 
 CEILINGS = {
     "cores": "the cores",
-    "threads": "the decoding threads",
-    "planning": "the thread that samples batches",
+    "workers": "the workers",
+    "planning": "the worker that samples batches",
     "storage": "the storage",
     "model": "the model",
 }
@@ -37,7 +37,7 @@ class Evidence:
 
     views_per_clip: int
     cores: int  # that this process may use
-    threads: int  # that decode
+    workers: int  # that decode
     prefetch: int = 3
     shares_cores: bool = False  # the model runs on the same cores
     loader: float | None = None  # views/s: batches and no model
@@ -52,10 +52,10 @@ class Evidence:
     worst_share: float = 0.0  # of that waiting, what one batch in twenty made
     longest_wait: float = 0.0  # seconds
     copy_share: float = 0.0  # of a step's time, copying to the device
-    busy: float = 1.0  # of the threads' time, when the loader was asked for all it can give
+    busy: float = 1.0  # of the workers' time, when the loader was asked for all it can give
     core_ms: Mapping[str, float] = field(default_factory=dict)  # a clip, by stage: of a core
     wall_ms: Mapping[str, float] = field(default_factory=dict)  # that pass
-    work_per_core: float = 1.0  # time that passes per time on a core, but for fetching: above 1 threads wait for cores
+    work_per_core: float = 1.0  # time that passes per time on a core, but for fetching: above 1 workers wait for cores
     frames_decoded: float = 0.0  # a clip
     frames_spanned: float = 0.0
     fetch_rate: float | None = None  # clips/s of fetching alone at the best concurrency
@@ -69,7 +69,7 @@ class Evidence:
 
     @property
     def clip_ms(self) -> float:
-        """That a thread is busy with a clip."""
+        """That a worker is busy with a clip."""
         return sum(ms for stage, ms in self.wall_ms.items() if stage != "plan")
 
     @property
@@ -101,7 +101,7 @@ def ceilings(evidence: Evidence) -> dict[str, float]:
     if evidence.core_ms_per_clip:
         found["cores"] = 1000 * evidence.cores * views / evidence.core_ms_per_clip
     if evidence.clip_ms:
-        found["threads"] = 1000 * evidence.threads * views / evidence.clip_ms
+        found["workers"] = 1000 * evidence.workers * views / evidence.clip_ms
     if plan := evidence.core_ms.get("plan"):
         found["planning"] = 1000 * views / plan
     if evidence.fetch_rate:
@@ -130,20 +130,20 @@ def not_the_data(evidence: Evidence) -> Finding | None:
 
 
 def disturbed(evidence: Evidence) -> Finding | None:
-    """No model needs the cores, and other programs have 30 % of them, or threads, no more than cores, lack one 30 % of their
+    """No model needs the cores, and other programs have 30 % of them, or workers, no more than cores, lack one 30 % of their
     time."""
     if evidence.shares_cores:
         return None
     taken = evidence.neighbours / evidence.cores
-    waiting = 1 - 1 / evidence.work_per_core if evidence.threads <= evidence.cores else 0.0
+    waiting = 1 - 1 / evidence.work_per_core if evidence.workers <= evidence.cores else 0.0
     if max(taken, waiting) < 0.3:
         return None
     limits = f"Other programs have {evidence.neighbours:.1f} of the {evidence.cores} cores"
     if waiting > taken:
-        limits = f"Something else has the cores: the decoding threads wait for one {waiting:.0%} of their time"
+        limits = f"Something else has the cores: the workers wait for one {waiting:.0%} of their time"
     factor = 1 / max(1 - max(taken, waiting), 0.1)
     change = "Find out who has them (top; a container's CPU quota; other jobs on the node), and measure again"
-    return Finding("disturbed", limits, change, "none", {"threads": factor})
+    return Finding("disturbed", limits, change, "none", {"workers": factor})
 
 
 def shared_cores(evidence: Evidence) -> Finding | None:
@@ -158,7 +158,7 @@ def shared_cores(evidence: Evidence) -> Finding | None:
     if cheaper and gain >= 1.1:
         change = Finding("shared cores", "", cheaper[0], cheaper[1], gain=gain)
     limits = f"The cores, which model and decoder share: decoding takes {share:.0%} of their time{_proof(evidence)}"
-    return Finding("shared cores", limits, change.change, change.cost, {"cores": factor, "threads": factor}, change.gain)
+    return Finding("shared cores", limits, change.change, change.cost, {"cores": factor, "workers": factor}, change.gain)
 
 
 def rare_batches(evidence: Evidence) -> Finding | None:
@@ -181,21 +181,21 @@ def storage(evidence: Evidence) -> Finding | None:
     waiting = evidence.wall_ms.get("fetch", 0.0) - evidence.core_ms.get("fetch", 0.0)
     if not evidence.clip_ms or waiting / evidence.clip_ms < 0.4:
         return None
-    limits = f"Storage: the threads wait for bytes {waiting / evidence.clip_ms:.0%} of their time, {waiting:.0f} ms a clip"
+    limits = f"Storage: the workers wait for bytes {waiting / evidence.clip_ms:.0%} of their time, {waiting:.0f} ms a clip"
     most = 4 * evidence.cores
     wanted = min(most, ceil(evidence.cores * evidence.clip_ms / max(evidence.core_ms_per_clip, 1e-3)))
     possible = ceilings(evidence).get("storage", float("inf"))  # what it gives to many at once
-    if wanted > evidence.threads and possible > 1.1 * ceilings(evidence)["threads"]:
-        more = wanted / evidence.threads
-        change = f"--views.threads {wanted} instead of {evidence.threads}: more requests at the same time"
-        return Finding("storage", limits, change, "no cores, they wait", {"threads": more})
+    if wanted > evidence.workers and possible > 1.1 * ceilings(evidence)["workers"]:
+        more = wanted / evidence.workers
+        change = f"--views.workers {wanted} instead of {evidence.workers}: more requests at the same time"
+        return Finding("storage", limits, change, "no cores, they wait", {"workers": more})
     without = evidence.clip_ms / (evidence.clip_ms - waiting)
     return Finding(
         "storage",
         limits + ", and do not get more by asking at the same time",
         "Copy the dataset to a local disk, or --views.shuffle window, which reads ahead in long requests",
         "disk space, or a shuffle within windows",
-        {"threads": without, "storage": float("inf")},
+        {"workers": without, "storage": float("inf")},
     )
 
 
@@ -225,7 +225,7 @@ def one_source(evidence: Evidence) -> Finding | None:
                 f"Source {name!r}: {samples:.0%} of the clips, {time:.0%} of the decoding time",
                 f"Build {name!r} again as the other sources are (--preset h264-fast, short side 256)",
                 "encoding it once",
-                {"cores": factor, "threads": factor},
+                {"cores": factor, "workers": factor},
             )
     return None
 
@@ -236,26 +236,24 @@ def planning(evidence: Evidence) -> Finding | None:
         return None
     return Finding(
         "planning",
-        f"Handing out work: the decoding threads are busy only {evidence.busy:.0%} of the time",
+        f"Handing out work: the workers are busy only {evidence.busy:.0%} of the time",
         f"--views.prefetch {2 * evidence.prefetch} instead of {evidence.prefetch}, so that there is always a clip to decode",
         "memory for each batch",
         gain=1 / max(evidence.busy, 0.1),
     )
 
 
-def few_threads(evidence: Evidence) -> Finding | None:
-    """There are fewer threads than cores, and all are busy."""
-    if evidence.threads >= evidence.cores or evidence.shares_cores:
+def few_workers(evidence: Evidence) -> Finding | None:
+    """There are fewer workers than cores, and all are busy."""
+    if evidence.workers >= evidence.cores or evidence.shares_cores:
         return None
-    threads = (
-        "The decoding thread, which is" if evidence.threads == 1 else f"The {evidence.threads} decoding threads, which are"
-    )
+    workers = "The worker, which is" if evidence.workers == 1 else f"The {evidence.workers} workers, which are"
     return Finding(
-        "threads",
-        f"{threads} always busy: {evidence.cores} cores could decode",
-        f"--views.threads {evidence.cores}",
-        f"{evidence.cores - evidence.threads} more cores decode",
-        {"threads": evidence.cores / evidence.threads},
+        "workers",
+        f"{workers} always busy: {evidence.cores} cores could decode",
+        f"--views.workers {evidence.cores}",
+        f"{evidence.cores - evidence.workers} more cores decode",
+        {"workers": evidence.cores / evidence.workers},
     )
 
 
@@ -268,7 +266,7 @@ def all_cores(evidence: Evidence) -> Finding:
         limits += f", {evidence.core_ms[stage] / total:.0%} of it {STAGE_NAMES[stage]}"
     cheaper, factor = cheaper_views(evidence)
     if cheaper and factor >= WORTH:
-        return Finding("cores", limits + _proof(evidence), *cheaper, {"cores": factor, "threads": factor})
+        return Finding("cores", limits + _proof(evidence), *cheaper, {"cores": factor, "workers": factor})
     have = ceilings(evidence).get("cores", 1.0)
     wanted = evidence.target or evidence.model or 2 * have
     if evidence.loader and evidence.target:  # what it gives beside everything else that runs here
@@ -277,7 +275,7 @@ def all_cores(evidence: Evidence) -> Finding:
     more = cores / evidence.cores
     purpose = "for the target" if evidence.target else "to keep this model busy" if evidence.model else "for twice the rate"
     change = f"{cores} cores instead of {evidence.cores}, {purpose} (a clip now serves {views} view{'s' * (views > 1)})"
-    return Finding("cores", limits + _proof(evidence), change, "the cores", {"cores": more, "threads": more})
+    return Finding("cores", limits + _proof(evidence), change, "the cores", {"cores": more, "workers": more})
 
 
 RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
@@ -289,7 +287,7 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     transfer,
     one_source,
     planning,
-    few_threads,
+    few_workers,
     all_cores,
 )
 

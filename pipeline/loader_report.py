@@ -79,7 +79,7 @@ def evidence_of(
     return Evidence(
         views_per_clip=loader["views_per_clip"],
         cores=settings["cores"],
-        threads=settings["threads"],
+        workers=settings["workers"],
         prefetch=settings["prefetch"],
         shares_cores=settings["device"] == "cpu" and run is not None,
         loader=medians.get("loader"),

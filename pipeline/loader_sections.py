@@ -104,18 +104,18 @@ def alone(profile: Profile) -> str:
     measured = profile["stages_alone"]
     if not measured:
         return ""
-    threads, cores = measured["threads"], profile["settings"]["cores"]
+    workers, cores = measured["workers"], profile["settings"]["cores"]
     rows = []
     for name, rates in measured["clips_per_s"].items():
         best = max(rates)
-        grown = rates[threads.index(cores)] / rates[0]
+        grown = rates[workers.index(cores)] / rates[0]
         quiet = profile["settings"].get("neighbours", 0.0) <= 0.1 * cores
         low = ' class="low"' if cores > 1 and grown < 0.6 * cores and quiet else ""
         cells = (f"<b>{rate:,.0f}</b>" if rate == best else f"{rate:,.0f}" for rate in rates)
         rows.append((_alone_name(name), *cells, f"<span{low}>{grown:.2f} ×</span>"))
-    head = ("clips/s", *(f"{n} thread{'s' * (n > 1)}" for n in threads), f"{cores} cores against 1")
+    head = ("clips/s", *(f"{n} worker{'s' * (n > 1)}" for n in workers), f"{cores} cores against 1")
     note = (
-        "What a stage could do if nothing else were to be done. One that does not grow with the threads waits for a lock, the "
+        "What a stage could do if nothing else were to be done. One that does not grow with the workers waits for a lock, the "
         "storage or the memory. Decoding includes opening the file; reading is from the page cache where it was not dropped."
     )
     return f'<section><h2>Each stage alone</h2>{table(head, rows)}<p class="note">{note}</p></section>'
@@ -126,14 +126,14 @@ def _alone_name(name: str) -> str:
 
 
 def over_time(profile: Profile) -> str:
-    """Queue and threads."""
+    """Queue and workers."""
     figures = profile["run"] or profile["figures"]
     queue, prefetch = figures["queue"], profile["settings"]["prefetch"]
     whose = "training" if profile["run"] else "the loader alone, which is asked for all it can give"
     drawn = figures["gantt"]
     names = [*STAGES, "plan", "wait", "step"]
-    hidden = drawn["threads"] - sum(lane["name"].startswith("thread") for lane in drawn["lanes"])
-    more = f" {hidden} more threads are not drawn." if hidden > 0 else ""
+    hidden = drawn["workers"] - sum(lane["name"].startswith("worker") for lane in drawn["lanes"])
+    more = f" {hidden} more workers are not drawn." if hidden > 0 else ""
     return (
         f"<section><h2>Over time</h2><h3>Batches that lie ready when the trainer asks for one, of {prefetch}</h3>"
         f"{curve(queue['seconds'], queue['ready'], prefetch, 'batches ready over time')}"
@@ -269,7 +269,7 @@ def setting(profile: Profile) -> str:
         ),
         (
             "loader",
-            f"{settings['decoder']}, {settings['threads']} threads on {settings['cores']} cores, {settings['clips_per_batch']} "
+            f"{settings['decoder']}, {settings['workers']} workers on {settings['cores']} cores, {settings['clips_per_batch']} "
             f"clips a batch, {settings['prefetch']} batches ahead, to {settings['device']}",
         ),
         (

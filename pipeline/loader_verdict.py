@@ -10,7 +10,7 @@ from pipeline.loader_limits import CEILINGS, PROVEN, RULES, Evidence, ceilings
 class Verdict:
     """The four lines, and the same for programs."""
 
-    limit: str  # model, disturbed, shared cores, tail, storage, transfer, source, planning, threads, cores
+    limit: str  # model, disturbed, shared cores, tail, storage, transfer, source, planning, workers, cores
     gain: float  # predicted factor on the run's rate; 1 where data is not the problem
     limits: str
     change: str
@@ -49,7 +49,7 @@ def _sure(evidence: Evidence) -> str:
         doubts.append(f"rates of the same thing differ by {evidence.spread:.0%} between rounds")
     if evidence.clips < 200:
         doubts.append(f"only {evidence.clips} clips were decoded")
-    able = [rate for name, rate in ceilings(evidence).items() if name in ("cores", "threads", "planning")]
+    able = [rate for name, rate in ceilings(evidence).items() if name in ("cores", "workers", "planning")]
     if evidence.loader and able and not 0.8 < evidence.loader / min(able) < 1.25:
         doubts.append(f"the stages add up to {min(able):,.0f} views/s, and the loader alone gave {evidence.loader:,.0f}")
     work = evidence.core_ms_per_clip / 1000 / evidence.views_per_clip  # core-seconds of a view

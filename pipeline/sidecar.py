@@ -57,7 +57,7 @@ class Job:
     part: int  # of that step: a rank's share of a step may be several batches
     number: int  # of the first batch to deliver; batch n lies in slot n modulo the number of slots
     num_slots: int
-    most_threads: int
+    most_workers: int
     memfd: int
     tuner: Tuner
     patience: float  # seconds for one reading of a clip from behind a URL
@@ -90,7 +90,7 @@ class Sidecar:
         self.processes = ForkServer(delivery.serve, unneeded=(connection,))
         self._send_lock, self._announcing = threading.Lock(), threading.Lock()
         self.tuner = job.tuner
-        self.pool = DecoderThreads(job.tuner.threads, job.most_threads)
+        self.pool = DecoderThreads(job.tuner.workers, job.most_workers)
         self._here = self.pool.here
         self._complete: set[int] = set()  # batches that wait for an earlier one
         self._announced = job.number  # the next batch to tell the trainer of
@@ -117,7 +117,7 @@ class Sidecar:
     def _tune(self, consumed: int) -> None:
         done, waiting = self.pool.done, self.pool.waiting
         if self.tuner.observe(time.monotonic(), consumed=consumed, decoded=done, waiting=waiting):
-            self.pool.use(self.tuner.threads)
+            self.pool.use(self.tuner.workers)
             self._send(self.tuner.tuning)
 
     def _submit(self, number: int, epoch: int, positions: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Where a clip's time goes: what the decoding threads note of every clip, and what the trainer's side collects of it.
+"""Where a clip's time goes: what the workers note of every clip, and what the trainer's side collects of it.
 
 A note lies in the ring, in the slot of the batch that its clip belongs to. So nobody needs a lock (the message that a batch
 is complete says that its notes are, too), none is lost however long a step takes, and those of finished batches outlive a
@@ -22,13 +22,13 @@ RECORD = np.dtype(
     [
         (name, np.int64)
         for name in (
-            "submitted",  # ns of CLOCK_MONOTONIC, as all moments: the clip is handed to the threads
+            "submitted",  # ns of CLOCK_MONOTONIC, as all moments: the clip is handed to the workers
             "plan",  # ns on a core, its share of sampling the batch: order, frames, crops, masks
-            "thread",  # place of the thread among the decoding threads
+            "worker",  # place of the worker among the workers
             "began",
             "ended",
             *STAGES,  # ns each
-            "fetch_cpu",  # ns that the thread had a core while it fetched
+            "fetch_cpu",  # ns that the worker had a core while it fetched
             "cpu",  # and altogether, without the failed attempts
             "frames_decoded",
             "frames_spanned",  # from the first wanted frame to the last
@@ -43,7 +43,7 @@ RECORD = np.dtype(
 
 
 class ClipMeter:
-    """Times, in ns, and counts of the clip that a thread works at; a decoder adds to them as it goes."""
+    """Times, in ns, and counts of the clip that a worker works at; a decoder adds to them as it goes."""
 
     __slots__ = (
         "_began",
@@ -80,9 +80,9 @@ class ClipMeter:
         self._lost += time.perf_counter_ns() - self._began
         self._start()
 
-    def write(self, record: np.void, thread: int) -> None:
+    def write(self, record: np.void, worker: int) -> None:
         """The clip is in the batch: fill its note, a row of `RECORD`, all but what its batch's planning wrote there."""
-        record["thread"], record["began"], record["ended"] = thread, self._began, time.perf_counter_ns()
+        record["worker"], record["began"], record["ended"] = worker, self._began, time.perf_counter_ns()
         for stage in STAGES:
             record[stage] = getattr(self, stage)
         record["fetch_cpu"], record["cpu"] = self._fetch_cpu, time.thread_time_ns() - self._cpu

@@ -36,8 +36,8 @@ class DataConfig:
     """Distance of a view's frames: "manifest", as each source was built, or "stride:4", "seconds:0.25", "fps:4" for all."""
     fresh_windows: bool = False
     """Draw frames anew for each of a clip's views (mae_st); the paper's views share theirs."""
-    threads: int | None = None
-    """Decoding threads of a rank; by default found in the first seconds, between one and four for each of its cores."""
+    workers: int | None = None
+    """Processes of a rank that decode; by default found in the first seconds, between one and four for each of its cores."""
     prefetch: int | None = None
     """Batches decoded ahead; by default what the trainer takes in 5 s, in a quarter of the memory, shared by a node's ranks."""
 

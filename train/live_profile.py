@@ -40,7 +40,7 @@ class LiveProfile:
             return
         began = time.perf_counter()
         loader = self._loader
-        found = figures(meters, loader.manifest, loader.recipe, loader.threads, loader.failures)
+        found = figures(meters, loader.manifest, loader.recipe, loader.workers, loader.failures)
         batches = found["batches"]
         views = batches["clips_per_s"] * loader.recipe.views_per_clip
         rates = {"together": {"median": views, "rounds": [views]}}
@@ -54,7 +54,7 @@ class LiveProfile:
             run=found,
             rates=rates,
             settings={
-                "threads": loader.threads,
+                "workers": loader.workers,
                 "cores": len(os.sched_getaffinity(0)),
                 "prefetch": loader.prefetch,
                 "tuning": str(loader.tuning),

@@ -64,7 +64,7 @@ class Run:
             state=progress.loader if progress else None,
             device=ranks.device,
             clips_per_batch=config.sampling.clips_per_step // ranks.world_size // accumulation,
-            threads=config.views.threads,
+            workers=config.views.workers,
             prefetch=config.views.prefetch,
             decoder=config.compute.decoder,
         )

@@ -30,7 +30,7 @@ CHANGEABLE = (
     *("data", "out", "steps", "epochs", "log_every", "save_every", "save_in_background", "keep_last", "keep_every", "mirror"),
     *("wandb", "reconstruct_every", "profile", "profile_loader", "dry_run", "expected_clips"),
 )
-CHANGEABLE_PARTS = ("optim.", "compute.", "views.threads", "views.prefetch")
+CHANGEABLE_PARTS = ("optim.", "compute.", "views.workers", "views.prefetch")
 
 
 class RunFolder:

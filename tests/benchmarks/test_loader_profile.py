@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,16 @@ import pytest
 import torch
 
 from benchmarks import loader_profile, stages_alone
-from benchmarks.stages_alone import concurrencies, convert, measure_stages, prepare, resize
-from pipeline.decode import decode_libav
+from benchmarks.stages_alone import concurrencies, do, measure_stages, prepare, resize
 from pipeline.manifest import Manifest
 from pipeline.sampling import SamplingRecipe
 from pipeline.stage_meters import STAGES
+from pipeline.storage import ShardReader
 
 # a step of 4 clips takes tens of milliseconds
 SMALL = [
     "tiny",
-    *("--views.views-per-step", "8", "--views.threads", "1", "--views.prefetch", "2", "--compute.device", "cpu"),
+    *("--views.views-per-step", "8", "--views.workers", "1", "--views.prefetch", "2", "--compute.device", "cpu"),
     *("--model.input-size", "32", "--model.encoder-depth", "2", "--seconds", "0.2", "--rounds", "1"),
 ]
 
@@ -51,7 +52,7 @@ def test_everything_is_measured(profile: Path, dataset: Path) -> None:
     assert found["figures"]["frames"]["kept"] <= 8 <= found["figures"]["frames"]["decoded"]
     alone = found["stages_alone"]
     assert set(alone["clips_per_s"]) == {"fetch, cold", "fetch", "demux", "decode", "colour", "resize", "all but fetch"}
-    assert all(len(rates) == len(alone["threads"]) and min(rates) > 0 for rates in alone["clips_per_s"].values())
+    assert all(len(rates) == len(alone["workers"]) and min(rates) > 0 for rates in alone["clips_per_s"].values())
     assert found["target"]["met"] is True
     assert found["verdict"]["limit"] in (
         "model",
@@ -60,7 +61,7 @@ def test_everything_is_measured(profile: Path, dataset: Path) -> None:
         "storage",
         "planning",
         "cores",
-        "threads",
+        "workers",
         "disturbed",
     )
     page = (profile / "out" / "report.html").read_text()
@@ -130,16 +131,19 @@ def test_large_models_are_not_run_on_a_cpu(dataset: Path) -> None:
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_stages_alone_do_what_the_decoder_does(dataset: Path, views: int) -> None:
-    """Conversion and resizing, one after the other, give the decoder's very bytes: so they are its stages."""
+    """Crops of whole frames are the decoder's very bytes; every other stage finds what it needs."""
     recipe = SamplingRecipe(views_per_step=views, views_per_clip=views, input_size=48, patch_size=8, num_frames=8)
-    clips = prepare(Manifest(dataset), recipe)
+    manifest = Manifest(dataset)
+    clips = prepare(manifest, recipe, 64)
     assert len(clips) == 12
-    for clip in clips[:4]:
-        expected, got = (np.zeros((views, 8, 48, 48, 3), np.uint8) for _ in range(2))
-        decode_libav(clip.request, expected)
-        clip.rgb = np.stack(convert(clip))
-        resize(clip, got)
-        assert np.array_equal(got, expected)
+    assert len(prepare(manifest, recipe, 5)) == 5
+    with closing(ShardReader(dataset)) as reader:
+        for clip in clips[:4]:
+            expected, got = (np.zeros((views, 8, 48, 48, 3), np.uint8) for _ in range(2))
+            for stage in stages_alone.STAGES:
+                do(stage, clip, reader, expected)
+            resize(clip, got)
+            assert np.array_equal(got, expected)
 
 
 def test_cores_are_tried_one_by_one() -> None:
@@ -149,11 +153,9 @@ def test_cores_are_tried_one_by_one() -> None:
     assert concurrencies(16) == [1, 2, 4, 8, 16, 17]
 
 
-def test_torch_threads_come_back(dataset: Path) -> None:
-    before = torch.get_num_threads()
+def test_every_stage_has_a_rate_for_each_number_of_processes(dataset: Path) -> None:
     recipe = SamplingRecipe(views_per_step=1, views_per_clip=1, input_size=32, patch_size=8, num_frames=8)
     rates = measure_stages(Manifest(dataset), recipe, 1, 0.1)
-    assert torch.get_num_threads() == before
+    assert tuple(rates) == stages_alone.STAGES
     assert set(map(len, rates.values())) == {2}
     assert rates["fetch"][0] > rates["decode"][0]
-    assert stages_alone.FEWEST_SECONDS == 0.2

@@ -15,8 +15,9 @@ import torch
 import benchmarks.results
 import benchmarks.stopwatch
 from benchmarks import throughput
+from benchmarks.decode_only import decode_only
 from benchmarks.original_files import build_of_files, dataset_files, folder_files
-from benchmarks.path_parts import DecodeWork, LoaderWork, decode_only
+from benchmarks.path_parts import DecodeWork, LoaderWork
 from benchmarks.results import Neighbours, Result, _own_seconds
 from benchmarks.stopwatch import Part, Stopwatch, wait_until_idle
 from benchmarks.throughput import Options, configuration
@@ -38,7 +39,7 @@ QUICK = [
     "1",
     "--device",
     "cpu",
-    "--threads",
+    "--workers",
     "1",
 ]
 
@@ -161,7 +162,7 @@ def test_a_step_is_one_forward_pass_unless_said() -> None:
 
 
 def test_decoding_alone_is_given_what_the_loader_delivered(dataset: Path) -> None:
-    config = configuration(Options(recipe="tiny", views_per_clip=2, views_per_step=8, threads=1, device="cpu"))
+    config = configuration(Options(recipe="tiny", views_per_clip=2, views_per_step=8, workers=1, device="cpu"))
     stopwatch = Stopwatch(1.0, torch.device("cpu"))
     with closing(LoaderWork(dataset, config.sampling, config, stopwatch)) as loader, closing(DecodeWork(loader)) as decode:
         loader.prepare()
@@ -178,6 +179,9 @@ def test_decoding_alone_is_given_what_the_loader_delivered(dataset: Path) -> Non
         clip, data, _ = decode.clips[0]
         with pytest.raises(RuntimeError, match="does not come out"):
             decode_only(clip, data, np.array([clip.num_frames]))
+        decode.decoding.load([decode.clips[1], (clip, data, np.array([clip.num_frames]))])
+        with pytest.raises(RuntimeError, match=f"{clip.key}: frame {clip.num_frames} does not come out"):
+            decode.work()
         _, positions, rows = loader.delivered[0]
         loader.delivered = [(0, positions, rows + 1)]  # substitutes: not the clips that the order names
         with pytest.raises(RuntimeError, match="no clip was delivered"):

@@ -89,7 +89,7 @@ def test_killed_and_continued_on_another_machine_it_gives_the_same_bytes(
 
     batches = []
     for dataset in (undisturbed, url):
-        with closing(ClipLoader(dataset, RECIPE, threads=1)) as loader:
+        with closing(ClipLoader(dataset, RECIPE, workers=1)) as loader:
             batches.append([next(loader).views.clone() for _ in range(4)])
             assert not loader.failures
     assert all(bool((a == b).all()) for a, b in zip(*batches, strict=True))

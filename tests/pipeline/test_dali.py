@@ -186,7 +186,7 @@ def test_the_loader_runs_on_dali(tmp_path: Path) -> None:
     (tmp_path / "shards" / "made-up-000000.tar").write_bytes(shard)
     write_rows(tmp_path, rows)
     recipe = SamplingRecipe(views_per_step=8, views_per_clip=2, num_frames=4, input_size=64)
-    loader = ClipLoader(tmp_path, recipe, decoder=decode_dali, threads=2)
+    loader = ClipLoader(tmp_path, recipe, decoder=decode_dali, workers=2)
     for _ in range(2):
         batch = next(loader)
         numbers = np.rint((batch.views.numpy().mean(axis=(2, 3, 4)) - 20) / 6).astype(int)

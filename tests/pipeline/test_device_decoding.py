@@ -128,10 +128,10 @@ def kill(loader: ClipLoader) -> None:
 
 def test_batches_do_not_depend_on_ranks_restarts_and_killed_sidecars(vp9: Path, expected: list[dict[int, str]]) -> None:
     first, state, _ = take(vp9, 3, world_size=2, decoder="dali", clips_per_batch=1, prefetch=1)
-    rest, _, _, loader = run(vp9, STEPS - 3, {1: kill}, state=restored(state), decoder="dali", threads=3)
+    rest, _, _, loader = run(vp9, STEPS - 3, {1: kill}, state=restored(state), decoder="dali", workers=3)
     assert first + rest == expected
     assert not loader.failures
-    alone, _, _, _ = run(vp9, 4, rank=3, world_size=4, decoder="dali", threads=1)
+    alone, _, _, _ = run(vp9, 4, rank=3, world_size=4, decoder="dali", workers=1)
     assert alone == [{p: value for p, value in step.items() if p % 4 == 3} for step in expected[:4]]
 
 

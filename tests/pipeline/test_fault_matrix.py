@@ -90,7 +90,7 @@ def test_the_others_and_the_substitutes_do_not_depend_on_ranks(
     dataset: Path, broken: Path, through: tuple[list[dict[int, str]], list[FailedClip]]
 ) -> None:
     taken, failures = through
-    again, _, loaders = take(broken, 3, world_size=2, max_failure_share=9, threads=1)
+    again, _, loaders = take(broken, 3, world_size=2, max_failure_share=9, workers=1)
     assert again == taken
     assert {f.row for loader in loaders for f in loader.failures} == {f.row for f in failures}
 
@@ -114,7 +114,7 @@ def test_storage_that_recovers_costs_nothing_and_one_that_does_not_is_named(
     """And after a restart, when it answers again, the batches are the same: the ledger replays the substitutes."""
     monkeypatch.setenv("TUBECELL_TEST_MARKS", str(tmp_path))
     expected, _, _ = take(dataset, 3)
-    options: Any = {"threads": 4, "decoder": faulty_decoders.storage_in_trouble}
+    options: Any = {"workers": 4, "decoder": faulty_decoders.storage_in_trouble}
     taken, state, (loader,) = take(dataset, 3, **options)
     assert (tmp_path / "3").exists()
     failures = [failure for failure in loader.failures if failure.epoch == 0]

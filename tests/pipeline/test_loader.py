@@ -69,14 +69,14 @@ def expected(dataset: Path) -> list[dict[int, str]]:
     ("world_size", "options"),
     [
         (2, {}),
-        (4, {"threads": 1}),
-        (1, {"threads": 5}),
+        (4, {"workers": 1}),
+        (1, {"workers": 5}),
         (1, {"clips_per_batch": 1, "prefetch": 1}),
         (2, {"clips_per_batch": 1}),
     ],
     ids=str,
 )
-def test_batches_do_not_depend_on_ranks_threads_or_accumulation(
+def test_batches_do_not_depend_on_ranks_workers_or_accumulation(
     dataset: Path, expected: list[dict[int, str]], world_size: int, options: dict[str, object]
 ) -> None:
     assert take(dataset, world_size=world_size, **options)[0] == expected
@@ -151,7 +151,7 @@ def test_a_sidecar_killed_from_outside_costs_nothing(dataset: Path, expected: li
 
 
 def test_only_the_clip_that_crashes_is_blamed(dataset: Path) -> None:
-    *_, (loader,) = take(dataset, 3, decoder=faulty_decoders.crashing_once_in_a_while, threads=4, clips_per_batch=1)
+    *_, (loader,) = take(dataset, 3, decoder=faulty_decoders.crashing_once_in_a_while, workers=4, clips_per_batch=1)
     assert {failure.row for failure in loader.failures} == {11}
     assert {failure.reason for failure in loader.failures} == {"crash"}
 

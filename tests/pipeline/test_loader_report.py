@@ -27,7 +27,7 @@ TWICE = {stage: 2 * ms for stage, ms in CORE.items()}
 USUAL: dict[str, Any] = {
     "views_per_clip": 4,
     "cores": 2,
-    "threads": 2,
+    "workers": 2,
     "core_ms": CORE,
     "wall_ms": CORE,
     "frames_decoded": 70.0,
@@ -58,7 +58,7 @@ def evidence(**changes: Any) -> Evidence:
         ("disturbed", {"neighbours": 1.0, "wall_ms": TWICE}, "Other programs have 1.0 of the 2 cores", 690 / 348),
         ("shared cores", {**WAITS, "shares_cores": True, "wait_share": 0.0, "together": 300.0, "model": 600.0}, "take", None),
         ("tail", {**WAITS, "wait_share": 0.2, "worst_share": 0.9, "longest_wait": 0.75}, "--views.prefetch 11 ", 1 / 0.82),
-        ("storage", {**WAITS, "wall_ms": {**CORE, "fetch": 30.0}}, "--views.threads 8 ", 690 / (4000 * 2 / 41)),
+        ("storage", {**WAITS, "wall_ms": {**CORE, "fetch": 30.0}}, "--views.workers 8 ", 690 / (4000 * 2 / 41)),
         (
             "storage",
             {**WAITS, "wall_ms": {**CORE, "fetch": 30.0}, "fetch_rate": 50.0},
@@ -68,7 +68,7 @@ def evidence(**changes: Any) -> Evidence:
         ("transfer", {**WAITS, "copy_share": 0.5}, "--compute.views-per-forward", 2),
         ("source", {**WAITS, "sources": [("phone", 0.1, 0.6), ("k710", 0.9, 0.4)]}, "'phone': 10% of the clips, 60%", None),
         ("planning", {**WAITS, "busy": 0.5}, "--views.prefetch 6 ", 2),
-        ("threads", {**WAITS, "cores": 4, "wall_ms": CORE}, "--views.threads 4", 1300 / (2000 * 4 / 11.5)),
+        ("workers", {**WAITS, "cores": 4, "wall_ms": CORE}, "--views.workers 4", 1300 / (2000 * 4 / 11.5)),
         ("cores", {**WAITS, "frames_decoded": 150.0}, "--preset h264-fast", 1 / (1 - 7 * (1 - 77 / 150) / 11.6)),
         ("cores", WAITS, "4 cores instead of 2, to keep this model busy", 1300 / (2000 * 4 / 11.6)),
         ("cores", {**WAITS, "views_per_clip": 1, "model": 2000.0}, "--views.views-per-clip 4", (11.6) / (9.6 / 4 + 2)),
@@ -103,7 +103,7 @@ def test_ceilings() -> None:
     found = ceilings(evidence(model=1000.0))
     assert found == {
         "cores": pytest.approx(4000 * 2 / 11.6),
-        "threads": pytest.approx(4000 * 2 / 11.5),
+        "workers": pytest.approx(4000 * 2 / 11.5),
         "planning": pytest.approx(40_000),
         "storage": 20_000,
         "model": 1000,
@@ -167,7 +167,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def made_up(manifest: Manifest, batches: int = 30, slow_row: int = 5) -> StageMeters:
-    """Two threads that decode 11.5 ms a clip, ten times that for one clip; a trainer that takes 20 ms for a step of 4 clips."""
+    """Two workers that decode 11.5 ms a clip, ten times that for one clip; a trainer that takes 20 ms for a step of 4 clips."""
     meters, free, now = StageMeters(), [0, 0], 0
     for number in range(batches):
         epoch, step = divmod(number, 3)
@@ -175,17 +175,17 @@ def made_up(manifest: Manifest, batches: int = 30, slow_row: int = 5) -> StageMe
         rows = sample_clips(manifest, RECIPE, epoch, positions, np.zeros_like(positions)).rows
         records = np.zeros(4, RECORD)
         for i, one in enumerate(rows.tolist()):
-            thread = int(np.argmin(free))
+            worker = int(np.argmin(free))
             times = 10 if one == slow_row else 1
             for stage in STAGES:
                 records[stage][i] = STAGE_MS[stage] * times * MS
             took = int(sum(STAGE_MS.values()) * times * MS)
-            records["thread"][i], records["began"][i], records["ended"][i] = thread, free[thread], free[thread] + took
-            records["submitted"][i], records["plan"][i] = max(0, free[thread] - MS), 0.1 * MS
+            records["worker"][i], records["began"][i], records["ended"][i] = worker, free[worker], free[worker] + took
+            records["submitted"][i], records["plan"][i] = max(0, free[worker] - MS), 0.1 * MS
             records["fetch_cpu"][i], records["cpu"][i] = records["fetch"][i] // 5, took - records["fetch"][i] * 4 // 5
             records["frames_decoded"][i], records["frames_spanned"][i], records["frames_kept"][i] = 40, 29, 8
             records["bytes_read"][i], records["bytes_used"][i] = 1000, 400
-            free[thread] += took
+            free[worker] += took
         asked = now
         got = max(asked, int(records["ended"].max()))
         meters.add(BatchMeter(epoch, asked, got, int(got == asked), positions, rows, records))
@@ -237,7 +237,7 @@ def test_the_slowest_name_the_frames_that_were_asked(manifest: Manifest, found: 
 
 def test_the_picture_shows_two_seconds_without_overlap(found: dict[str, Any]) -> None:
     drawn = found["gantt"]
-    assert [lane["name"] for lane in drawn["lanes"]] == ["trainer", "sampling", "thread 1", "thread 2"]
+    assert [lane["name"] for lane in drawn["lanes"]] == ["trainer", "sampling", "worker 1", "worker 2"]
     for lane in drawn["lanes"]:
         ends = [begin + took for _, begin, took in lane["spans"]]
         assert all(begin >= end - 0.02 for (_, begin, _), end in zip(lane["spans"][1:], ends[:-1], strict=True))
@@ -285,7 +285,7 @@ def profile_of(manifest: Manifest, found: dict[str, Any], target: float | None =
         run=found if "together" in medians else None,
         rates={name: {"median": rate, "rounds": [rate * 0.99, rate, rate * 1.01]} for name, rate in medians.items()},
         settings={
-            "threads": 2,
+            "workers": 2,
             "cores": 2,
             "prefetch": 3,
             "clips_per_batch": 4,
@@ -295,7 +295,7 @@ def profile_of(manifest: Manifest, found: dict[str, Any], target: float | None =
         },
         machine="two cores",
         title="a test",
-        stages_alone={"threads": [1, 2, 3], "clips_per_s": {"fetch": [900.0, 1000.0, 800.0], "decode": [80.0, 90.0, 85.0]}},
+        stages_alone={"workers": [1, 2, 3], "clips_per_s": {"fetch": [900.0, 1000.0, 800.0], "decode": [80.0, 90.0, 85.0]}},
         target=target,
     )
 
@@ -335,11 +335,11 @@ def test_the_summary_and_the_comparison(manifest: Manifest, found: dict[str, Any
     text = summary(one)
     for words in ("What limits", "The one change", "The next ceiling", "How sure", "decoding frames", "170.0 views/s"):
         assert words in text
-    other["settings"]["threads"] = 8
+    other["settings"]["workers"] = 8
     told = comparison(one, other)
     lines = {line[:40].strip(): line[40:].split() for line in told.splitlines()}
     assert lines["loader alone, views/s"] == ["170", "340", "2.00"]
     assert lines["model alone, views/s"] == ["400", "–", "–"]
     assert lines["frames decoded a clip"] == ["40", "40", "1.00"]
-    assert "settings.threads: 2 in A, 8 in B" in told
+    assert "settings.workers: 2 in A, 8 in B" in told
     assert "settings" not in comparison(one, one)

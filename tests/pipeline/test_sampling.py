@@ -255,7 +255,7 @@ def batches(
     dataset: Path, recipe: SamplingRecipe, steps: int, world_size: int = 1, state: LoaderState | None = None
 ) -> tuple[list[dict], LoaderState]:
     """Per step: position -> (row, digest of the pixels and masks); the state after."""
-    loaders = [ClipLoader(dataset, recipe, rank=r, world_size=world_size, state=state, threads=1) for r in range(world_size)]
+    loaders = [ClipLoader(dataset, recipe, rank=r, world_size=world_size, state=state, workers=1) for r in range(world_size)]
     taken = []
     for _ in range(steps):
         step = {}

@@ -36,7 +36,7 @@ def test_a_decoder_notes_what_it_does() -> None:
     work = sum(int(noted[stage]) for stage in STAGES[1:])
     assert work <= passed
     assert work > 0.8 * passed  # nothing of importance goes unnoticed
-    assert noted["thread"] == 3
+    assert noted["worker"] == 3
     assert noted["ended"] - noted["began"] >= work + noted["fetch"]
 
 
@@ -68,7 +68,7 @@ def test_the_last_clips_are_kept_and_all_are_counted() -> None:
 
 @pytest.fixture
 def watched(dataset: Path) -> ClipLoader:
-    loader = ClipLoader(dataset, RECIPE, threads=2, prefetch=3)
+    loader = ClipLoader(dataset, RECIPE, workers=2, prefetch=3)
     assert loader.meters is None  # nobody asked
     loader.meters = StageMeters()
     return loader
@@ -81,7 +81,7 @@ def check(loader: ClipLoader, rows: list[list[int]]) -> None:
         noted = batch.records
         assert (noted["submitted"] <= noted["began"]).all() and (noted["began"] < noted["ended"]).all()
         assert (noted["ended"] <= batch.got).all() and batch.asked <= batch.got
-        assert set(noted["thread"].tolist()) <= {0, 1}
+        assert set(noted["worker"].tolist()) <= {0, 1}
         assert (noted["plan"] > 0).all() and (noted["cpu"] >= noted["fetch_cpu"]).all()
         assert (noted["frames_decoded"] >= noted["frames_kept"]).all() and (noted["frames_kept"] >= 1).all()
         sizes = [loader.manifest.clip(row).size for row in batch.rows.tolist()]
@@ -98,7 +98,7 @@ def test_a_loader_hands_out_the_notes_of_its_batches(watched: ClipLoader) -> Non
 
 
 def test_a_queue_that_is_full_is_seen_so(dataset: Path) -> None:
-    loader = ClipLoader(dataset, RECIPE, threads=2, prefetch=3)
+    loader = ClipLoader(dataset, RECIPE, workers=2, prefetch=3)
     loader.meters = StageMeters()
     for _ in range(4):
         next(loader)
@@ -117,7 +117,7 @@ def test_notes_outlive_a_killed_sidecar(watched: ClipLoader) -> None:
 
 
 def test_failed_attempts_are_in_the_notes(dataset: Path) -> None:
-    loader = ClipLoader(dataset, RECIPE, threads=1, prefetch=3, decoder=faulty_decoders.refusing)
+    loader = ClipLoader(dataset, RECIPE, workers=1, prefetch=3, decoder=faulty_decoders.refusing)
     loader.meters = StageMeters()
     for _ in range(3):
         next(loader)

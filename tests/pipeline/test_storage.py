@@ -637,7 +637,7 @@ def test_the_loader_reads_a_remote_dataset(
     for root in (dataset, files.fetch_manifest(place)):
         s3.inject("500", 2)
         s3.inject("truncate", 1)
-        with closing(ClipLoader(root, recipe, threads=2)) as loader:
+        with closing(ClipLoader(root, recipe, workers=2)) as loader:
             seen.append([next(loader).views.clone() for _ in range(3)])
             assert not loader.failures
     assert all(bool((a == b).all()) for a, b in zip(*seen, strict=True))

@@ -66,7 +66,7 @@ def test_a_line_of_a_real_loader(dataset: Path) -> None:
     """12 clips, every other one of a second source; the first epoch takes each once."""
     flops = ViewFlops(model=2e6, recompute=1e6)
     with started("cpu") as ranks:
-        loader = ClipLoader(dataset, RECIPES["tiny"]().sampling, threads=1, clips_per_batch=4)
+        loader = ClipLoader(dataset, RECIPES["tiny"]().sampling, workers=1, clips_per_batch=4)
         loader.manifest.sources, loader.manifest.source = ["even", "odd"], np.arange(12, dtype=np.int16) % 2
         meter = StepMeter(loader, ranks, dtype=torch.float32, flops=flops, peak=1e12, gemm=5e11)
         batches = [meter.next_batch() for _ in range(loader.batches_per_step)]

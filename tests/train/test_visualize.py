@@ -72,7 +72,7 @@ def test_pictures_of_the_sharded_model_are_of_its_weights_and_leave_them_alone(d
     weights = []
     for drawn in (False, True):
         with started("cpu") as ranks:
-            loader = ClipLoader(dataset, config.sampling, threads=1)
+            loader = ClipLoader(dataset, config.sampling, workers=1)
             model = build_model(config.model, config.compute, 0, ranks)
             optimizer = pretraining_optimizer(model, config.optim)
             set_lr(optimizer, 1e-2)
