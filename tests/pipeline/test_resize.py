@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from pipeline import resize
-from pipeline.resize import CropResizer, TorchResizer, crop_resizer, kernel
+from pipeline.resize import CropResizer, TorchResizer, axis, crop_resizer, kernel
 
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 needs_kernel = pytest.mark.skipif("avx2" not in FLAGS or not shutil.which("cc"), reason="no AVX2, or no C compiler")
@@ -43,7 +43,19 @@ def resized(
     return views
 
 
+@pytest.fixture(params=[True, False], ids=["16 at a time, where the processor can", "8 at a time"], scope="module")
+def rows(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to do the rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.param:
+            patch.setattr(resize, "by_16", lambda: False)
+        axis.cache_clear()
+        yield
+    axis.cache_clear()
+
+
 @needs_kernel
+@pytest.mark.usefixtures("rows")
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_the_kernel_is_torch_bit_for_bit(data: st.DataObject) -> None:
@@ -70,6 +82,7 @@ def test_the_kernel_is_torch_bit_for_bit(data: st.DataObject) -> None:
 
 
 @needs_kernel
+@pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("side", [112, 224])
 def test_all_shapes_of_multi_scale_crop(side: int) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 256, 340, 3), np.uint8)
