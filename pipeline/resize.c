@@ -1,7 +1,8 @@
 /* Crops of an RGB frame, resized with antialiased bilinear weights: the arithmetic of torch's uint8 kernel, bit for bit.
 
    First along x, then along y, each pass in 16-bit fixed point and rounded to uint8. Both passes go row by row, so that what
-   lies between them stays in the first cache. (Columns gain 7 % by vectors of 64 bytes; that is not here.) `resize.py` computes the weights, compiles this file and says why it exists. */
+   lies between them stays in the first cache. (Columns gain 7 % by vectors of 64 bytes; that is not here.) `resize.py`
+   computes the weights, compiles this file and says why it exists. */
 
 #include <immintrin.h>
 #include <stdint.h>

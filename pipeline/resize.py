@@ -1,7 +1,7 @@
 """Crops of RGB frames, resized to a view's size: antialiased bilinear on uint8, what PIL does in the official loader.
 
 Two implementations, the same bytes. torch's `interpolate` works anywhere. `resize.c` does its arithmetic on AVX2 or AVX-512,
-frame by frame while a frame is in the cache, and straight into the batch; a C compiler has to be there once, when it is first used.
+frame by frame while a frame is in the cache, and straight into the batch; a C compiler has to be there once, at first use.
 A view of 16 x 224² from sides of 168 to 256 px, in the cache: 0.44 ms in the mean, 0.59 without AVX-512, torch 1.1 (one core of
 an Intel Xeon).
 """
