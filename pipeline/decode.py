@@ -10,7 +10,7 @@ import io
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import av
@@ -110,23 +110,39 @@ def _turning(clip: Clip, take: Take) -> Take:
     return turn
 
 
-def open_clip(data: bytes) -> av.container.InputContainer:
+def open_clip(data: bytes, careful: bool = False) -> av.container.InputContainer:
     """The container of an encoded clip. Raises what libav raises on damaged data.
 
-    From memory: nothing is written, and one range request fetched all there is. An mp4 names its codec's parameters, so libav
-    need not decode frames to find them (there is no other way to tell it so): 0.14 ms, and 0.63 with that.
+    From memory: nothing is written, and one range request fetched all there is. libav decodes the first frames to learn how far
+    behind its packets a stream's frames come out; where they are in order that is for nothing, and there is no other way to
+    tell it so: 0.14 ms, and 0.63 with that. `careful` has it look in any case.
     """
-    if data[4:8] == b"ftyp":
+    if not careful and _is_in_order(data):
         options = {"codec_whitelist": "none"}
         return av.open(io.BytesIO(data), "r", format="mov", metadata_errors="replace", container_options=options)
     return av.open(io.BytesIO(data), "r", metadata_errors="replace")
 
 
+def _is_in_order(data: bytes) -> bool:
+    """Whether it is an mp4 as `h264-fast` makes them: its index first, H.264, no offsets between decoding and display."""
+    if data[4:8] != b"ftyp":
+        return False
+    begin = int.from_bytes(data[:4], "big")
+    index = data[begin : begin + int.from_bytes(data[begin : begin + 4], "big")]
+    return index[4:8] == b"moov" and b"avcC" in index and b"ctts" not in index
+
+
 def decode_each(
-    clip: Clip, data: bytes, wanted: np.ndarray, take: Take, meter: ClipMeter | None = None, region: Region | None = None
+    clip: Clip,
+    data: bytes,
+    wanted: np.ndarray,
+    take: Take,
+    meter: ClipMeter | None = None,
+    region: Region | None = None,
+    careful: bool = False,
 ) -> None:
     """Hand the frames with the indices (n,), ascending and distinct, to `take` as they are stored, not turned; of each a region
-    if one is given.
+    if one is given. `careful`: from the clip's beginning, and after a look at how its frames come out.
 
     Raises DecodeError if a frame does not come out or has another size than the manifest says, and what libav raises on
     damaged data.
@@ -135,7 +151,8 @@ def decode_each(
     decoding = converting = taking = bytes_used = frames_decoded = 0  # ns, and counts
     began = clock()
     width, height = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
-    with open_clip(data) as container, RgbConverter(clip.matrix, clip.range, region or (0, 0, width, height)) as converter:
+    region = region or (0, 0, width, height)
+    with open_clip(data, careful) as container, RgbConverter(clip.matrix, clip.range, region) as converter:
         if not container.streams.video:
             raise DecodeError(Failure.DAMAGED, "it has no video stream")
         stream = container.streams.video[0]
@@ -143,22 +160,30 @@ def decode_each(
         stamps = _time_stamps(clip, container, stream)
         if wanted[-1] >= len(stamps):
             raise DecodeError(Failure.MISSING_FRAMES, f"frame {wanted[-1]} was asked for, there are packets of {len(stamps)}")
-        if start := max((k for k in clip.keyframes if k <= wanted[0]), default=0):
+        # AVI numbers frames in the order of decoding, also those that only hold a place: what comes out is counted
+        counting = not clip.pts_step and (len(stamps) != clip.num_frames or _is_misnumbered(container, stream))
+        if counting:
+            stamps = range(clip.num_frames)
+        careful = careful or counting
+        if start := 0 if careful else max((k for k in clip.keyframes if k <= wanted[0]), default=0):
             container.seek(stamps[start], stream=stream, backward=True)
         place = {stamps[frame]: i for i, frame in enumerate(wanted.tolist())}  # by time stamp
         # groups of pictures without a wanted frame are not decoded: of mjpeg, 16 frames instead of 61. The manifest only counts
         # key frames that nothing is shown before and decoded after, so a packet's time stamp tells its group.
-        needed = {bisect_right(clip.keyframes, frame) for frame in wanted.tolist()}
-        starts = [stamps[k] for k in clip.keyframes if k < len(stamps)] if len(needed) <= max(needed) - min(needed) else []
+        needed = {bisect_right(clip.keyframes, frame) for frame in wanted.tolist() if not careful}
+        starts = (
+            [stamps[k] for k in clip.keyframes if k < len(stamps)]
+            if needed and len(needed) <= max(needed) - min(needed)
+            else []
+        )
         lap = opened = clock()
         for packet in container.demux(stream):
             if starts and packet.pts is not None and bisect_right(starts, packet.pts) not in needed:
                 continue
             decoded = packet.decode()
             bytes_used += packet.size
-            frames_decoded += len(decoded)
-            for frame in decoded:
-                if (i := place.pop(frame.pts, None)) is None:
+            for number, frame in enumerate(decoded, frames_decoded):
+                if (i := place.pop(number if counting else frame.pts, None)) is None:
                     continue
                 if (frame.width, frame.height) != (width, height):
                     sizes = f"frames are {frame.width} x {frame.height}, the manifest says {width} x {height}"
@@ -168,6 +193,7 @@ def decode_each(
                 converting += (converted := clock()) - now
                 take(i, rows)
                 taking += (lap := clock()) - converted
+            frames_decoded += len(decoded)
             if not place:
                 break
     if meter:
@@ -176,8 +202,8 @@ def decode_each(
         meter.bytes_used, meter.frames_decoded = meter.bytes_used + bytes_used, meter.frames_decoded + frames_decoded
         meter.frames_kept, meter.frames_spanned = len(wanted), int(wanted[-1] - wanted[0]) + 1
     if place:
-        if start:  # some containers (MPEG-TS) cannot seek to the very packet
-            decode_each(replace(clip, keyframes=(0,)), data, wanted, take, meter, region)
+        if not careful:  # some containers (MPEG-TS) cannot seek to the very packet; and an index can be wrong
+            decode_each(clip, data, wanted, take, meter, region, careful=True)
             return
         first = wanted[min(place.values())]
         raise DecodeError(
@@ -199,6 +225,10 @@ def _time_stamps(clip: Clip, container: av.container.InputContainer, stream: av.
     )
     container.seek(stamps[0] if stamps else 0, stream=stream, backward=True)
     return stamps
+
+
+def _is_misnumbered(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
 
 
 def is_hidden(codec: str, packet: av.Packet) -> bool:
