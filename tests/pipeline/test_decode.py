@@ -38,7 +38,7 @@ def facts(data: bytes) -> Clip:
         range="limited",
         pts_start=stamps[0],
         pts_step=steps.pop() if len(steps) == 1 else 0,
-        keyframes=tuple(sorted(stamps.index(pts) for pts in keyframes)),
+        keyframes=tuple(sorted(stamps.index(pts) for pts in keyframes if pts in stamps)),
         content_hash="",
     )
 
