@@ -37,7 +37,7 @@ BETWEEN_KILLS = 30  # batches
 WARM_UP = 30.0  # seconds at most, in which the number of threads and the ring are to settle
 MEMORY_GROWTH = 16 << 20  # bytes of anonymous memory from the first half of the looks to the second; allocators breathe
 BAD_EVERY = 12  # clips
-KINDS = ("trainer", "sidecar")
+KINDS = ("trainer", "sidecar", "workers")  # the last are all that it has forked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one process held after so many batches."""
+    """What one process, or several of a kind, held after so many batches."""
 
     batches: int
     process: str
@@ -120,8 +120,9 @@ def soak(dataset: Path, batches: int, kills: int) -> tuple[list[Look], dict[str,
             next(loader)
             if number % (batches // LOOKS) == 0:
                 gc.collect()
-                pids = (psutil.Process(), psutil.Process(loader._process.pid))
-                looks += [look(number, name, process) for name, process in zip(KINDS, pids, strict=True)]
+                sidecar = psutil.Process(loader._process.pid)
+                groups = ([psutil.Process()], [sidecar], sidecar.children(recursive=True))
+                looks += [look(number, name, group) for name, group in zip(KINDS, groups, strict=True)]
         facts = {
             "batches": batches,
             "batches_per_second": batches / (time.perf_counter() - began),
@@ -132,10 +133,14 @@ def soak(dataset: Path, batches: int, kills: int) -> tuple[list[Look], dict[str,
     return looks, facts
 
 
-def look(batches: int, name: str, process: psutil.Process) -> Look:
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-    own, rss = (int(status[field].split()[0]) << 10 for field in ("RssAnon", "VmRSS"))
-    return Look(batches, name, own, rss, process.num_fds(), process.num_threads())
+def look(batches: int, name: str, processes: Sequence[psutil.Process]) -> Look:
+    """All of them together."""
+    memory: dict[str, int] = {"RssAnon": 0, "VmRSS": 0}
+    for process in processes:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+        memory = {field: before + (int(status[field].split()[0]) << 10) for field, before in memory.items()}
+    descriptors, threads = (sum(getattr(process, what)() for process in processes) for what in ("num_fds", "num_threads"))
+    return Look(batches, name, memory["RssAnon"], memory["VmRSS"], descriptors, threads)
 
 
 def grown(looks: list[Look]) -> list[str]:
