@@ -29,7 +29,9 @@ from model.videomae import VideoMAE
 from pipeline.masking import TokenCounts
 from train.activation_checkpointing import Policy, checkpoint_blocks, recomputed_blocks
 from train.config import ComputeConfig
+from train.kept_gradients import keep_gradients
 from train.precision import PRECISIONS
+from train.startup import keep_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ def started(device: str) -> Iterator[Ranks]:
     here = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(here)
+    else:
+        keep_memory()
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     if "RANK" in os.environ:
         meet(backend)
@@ -159,6 +163,8 @@ def build_model(
     fully_shard(model, mesh=mesh, mp_policy=decoder, reshard_after_forward=False)
     model.to_empty(device=ranks.device)
     initialise(model, seed)
+    if ranks.world_size == 1 and not on_gpu:
+        keep_gradients(model)
     return model
 
 
