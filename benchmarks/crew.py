@@ -1,4 +1,4 @@
-"""Processes that work side by side as the loader's do: fresh interpreters, which have not what this one has loaded."""
+"""Processes that work side by side as the loader's do: fresh interpreters, without what has been done to this one."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ class Crew:
     """`members` are the connections to them."""
 
     def __init__(self, size: int, function: Callable[..., None], *arguments: Any) -> None:
-        """`function(connection, *arguments)` is what each does, of a module that does not import torch."""
+        """`function(connection, *arguments)` is what each does; its module is imported there. OpenMP has one thread."""
         self.members: list[Connection] = []
         self._processes: list[subprocess.Popen] = []
         environment = {

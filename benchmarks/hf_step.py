@@ -5,11 +5,13 @@ library's own Trainer does it. Its input is given ready: float32 clips, normalis
 """
 
 import importlib.util
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.crew import Crew
 from benchmarks.step_work import CLIP_GRAD, random_batch
 from model.config import ModelConfig
 from model.patches import normalise
@@ -49,6 +51,38 @@ class HfWork:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self.views
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class HfProcess:
+    """`HfWork` on a CPU in a process of its own, as a user has it: what our trainer does to its process is not done to it."""
+
+    def __init__(self, config: ModelConfig, views: int, precision: str) -> None:
+        self._crew = Crew(1, _serve, config, views, precision, torch.get_num_threads())
+        self._crew.answers()
+
+    def prepare(self) -> None:
+        """It is always ready."""
+
+    def work(self) -> int:
+        """A step, -> its views."""
+        self._crew.tell_all(None)
+        (views,) = self._crew.answers()
+        return int(views)
+
+    def close(self) -> None:
+        self._crew.close()
+
+
+def _serve(connection: Connection, config: ModelConfig, views: int, precision: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    work = HfWork(config, views, precision, torch.device("cpu"))
+    connection.send(None)
+    while True:
+        connection.recv()
+        connection.send(work.work())
 
 
 def hf_model(config: ModelConfig) -> Any:

@@ -7,7 +7,8 @@
 
 A step is the trainer's own: uint8 views are gathered, normalised and made into targets, forward, backward, gradient
 clipping, fused AdamW; one forward pass, dual masking. All take turns, round after round; figures are the rounds' medians, and
-ratios the medians of the rounds' ratios. Without bf16 instructions on the CPU bf16 is skipped, unless --bf16 asks for it.
+ratios the medians of the rounds' ratios. On a CPU the peer has a process of its own. Without bf16 instructions on the CPU bf16
+is skipped, unless --bf16 asks for it.
 """
 
 import sys
@@ -18,13 +19,14 @@ sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HER
 
 import gc
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import tyro
 
-from benchmarks.hf_step import HfWork, missing_transformers
+from benchmarks.hf_step import HfProcess, HfWork, missing_transformers
 from benchmarks.results import Result, check_json, check_numbers, describe_machine, write_json
 from benchmarks.step_work import GemmWork, largest_product, step_flops, step_work
 from benchmarks.stopwatch import Part, Stopwatch
@@ -94,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{describe_machine()}\n{options.model}, {views} views a step", flush=True)
             results = []
             for precision in precisions:
-                measured = measure(options, views, precision, ranks)
+                with ExitStack() as closing:
+                    measured = measure(options, views, precision, ranks, closing)
                 results += measured.results(options.model)
                 print(table(measured), flush=True)
                 skipped += measured.skipped
@@ -135,7 +138,7 @@ def cpu_has_bf16() -> bool:
     return "bf16" in flags
 
 
-def measure(options: Options, views: int, precision: Precision, ranks: Ranks) -> Measured:
+def measure(options: Options, views: int, precision: Precision, ranks: Ranks, closing: ExitStack) -> Measured:
     """All contestants of one precision, in turns."""
     config = MODELS[options.model]
     compute = ComputeConfig(precision=precision, compile=options.compile)
@@ -152,7 +155,10 @@ def measure(options: Options, views: int, precision: Precision, ranks: Ranks) ->
         if reason := missing_transformers():
             measured.skipped.append(f"HF transformers: {reason}")
         else:
-            measured.peer = Part("hf", f"HF transformers, {precision}", 1, HfWork(config, views, precision, ranks.device))
+            on_cpu = ranks.device.type == "cpu"
+            peer = HfProcess(config, views, precision) if on_cpu else HfWork(config, views, precision, ranks.device)
+            closing.callback(peer.close)
+            measured.peer = Part("hf", f"HF transformers, {precision}", 1, peer)
             parts.append(measured.peer)
     Stopwatch(options.seconds, ranks.device).rounds(parts, options.rounds)
     return measured

@@ -147,15 +147,18 @@ def test_killed_anywhere_gives_the_same_weights_to_the_last_bit(dataset: Path, s
 
 
 @pytest.mark.slow
-def test_ranks_may_become_fewer_in_mid_epoch(dataset: Path, straight: Path, tmp_path: Path) -> None:
-    """4 -> 2 -> 1, stopped by signals to all or to one of them, which the others join."""
+@pytest.mark.parametrize("shards", [("4", "2", "1"), ("2", "1", "1")], ids=["sharded", "replicas of two shards, replicas, one"])
+def test_ranks_may_become_fewer_in_mid_epoch(dataset: Path, straight: Path, tmp_path: Path, shards: tuple[str, ...]) -> None:
+    """4 -> 2 -> 1, on another mesh each time, stopped by signals to all or to one of them, which the others join."""
     out = tmp_path / "run"
-    for ranks, until, number, to in ((4, 4, signal.SIGTERM, ()), (2, 8, signal.SIGUSR1, (1,))):
-        trainer = start(dataset, out, *STEPS, ranks=ranks).until(until).send(number, *to)
+    for shard, ranks, until, number, to in zip(
+        shards, (4, 2), (4, 8), (signal.SIGTERM, signal.SIGUSR1), ((), (1,)), strict=False
+    ):
+        trainer = start(dataset, out, *STEPS, "--compute.shard", shard, ranks=ranks).until(until).send(number, *to)
         assert trainer.wait() == [0] * ranks, trainer.text()
         assert f"stopped by {number.name if not to else ''}" in trainer.text()
         assert saved(out)[-1] == steps(out)[-1] < 20
-    run(dataset, out, *STEPS)
+    run(dataset, out, *STEPS, "--compute.shard", shards[-1])
     starts = json.loads((out / "environment.json").read_text())
     assert [each["world_size"] for each in starts] == [4, 2, 1]
     for step, loss in losses(straight).items():
