@@ -19,8 +19,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from train.startup import keep_memory
+
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
+# Trainer and loader come first. A step that computes on the cores, and waits for each of them, took 6.9 s instead of 1.1 while
+# a checkpoint of 1.1 GB was written.
+NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,8 @@ def main() -> None:
     global post
     connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(NICE)
+    keep_memory()
     if os.getppid() != parent:  # it died before the line above
         return
     try:
