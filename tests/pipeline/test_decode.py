@@ -82,7 +82,7 @@ def test_old_avi_files_number_their_frames_wrongly(shared: Path, name: str) -> N
     decoded = decode_frames(clip, data, wanted)
     for number, frame in zip(wanted.tolist(), decoded, strict=True):
         difference = [np.abs(frame - other).mean() for other in frames]
-        assert np.argmin(difference) == number and difference[number] < 2
+        assert difference[number] == min(difference) < 2  # some are alike
 
 
 def test_an_index_that_lies_about_the_order_costs_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
