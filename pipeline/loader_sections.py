@@ -90,7 +90,7 @@ def stages(profile: Profile) -> str:
     starved = figures["work_per_core"]
     note = (
         f"{figures['clips']:,} clips, {figures['views_per_clip']} views each. core-ms: a core works so long at it; the other "
-        f"columns: so much time passes. Threads had a core {min(1.0, 1 / starved):.0%} of their working time."
+        f"columns: so much time passes. Workers had a core {min(1.0, 1 / starved):.0%} of their working time."
     )
     return f'<section><h2>Where a clip’s time goes</h2>{bar}{table(head, rows)}<p class="note">{note}</p></section>'
 
@@ -115,8 +115,8 @@ def alone(profile: Profile) -> str:
         rows.append((_alone_name(name), *cells, f"<span{low}>{grown:.2f} ×</span>"))
     head = ("clips/s", *(f"{n} worker{'s' * (n > 1)}" for n in workers), f"{cores} cores against 1")
     note = (
-        "What a stage could do if nothing else were to be done. One that does not grow with the workers waits for a lock, the "
-        "storage or the memory. Decoding includes opening the file; reading is from the page cache where it was not dropped."
+        "What a stage could do if nothing else were to be done. One that does not grow with the workers waits for the storage, "
+        "the memory or a core. Decoding includes opening the file; reading is from the page cache where it was not dropped."
     )
     return f'<section><h2>Each stage alone</h2>{table(head, rows)}<p class="note">{note}</p></section>'
 

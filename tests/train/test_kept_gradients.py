@@ -63,9 +63,13 @@ def test_the_memory_stays_and_nothing_is_copied_twice() -> None:
             )
             model.zero_grad(set_to_none=True)
         groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
-        reducers = [group._get_fsdp_state()._fsdp_param_groups[0]._reduce_scatter_comm for group in groups]
+        states = [group._get_fsdp_state() for group in groups]
+        reducers = [  # torch before 2.15 has one group of parameters
+            (getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group])[0]._reduce_scatter_comm
+            for state in states
+        ]
         assert all(isinstance(each, KeptGradients) and each._copied_to is None for each in reducers)
         held = sum(each._kept.numel() for each in reducers if isinstance(each, KeptGradients) and each._kept is not None)
         assert held == sum(parameter.numel() for parameter in model.parameters())
-        del model, groups, reducers
+        del model, groups, states, reducers
     assert addresses[0] == addresses[1] == addresses[2]
