@@ -2,7 +2,7 @@
 
 import io
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 
 import av
@@ -61,7 +61,8 @@ class DecodeOnly:
 
 def _serve(connection: Connection) -> None:
     clips: list[Encoded] = []
-    for message in _messages(connection):
+    while True:
+        message: list[Encoded] | int = connection.recv()
         if isinstance(message, list):
             clips = message
             connection.send(None)
@@ -70,11 +71,6 @@ def _serve(connection: Connection) -> None:
             connection.send(sum(decode_only(*clip) for clip in clips[message : message + PORTION]))
         except RuntimeError as error:
             connection.send(str(error))
-
-
-def _messages(connection: Connection) -> Iterator[list[Encoded] | int]:
-    while True:
-        yield connection.recv()
 
 
 def decode_only(clip: Clip, data: bytes, frames: np.ndarray) -> int:

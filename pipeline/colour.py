@@ -45,9 +45,9 @@ class RgbConverter:
 
     _memory = threading.local()  # used again: fresh pages for every frame cost as much as converting it
 
-    def __init__(self, matrix: str, full_range: str, region: Region) -> None:
-        """`matrix` and `full_range` as in the manifest: keys of MATRICES and RANGES."""
-        self._matrix, self._range, self._region = MATRICES[matrix], RANGES[full_range], region
+    def __init__(self, matrix: str, color_range: str, region: Region) -> None:
+        """`matrix` and `color_range` as in the manifest: keys of MATRICES and RANGES."""
+        self._matrix, self._range, self._region = MATRICES[matrix], RANGES[color_range], region
         self._reformatter: VideoReformatter | None = None
         self._swscale, self._context, self._pixels = load_swscale(), None, ""
 
@@ -61,10 +61,8 @@ class RgbConverter:
         )
         if not self._context:
             return
-        numbers, full = (
-            self._swscale.sws_getCoefficients(self._matrix),
-            int(self._range == ColorRange.JPEG or pixels == "yuvj420p"),
-        )
+        numbers = self._swscale.sws_getCoefficients(self._matrix)
+        full = int(self._range == ColorRange.JPEG or pixels == "yuvj420p")
         self._swscale.sws_setColorspaceDetails(self._context, numbers, full, numbers, 1, 0, UNITY, UNITY)
         line = -(-3 * width // PAD) * PAD + PAD
         size = height * line + PAD

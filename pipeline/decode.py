@@ -65,17 +65,13 @@ def decode_libav(request: ClipRequest, views: np.ndarray) -> None:
     clip, meter, clock = request.clip, request.meter, time.perf_counter_ns
     wanted, places = np.unique(request.frames, return_inverse=True)
     began = clock()
-    region, boxes = (0, 0, clip.width, clip.height), request.boxes
-    if not clip.rotation:
-        region = region_around(boxes, clip.width, clip.height)
-        boxes = boxes - [*region[:2], 0, 0]
+    region = None if clip.rotation else region_around(request.boxes, clip.width, clip.height)
+    boxes = request.boxes - [*region[:2], 0, 0] if region else request.boxes
     resizer = crop_resizer(len(wanted), places.reshape(request.frames.shape), boxes, views)
     resizing = clock() - began
     try:
-        if clip.rotation:
-            decode_each(clip, request.data, wanted, _turning(clip, resizer.frame), meter)
-        else:
-            decode_each(clip, request.data, wanted, resizer.frame, meter, region)
+        take = _turning(clip, resizer.frame) if clip.rotation else resizer.frame
+        decode_each(clip, request.data, wanted, take, meter, region)
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise DecodeError(Failure.DAMAGED, f"{type(error).__name__}: {error}") from error
     began = clock()

@@ -11,8 +11,7 @@ class DecoderThreads:
     """Runs tasks that see to their own results and errors, first come, first served, on a number of threads that may change.
 
     Thread n takes work only while n < the number of threads; one that is too many finishes its clip and rests. (Threads that
-    wait for a permit with a clip in hand could be overtaken, and hold up a batch.) A future for every clip, and somebody who
-    is woken by each of them, would cost 4 % of the time of decoding it.
+    wait for a permit with a clip in hand could be overtaken, and hold up a batch.)
     """
 
     def __init__(self, threads: int, most: int) -> None:

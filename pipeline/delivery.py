@@ -2,7 +2,7 @@
 
 In processes of their own, one clip at a time in each: a decoder that crashes or hangs takes nothing with it, and none waits for
 another's GIL, which is held for 14 % of the time of decoding a clip. On two cores, 16 frames of the real clips, one view: 229
-clips/s with two processes, 165 with two threads; and six threads are the most that one GIL could serve on any machine.
+clips/s with two processes, 165 with two threads; and seven threads are the most that one GIL could serve anywhere.
 """
 
 import time
@@ -33,7 +33,7 @@ class Delivery:
 
     number: int  # of the batch
     place: int  # of the clip in it
-    thread: int = 0  # that waits for it
+    worker: int = 0  # number of the one that does it
     epoch: int
     position: int
     attempt: int = 0  # 0 for the clip that the order names, 1 for its first substitute ...
@@ -121,7 +121,7 @@ class ClipDelivery:
                 except OSError as error:
                     raise DecodeError(Failure.READ, str(error)) from error
                 slot.rows[task.place], slot.repeated[task.place] = clip.row, sample.repeated[0]
-                meter.write(slot.records[task.place], task.thread)
+                meter.write(slot.records[task.place], task.worker)
                 return
             except DecodeError as error:
                 if later and isinstance(error.__cause__, StorageError) and error.__cause__.transient:

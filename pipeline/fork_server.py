@@ -103,7 +103,7 @@ class ForkServer:
 def _serve_forks(control: socket.socket, serve: Callable[[Connection], None], unneeded: tuple[Any, ...]) -> None:
     for each in unneeded:
         each.close()
-    _die_with_parent(os.getppid())
+    die_with_parent(os.getppid())
     while True:
         message, descriptors, *_ = socket.recv_fds(control, MESSAGE.size, 1)
         if not message:  # the owner is gone; with this process go all that it has forked
@@ -115,13 +115,13 @@ def _serve_forks(control: socket.socket, serve: Callable[[Connection], None], un
             server, answer = os.getpid(), os.fork()
             if answer == 0:
                 control.close()
-                _die_with_parent(server)
+                die_with_parent(server)
                 _never_return(serve, Connection(descriptors[0]))
             os.close(descriptors[0])
         control.sendall(MESSAGE.pack(kind, answer))
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """A process inside a decoder that hangs does not see that a connection closes."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before

@@ -37,7 +37,7 @@ from pipeline.sampling import Order, SamplingRecipe, order_of, sample_clips, sam
 from pipeline.storage import ShardReader
 from pipeline.tuning import Tuner, Tuning
 
-TICK = 0.1  # seconds between looks at the pool, while numbers of threads are tried
+TICK = 0.1  # seconds between looks at the pool, while numbers of workers are tried
 CRASHES = 3  # of a process in a row, before the clip that it was at is to blame and not the machine's troubles
 
 
@@ -161,7 +161,7 @@ class Sidecar:
             process = getattr(self._here, "process", None) or self.processes.fork()
             self._here.process = None  # until it has done this
             try:
-                process.send(replace(task, thread=self._here.row))
+                process.send(replace(task, worker=self._here.row))
                 while (message := process.receive(self.job.clip_timeout)) is not None:
                     if isinstance(message, BytesWanted):
                         process.send(answer(message, self.manifest, self.reader.read))

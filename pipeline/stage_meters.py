@@ -24,7 +24,7 @@ RECORD = np.dtype(
         for name in (
             "submitted",  # ns of CLOCK_MONOTONIC, as all moments: the clip is handed to the workers
             "plan",  # ns on a core, its share of sampling the batch: order, frames, crops, masks
-            "worker",  # place of the worker among the workers
+            "worker",  # its number
             "began",
             "ended",
             *STAGES,  # ns each

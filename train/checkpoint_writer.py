@@ -10,7 +10,6 @@ The plan of what goes where is the stock planner's, made in the trainer, so that
 travel; the writers of all ranks agree on it, and write, with the stock `dcp.save` in a process group of their own.
 """
 
-import functools
 import io
 import mmap
 import os
@@ -143,7 +142,7 @@ class Staging:
         if nbytes <= self._memory.nbytes:
             return
         os.posix_fallocate(self.memfd, 0, nbytes)  # an error here, where writing to memory that is not there would be SIGBUS
-        self._memory = shared_memory(self.memfd, nbytes)
+        self._memory = torch.frombuffer(mmap.mmap(self.memfd, nbytes), dtype=torch.uint8)
         if self._pins:
             address = self._memory.data_ptr()
             code = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0))
@@ -153,12 +152,6 @@ class Staging:
 
     def close(self) -> None:
         os.close(self.memfd)
-
-
-@functools.lru_cache(1)
-def shared_memory(memfd: int, nbytes: int) -> torch.Tensor:
-    """uint8 (nbytes,). Mapped once: its pages come when they are first touched."""
-    return torch.frombuffer(mmap.mmap(memfd, nbytes), dtype=torch.uint8)
 
 
 def view(memory: torch.Tensor, place: Place) -> torch.Tensor:
@@ -188,7 +181,7 @@ class StagedPlanner(DefaultSavePlanner):
 def write_shipment(folder: Path, shipment: Shipment, documents: Mapping[str, str]) -> None:
     """`write`, in a writer."""
     assert helper_process.post.memfd is not None
-    memory = shared_memory(helper_process.post.memfd, max(1, shipment.nbytes))
+    memory = torch.frombuffer(mmap.mmap(helper_process.post.memfd, max(1, shipment.nbytes)), dtype=torch.uint8)
     write(folder, StagedPlanner(shipment, memory), documents, helper_process.post.rank, _gather)
 
 

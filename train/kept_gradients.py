@@ -26,13 +26,11 @@ class KeptGradients:
             given, self._copied_to = self._copied_to, None
             assert given.shape == torch.Size(size) and given.dtype == dtype, (given.shape, size, given.dtype, dtype)
             return given
-        if self._kept is None or any(parameter.grad is not None for parameter in self._parameters):
-            made = torch.empty(size, dtype=dtype, device=device)  # the kept one holds what this is to be added to
-            self._kept = self._kept if self._kept is not None else made
-        else:
-            made = self._kept
-        self._copied_to = made
-        return made
+        if self._kept is None:
+            self._kept = torch.empty(size, dtype=dtype, device=device)
+        holds_some = any(parameter.grad is not None for parameter in self._parameters)  # to which these are to be added
+        self._copied_to = torch.empty_like(self._kept) if holds_some else self._kept
+        return self._copied_to
 
     def __call__(self, *_: object, **__: object) -> None:
         raise AssertionError("a single process reduces nothing")
