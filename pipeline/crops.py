@@ -16,6 +16,9 @@ ANCHORS = np.array([(x, y) for x in range(5) for y in range(5) if x % 2 == y % 2
 AREA = (0.08, 1.0)  # of the frame, and aspect ratio, both of RandomResizedCrop
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
+# purposes of the draws from one view's key: of a multi-scale crop, and of a random resized one
+SHAPE, ANCHOR = range(2)
+AREAS, ASPECTS, PLACE = range(3)
 
 
 def crop_sides(width: np.ndarray, height: np.ndarray, size: int) -> np.ndarray:
@@ -37,11 +40,11 @@ def multi_scale_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray, si
     Pre-training, Table 10; the official class, inherited from TSN.
     """
     sides = crop_sides(width, height, size)
-    pair = PAIRS[keyed.below(keyed.mix(keys, 0), len(PAIRS))]
+    pair = PAIRS[keyed.below(keyed.mix(keys, SHAPE), len(PAIRS))]
     box = np.take_along_axis(sides, pair, axis=1)
     # a side snapped up to `size` may exceed the frame by up to 2 px (the official code then pads with black)
     box = np.minimum(box, np.stack([width, height], axis=1))
-    anchor = ANCHORS[keyed.below(keyed.mix(keys, 1), len(ANCHORS))]
+    anchor = ANCHORS[keyed.below(keyed.mix(keys, ANCHOR), len(ANCHORS))]
     return np.concatenate([anchor_offsets(width, height, box, anchor), box], axis=1)
 
 
@@ -52,10 +55,10 @@ def random_resized_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray)
     stands at a uniform place. If none fits: the largest centred box whose aspect ratio is allowed.
     """
     tries = np.arange(TRIES)
-    area = (width * height)[:, None] * (AREA[0] + (AREA[1] - AREA[0]) * keyed.unit(keyed.mix(keys[:, None], 0, tries)))
+    area = (width * height)[:, None] * (AREA[0] + (AREA[1] - AREA[0]) * keyed.unit(keyed.mix(keys[:, None], AREAS, tries)))
     low, high = np.log(ASPECT)
     # rounded, because the last bit of an exponential differs between machines
-    aspect = np.round(np.exp(low + (high - low) * keyed.unit(keyed.mix(keys[:, None], 1, tries))), 9)
+    aspect = np.round(np.exp(low + (high - low) * keyed.unit(keyed.mix(keys[:, None], ASPECTS, tries))), 9)
     sides = np.rint(np.sqrt(np.stack([area * aspect, area / aspect], axis=2))).astype(np.int64)  # (n, tries, 2)
     frame = np.stack([width, height], axis=1)
     fits = ((sides > 0) & (sides <= frame[:, None])).all(axis=2)
@@ -65,7 +68,7 @@ def random_resized_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray)
     found = fits.any(axis=1)[:, None]
     box = np.where(found, drawn, fallback)
     free = frame - box
-    place = keyed.below(keyed.mix(keys[:, None], 2, np.arange(2)), np.where(found, free, 0) + 1)
+    place = keyed.below(keyed.mix(keys[:, None], PLACE, np.arange(2)), np.where(found, free, 0) + 1)
     return np.concatenate([np.where(found, place, free // 2), box], axis=1)
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline import sampling
+from pipeline import sampling, stop_signals
 from pipeline.decode import Decoder, decode_libav
 from pipeline.decoder_choice import DecoderChoice, choose_decoder
 from pipeline.delivery import Delivery, FailedClip
@@ -83,7 +83,8 @@ class LoaderState:
 
 
 class ClipLoader:
-    """An endless iterator over this rank's batches, resumable after any step."""
+    """An endless iterator over this rank's batches, resumable after any step. A `state` that older code wrote goes on as it was
+    begun: see `recipe.arithmetic` for what that means."""
 
     def __init__(
         self,
@@ -112,8 +113,11 @@ class ClipLoader:
 
         Raises ValueError if the dataset, the recipe, the world size and the state do not fit each other.
         """
-        self.recipe, self.rank, self.world_size = recipe, rank, world_size
         self.manifest = Manifest(dataset, state.version if state else None)
+        if state:
+            self._check(state)
+            recipe = recipe.going_on(SamplingRecipe.of(state.recipe))
+        self.recipe, self.rank, self.world_size = recipe, rank, world_size
         self.device = torch.device(device)
         order = sampling.order_of(self.manifest, recipe)
         if order.lanes:
@@ -139,7 +143,6 @@ class ClipLoader:
         self._epoch, self._step, self._part = (state.epoch, state.step, 0) if state else (0, 0, 0)
         self._ledger: dict[tuple[int, int], int] = {}
         if state:
-            self._check(state)
             self._ledger = {(epoch, position): attempts for epoch, position, attempts in state.ledger}
         cores, ahead = usable_cores(), BATCHES_AHEAD if on_device else 0
         self._most_workers = workers or MOST_WORKERS * cores
@@ -261,10 +264,6 @@ class ClipLoader:
                 f"the state belongs to another dataset: fingerprint {state.dataset}, version {state.version}; "
                 f"{self.manifest.root} has {self.manifest.fingerprint}; give the dataset that the run began with"
             )
-        before, mine = asdict(SamplingRecipe(**state.recipe)), asdict(self.recipe)
-        changed = [f"{k} (was {before[k]}, is {v})" for k, v in mine.items() if before[k] != v]
-        if changed:
-            raise ValueError(f"the state belongs to another sampling recipe: {', '.join(changed)}; restore these values")
 
     def _start(self) -> None:
         """Start a sidecar at the first batch that is not ready."""
@@ -276,12 +275,13 @@ class ClipLoader:
             "CUDA_VISIBLE_DEVICES": "",  # libav needs none of the GPU's memory
             "OMP_NUM_THREADS": "1",
         }
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from pipeline.sidecar import main; main()", str(theirs.fileno())],
-            pass_fds=(theirs.fileno(), self._ring.memfd),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
+        with stop_signals.blocked():
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", "from pipeline.sidecar import main; main()", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(), self._ring.memfd),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+            )
         theirs.close()
         # the place of the first batch that is not ready: the next one to hand out, and those that wait in the ring
         part = self._part + self._ready - self._consumed - self._holding

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline import keyed
 
 Grid = tuple[int, int, int]  # tubelets in time, rows, columns
+ARITHMETIC = 2  # of new runs, see SamplingRecipe
 CELL_MASKED = {0.25: 1, 0.5: 2, 0.75: 3}  # masked positions of each 2 x 2 cell
 
 
@@ -86,11 +87,12 @@ def kept_tokens(grid: Grid, decoder_mask_ratio: float) -> np.ndarray:
     return kept
 
 
-def tube_masks(keys: np.ndarray, grid: Grid, mask_ratio: float) -> np.ndarray:
+def tube_masks(keys: np.ndarray, grid: Grid, mask_ratio: float, arithmetic: int = ARITHMETIC) -> np.ndarray:
     """Keys (n,) -> bool (n, N), True = masked: the same int(ratio · h · w) positions hidden in every frame."""
     time, rows, columns = grid
     area = rows * columns
-    noise = keyed.mix(keys[:, None], np.arange(area))
+    purpose = () if arithmetic == 1 else (keyed.TUBES,)
+    noise = keyed.mix(keys[:, None], *purpose, np.arange(area))
     hidden = np.zeros((len(keys), area), np.bool_)
     order = np.argsort(noise, axis=1, kind="stable")
     np.put_along_axis(hidden, order[:, : int(mask_ratio * area)], True, axis=1)
@@ -98,15 +100,16 @@ def tube_masks(keys: np.ndarray, grid: Grid, mask_ratio: float) -> np.ndarray:
 
 
 def mask_indices(
-    keys: np.ndarray, grid: Grid, mask_ratio: float, decoder_mask_ratio: float
+    keys: np.ndarray, grid: Grid, mask_ratio: float, decoder_mask_ratio: float, arithmetic: int = ARITHMETIC
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Keys (n,) uint64 -> (visible (n, V) int64, decoded (n, K) int64, loss_weight (n, L) float32).
 
     `visible` is ascending. `decoded` has the tokens of the loss first, then those that the encoder sees as well, each part
     ascending. `loss_weight` belongs to the first L of them. `decoder_mask_ratio` 0 is encoder-only masking (VideoMAE V1).
+    `arithmetic` 1, of older runs: the phase of the decoder's mask is the noise of tube 5.
     """
     counts = token_counts(grid, mask_ratio, decoder_mask_ratio)
-    hidden = tube_masks(keys, grid, mask_ratio)
+    hidden = tube_masks(keys, grid, mask_ratio, arithmetic)
     if decoder_mask_ratio == 0:
         decoded = np.nonzero(hidden)[1].reshape(len(keys), counts.decoded)
     else:

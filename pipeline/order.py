@@ -49,6 +49,7 @@ class Order:
         """
         self.recipe, self.num_clips = recipe, num_clips
         self.mixed = bool(recipe.mixture)
+        self._permute = keyed.feistel if recipe.arithmetic == 1 else keyed.permute
         self._sources = _mixture(recipe, names, codes) if self.mixed else _whole(num_clips)
         self.lanes = 0
         if recipe.shuffle == "window":
@@ -85,7 +86,7 @@ class Order:
         """Positions (n,) of an epoch, each below `num_positions` -> rows of the manifest (n,) int64."""
         if self.lanes:
             return self._sources.rows(self._window_places(epoch, positions))
-        places = keyed.permute(positions, self.num_positions, keyed.mix(self.recipe.seed, keyed.ORDER, epoch))
+        places = self._permute(positions, self.num_positions, keyed.mix(self.recipe.seed, keyed.ORDER, epoch))
         return self._sources.rows(self._pass_places(epoch, places)) if self.mixed else places
 
     def substitutes(self, epoch: int, positions: np.ndarray, attempts: np.ndarray) -> np.ndarray:
@@ -120,7 +121,7 @@ class Order:
         counter = epoch * sources.virtual[source] + places - (end - sources.virtual)[source]
         number, index = np.divmod(counter, sources.clips[source])
         key = keyed.mix(self.recipe.seed, keyed.PASS, source, number)
-        return sources.first[source] + keyed.permute(index, sources.clips[source], key)
+        return sources.first[source] + self._permute(index, sources.clips[source], key)
 
     def _cut_lanes(self) -> None:
         """Lane t -> its run: `_lane_clips[t]` clips from place `_lane_first[t]` on."""
@@ -165,7 +166,7 @@ class Order:
         """Positions -> places among the clips, source by source."""
         lane, turn, place = self._lane_places(epoch, positions)
         start, begin, size, key = self._windows(lane, turn, place)
-        shuffled = begin + keyed.permute(place - begin, size, key)
+        shuffled = begin + self._permute(place - begin, size, key)
         return self._lane_first[lane] + (start + shuffled) % self._lane_clips[lane]
 
 

@@ -2,19 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from pipeline import frames, masking
+from pipeline.settings import completed, kept, setting, with_values
 
 CROPS = ("multi_scale", "random_resized")
 SHUFFLES = ("global", "window")
+ARITHMETICS = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingRecipe:
     """What decides a batch besides the dataset. Defaults: VideoMAE V2, Table 10, with the official code's counts.
 
-    Raises ValueError for what cannot be. Plain values: `SamplingRecipe(**json.loads(json.dumps(asdict(recipe))))` is equal.
+    Raises ValueError for what cannot be. Plain values: `SamplingRecipe.of(json.loads(json.dumps(asdict(recipe))))` is equal.
     """
 
     seed: int = 0
@@ -53,9 +56,13 @@ class SamplingRecipe:
     """Draw every view's frames anew (mae_st), instead of sharing them among the R views of a clip (the paper)."""
     crop: str = "multi_scale"
     """"multi_scale" (pre-training) or "random_resized" (fine-tuning)."""
+    arithmetic: int = setting(masking.ARITHMETIC, was=1)
+    """Version of what turns keys into draws: 2, or 1 for runs that began before it, where the phase of the decoder's mask hung
+    on one tube's noise and permutations of 16 clips and fewer were not uniform. A state goes on with its own."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("shuffle", SHUFFLES), ("temporal", frames.TEMPORAL), ("crop", CROPS)):
+        choices = {"shuffle": SHUFFLES, "temporal": frames.TEMPORAL, "crop": CROPS, "arithmetic": ARITHMETICS}
+        for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")
         if min(self.views_per_clip, self.views_per_step) < 1 or self.views_per_step % self.views_per_clip:
@@ -73,6 +80,29 @@ class SamplingRecipe:
         object.__setattr__(self, "mixture", _checked_mixture(self.mixture))
         frames.parse_rate(self.sampling)
         _ = self.tokens  # refuses impossible mask ratios
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> "SamplingRecipe":
+        """The recipe in a state, whatever code wrote it. Raises ValueError if that was newer than this."""
+        values = completed(values, SamplingRecipe())
+        if unknown := sorted(values.keys() - SamplingRecipe.__dataclass_fields__.keys()):
+            raise ValueError(f"the sampling recipe has {', '.join(unknown)}, which this tubecell does not know; update it")
+        return SamplingRecipe(**values)
+
+    def going_on(self, before: "SamplingRecipe") -> "SamplingRecipe":
+        """This recipe for a state that belongs to another: it keeps that one's arithmetic, unless it names its own.
+
+        Raises ValueError, with what differs, for a recipe that would give other batches.
+        """
+        recipe = with_values(self, kept(asdict(before), self))
+        changed = [
+            f"{name} (was {was}, is {getattr(recipe, name)})"
+            for name, was in asdict(before).items()
+            if getattr(recipe, name) != was
+        ]
+        if changed:
+            raise ValueError(f"the state belongs to another sampling recipe: {', '.join(changed)}; restore these values")
+        return recipe
 
     @property
     def grid(self) -> masking.Grid:

@@ -105,7 +105,7 @@ def sample_clips(
 def sample_masks(recipe: SamplingRecipe, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks of the B·R views at B positions, the views of a clip adjacent; see `masking.mask_indices`."""
     keys = _view_keys(recipe, keyed.MASK, epoch, positions)
-    return masking.mask_indices(keys, recipe.grid, recipe.mask_ratio, recipe.decoder_mask_ratio)
+    return masking.mask_indices(keys, recipe.grid, recipe.mask_ratio, recipe.decoder_mask_ratio, recipe.arithmetic)
 
 
 def validation_clips(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarray) -> ClipSamples:

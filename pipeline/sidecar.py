@@ -10,7 +10,6 @@ It does without torch, whose import takes seconds, where `resize` has its own ke
 import gc
 import itertools
 import os
-import signal
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline import stop_signals
 from pipeline.colour import load_swscale
 from pipeline.decode import Decoder, Failure
 from pipeline.decoder_threads import DecoderThreads
@@ -214,9 +214,7 @@ def prepare_to_fork() -> None:
 
 def main() -> None:
     """Serve the trainer at the other end of the connection whose descriptor is the first argument, until it closes."""
-    # Ctrl-C and a scheduler's SIGTERM reach every process of the job; this one ends when its trainer does
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stop_signals.ignore()
     connection = Connection(int(sys.argv[1]))
     try:
         Sidecar(connection.recv(), connection).run()

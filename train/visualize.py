@@ -89,7 +89,7 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
         )
     config = json.loads((run / "config.json").read_text())
     state = checkpoints.read_progress(checkpoint).loader
-    recipe = SamplingRecipe(**state.recipe)
+    recipe = SamplingRecipe.of(state.recipe)
     model = VideoMAE(ModelConfig(**config["model"]))
     checkpoints.load_model(checkpoint, model)
     views = centre_views(Manifest(config["data"], state.version), recipe, num_clips)
