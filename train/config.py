@@ -1,4 +1,8 @@
-"""The configuration of a pre-training run: typed, complete, and written into the run's folder."""
+"""The configuration of a pre-training run: typed, complete, and written into the run's folder.
+
+A field says itself whether it may change from one start of a run to the next (`setting`); a change of any other would make it
+another run.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -6,8 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
+from pipeline.masking import ARITHMETIC
 from pipeline.remote import is_url
 from pipeline.sampling import SamplingRecipe
+from pipeline.settings import flag, setting
 from train.activation_checkpointing import Policy
 from train.profiler import parse_steps
 
@@ -36,9 +42,11 @@ class DataConfig:
     """Distance of a view's frames: "manifest", as each source was built, or "stride:4", "seconds:0.25", "fps:4" for all."""
     fresh_windows: bool = False
     """Draw frames anew for each of a clip's views (mae_st); the paper's views share theirs."""
-    workers: int | None = None
+    arithmetic: Literal[1, 2] = setting(ARITHMETIC, was=1)
+    """Version of what turns seed and position into draws; see `SamplingRecipe`. A run goes on with the one it began with."""
+    workers: int | None = setting(None, may_change=True)
     """Processes of a rank that decode; by default found in the first seconds, between one and four for each of its cores."""
-    prefetch: int | None = None
+    prefetch: int | None = setting(None, may_change=True)
     """Batches decoded ahead; by default what the trainer takes in 5 s, in a quarter of the memory, shared by a node's ranks."""
 
 
@@ -65,6 +73,23 @@ class OptimConfig:
     3 to 10 are sensible; None skips only what is not finite."""
     max_skipped: int = 20
     """Skipped steps in a row after which the run stops. (In fp16, those that only lower the loss scale do not count.)"""
+
+    def __post_init__(self) -> None:
+        for name, allowed, words in (
+            ("base_lr", lambda x: x > 0, "over 0"),
+            ("base_min_lr", lambda x: x >= 0, "at least 0"),
+            ("warmup_share", lambda x: 0 <= x < 1, "at least 0 and less than 1"),
+            ("weight_decay", lambda x: x >= 0, "at least 0"),
+            ("eps", lambda x: x > 0, "over 0"),
+            ("clip_grad", lambda x: x > 0, "over 0; None leaves gradients as they are"),
+            ("spike_factor", lambda x: x > 1, "over 1: a step at the mean is no spike; None skips no spikes"),
+            ("max_skipped", lambda x: x >= 1, "at least 1"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and allowed(value)):
+                raise ValueError(f"{flag(f'optim.{name}')} {value} must be {words}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"--optim.betas {' '.join(map(str, self.betas))} must be at least 0 and less than 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,66 +143,58 @@ class ComputeConfig:
 class PretrainConfig:
     """A pre-training run."""
 
-    data: Path | None = None
+    data: Path | None = setting(None, may_change=True)
     """The dataset: a folder with a manifest.parquet, made by dataset_builders/."""
-    out: Path | None = None
+    out: Path | None = setting(None, may_change=True)
     """The run's folder. If it holds a checkpoint, the run goes on from there."""
-    steps: int | None = None
-    """Optimizer steps; by default epochs times the steps of an epoch."""
-    epochs: int = 300
-    """Passes over the clips. One takes every clip once, with R views: the paper's 1200 epochs are 300 of these."""
+    steps: int | None = setting(None, may_change=True)
+    """Optimizer steps; by default epochs times the steps of an epoch. Who gives one of the two overrides a recipe's other."""
+    epochs: int | None = setting(300, may_change=True)
+    """Instead of steps: passes over the clips. One takes every clip once, with R views: 300 are the paper's 1200 epochs."""
     seed: int = 0
     """Of the initial weights, the order, the crops and the masks."""
-    log_every: int = 10
+    log_every: int = setting(10, may_change=True)
     """Steps between two lines of the log."""
-    save_every: int = 500
+    save_every: int = setting(500, may_change=True)
     """Steps between two checkpoints; the last step is always saved."""
-    save_in_background: bool = True
+    save_in_background: bool = setting(True, may_change=True)
     """Write checkpoints beside the training, from a copy of the state in memory: 12 bytes a parameter, over all ranks."""
-    keep_last: int = 2
+    keep_last: int = setting(2, may_change=True)
     """Checkpoints that stay, the newest ones."""
-    keep_every: int | None = None
+    keep_every: int | None = setting(None, may_change=True)
     """Checkpoints of the steps that this divides stay as well; a multiple of save_every."""
-    mirror: str | None = None
+    mirror: str | None = setting(None, may_change=True)
     """A place in object storage, s3://bucket/run, to upload checkpoints to. A run whose folder is lost goes on from there."""
-    wandb: str | None = None
+    wandb: str | None = setting(None, may_change=True)
     """Project of Weights & Biases to log to as well; needs `pip install wandb`."""
-    reconstruct_every: int | None = None
+    reconstruct_every: int | None = setting(None, may_change=True)
     """Steps between two pictures of what the model makes of six clips, in RUN/reconstructions and TensorBoard."""
-    profile: str | None = None
+    profile: str | None = setting(None, may_change=True)
     """FIRST:LAST, as 10:15: write a trace of these steps, and on a GPU of its memory, into RUN/profile."""
-    profile_loader: bool = False
+    profile_loader: bool = setting(False, may_change=True)
     """Write a report of where the loader's time goes into RUN/loader_profile, now and then and at the end."""
-    dry_run: bool = False
+    dry_run: bool = setting(False, may_change=True)
     """Print what the run would be, and exit."""
-    expected_clips: int = 1_348_000
+    expected_clips: int = setting(1_348_000, may_change=True)
     """Clips to reckon with in a dry run without --data (UnlabeledHybrid: the paper's Table 8)."""
 
     model: ModelConfig = field(default_factory=lambda: MODELS["vit-b"])
     views: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    optim: OptimConfig = setting(default_factory=OptimConfig, may_change=True)
+    compute: ComputeConfig = setting(default_factory=ComputeConfig, may_change=True)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "log_every", "save_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        for name in ("steps", "epochs", "log_every", "save_every", "keep_last", "reconstruct_every", "expected_clips"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{flag(name)} {value} must be at least 1")
+        if self.steps is None and self.epochs is None:
+            raise ValueError("--steps or --epochs is needed: how long the run is")
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_every):
             raise ValueError(f"--keep-every {self.keep_every} must be a multiple of --save-every {self.save_every}")
         if self.mirror is not None and not is_url(self.mirror):
             raise ValueError(f"--mirror {self.mirror} must be a URL such as s3://bucket/run; --out is where the run is on disk")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"--steps {self.steps} must be at least 1")
-        if self.reconstruct_every is not None and self.reconstruct_every < 1:
-            raise ValueError(f"--reconstruct-every {self.reconstruct_every} must be at least 1")
         if self.profile is not None:
             parse_steps(self.profile)
-        if self.optim.max_skipped < 1:
-            raise ValueError(f"--optim.max-skipped {self.optim.max_skipped} must be at least 1")
-        if self.optim.spike_factor is not None and self.optim.spike_factor <= 1:
-            raise ValueError(f"--optim.spike-factor {self.optim.spike_factor} must be over 1: a step at the mean is no spike")
-        if not 0 <= self.optim.warmup_share < 1:
-            raise ValueError(f"--optim.warmup-share {self.optim.warmup_share} must be at least 0 and less than 1")
         _ = self.sampling  # refuses views that cannot be taken or masked
 
     @property
@@ -199,6 +216,7 @@ class PretrainConfig:
             mixture=self.views.mixture,
             sampling=self.views.sampling,
             fresh_windows=self.views.fresh_windows,
+            arithmetic=self.views.arithmetic,
         )
 
     @property
@@ -210,7 +228,7 @@ class PretrainConfig:
         return self.optim.base_min_lr * self.views.views_per_step / 256
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        return self.steps or self.epochs * steps_per_epoch
+        return self.steps or (self.epochs or 0) * steps_per_epoch
 
     def warmup_steps(self, total_steps: int) -> int:
         return round(self.optim.warmup_share * total_steps)

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pipeline import stop_signals
 from pipeline.fork_server import die_with_parent
 from train.startup import keep_memory
 
@@ -53,9 +54,7 @@ class HelperProcess:
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
         }
-        # blocked in the child from its first moment to its last: they are the trainer's to handle, which may want to save
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
-        try:
+        with stop_signals.blocked():
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-c", "from train.helper_process import main; main()"),
@@ -65,8 +64,6 @@ class HelperProcess:
                 env=environment,
                 stdin=subprocess.DEVNULL,
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.pid = self._process.pid
         self._send(post)

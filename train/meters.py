@@ -1,10 +1,9 @@
 """What a run says about itself: metrics.jsonl and TensorBoard always, Weights & Biases if asked for, and one console line."""
 
 import importlib.util
-import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,9 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from train.json_lines import JsonLines, keep_lines, may_fail
 
-def keep_lines(file: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines of a JSONL file from the first one that is not to be kept, or that was cut off: they were written by a
-    run that did not save what they tell of."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text().splitlines():
-        try:
-            if not keep(json.loads(line)):
-                break
-        except ValueError:
-            break
-        kept.append(line)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    temporary.rename(file)
+TENSORBOARD, WANDB = "TensorBoard's file", "Weights & Biases"
 
 
 class FailureLog:
@@ -37,13 +22,12 @@ class FailureLog:
 
     def __init__(self, out: Path, failures: Sequence[Any]) -> None:
         """`failures` grows as the loader works."""
-        self._file, self._failures, self._written = out / "failures.jsonl", failures, 0
+        self._file, self._failures, self._written = JsonLines(out / "failures.jsonl"), failures, 0
 
     def flush(self) -> None:
         """Write those that are new."""
         if len(self._failures) > self._written:
-            with self._file.open("a") as file:
-                file.writelines(json.dumps(asdict(failure)) + "\n" for failure in self._failures[self._written :])
+            self._file.add(*map(asdict, self._failures[self._written :]))
             self._written = len(self._failures)
 
 
@@ -55,7 +39,10 @@ def duration(seconds: float) -> str:
 
 
 class Meters:
-    """Writes a run's log. Only rank 0 has one; `out` is the run's folder."""
+    """Writes a run's log. Only rank 0 has one; `out` is the run's folder.
+
+    Nothing here raises: where a line cannot be written, that is told once, and the others still are.
+    """
 
     def __init__(
         self, out: Path, total_steps: int, step: int, wandb: str | None = None, config: dict[str, Any] | None = None
@@ -63,10 +50,15 @@ class Meters:
         """`step` steps are done. `wandb` names a project of Weights & Biases, where a run that goes on stays one run; `config`
         is what is kept there."""
         self.total_steps = total_steps
-        keep_lines(out / "metrics.jsonl", lambda line: line["step"] <= step)
-        self._file = (out / "metrics.jsonl").open("a", buffering=1)
-        self._tensorboard = SummaryWriter(out / "tensorboard", purge_step=step + 1)
-        self._wandb = open_wandb(out, wandb, config or {}) if wandb else None
+        self._file = JsonLines(out / "metrics.jsonl")
+        self._tensorboard, self._wandb = None, None
+        with may_fail(str(self._file.file)):
+            keep_lines(self._file.file, lambda line: line["step"] <= step)
+        with may_fail(TENSORBOARD):
+            self._tensorboard = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+        if wandb:
+            with may_fail(WANDB):
+                self._wandb = open_wandb(out, wandb, config or {})
         self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, leave=False)
         self._began, self._first = time.perf_counter(), step
         self._steady = False  # whether the first line, with start and compilation in its time, is behind
@@ -76,18 +68,24 @@ class Meters:
         self._bar.update()
 
     def log(self, values: dict[str, Any]) -> None:
-        """A line: step, epoch, loss, lr, grad_norm, clip_ratio, skipped, time, and what `StepMeter.line` says."""
-        self._file.write(json.dumps(values) + "\n")
+        """A line of metrics.jsonl: step, epoch, loss, lr, grad_norm, clip_ratio, skipped, time; and what `StepMeter` says."""
+        self._file.add(values)
+
+    def show(self, values: dict[str, Any]) -> None:
+        """The same line on the console, in TensorBoard and where else it is looked at."""
         scalars = {name: value for name, value in values.items() if not isinstance(value, dict)}
         for name, parts in values.items():
             if isinstance(parts, dict):
                 scalars |= {f"{name}/{part}": value for part, value in parts.items()}
         step = scalars.pop("step")
         scalars = {name: value for name, value in scalars.items() if isinstance(value, int | float) and name != "time"}
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+        if self._tensorboard:
+            with may_fail(TENSORBOARD):
+                for name, value in scalars.items():
+                    self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
-            self._wandb.log(scalars, step=step)
+            with may_fail(WANDB):
+                self._wandb.log(scalars, step=step)
         now = time.perf_counter()
         left = (now - self._began) / max(step - self._first, 1) * (self.total_steps - step)
         if not self._steady:
@@ -96,22 +94,29 @@ class Meters:
 
     def picture(self, name: str, file: Path, pixels: np.ndarray, step: int) -> None:
         """A picture, uint8 (height, width, 3), which lies in `file`."""
-        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        if self._tensorboard:
+            with may_fail(TENSORBOARD):
+                self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
         if self._wandb:
-            import wandb
+            with may_fail(WANDB):
+                import wandb
 
-            self._wandb.log({name: wandb.Image(str(file))}, step=step)
+                self._wandb.log({name: wandb.Image(str(file))}, step=step)
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar."""
-        tqdm.write(text)
+        with may_fail("the console"):
+            tqdm.write(text)
 
     def close(self) -> None:
-        self._bar.close()
-        self._tensorboard.close()
-        self._file.close()
+        with may_fail("the console"):
+            self._bar.close()
+        if self._tensorboard:
+            with may_fail(TENSORBOARD):
+                self._tensorboard.close()
         if self._wandb:
-            self._wandb.finish()
+            with may_fail(WANDB):
+                self._wandb.finish()
 
 
 def console_line(values: dict[str, Any]) -> str:

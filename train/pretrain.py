@@ -18,13 +18,14 @@ sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HER
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
+from pipeline.console import keep_talking
 from pipeline.loader import LoaderError
-from pipeline.manifest import Manifest
 from pipeline.order import order_of
+from pipeline.stop_signals import StopSignal
 from train import checkpoints
 from train.config import PretrainConfig
 from train.dry_run import describe
@@ -32,11 +33,12 @@ from train.meters import check_wandb
 from train.optimizer import lr_at, set_lr
 from train.out_of_memory import advice, is_out_of_memory
 from train.parallel import Ranks, exchange_gradients, started
-from train.recipes import from_command_line
+from train.recipes import flags_of, from_command_line
 from train.run import Run, RunFailedError
 from train.run_folder import RunFolder
 from train.startup import Startup
-from train.stop_signal import StopSignal
+
+PATIENCE = 10.0  # seconds that the training waits for a console that does not take in what is said
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(SystemExit):
             from_command_line(["--help"])
         return 2
+    keep_talking(PATIENCE)
     config = from_command_line(arguments)
     try:
         if config.dry_run:
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             startup.done("process group")
             full = None
             try:
-                pretrain(config, ranks, startup)
+                pretrain(config, ranks, startup, flags_of(arguments))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -74,25 +77,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ValueError | OSError) else 1
 
 
-def pretrain(config: PretrainConfig, ranks: Ranks, startup: Startup) -> None:
-    """Run, or go on with, the training that the configuration describes; every rank calls it."""
+def pretrain(config: PretrainConfig, ranks: Ranks, startup: Startup, given: Collection[str] = ()) -> None:
+    """Run, or go on with, the training that the configuration describes; every rank calls it. `given` are the fields that a
+    command line names."""
     assert config.data is not None
     check_wandb(config.wandb)
     stop = StopSignal()
-    folder = RunFolder(config, ranks)
-    manifest = Manifest(config.data, folder.progress.loader.version if folder.progress else None)
-    order = order_of(manifest, config.sampling)
-    order.rank_positions(0, ranks.rank, ranks.world_size)  # refuses numbers of ranks that cannot share the clips and lanes
-    total_steps = config.total_steps(order.steps_per_epoch)
-    if folder.completed_steps == total_steps:
-        if ranks.rank == 0:
-            print(f"{folder.path} is done: {total_steps} steps. For a longer run raise --steps or --epochs.")
-        return
-    if folder.first_step > total_steps:
-        raise ValueError(
-            f"{folder.path} has done {folder.first_step} steps already, more than the {total_steps} of --steps or --epochs"
-        )
     with contextlib.ExitStack() as cleanup:
+        folder = RunFolder(config, ranks, given)
+        cleanup.callback(folder.close)
+        config = folder.config
+        order = order_of(folder.manifest, config.sampling)
+        order.rank_positions(0, ranks.rank, ranks.world_size)  # refuses ranks that cannot share the clips and lanes
+        total_steps = config.total_steps(order.steps_per_epoch)
+        if folder.completed_steps == total_steps:
+            if ranks.rank == 0:
+                print(f"{folder.path} is done: {total_steps} steps. For a longer run raise --steps or --epochs.")
+            return
+        if folder.first_step > total_steps:
+            raise ValueError(
+                f"{folder.path} has done {folder.first_step} steps already, more than the {total_steps} of --steps or --epochs"
+            )
         run = Run(config, ranks, folder, total_steps, startup, cleanup)
         folder.begin()
         if train(run, stop):
@@ -131,14 +136,14 @@ def train(run: Run, stop: StopSignal) -> bool:
         save_due = save_due or stopping or step % config.save_every == 0 or step == last_step
         if line_due or save_due:
             reading = run.check()
-        if line_due:
-            run.log(step, lr, norm, reading)
+        line = run.log(step, lr, norm, reading) if line_due else None
         if save_due and guard.trusts(run.parameters, last=step == last_step):  # otherwise after the next step
             run.save(step, last=stopping or step == last_step)
             save_due = False
-            if stopping and step < last_step:
-                run.say(f"stopped by {stop.name} after step {step}, which is saved; the same command goes on from there")
-                return False
+        run.show(line)  # saved first: who reads may be slow, or gone
+        if stopping and not save_due and step < last_step:
+            run.say(f"stopped by {stop.name} after step {step}, which is saved; the same command goes on from there")
+            return False
     if save_due:
         raise RunFailedError(f"the weights are not finite after step {last_step}, the last one, which is not saved")
     return True

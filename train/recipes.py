@@ -4,12 +4,14 @@ Learning rates are per 256 *views*; the official flags are per 256 clips, R = 4 
 differ, the code wins, because the released checkpoints follow it.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import tyro
 
 from model.config import MODELS
+from pipeline.settings import RENAMED, flag_name, translated
 from train.config import ComputeConfig, DataConfig, OptimConfig, PretrainConfig
 
 SSV2_TRAIN_CLIPS = 168_913  # the official training list
@@ -20,6 +22,7 @@ def tiny() -> PretrainConfig:
     return PretrainConfig(
         model=MODELS["tiny"],
         steps=1500,
+        epochs=None,
         views=DataConfig(views_per_step=16, views_per_clip=2),
         optim=OptimConfig(base_lr=2.4e-2, base_min_lr=2.4e-4, clip_grad=1.0),
         compute=ComputeConfig(precision="fp32"),
@@ -108,5 +111,18 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
 
 def from_command_line(arguments: Sequence[str] | None = None, prog: str | None = None) -> PretrainConfig:
     """`RECIPE --flag value ...` -> the resolved configuration. Exits with 2 and a message for what cannot be."""
+    arguments = translated(sys.argv[1:] if arguments is None else arguments)
     recipes = {name: (" ".join((make.__doc__ or "").split()), make()) for name, make in RECIPES.items()}
-    return tyro.extras.overridable_config_cli(recipes, prog=prog, args=arguments)
+    config = tyro.extras.overridable_config_cli(recipes, prog=prog, args=arguments)
+    given = flags_of(arguments)
+    if {"steps", "epochs"} <= given and config.steps and config.epochs:
+        print(f"--steps {config.steps} and --epochs {config.epochs}: either says how long a run is; give one", file=sys.stderr)
+        raise SystemExit(2)
+    if "epochs" in given and config.epochs:
+        return replace(config, steps=None)  # the recipe's
+    return replace(config, epochs=None) if config.steps else config
+
+
+def flags_of(arguments: Sequence[str]) -> set[str]:
+    """The fields that a command line names: {"optim.base_lr"}."""
+    return {RENAMED.get(name, name) for name in map(flag_name, arguments) if name}

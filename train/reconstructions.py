@@ -23,6 +23,7 @@ from pipeline.manifest import Manifest
 from pipeline.masking import mask_indices, running_cell_masks
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage import ShardReader
+from train.json_lines import may_fail
 from train.meters import Meters
 from train.parallel import Ranks
 
@@ -76,8 +77,9 @@ class Reconstructions:
                 module.reshard()
         if meters:
             file = self._folder / f"step-{step:08d}.png"
-            pixels = draw_images(file, images, self._recipe, FRAMES, f"{self._folder.parent.name}, step {step}")
-            meters.picture("reconstruction", file, pixels, step)
+            with may_fail(str(self._folder)):
+                pixels = draw_images(file, images, self._recipe, FRAMES, f"{self._folder.parent.name}, step {step}")
+                meters.picture("reconstruction", file, pixels, step)
 
 
 def draw_images(file: Path, images: Images, recipe: SamplingRecipe, num_frames: int, title: str) -> np.ndarray:
@@ -151,7 +153,7 @@ def reconstruct(model: VideoMAE, recipe: SamplingRecipe, views: torch.Tensor) ->
     """
     config, device = model.config, views.device
     keys = keyed.mix(recipe.seed, keyed.MASK, np.arange(len(views)))
-    indices = mask_indices(keys, recipe.grid, recipe.mask_ratio, 0)
+    indices = mask_indices(keys, recipe.grid, recipe.mask_ratio, 0, recipe.arithmetic)
     visible = torch.from_numpy(indices[0]).to(device)
     every = torch.arange(config.num_tokens, device=device).expand(len(views), -1)
     patches = gather_patches(views, every, config.patch_size, config.tubelet_size)

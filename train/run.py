@@ -3,8 +3,9 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +16,7 @@ from train.checkpoints import Progress
 from train.config import PretrainConfig
 from train.device_speed import device_name, gemm_flops, peak_flops
 from train.guard import Guard, GuardReading
+from train.json_lines import may_fail
 from train.live_profile import LiveProfile
 from train.meters import FailureLog, Meters
 from train.optimizer import pretraining_optimizer
@@ -28,6 +30,12 @@ from train.step_meter import StepMeter, view_flops
 
 if TYPE_CHECKING:
     from train.reconstructions import Reconstructions
+
+
+def attempted(what: str, function: Callable[[], None]) -> None:
+    """A call that may fail."""
+    with may_fail(what):
+        function()
 
 
 class RunFailedError(RuntimeError):
@@ -74,7 +82,7 @@ class Run:
         self._profile = None
         if config.profile_loader:
             self._profile = LiveProfile(folder.path, self.loader, ranks.rank, ranks.device.type, device_name(ranks.device))
-            cleanup.callback(self._profile.write)
+            cleanup.callback(attempted, "--profile-loader", self._profile.write)
         startup.done("dataset")  # the first batches are decoded beside what follows
 
         keep_compiled(folder.path)
@@ -123,7 +131,7 @@ class Run:
         self._profiler = None
         if config.profile and ranks.rank == 0:
             self._profiler = StepProfiler(folder.path, parse_steps(config.profile), ranks.device, self.first_step)
-            cleanup.callback(self._profiler.close)
+            cleanup.callback(attempted, "--profile", self._profiler.close)
         startup.done("meters")
 
         # this rank's, on the device, of the steps taken since the last line of the log: summed loss, and their number
@@ -149,9 +157,11 @@ class Run:
         self._failures.flush()
         self.folder.saver.poll()
         if self._profile:
-            self._profile.write_if_due()
+            with may_fail("--profile-loader"):
+                self._profile.write_if_due()
         if self._profiler:
-            self._profiler.stepped(step)
+            with may_fail("--profile"):
+                self._profiler.stepped(step)
         if self._pictures:
             self._pictures.draw_if_due(step, self.meters)
         if self.meters:
@@ -170,33 +180,39 @@ class Run:
             )
         return reading
 
-    def log(self, step: int, lr: float, norm: torch.Tensor, reading: GuardReading) -> None:
-        """A line of the log. `norm` is the last step's."""
+    def log(self, step: int, lr: float, norm: torch.Tensor, reading: GuardReading) -> dict[str, Any] | None:
+        """A line of metrics.jsonl, for `show`. `norm` is the last step's."""
         loss_sum, taken = self.ranks.sum(self._sums).tolist()
         measured = self.meter.line(step - self._last_line)
         if self.loader.tuning != self._tuning:
             self._tuning = self.loader.tuning
             self.say(f"loader: {self._tuning}")
             self.folder.note(loader=str(self._tuning))
-        if self.meters:
-            clip_grad, grad_norm = self.config.optim.clip_grad, float(norm)
-            finite = math.isfinite(grad_norm)
-            self.meters.log(
-                {
-                    "step": step,
-                    "epoch": step / self.loader.steps_per_epoch,
-                    "loss": loss_sum / taken if taken else None,
-                    "lr": lr,
-                    "grad_norm": grad_norm if finite else None,
-                    "clip_ratio": min(1.0, clip_grad / grad_norm) if clip_grad and finite and grad_norm else None,
-                    **measured,
-                    "skipped": reading.total,
-                    "loss_scale": reading.loss_scale,
-                    "time": time.time(),
-                }
-            )
         self._sums.zero_()
         self._last_line = step
+        if not self.meters:
+            return None
+        clip_grad, grad_norm = self.config.optim.clip_grad, float(norm)
+        finite = math.isfinite(grad_norm)
+        line = {
+            "step": step,
+            "epoch": step / self.loader.steps_per_epoch,
+            "loss": loss_sum / taken if taken else None,
+            "lr": lr,
+            "grad_norm": grad_norm if finite else None,
+            "clip_ratio": min(1.0, clip_grad / grad_norm) if clip_grad and finite and grad_norm else None,
+            **measured,
+            "skipped": reading.total,
+            "loss_scale": reading.loss_scale,
+            "time": time.time(),
+        }
+        self.meters.log(line)
+        return line
+
+    def show(self, line: dict[str, Any] | None) -> None:
+        """The same line to whoever looks."""
+        if self.meters and line:
+            self.meters.show(line)
 
     def save(self, step: int, *, last: bool) -> None:
         """A checkpoint; the last one of this process is on disk when this returns."""

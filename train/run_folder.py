@@ -4,12 +4,15 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +20,57 @@ import torch
 
 from pipeline.files import write_durably
 from pipeline.manifest import Manifest
+from pipeline.settings import completed, fields_of, flag, flatten, kept, with_values
 from train import checkpoints
 from train.checkpoint_files import clean_up
 from train.config import PretrainConfig
-from train.meters import keep_lines
+from train.json_lines import keep_lines, may_fail
 from train.parallel import Ranks
 from train.run_checkpoints import RunCheckpoints, on_rank_0
 
 ROOT = Path(__file__).resolve().parent.parent
-# what may change from one start of a run to the next; a change of anything else would be another run
-CHANGEABLE = (
-    *("data", "out", "steps", "epochs", "log_every", "save_every", "save_in_background", "keep_last", "keep_every", "mirror"),
-    *("wandb", "reconstruct_every", "profile", "profile_loader", "dry_run", "expected_clips"),
-)
-CHANGEABLE_PARTS = ("optim.", "compute.", "views.workers", "views.prefetch")
+CONFIG, ENVIRONMENT = "config.json", "environment.json"
 
 
 class RunFolder:
-    """RUN/config.json, environment.json, complete, and the paths of the rest. Every rank has one, rank 0 writes."""
+    """RUN/config.json, environment.json, complete, and the paths of the rest. Every rank has one, rank 0 writes.
 
-    def __init__(self, config: PretrainConfig, ranks: Ranks) -> None:
+    What `begin` writes is written then, and not before: a start that is refused leaves no trace.
+    """
+
+    def __init__(self, config: PretrainConfig, ranks: Ranks, given: Collection[str] = ()) -> None:
         """Create the folder or go on with it, from the newest whole checkpoint in it or in the mirror; all ranks agree.
 
-        Raises ValueError on every rank if another run is writing to it, if it holds a checkpoint of a run with another model,
-        views or seed, naming what differs, if none of its checkpoints is whole, or if some rank cannot see it.
+        `config` of this object is the one to run: fields that remember what older code did (`setting`) stay as they were begun,
+        unless they are among the `given`. Raises ValueError on every rank if another run is writing to it, if it holds a
+        checkpoint of a run with another model, views or seed, naming what differs, if none of its checkpoints is whole, or if
+        some rank cannot see it.
         """
         assert config.out is not None and config.data is not None
         self.path, self._ranks = config.out, ranks
         self.checkpoints = self.path / "checkpoints"
-        self.completed_steps: int | None = None  # of the run, if it is complete
         self.changes: list[str] = []  # of the configuration since the last start
+        self._begun, self._facts = False, {}
+        self._made: list[Path] = []  # what was not there before
+        self._lock: TextIOWrapper | None = None
+        try:
+            self._find(config, given)
+        except BaseException:
+            self.close()
+            raise
+
+    def _find(self, config: PretrainConfig, given: Collection[str]) -> None:
+        ranks = self._ranks
         on_rank_0(ranks, self._lock_it)
         self.saver = RunCheckpoints(
             self.checkpoints, ranks, keep_last=config.keep_last, keep_every=config.keep_every, mirror=config.mirror
         )
         self.checkpoint = self.saver.find()  # to go on from
-        self.completed_steps = on_rank_0(ranks, partial(self._open, config))
         self.progress = checkpoints.read_progress(self.checkpoint) if self.checkpoint else None
         self.first_step = self.progress.step if self.progress else 0  # that are done
+        self.config, self.changes, self.completed_steps = on_rank_0(ranks, partial(self._compare, config, given))
+        assert self.config.data is not None
+        self.manifest = Manifest(self.config.data, self.progress.loader.version if self.progress else None)
 
     def complete(self, steps: int) -> None:
         """Mark the run as done: what a scheduler should look at, because torchrun returns 1 after a SIGTERM."""
@@ -62,58 +78,80 @@ class RunFolder:
             write_durably(self.path / "complete", (json.dumps({"steps": steps, "time": time.time()}) + "\n").encode())
 
     def begin(self) -> None:
-        """The run is not complete any more, if it was: it gets more steps."""
-        if self._ranks.rank == 0:
-            (self.path / "complete").unlink(missing_ok=True)
+        """Write down what was asked for. The run is not complete any more, if it was: it gets more steps."""
+        self._begun = True
+        if self._ranks.rank != 0:
+            return
+        data, step = (self.progress.loader, self.progress.loader.step) if self.progress else (None, 0)
+        resumed = (data.epoch, step * self.config.sampling.clips_per_step) if data else (0, 0)
+        keep_lines(self.path / "failures.jsonl", lambda failure: (failure["epoch"], failure["position"]) < resumed)
+        write_durably(self.path / CONFIG, self.saver.documents[CONFIG].encode())
+        starts_file = self.path / ENVIRONMENT
+        starts = json.loads(starts_file.read_text()) if starts_file.exists() else []
+        starts.append(environment(self.manifest, self._ranks) | self._facts)
+        write_durably(starts_file, (json.dumps(starts, indent=1) + "\n").encode())
+        (self.path / "complete").unlink(missing_ok=True)
 
     def note(self, **facts: str | float | dict[str, float]) -> None:
         """Add to what environment.json says of this start."""
-        if self._ranks.rank == 0:
-            file = self.path / "environment.json"
-            starts = json.loads(file.read_text())
-            starts[-1].update(facts)
-            write_durably(file, (json.dumps(starts, indent=1) + "\n").encode())
+        self._facts |= facts
+        if self._ranks.rank == 0 and self._begun:
+            file = self.path / ENVIRONMENT
+            with may_fail(str(file)):
+                starts = json.loads(file.read_text())
+                starts[-1].update(facts)
+                write_durably(file, (json.dumps(starts, indent=1) + "\n").encode())
+
+    def close(self) -> None:
+        """Give the folder free; one that was made for a start that came to nothing goes."""
+        for path in () if self._begun else self._made:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if self._lock:
+            self._lock.close()
+        self._made, self._lock = [], None
 
     def _lock_it(self) -> None:
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        parts = [self.path / name for name in (".lock", "checkpoints", "metrics.jsonl", "tensorboard", "compiled")]
+        self._made = missing[-1:] or [part for part in parts if not part.exists()]
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._made = []
             raise ValueError(f"another process is writing to {self.path}; wait for it, or choose another --out") from error
         clean_up(self.checkpoints)
 
-    def _open(self, config: PretrainConfig) -> int | None:
-        """Check what is asked for against what is there, and write it down -> steps of the run, if it is complete."""
-        assert config.data is not None
-        data = checkpoints.read_progress(self.checkpoint).loader if self.checkpoint else None
-        manifest = Manifest(config.data, data.version if data else None)
-        file = self.path / "config.json"
+    def _compare(self, config: PretrainConfig, given: Collection[str]) -> tuple[PretrainConfig, list[str], int | None]:
+        """What is asked for against what is there -> what to run, what has changed, and the steps of a run that is complete."""
+        changes: list[str] = []
         if self.checkpoint:
             # a run that goes on from its mirror, on another machine, has no folder yet
-            before = flatten(json.loads((file if file.exists() else self.checkpoint / file.name).read_text()))
-            after = flatten(json.loads(json.dumps(asdict(config), default=str)))
-            self.changes = [
-                f"--{name.replace('_', '-')} {before.get(name)} -> {value}"
-                for name, value in after.items()
-                if before.get(name) != value
-            ]
-            frozen = [c for c in self.changes if not c[2:].replace("-", "_").startswith((*CHANGEABLE, *CHANGEABLE_PARTS))]
-            if frozen:
+            file = self.path / CONFIG if (self.path / CONFIG).exists() else self.checkpoint / CONFIG
+            before = completed(flatten(json.loads(file.read_text())), config)
+            config = with_values(config, kept(before, config, given))
+            if before["steps"] and not config.steps and before["epochs"] == config.epochs:
+                # both were written by code that took no notice of --epochs where a recipe had steps
+                config = replace(config, steps=before["steps"])
+            after = flatten(json.loads(_text_of(config)))
+            fields = fields_of(config)
+            if after["steps"]:
+                before["epochs"] = after["epochs"]  # which then say nothing
+            changed = [name for name, value in after.items() if before[name] != value]
+            told = {name: f"{flag(name)} {before[name]} -> {after[name]}" for name in changed}
+            if frozen := [told[name] for name in changed if not fields[name][1]]:
                 raise ValueError(
                     f"{self.path} holds another run: {'; '.join(frozen)}. Give the values it began with, or another --out"
                 )
-        resumed = (data.epoch, data.step * config.sampling.clips_per_step) if data else (0, 0)
-        keep_lines(self.path / "failures.jsonl", lambda failure: (failure["epoch"], failure["position"]) < resumed)
-        asked = json.dumps(asdict(config), indent=1, default=str) + "\n"
-        self.saver.documents[file.name] = asked
-        write_durably(file, asked.encode())
-        starts_file = self.path / "environment.json"
-        starts = json.loads(starts_file.read_text()) if starts_file.exists() else []
-        starts.append(environment(manifest, self._ranks))
-        write_durably(starts_file, (json.dumps(starts, indent=1) + "\n").encode())
+            changes = list(told.values())
+        self.saver.documents[CONFIG] = _text_of(config)
         complete = self.path / "complete"
-        return json.loads(complete.read_text())["steps"] if complete.exists() else None
+        return config, changes, json.loads(complete.read_text())["steps"] if complete.exists() else None
+
+
+def _text_of(config: PretrainConfig) -> str:
+    return json.dumps(asdict(config), indent=1, default=str) + "\n"
 
 
 def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
@@ -146,11 +184,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return described.stdout.strip() or None
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> {"optim.base_lr": ...}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return flat

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from train.run_folder import flatten
+from pipeline.settings import flatten, renamed
+from train.json_lines import read_lines
 
 STEADY = 0.1  # share of a run's lines that is left out where a rate is typical: compilation, and the loader finding its threads
 
@@ -42,7 +43,7 @@ class RunRecord:
             path=path,
             name=path.resolve().name,
             lines=lines,
-            config=flatten(json.loads((path / "config.json").read_text())),
+            config=renamed(flatten(json.loads((path / "config.json").read_text()))),
             starts=json.loads(starts.read_text()) if starts.exists() else [],
             skipped=read_lines(path / "skipped.jsonl"),
             failures=read_lines(path / "failures.jsonl"),
@@ -105,14 +106,3 @@ class RunRecord:
         by_itself = max((self.path / "reconstructions").glob("step-*.png"), default=None)
         drawn = self.path / "reconstruction.png"
         return by_itself or (drawn if drawn.exists() else None)
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file that are whole; none of a file that is not there."""
-    found = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found

@@ -2,6 +2,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,13 +120,18 @@ def test_the_console_has_what_matters() -> None:
     assert "loss none" in quiet and "MFU" not in quiet and "rank" not in quiet and quiet.endswith("2 skipped")
 
 
+def write(meters: Meters, line: dict[str, Any]) -> None:
+    meters.log(line)
+    meters.show(line)
+
+
 def test_a_run_that_goes_on_writes_over_what_it_did_not_save(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     meters = Meters(tmp_path, total_steps=100, step=0)
     for step in (10, 20, 30):
-        meters.log({**LINE, "step": step})
+        write(meters, {**LINE, "step": step})
     meters.close()
     meters = Meters(tmp_path, total_steps=100, step=20)
-    meters.log({**LINE, "step": 30, "loss": 0.25, "mfu": None})
+    write(meters, {**LINE, "step": 30, "loss": 0.25, "mfu": None})
     meters.picture("reconstruction", tmp_path / "x.png", np.zeros((4, 6, 3), np.uint8), 30)
     meters.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path / "metrics.jsonl")] == [(10, 0.5), (20, 0.5), (30, 0.25)]
@@ -158,7 +164,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = set()
     for step in (0, 10):
         meters = Meters(tmp_path, total_steps=100, step=step, wandb="mine", config={"seed": 3})
-        meters.log({**LINE, "step": step + 10})
+        write(meters, {**LINE, "step": step + 10})
         meters.close()
         ids.add((tmp_path / "wandb_id").read_text())
     assert len(ids) == 1
