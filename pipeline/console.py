@@ -30,11 +30,15 @@ class _Sink(io.FileIO):
 def keep_talking(patience: float | None = None) -> None:
     """Make sys.stdout and sys.stderr such streams; call it at the beginning of a program. Who does not read for so many seconds
     (a stopped terminal or pager) misses what is said until he does; None: he is waited for."""
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+    for descriptor in range(3):  # closed ones (`2>&-`): no file that is opened later may get a standard stream's number
+        with contextlib.suppress(OSError):
+            os.fstat(descriptor)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed (`2>&-`): no file that is opened later may get the number of a standard stream
-            _fill(descriptor)
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for as long as the program runs
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115  for good
         elif type(stream) is io.TextIOWrapper and not isinstance(getattr(stream.buffer, "raw", None), _Sink):
             with contextlib.suppress(OSError):
                 stream.flush()
@@ -43,13 +47,3 @@ def keep_talking(patience: float | None = None) -> None:
             binary = io.BufferedWriter(sink)
             text = io.TextIOWrapper(binary, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
             setattr(sys, name, text)
-
-
-def _fill(descriptor: int) -> None:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        if null != descriptor:
-            os.dup2(null, descriptor)
-            os.close(null)

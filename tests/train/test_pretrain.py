@@ -88,10 +88,17 @@ def test_how_a_step_is_computed_changes_rounding_only(
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["skipped"] == 0
 
 
-def test_what_cannot_go_on_in_a_folder_is_refused(dataset: Path, straight: Path) -> None:
+def test_what_cannot_go_on_in_a_folder_is_refused_and_changes_nothing(dataset: Path, straight: Path) -> None:
+    before = contents(straight)
     assert "--seed 0 -> 3" in refused(dataset, straight, *STEPS, "--seed", "3")
     assert "20 steps already, more than the 3" in refused(dataset, straight, "--steps", "3")
-    assert json.loads((straight / "complete").read_text())["steps"] == 20
+    assert "DALI" in refused(dataset, straight, "--steps", "25", "--compute.decoder", "dali")
+    assert "--profile 3" in start(dataset, straight, "--steps", "25", "--profile", "3").said(2)
+    assert contents(straight) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_optimizer_flags_may_change_on_the_way(dataset: Path, copy: Path, tmp_path: Path) -> None:
@@ -122,6 +129,11 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
     assert "is no dataset" in refused(tmp_path, out)
     if not torch.cuda.is_available():
         assert "no CUDA device" in refused(dataset, out, "--compute.device", "cuda")
+    assert "DALI" in refused(dataset, out, "--compute.decoder", "dali")
+    assert not out.exists()  # nothing is left of a start that came to nothing
+    out.mkdir()
+    assert "lower views_per_step to at most 24" in refused(dataset, out, "--views.views-per-step", "64")
+    assert not list(out.iterdir())
 
 
 def test_a_learning_rate_that_is_too_high_is_skipped_and_ends_the_run(dataset: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import math
+import re
+from typing import Any
 
 import pytest
 
@@ -83,6 +85,46 @@ def test_the_command_line_overrides_a_recipe(capsys: pytest.CaptureFixture[str])
         assert caught.value.code == 2
         streams = capsys.readouterr()
         assert words in streams.out + streams.err
+
+
+def test_steps_and_epochs_are_two_ways_to_say_one_thing(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the command line gives wins over what the recipe has, whichever of them that is."""
+    for arguments, steps, epochs, total in (
+        ("tiny", 1500, None, 1500),
+        ("tiny --epochs 1", None, 1, 8),
+        ("tiny --epochs=3", None, 3, 24),
+        ("tiny --steps 5", 5, None, 5),
+        ("vit-b-hybrid", None, 200, 1600),
+        ("vit-b-hybrid --steps 20", 20, None, 20),
+    ):
+        config = recipes.from_command_line(arguments.split())
+        assert (config.steps, config.epochs, config.total_steps(8)) == (steps, epochs, total)
+    with pytest.raises(SystemExit) as caught:
+        recipes.from_command_line(["tiny", "--steps", "5", "--epochs", "2"])
+    assert caught.value.code == 2
+    assert "--steps 5 and --epochs 2: either says how long a run is; give one" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--steps or --epochs is needed"):
+        PretrainConfig(epochs=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"clip_grad": 0.0}, "--optim.clip-grad 0.0 must be over 0; None leaves gradients as they are"),
+        ({"clip_grad": -1.0}, "--optim.clip-grad -1.0"),
+        ({"base_lr": 0.0}, "--optim.base-lr 0.0 must be over 0"),
+        ({"base_lr": math.nan}, "--optim.base-lr nan"),
+        ({"base_min_lr": -1e-6}, "--optim.base-min-lr -1e-06 must be at least 0"),
+        ({"weight_decay": -0.05}, "--optim.weight-decay"),
+        ({"eps": 0.0}, "--optim.eps 0.0 must be over 0"),
+        ({"betas": (0.9, 1.0)}, "--optim.betas 0.9 1.0 must be at least 0 and less than 1"),
+        ({"spike_factor": 1.0}, "--optim.spike-factor 1.0 must be over 1"),
+        ({"max_skipped": 0}, "--optim.max-skipped 0 must be at least 1"),
+    ],
+)
+def test_a_number_that_would_train_nothing_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        OptimConfig(**change)
 
 
 def test_no_argument_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from pipeline.stop_signals import NUMBERS
+
 ROOT = Path(__file__).resolve().parents[2]
 # two layers on 32 px; 4 clips a step of the 12 in the dataset
 SMALL = [
@@ -55,6 +57,11 @@ class Trainer:
             process.join(deadline - time.monotonic())
             assert process.exitcode is not None, f"still running: {self.text()}"
         return [process.exitcode for process in self.processes]
+
+    def said(self, code: int) -> str:
+        """Wait for the end, with this exit code of every rank -> what they said."""
+        assert set(self.wait()) == {code}, self.text()
+        return self.text()
 
     def until(self, step: int) -> "Trainer":
         """Wait for a line of the log."""
@@ -170,7 +177,7 @@ def train(arguments: list[str], faults: Sequence[Callable[[int], None]]) -> None
     from pipeline import loader
     from train import pretrain
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in NUMBERS:
         signal.signal(number, signal.SIG_DFL)  # torchrun's agent, of which this is a fork, has its own
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     loader.subprocess = ForkedCommands()  # type: ignore[assignment]
@@ -203,7 +210,7 @@ class ForkedCommands:
                 kept = sorted({0, 1, 2, *pass_fds})
                 for after, before in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
                     os.closerange(after + 1, before)  # the trainer's sockets and its lock
-                for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                for number in NUMBERS:
                     signal.signal(number, signal.SIG_DFL)
                 os.environ.update(env)
                 sys.argv = ["sidecar", command[-1]]
