@@ -50,7 +50,8 @@ class RunFolder:
         self.path, self._ranks = config.out, ranks
         self.checkpoints = self.path / "checkpoints"
         self.changes: list[str] = []  # of the configuration since the last start
-        self._begun, self._facts = False, {}
+        self._begun = False
+        self._facts: dict[str, Any] = {}  # noted before that
         self._made: list[Path] = []  # what was not there before
         self._lock: TextIOWrapper | None = None
         try:
