@@ -6,32 +6,37 @@ preset = "h264-fast"                  # any option of the command line, with _ f
 kind = "kinetics"
 leaks = "from-train"
 400 = {folder = "/data/k400", lists = "/data/k400/annotations"}
-700 = {folder = "/data/k700", lists = ["/data/k700_train.csv", "/data/k700_val.csv"]}
+700 = {folder = ["/data/k700/train", "/nas/k700/val"], lists = ["/data/k700_train.csv", "/data/k700_val.csv"]}
 [sources.own]
 kind = "folder"
-folder = "/data/own"
+folder = "/data/own/train"
+val = "/data/own/val"                 # likewise test; of the kinds folder, frames and index
+label_from_folder = true
 """
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import sys
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from dataset_builders.annotations import SPLITS
 from dataset_builders.build import Build, Limits, finish_shares, run, show_plan
 from dataset_builders.geometry import parse_canvas
 from dataset_builders.presets import PRESETS, EncodeOptions
 from dataset_builders.repair import repair_failures
-from dataset_builders.sources import KINDS, VERSIONS, Source, make_source
+from dataset_builders.sources import KINDS, PLACES, VERSIONS, Source, make_source
 from pipeline import remote
 from pipeline.files import cache_folder
 from pipeline.machine import usable_cores
 from pipeline.manifest import parse_sampling
+from pipeline.output_folder import is_dataset, is_run, lies_in, refusal, refuse_dataset, refuse_sources
 
 # flags that take VIDEOS LISTS: (kind, name of the source)
 OFFICIAL_FLAGS = {
@@ -54,6 +59,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 ENCODING = ("preset", "short_side", "gop", "canvas", "max_seconds", "min_frames")
 RUNNING = ("workers", "time_limit", "memory_limit")
+LABELLED = ("folder", "frames", "instagram")  # flags of sources whose folders may name classes
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 
@@ -140,6 +146,7 @@ def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collect
     if options["canvas"] is not None:
         parse_canvas(options["canvas"])
     chosen = {name: value for name, value in options.items() if value is not None}
+    _check_place(f"--{'work' if url else 'out'}", out, url, sources)
     return Build(
         out=out,
         url=url,
@@ -168,6 +175,34 @@ def _place(out: str, work: str | None) -> tuple[Path, str | None]:
     return folder, url
 
 
+def _check_place(flag: str, out: Path, url: str | None, sources: Sequence[Source]) -> None:
+    """Raises ValueError if a build would fill a source's folder, another dataset or a run, or a source is the whole disk.
+
+    What was begun goes on: a dataset where it lies, with the sources that it has.
+    """
+    options = out / ".build" / "options.json"
+    begun = json.loads(options.read_bytes())["sources"] if options.exists() else {}
+    if not is_dataset(out):
+        if is_run(out):
+            raise refusal(flag, out, out, "a training run")
+        refuse_dataset(flag, out)
+        if url:
+            refuse_dataset("--out", url)
+    for source in sources:
+        if source.name in begun:
+            continue
+        folders = source.searched()
+        for folder in folders.values():
+            where = f"source {source.name}: {os.fsdecode(folder)}"
+            if os.path.exists(folder) and os.path.samefile(folder, "/"):
+                raise ValueError(f"{where} is the whole file system, and every file below it would be listed; give a folder of it")
+            if any(lies_in(folder, out / name) for name in ("shards", ".build")):
+                raise ValueError(f"{where} is where the build of {flag} {out} writes; give another folder, or another {flag}")
+        refuse_sources(flag, out, folders)
+        if url:
+            refuse_sources("--out", url, folders)
+
+
 def _read_toml(file: Path) -> tuple[dict[str, Any], Path]:
     try:
         table = tomllib.loads(file.read_text())
@@ -187,15 +222,27 @@ def _sources_of_flags(args: argparse.Namespace, splits: Collection[str]) -> list
     common: dict[str, Any] = {} if args.sampling is None else {"sampling": args.sampling}
     if args.sampling is not None:
         parse_sampling(args.sampling)
+    labelled = [flag for flag in LABELLED if getattr(args, flag, None)]
+    if getattr(args, "labels_from_folder", None) and not labelled:
+        flags = ", ".join(f"--{flag}" for flag in LABELLED)
+        raise ValueError(f"--labels-from-folder: is for {flags}; in a TOML file a source has label_from_folder = true")
+    if getattr(args, "list_root", None) and not args.list:
+        raise ValueError(f"--list-root {args.list_root}: is for --list; in a TOML file a source has folder = ...")
     found = []
     versions = {v: getattr(args, f"k{v}") for v in VERSIONS if getattr(args, f"k{v}", None)}
     if versions:
-        table: dict[str, Any] = {v: {"folder": videos, "lists": lists} for v, (videos, lists) in versions.items()}
+        table: dict[str, Any] = {}
+        for version, pairs in versions.items():
+            folders, lists = (list(dict.fromkeys(given)) for given in zip(*pairs, strict=True))
+            table[version] = {"folder": folders, "lists": lists}
         table |= {name: getattr(args, name) for name in ("leaks", "label_map") if getattr(args, name) is not None}
         found.append(make_source("kinetics", "kinetics", table | common, here, splits, "--k" + ", --k".join(versions)))
     for flag, (kind, name) in OFFICIAL_FLAGS.items():
-        if given := getattr(args, flag, None):
-            table = {"folder": given[0], "lists": given[1], **common}
+        given = getattr(args, flag, None)
+        if given and len(given) > 1:
+            raise ValueError(f"--{flag} is given {len(given)} times; one VIDEOS may hold several folders, or links to them")
+        if given:
+            table = {"folder": given[0][0], "lists": given[0][1], **common}
             found.append(make_source(name, kind, table, here, splits, f"--{flag}"))
     for flag, kind in (
         ("folder", "folder"),
@@ -204,29 +251,42 @@ def _sources_of_flags(args: argparse.Namespace, splits: Collection[str]) -> list
         ("list", "lists"),
         ("index", "index"),
     ):
+        tables: dict[str, dict[str, Any]] = {}
         for text in getattr(args, flag, None) or ():
-            name, value = _named(flag, text)
-            table = dict(common)
-            if kind == "index":
-                table["pattern"] = value
-            elif kind == "lists":
-                table |= {"folder": args.list_root or "/", "train": value}
-            else:
-                table["folder"] = value
+            name, split, value = _named(flag, text)
+            table = tables.setdefault(name, dict(common))
+            if kind == "lists":
+                table.setdefault(split, []).append(value)
+                continue
+            key = split if split != "train" else PLACES.get(kind, "folder")
+            if key in table:
+                apart = f"; a folder for another split is {name}:val=PATH" if kind in PLACES else ""
+                raise ValueError(f"--{flag} {text!r}: the source name {name!r} is given twice{apart}")
+            table[key] = value
+        for name, table in tables.items():
+            if kind == "lists" and args.list_root:
+                table["folder"] = args.list_root
             if kind == "frames":
                 table["rate"] = args.frame_rate
-            found.append(make_source(name, kind, table, here, splits, f"--{flag} {text!r}"))
+            if flag in LABELLED and args.labels_from_folder:
+                table["label_from_folder"] = True
+            found.append(make_source(name, kind, table, here, splits, f"--{flag} {name}"))
     return found
 
 
-def _named(flag: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
+def _named(flag: str, text: str) -> tuple[str, str, str]:
+    """NAME=PATH or NAME:SPLIT=PATH -> name, split, path."""
+    source, equals, value = text.partition("=")
+    name, colon, split = source.partition(":")
     if not equals or not NAME.fullmatch(name) or not value:
         wanted = "NAME=PATH, where NAME has 1 to 40 letters, digits, '_' or '-'"
         raise ValueError(f"--{flag} {text!r}: it must be {wanted}")
-    if flag in ("folder", "frames", "instagram") and not remote.is_url(value) and not os.path.isdir(value):
+    if colon and (split not in SPLITS or flag == "instagram"):
+        allowed = "its videos are all for training" if flag == "instagram" else f"allowed are {', '.join(SPLITS)}"
+        raise ValueError(f"--{flag} {text!r}: there is no split {split!r}; {allowed}")
+    if flag in LABELLED and not remote.is_url(value) and not os.path.isdir(value):
         raise ValueError(f"--{flag} {text!r}: there is no folder {value!r}")
-    return name, value
+    return name, split or "train", value
 
 
 def _name(name: str, config: str) -> str:
@@ -258,26 +318,32 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
         "sources (VIDEOS: a folder, it may lack files; LISTS: a file, or a folder of official ones)"
     )
     add = group.add_argument
+    pair = ("VIDEOS", "LISTS")
     if "kinetics" in kinds:
         for version in VERSIONS:
-            add(f"--k{version}", nargs=2, metavar=("VIDEOS", "LISTS"), help=f"Kinetics-{version}")
+            more = "; again for another folder of it" if version == VERSIONS[0] else ""
+            add(f"--k{version}", nargs=2, action="append", metavar=pair, help=f"Kinetics-{version}{more}")
         leaks = "ids in training and in validation or test leave training (default), or validation (the paper)"
         add("--leaks", choices=["from-train", "from-val"], help=leaks)
         add("--label-map", metavar="FILE", help="the official class names of Kinetics-710, in their order")
     for flag, (kind, _) in OFFICIAL_FLAGS.items():
         if kind in kinds:
-            add(f"--{flag}", nargs=2, metavar=("VIDEOS", "LISTS"))
+            add(f"--{flag}", nargs=2, action="append", metavar=pair)
     for flag, kind, text in (
-        ("folder", "folder", "a folder of videos and a name for it"),
+        ("folder", "folder", "a folder of videos and a name for it; NAME:val=PATH, NAME:test=PATH for those splits of it"),
         ("instagram", "instagram", "a folder of Instagram videos; 250,000 are chosen"),
-        ("list", "lists", "an official VideoMAE list: 'path label' or 'path start total', or a CSV with a header"),
-        ("frames", "frames", "a folder of folders of images"),
+        ("list", "lists", "a VideoMAE list: 'path label' or 'path start total', or a CSV with a header; NAME:val=PATH as above"),
+        ("frames", "frames", "a folder of folders of images; NAME:val=PATH as above"),
     ):
         if kind in kinds:
             add(f"--{flag}", action="append", metavar="NAME=PATH", help=text)
     if "lists" in kinds:
-        add("--list-root", metavar="PATH", help="what relative paths in --list are relative to")
+        root = "the folder of all that --list names, which is looked through; without it, paths are relative to the list's own"
+        add("--list-root", metavar="PATH", help=root)
         add("--frame-rate", type=float, default=30.0, metavar="FPS", help="that --frames were extracted at (%(default)s)")
+    if "folder" in kinds:
+        labels = "the folder that a file of --folder or --instagram lies in, or --frames' folders of images, names its class"
+        add("--labels-from-folder", action="store_true", default=None, help=labels)
     if "index" in kinds:
         add(
             "--index",

@@ -1,12 +1,14 @@
 """A folder of any files: which ones there are."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from dataset_builders.annotations import AnyPath, shown
 from dataset_builders.plan import DROPPED_SCHEMA, SourcePlan, requests_table
 
 LOCK = b".build/lock"  # of jobs.BuildState, in every dataset that was begun
+SPLIT_NAMES = {b"train": "train", b"val": "val", b"valid": "val", b"validation": "val", b"test": "test"}  # of directories
 SAMPLING = "seconds:0.133333"  # 4 frames at 30 per second, whatever a file's own rate
 
 
@@ -27,11 +29,12 @@ def walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
     """(directory relative to `folder`, names of its directories, names of its files), both sorted, for every directory.
 
     Like os.walk: what is taken out of the list of directories is not entered. Links are followed, and every real directory is
-    entered once, which also ends loops of links; a dataset that tubecell builds, known by its .build/lock, is left out. Broken
+    entered once, which also ends loops of links; but none that leads out of `folder` to what it lies in, whose other contents
+    nobody named, nor to the kernel's own files. A dataset that tubecell builds, known by its .build/lock, is left out. Broken
     links, and directories that cannot be read, count as files, so that they are reported instead of being passed over; sockets,
     pipes and devices, which reading could wait for forever, do not.
     """
-    entered = set()
+    entered = {(status.st_dev, status.st_ino) for status in _never_entered(folder)}
     waiting = [b""]
     while waiting:
         parent = waiting.pop()
@@ -60,6 +63,17 @@ def walk(folder: bytes) -> Iterator[tuple[bytes, list[bytes], list[bytes]]]:
         waiting += [os.path.join(parent, name) for name in reversed(directories)]
 
 
+def _never_entered(folder: bytes) -> Iterator[os.stat_result]:
+    place = os.path.realpath(folder)
+    above = []
+    while place != b"/":
+        place = os.path.dirname(place)
+        above.append(place)
+    for directory in (*above, b"/proc", b"/sys", b"/dev"):
+        with suppress(OSError):
+            yield os.stat(directory)
+
+
 def plan(
     name: str,
     *,
@@ -77,7 +91,22 @@ def plan(
     paths = list_files(os.fsencode(folder))
     columns: dict[str, object] = {"source": name, "root": name, "path": paths, "kind": "video", "split": split}
     if label_from_folder:
-        own = (os.path.basename(os.path.dirname(path)) for path in paths)
-        columns["label"] = [label.decode("utf-8", "backslashreplace") or None for label in own]
+        columns["label"] = [own_folder(path) for path in paths]
     requests = requests_table({**columns, "sampling": sampling}, len(paths))
-    return SourcePlan(requests=requests, dropped=DROPPED_SCHEMA.empty_table(), counts={"files": len(paths)})
+    notes = mixed_splits(name, paths, split)
+    return SourcePlan(requests=requests, dropped=DROPPED_SCHEMA.empty_table(), counts={"files": len(paths)}, notes=notes)
+
+
+def own_folder(path: bytes) -> str | None:
+    """The name of the folder that a file lies in, as its class; None of the source's own folder."""
+    return os.path.basename(os.path.dirname(path)).decode("utf-8", "backslashreplace") or None
+
+
+def mixed_splits(name: str, paths: Sequence[bytes], split: str) -> tuple[str, ...]:
+    """A note, if files lie in train/ and val/ or the like: nobody said that these are splits, and all become one."""
+    directories = sorted({path.partition(b"/")[0] for path in paths if b"/" in path})
+    splits = {directory.decode(): SPLIT_NAMES[directory.lower()] for directory in directories if directory.lower() in SPLIT_NAMES}
+    if len(set(splits.values())) < 2:
+        return ()
+    apart = " ".join(f"{name}:{split}=FOLDER/{directory}" for directory, split in splits.items())
+    return (f"{name}: its folders {', '.join(splits)} are all taken for the split {split}; these are kept apart as {apart}",)

@@ -8,7 +8,7 @@ import os
 from tqdm import tqdm
 
 from dataset_builders.annotations import AnyPath, is_text
-from dataset_builders.folder import walk
+from dataset_builders.folder import mixed_splits, walk
 from dataset_builders.image_names import IMAGES, image_names, image_number
 from dataset_builders.listing import count_reasons, existing_folder
 from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
@@ -87,7 +87,8 @@ def plan(
     )
     counts = {"found": len(found), "images": sum(num_images for _, num_images in found), **count_reasons([dropped])}
     counts |= {"with gaps in their numbers": gaps, "images passed over": passed_over}
-    return SourcePlan(requests=requests, dropped=dropped, counts=counts)
+    notes = mixed_splits(name, [path for path, _ in found], split)
+    return SourcePlan(requests=requests, dropped=dropped, counts=counts, notes=notes)
 
 
 def _class_name(path: bytes) -> str | None:

@@ -60,8 +60,8 @@ OFFICIAL_PLACES = {
 class Merge:
     """The merged list. `row` is a row's place in its version's table, so that what belongs to it can be found again."""
 
-    table: pa.Table  # youtube_id, start, end, label (a name of `labels`), split ("train" or "val"), version, row; an id once
-    dropped: pa.Table  # the other train and val rows: the same columns, reason (Drop.DUPLICATE or LEAK) and detail
+    table: pa.Table  # youtube_id, start, end, label (a name of `labels`), split, version, row; an id once
+    dropped: pa.Table  # the other rows of these splits: the same columns, reason (Drop.DUPLICATE or LEAK) and detail
     labels: list[str]  # class names; place = index
     maps: dict[int, list[int]]  # for each version: entry i is the index in `labels` of that version's class i
     report: dict[str, int]  # counts, in the order to be read
@@ -73,6 +73,7 @@ def merge(
     leaks: Literal["from-train", "from-val"] = "from-train",
     label_map: Sequence[str] | None = None,
     classes: Mapping[int, Sequence[str]] | None = None,
+    with_test: bool = False,
 ) -> Merge:
     """Lists of one to three Kinetics versions -> one list with every YouTube id once.
 
@@ -81,7 +82,8 @@ def merge(
     any version (safe for evaluation on any of them); "from-val" removes every val row whose id is in a training list (the
     paper, C.1). `label_map` are the class names in the official order (label_map_k710.txt); without it they are sorted.
     `classes` gives a version's own class order for `maps`, which is sorted otherwise. Several versions, or a label map, make
-    one class of renamed ones (`RENAMED`); a single version without a map keeps its names.
+    one class of renamed ones (`RENAMED`); a single version without a map keeps its names. `with_test` keeps rows of test lists,
+    too, which otherwise only tell leaks; "from-val" then removes those whose id is in a training list as well.
 
     Rows of `table` come in the order in which they win: newest version first, then as listed. 1.23 M rows take 1.3 CPU seconds
     and 0.16 GiB. Raises ValueError for an unknown version, split or option, and for a class that `label_map` lacks.
@@ -108,11 +110,12 @@ def merge(
         of_list = (version_of_row == version) & (split_of_row == split)
         list_of_row[of_list] = bit
         membership[np.unique(video[of_list])] |= np.uint16(1 << bit)
-    leaking_split, blamed_splits = (0, (1, 2)) if leaks == "from-train" else (1, (0,))
+    kept_splits = SPLITS if with_test else SPLITS[:2]
+    leaking_splits, blamed_splits = ((0,), (1, 2)) if leaks == "from-train" else (range(1, len(kept_splits)), (0,))
     blamed = np.uint16(sum(1 << bit for bit, (_, split) in enumerate(lists) if split in blamed_splits))
-    leak = (split_of_row == leaking_split) & (membership[video] & blamed != 0)
+    leak = np.isin(split_of_row, leaking_splits) & (membership[video] & blamed != 0)
 
-    candidates = np.flatnonzero((split_of_row < 2) & ~leak)  # train and val
+    candidates = np.flatnonzero((split_of_row < len(kept_splits)) & ~leak)
     kept_row = np.full(num_videos, -1, np.int64)
     kept_row[video[candidates[::-1]]] = candidates[
         ::-1
@@ -139,13 +142,13 @@ def merge(
     report[f"leaking rows, taken {leaks.replace('-', ' ')}"] = int(leak.sum())
     for bit, name in enumerate(names):
         for blamed_bit, blamed_name in enumerate(names):
-            if lists[bit][1] == leaking_split and lists[blamed_bit][1] in blamed_splits:
+            if lists[bit][1] in leaking_splits and lists[blamed_bit][1] in blamed_splits:
                 shared = leak & (list_of_row == bit) & (membership[video] >> np.uint16(blamed_bit) & 1 == 1)
                 if shared.any():
                     report[f"  {name} rows that {blamed_name} has"] = int(shared.sum())
     report["rows without a label"] = int(np.sum(kept & (classes_of_rows < 0)))
     report["classes"] = len(labels)
-    for number, split_name in enumerate(("train", "val")):
+    for number, split_name in enumerate(kept_splits):
         report[split_name] = int(np.sum(kept & (split_of_row == number)))
     if set(versions) == set(VERSIONS):
         for split_name, paper in PAPER.items():

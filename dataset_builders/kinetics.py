@@ -28,8 +28,8 @@ def plan(
 ) -> SourcePlan:
     """A request for every video of the merged lists (k710.merge) that one of the folders has.
 
-    `splits` are those that are wanted: ("train",) for UnlabeledHybrid, ("train", "val") for LabeledHybrid. `label_map` is
-    the official label_map_k710.txt or another list of names. `untrimmed`: files named `ID.mp4` are whole YouTube videos, of
+    `splits` are those that are wanted: ("train",) for UnlabeledHybrid, ("train", "val") for LabeledHybrid; without "test",
+    test lists only tell leaks. `label_map` is the official label_map_k710.txt or another list. `untrimmed`: files named `ID.mp4` are whole YouTube videos, of
     which the annotated seconds are asked for; otherwise a file is taken as it is. (Names with times always mean cut files.)
     `sampling` "stride:4" is the paper's, for ~30 fps.
 
@@ -39,15 +39,15 @@ def plan(
     in `dropped`. 1.23 M rows and 740,000 files take 7 CPU seconds (3 of them to list the folders) and 0.8 GiB.
     Raises ValueError for unknown options, missing files and folders, and lists that are none.
     """
-    if not splits or set(splits) - {"train", "val"}:
-        raise ValueError(f"source {name}: splits {tuple(splits)}; allowed are 'train' and 'val'")
+    if not splits or set(splits) - set(k710.SPLITS):
+        raise ValueError(f"source {name}: splits {tuple(splits)}; allowed are 'train', 'val' and 'test'")
     tables, malformed = {}, []
     for version in sorted(versions):
         lists = [read_annotations(path) for path in list_paths(name, version, versions[version].annotations)]
         tables[version] = pa.concat_tables([table for table, _ in lists]).combine_chunks()
         malformed += [sentence for _, sentences in lists for sentence in sentences]
     classes = {version: read_classes(have.classes) for version, have in versions.items() if have.classes is not None}
-    merged = k710.merge(tables, leaks, None if label_map is None else read_classes(label_map), classes)
+    merged = k710.merge(tables, leaks, None if label_map is None else read_classes(label_map), classes, "test" in splits)
 
     ids = pc.unique(pa.chunked_array([chunk for table in tables.values() for chunk in table["youtube_id"].chunks], pa.string()))
     files = Files.find(versions, ids)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from dataset_builders.annotations import AnyPath
+from dataset_builders.annotations import AnyPath, as_files
 from dataset_builders.folder import list_files
 from dataset_builders.kinetics_lists import ID, NUMBER
 from dataset_builders.listing import existing_folder
@@ -27,14 +27,21 @@ class Version:
     """One Kinetics version as a user has it."""
 
     annotations: Sequence[AnyPath]  # its lists, or folders of them: train, val, and test if leaks into test shall be found
-    folder: AnyPath | None = None  # its videos; None: the lists only, for leaks and class names
+    folder: AnyPath | Sequence[AnyPath] | None = None  # its videos, or several; None: the lists only, for leaks and class names
     classes: AnyPath | None = None  # its class names, one a line, in the order in which label_710to400.json counts them
 
 
 def roots(versions: Mapping[int, Version]) -> dict[str, bytes]:
-    """The names of the folders in requests: "k400", "k600", "k700"."""
+    """The names of the folders in requests: "k400", "k600", "k700"; a second folder of one version is "k400:2"."""
+    return {root: existing_folder(folder) for root, (_, folder) in _folders(versions).items()}
+
+
+def _folders(versions: Mapping[int, Version]) -> dict[str, tuple[int, AnyPath]]:
+    """The version of each folder, by these names."""
     return {
-        f"k{version}": existing_folder(have.folder) for version, have in sorted(versions.items()) if have.folder is not None
+        f"k{version}:{number}" if number > 1 else f"k{version}": (version, folder)
+        for version, have in sorted(versions.items())
+        for number, folder in enumerate(as_files(have.folder), start=1)
     }
 
 
@@ -43,7 +50,7 @@ class Files:
     """All files of all folders, newest version first and then in the order of their paths' bytes."""
 
     roots: list[str]  # a name for each distinct folder
-    folder_of_version: dict[int, int]
+    given: dict[str, tuple[int, int]]  # by the names that the versions have for them: version, place in `roots`
     paths: pa.Array  # binary, relative to the folder
     folder: np.ndarray
     ids: pa.Array  # YouTube id, null where the name has none
@@ -55,22 +62,23 @@ class Files:
         folders: dict[tuple[int, int], int] = {}  # one and the same folder may be given for several versions
         names: list[str] = []
         listings: list[pa.Array] = []
-        folder_of_version: dict[int, int] = {}
-        for root, path in sorted(roots(versions).items(), reverse=True):
+        given: dict[str, tuple[int, int]] = {}
+        for root, (version, folder) in sorted(_folders(versions).items(), key=lambda entry: -entry[1][0]):
+            path = existing_folder(folder)
             status = os.stat(path)
             number = folders.setdefault((status.st_dev, status.st_ino), len(folders))
-            folder_of_version[int(root[1:])] = number
+            given[root] = version, number
             if number == len(names):
                 names.append(root)
                 listings.append(pa.array(list_files(path), pa.binary()))
         paths = pa.concat_arrays(listings) if listings else pa.array([], pa.binary())
         found, start = parse_names(paths)
-        folder = np.repeat(np.arange(len(listings)), [len(listing) for listing in listings])
-        return cls(names, folder_of_version, paths, folder, found, numbers(found, ids), start)
+        folder_of_file = np.repeat(np.arange(len(listings)), [len(listing) for listing in listings])
+        return cls(names, given, paths, folder_of_file, found, numbers(found, ids), start)
 
     def match(self, version: int, video: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """The files of a version's own folder for its rows, -1 for none."""
-        files = np.flatnonzero(self.folder == self.folder_of_version.get(version, -1))
+        """The files of a version's own folders for its rows, -1 for none."""
+        files = np.flatnonzero(np.isin(self.folder, [number for owner, number in self.given.values() if owner == version]))
         match = match_files(video, start, self.video[files], self.start[files])
         return np.where(match < 0, -1, files[match] if len(files) else -1)
 
@@ -83,10 +91,10 @@ class Files:
     def roots_of(self, files: np.ndarray, versions: np.ndarray) -> pa.Array:
         """Names of the folders: that of the row's own version, if the file is there; null for -1."""
         folder = np.where(files < 0, -1, self.folder[files] if len(self.folder) else -1)
-        for version, number in self.folder_of_version.items():
-            folder = np.where((versions == version) & (folder == number), len(self.roots) + version, folder)
         names = dict(enumerate(self.roots))
-        names |= {len(self.roots) + version: f"k{version}" for version in self.folder_of_version}
+        for place, (root, (version, number)) in enumerate(self.given.items(), start=len(self.roots)):
+            folder = np.where((versions == version) & (folder == number), place, folder)
+            names[place] = root
         keys = pa.array(list(names), pa.int64())
         return pc.take(pa.array(list(names.values()), pa.string()), pc.index_in(pa.array(folder, pa.int64()), value_set=keys))
 

@@ -88,6 +88,22 @@ class Plan:
         return list(self.parts)
 
 
+def together(parts: Mapping[str, SourcePlan]) -> SourcePlan:
+    """The plans of one source's folders, by the names that these shall have as roots -> the source's."""
+    tables: dict[str, list[pa.Table]] = {"requests": [], "dropped": []}
+    counts: dict[str, int] = {}
+    for root, part in parts.items():
+        for name, of_all in tables.items():
+            table: pa.Table = getattr(part, name)
+            place = table.schema.get_field_index("root")
+            named = pc.if_else(table["root"].is_valid(), root, pa.scalar(None, pa.string()))
+            of_all.append(table.set_column(place, table.schema.field(place), named))
+        counts |= {f"{root}: {what}": number for what, number in part.counts.items()}
+    requests, dropped = (pa.concat_tables(of_all) for of_all in tables.values())
+    notes = tuple(dict.fromkeys(note for part in parts.values() for note in part.notes))
+    return SourcePlan(requests=requests, dropped=dropped, counts=counts, notes=notes)
+
+
 def assemble(parts: Mapping[str, SourcePlan], max_seconds: float) -> Plan:
     """Put sources one after the other, give every request its key, and drop what is asked for twice."""
     requests = pa.concat_tables([part.requests for part in parts.values()]).combine_chunks()

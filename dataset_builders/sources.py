@@ -7,7 +7,8 @@ are allowed, so the error for another one can list them.
 import inspect
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from dataset_builders import (
     ucf101,
     webvid,
 )
-from dataset_builders.annotations import AnyPath, Files
-from dataset_builders.plan import SourcePlan
+from dataset_builders.annotations import SPLITS, AnyPath, Files
+from dataset_builders.plan import SourcePlan, together
+from pipeline.output_folder import lies_in
 from pipeline.remote import is_url
 
 KINDS: dict[str, Callable[..., SourcePlan]] = {
@@ -44,6 +46,8 @@ KINDS: dict[str, Callable[..., SourcePlan]] = {
 }
 PATHS = (AnyPath, AnyPath | None, Files)  # what parameters that are paths are annotated with
 VERSIONS = ("400", "600", "700")  # of Kinetics: each has its own lists and folder
+# kinds that have no lists to say which split a file is in, and what they look at: another folder may be given for each split
+PLACES = {"folder": "folder", "frames": "folder", "index": "pattern"}
 # where the official files are, below a folder that is given as `lists`; the first pattern that finds any counts
 OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
     "ava": {"train": ("ava_train_v2*.csv",), "file_names": ("ava_file_names_trainval*.txt",)},
@@ -66,18 +70,39 @@ class Source:
     name: str
     kind: str
     settings: Mapping[str, Any]  # keyword arguments of the kind's `plan`
+    others: Mapping[str, Any] = field(default_factory=dict)  # of the kinds in PLACES: the places of other splits
 
     def plan(self) -> SourcePlan:
         """Read its annotations, list its folders. Raises ValueError for what cannot be read."""
-        return KINDS[self.kind](self.name, **self.settings)
+        plan = KINDS[self.kind]
+        if not self.others:
+            return plan(self.name, **self.settings)
+        place = PLACES[self.kind]
+        parts = {self.name: plan(self.name, **self.settings)} if place in self.settings else {}
+        for split, other in self.others.items():
+            parts[f"{self.name}:{split}"] = plan(self.name, **{**self.settings, place: other, "split": split})
+        return together(parts)
 
     def roots(self) -> dict[str, bytes]:
         """Where the folders lie that the paths of its requests are relative to, by their names."""
         if self.kind == "kinetics":
             return kinetics_files.roots(self.settings["versions"])
+        if self.kind == "lists":
+            return lists.roots(self.name, **self.settings)
+        place = PLACES.get(self.kind, "folder")
+        places = {self.name: self.settings[place]} if place in self.settings else {}
+        places |= {f"{self.name}:{split}": other for split, other in self.others.items()}
         if self.kind == "index":
-            return {self.name: indexed_tars.root(self.settings["pattern"])}
-        return {self.name: os.path.abspath(os.fsencode(self.settings["folder"]))}
+            return {root: indexed_tars.root(pattern) for root, pattern in places.items()}
+        return {root: os.path.abspath(os.fsencode(folder)) for root, folder in places.items()}
+
+    def searched(self) -> dict[str, bytes]:
+        """Those of its `roots` that are looked through, whatever the annotations name."""
+        if self.kind == "index":
+            return {}
+        if self.kind == "lists":
+            return lists.searched(self.name, self.settings.get("folder"))
+        return self.roots()
 
     def agreed(self) -> dict[str, Any]:
         """Kind and settings that must not change between builds of one dataset: all but where things lie."""
@@ -98,26 +123,48 @@ def make_source(name: str, kind: str, table: Mapping[str, Any], base: Path, spli
         settings = _kinetics(settings, base, where)
     elif lists_folder := settings.pop("lists", None):
         settings = _official_lists(kind, _resolve(lists_folder, base), where) | settings
+    others = _other_splits(kind, settings, where) if kind in PLACES else {}
     parameters = _parameters(kind)
     allowed = [key for key in parameters if key != "name"]
     if unknown := sorted(set(settings) - set(allowed)):
+        allowed = [*allowed, *SPLITS] if kind in PLACES else allowed
         allowed = [*allowed, "lists"] if kind in OFFICIAL else allowed
         allowed = [*VERSIONS, *(key for key in allowed if key != "versions")] if kind == "kinetics" else allowed
         raise ValueError(f"{where}: {', '.join(unknown)} is not known to kind {kind!r}; allowed are {', '.join(allowed)}")
     if "splits" in parameters and "splits" not in settings:
         settings["splits"] = tuple(splits)
     missing = [key for key in allowed if parameters[key].default is inspect.Parameter.empty and key not in settings]
-    if missing:
+    if missing and not (others and missing == [PLACES[kind]]):
         raise ValueError(f"{where}: kind {kind!r} needs {', '.join(missing)}")
-    for key, value in settings.items():
-        if _is_path(kind, key) and value is not None:
-            settings[key] = _resolve(value, base)
+    for table, key, value in [(settings, *item) for item in settings.items()] + [(others, *item) for item in others.items()]:
+        if table is others or (_is_path(kind, key) and value is not None):
+            table[key] = _resolve(value, base)
             if kind != "index" and isinstance(value, str | bytes | os.PathLike) and is_url(os.fsdecode(value)):
                 told = f"{where}: {key} {os.fsdecode(value)!r} is a URL, and only tars are read from one (--index)"
                 raise ValueError(f"{told}; mount the bucket, or copy the files")
         elif isinstance(value, list):
-            settings[key] = tuple(value)
-    return Source(name=name, kind=kind, settings=settings)
+            table[key] = tuple(value)
+    if others and kind != "index":
+        _refuse_overlap([*others.values(), *([settings[PLACES[kind]]] if PLACES[kind] in settings else [])], where)
+    return Source(name=name, kind=kind, settings=settings, others=others)
+
+
+def _other_splits(kind: str, settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Take the places of single splits out of the settings; that of `train` is what the kind itself is given."""
+    place = PLACES[kind]
+    others = {split: settings.pop(split) for split in SPLITS if split in settings}
+    if "train" in others and settings.get("split", "train") == "train":
+        if place in settings:
+            raise ValueError(f"{where}: {place} and train are both for the split train; another {place} is another source")
+        settings[place] = others.pop("train")
+    return others
+
+
+def _refuse_overlap(folders: Sequence[str], where: str) -> None:
+    """Raises ValueError if a folder of a source lies in another: its files would be asked for twice, maybe in two splits."""
+    for inner, outer in permutations(folders, 2):
+        if lies_in(inner, outer):
+            raise ValueError(f"{where}: {inner} lies in {outer}, and its files would be asked for twice; give folders apart")
 
 
 def _kinetics(settings: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
@@ -127,7 +174,7 @@ def _kinetics(settings: dict[str, Any], base: Path, where: str) -> dict[str, Any
             continue
         if not isinstance(entry, Mapping) or set(entry) - {"folder", "lists", "classes"} or "lists" not in entry:
             wanted = "{folder = 'VIDEOS', lists = 'FILE OR FOLDER', classes = 'FILE'}, the last one optional"
-            raise ValueError(f"{where}: {version} is {entry!r}; wanted is {wanted}")
+            raise ValueError(f"{where}: {version} is {entry!r}; wanted is {wanted}, and several folders or lists as a list")
         paths = {key: _resolve(value, base) for key, value in entry.items()}
         lists = paths.pop("lists")
         versions[int(version)] = kinetics_files.Version(annotations=[lists] if isinstance(lists, str) else lists, **paths)

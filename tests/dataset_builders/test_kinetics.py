@@ -162,7 +162,7 @@ def test_missing_files_and_wrong_options(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         plan("kinetics", versions={400: Version(annotations=[train], folder=tmp_path / "none")})
     with pytest.raises(ValueError, match="splits"):
-        plan("kinetics", versions={400: Version(annotations=[train])}, splits=("test",))
+        plan("kinetics", versions={400: Version(annotations=[train])}, splits=("holdout",))
 
 
 def test_file_names() -> None:
