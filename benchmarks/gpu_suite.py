@@ -51,6 +51,7 @@ from benchmarks.gpu_plan import PARTS, Part
 from benchmarks.gpu_report import Report, assemble, write
 from benchmarks.gpu_supervisor import Places, put_off, supervise, time_for
 from pipeline.machine import usable_cores
+from pipeline.output_folder import refuse_dataset
 
 SECOND_ROUND = 20.0  # seconds that must be left at the end for a part to be started again, for what there was no time for
 DRY_MINUTES = 14.0  # of a dry walk, which takes half of one: on a busy machine it must not be cut
@@ -106,6 +107,7 @@ def check(options: argparse.Namespace) -> None:
     """Refuse what cannot be. Raises ValueError."""
     if (options.out is None) == (options.prepare is None):
         raise ValueError("give either --out DIR, to measure, or --prepare KIT, to make what a machine without a network lacks")
+    refuse_dataset("--out" if options.out else "--prepare", options.out or options.prepare)
     if options.minutes <= 0:
         raise ValueError(f"--minutes {options.minutes:g}: it must be more than 0")
     for flag, folder in (("--kit", options.kit), ("--videos", options.videos)):

@@ -41,6 +41,7 @@ from pipeline.loader_report import assemble, write_report
 from pipeline.loader_text import comparison, summary
 from pipeline.machine import usable_cores
 from pipeline.manifest import Manifest
+from pipeline.output_folder import refuse_dataset
 from pipeline.stage_meters import StageMeters
 from train.config import PretrainConfig
 from train.parallel import Ranks, started
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.replay:
             print(told(replay(Manifest(config.data), config.sampling, options.replay, options.frames)))
             return 0
+        folder = config.out or Path("loader_profile")
+        refuse_dataset("--out", folder)
         if not 0 < options.seconds <= 3600 or options.rounds < 1:
             raise ValueError(f"--seconds {options.seconds:g} and --rounds {options.rounds} must be more than 0")
         reason = "--no-model" if options.no_model else no_model(config)
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = replace(config, compute=replace(config.compute, views_per_forward=config.views.views_per_step))
         with started(config.compute.device) as ranks:
             profile = measure(config, options, reason, ranks)
-        page = write_report(config.out or Path("loader_profile"), profile)
+        page = write_report(folder, profile)
         if options.json:
             options.json.write_text(json.dumps(profile) + "\n")
         print(summary(profile))

@@ -27,6 +27,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.generated_dataset import generated_dataset
+from benchmarks.results import check_json
 from pipeline.decode import ClipRequest, DecodeError, Failure, decode_libav
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"loader_soak: --batches {options.batches}: fewer than 200 say nothing about growth", file=sys.stderr)
         return 2
     try:
+        check_json(options.json)
         looks, facts = soak(options.data or generated_dataset(), options.batches, options.kills)
     except (ValueError, RuntimeError) as error:
         print(f"loader_soak: {error}", file=sys.stderr)

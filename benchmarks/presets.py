@@ -46,6 +46,7 @@ from dataset_builders.verify import VerifiedClip, verify
 from pipeline.decode import decode_frames
 from pipeline.frames import window_frames
 from pipeline.manifest import Clip
+from pipeline.output_folder import refuse_dataset
 
 LONGEST = 60.0  # seconds; what is longer would be cut by the builder
 LOSSLESS = {"c:v": "libx264", "qp": 0, "preset": "ultrafast", "threads": 1}
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_json(options.json)
         if options.clips < 1:
             raise ValueError(f"--clips {options.clips}: it must be at least 1")
+        refuse_dataset("--out", options.out)
         options.out.mkdir(parents=True, exist_ok=True)
         print(describe_machine(), flush=True)
         with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from pipeline.machine import usable_cores
+from pipeline.output_folder import refuse_dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ def check_json(path: Path | None) -> None:
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         what = "is a folder" if path.is_dir() else f"its folder {path.parent} does not exist"
         raise ValueError(f"--json {path}: {what}; give a file in a folder that exists")
+    if path is not None:
+        refuse_dataset("--json", path)
 
 
 def write_json(path: Path, results: Sequence[Result]) -> None:

@@ -30,6 +30,7 @@ from benchmarks.results import check_json, check_numbers, write_json
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.throughput_parts import Trial, measure_dataset, measure_files
 from benchmarks.throughput_table import results, table, verdict
+from pipeline.output_folder import refuse_dataset
 from train.config import PretrainConfig
 from train.parallel import started
 from train.recipes import RECIPES
@@ -124,6 +125,7 @@ def check(options: Options) -> None:
             raise ValueError(f"--plot {options.plot}: give a file that ends in .png or .svg")
         if not options.plot.absolute().parent.is_dir():
             raise ValueError(f"--plot {options.plot}: its folder does not exist")
+        refuse_dataset("--plot", options.plot)
     if options.videos and options.data:
         raise ValueError("--videos measures files before anything is built, --data a dataset; give one of them")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dataset_builders.clips import Clip, ClipRequest
+from dataset_builders.dataset_counts import class_lines
 from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.indexed_tars import IndexedClip
@@ -337,6 +338,8 @@ def tool_versions() -> dict[str, str]:
 def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, report: str) -> None:
     """What a user wants to know at the end; `dataset` is the folder, `place` what the user calls it."""
     print(f"taken     {totals['clips']:>8} clips, {totals['seconds'] / 3600:.2f} hours, {totals['bytes'] / 2**20:,.1f} MiB")
+    for line in class_lines(dataset):
+        print(f"classes   {line}")
     rejects = pq.read_table(dataset / "rejects.parquet", columns=["path", "reason", "detail"])
     print(f"rejected  {len(rejects):>8} files or parts of files")
     for reason, count in sorted(_counts(rejects["reason"]).items(), key=lambda item: -item[1]):

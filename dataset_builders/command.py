@@ -195,7 +195,9 @@ def _check_place(flag: str, out: Path, url: str | None, sources: Sequence[Source
         for folder in folders.values():
             where = f"source {source.name}: {os.fsdecode(folder)}"
             if os.path.exists(folder) and os.path.samefile(folder, "/"):
-                raise ValueError(f"{where} is the whole file system, and every file below it would be listed; give a folder of it")
+                raise ValueError(
+                    f"{where} is the whole file system, and every file below it would be listed; give a folder of it"
+                )
             if any(lies_in(folder, out / name) for name in ("shards", ".build")):
                 raise ValueError(f"{where} is where the build of {flag} {out} writes; give another folder, or another {flag}")
         refuse_sources(flag, out, folders)
@@ -332,7 +334,11 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
     for flag, kind, text in (
         ("folder", "folder", "a folder of videos and a name for it; NAME:val=PATH, NAME:test=PATH for those splits of it"),
         ("instagram", "instagram", "a folder of Instagram videos; 250,000 are chosen"),
-        ("list", "lists", "a VideoMAE list: 'path label' or 'path start total', or a CSV with a header; NAME:val=PATH as above"),
+        (
+            "list",
+            "lists",
+            "a VideoMAE list: 'path label' or 'path start total', or a CSV with a header; NAME:val=PATH as above",
+        ),
         ("frames", "frames", "a folder of folders of images; NAME:val=PATH as above"),
     ):
         if kind in kinds:

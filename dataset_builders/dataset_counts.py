@@ -1,16 +1,17 @@
 """What a finished dataset holds, counted in one pass over its tables: memory does not grow with the number of clips."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-COLUMNS = ["source", "root", "path", "split", "size", "fps", "width", "height", "codec", "duration"]
+COLUMNS = ["source", "root", "path", "split", "label", "size", "fps", "width", "height", "codec", "duration"]
 TENTHS = 36_001  # durations are counted in tenths of a second, those over an hour together: 288 kB
 OCTAVE = 4  # bins of sizes: a quarter of a doubling, from one byte to a tebibyte
 
@@ -45,6 +46,7 @@ class DatasetCounts:
 
     sources: dict[str, SourceCounts] = field(default_factory=dict)
     splits: Counter[str] = field(default_factory=Counter)
+    labels: Counter[tuple[str, str]] = field(default_factory=Counter)  # clips by (split, class)
     codecs: Counter[str] = field(default_factory=Counter)
     resolutions: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height)
     rates: Counter[float] = field(default_factory=Counter)  # frames per second, to two digits
@@ -81,6 +83,50 @@ def count_dataset(dataset: Path) -> DatasetCounts:
     return counts
 
 
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """Of one split: how many classes there are, and clips of a class."""
+
+    split: str
+    classes: int
+    least: int
+    median: float
+    most: int
+    unlabelled: int  # clips without a class
+    smallest: str  # the names of a class with the least clips and one with the most
+    largest: str
+
+
+def count_labels(rows: pa.Table) -> Counter[tuple[str, str]]:
+    """Rows of a manifest -> clips by (split, class); those without a label are left out."""
+    groups = rows.select(["split", "label"]).group_by(["split", "label"], use_threads=False).aggregate([([], "count_all")])
+    return Counter({(row["split"], row["label"]): row["count_all"] for row in groups.to_pylist() if row["label"] is not None})
+
+
+def classes(labels: Counter[tuple[str, str]], splits: Mapping[str, int]) -> list[Classes]:
+    """For each split with classes, train first; `splits` has the clips of each."""
+    found = []
+    for split in sorted(splits, key=lambda split: (split != "train", split != "val", split)):
+        sizes = {label: number for (of, label), number in labels.items() if of == split}
+        if sizes:
+            smallest, largest = (of(sizes, key=lambda label: (sizes[label], label)) for of in (min, max))
+            least, most, unlabelled = sizes[smallest], sizes[largest], splits[split] - sum(sizes.values())
+            found.append(Classes(split, len(sizes), least, median(sizes.values()), most, unlabelled, smallest, largest))
+    return found
+
+
+def class_lines(dataset: Path) -> list[str]:
+    """For people: a line for each split that has classes."""
+    rows = pq.read_table(dataset / "manifest.parquet", columns=["split", "label"])
+    splits = {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["split"]).to_pylist()}
+    lines = []
+    for of in classes(count_labels(rows), splits):
+        without = f", and {of.unlabelled:,} clips without a class" if of.unlabelled else ""
+        each = f"with {of.least:,} to {of.most:,} clips each, median {of.median:,.10g}"
+        lines.append(f"{of.split}: {of.classes:,} {each}{without}")
+    return lines
+
+
 def _batches(file: Path) -> Iterator[pa.RecordBatch]:
     if file.exists():
         yield from pq.ParquetFile(file).iter_batches(1 << 16, columns=["source", "path", "reason", "detail"])
@@ -108,6 +154,7 @@ def _add_clips(counts: DatasetCounts, batch: pa.RecordBatch) -> None:
         source.train_clips += in_train
         source.seconds += seconds
         source.bytes += int(size_sum)
+    counts.labels += count_labels(pa.Table.from_batches([batch]))
     for column, counter in (("split", counts.splits), ("codec", counts.codecs)):
         counter.update({entry["values"]: entry["counts"] for entry in pc.value_counts(batch[column]).to_pylist()})
     sizes, often = np.unique(_array(batch["width"]).astype(np.int64) << 32 | _array(batch["height"]), return_counts=True)

@@ -105,7 +105,9 @@ def own_folder(path: bytes) -> str | None:
 def mixed_splits(name: str, paths: Sequence[bytes], split: str) -> tuple[str, ...]:
     """A note, if files lie in train/ and val/ or the like: nobody said that these are splits, and all become one."""
     directories = sorted({path.partition(b"/")[0] for path in paths if b"/" in path})
-    splits = {directory.decode(): SPLIT_NAMES[directory.lower()] for directory in directories if directory.lower() in SPLIT_NAMES}
+    splits = {
+        directory.decode(): SPLIT_NAMES[directory.lower()] for directory in directories if directory.lower() in SPLIT_NAMES
+    }
     if len(set(splits.values())) < 2:
         return ()
     apart = " ".join(f"{name}:{split}=FOLDER/{directory}" for directory, split in splits.items())

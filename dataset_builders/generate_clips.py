@@ -28,6 +28,7 @@ from tqdm import tqdm
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.presets import ASM
 from pipeline.machine import usable_cores
+from pipeline.output_folder import refuse_dataset
 
 WIDTH, HEIGHT, FPS, FRAMES = 160, 128, 30, 90
 
@@ -109,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: --clips {args.clips} --seed {args.seed}: at least 1 and 0 are needed", file=sys.stderr)
         return 2
     try:
+        if not any((args.out / motion).is_dir() for motion in MOTIONS):  # else it was begun
+            refuse_dataset("--out", args.out)
         made = generate(args.out, args.clips, args.seed)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,9 +28,10 @@ def plan(
 ) -> SourcePlan:
     """A request for every video of the merged lists (k710.merge) that one of the folders has.
 
-    `splits` are those that are wanted: ("train",) for UnlabeledHybrid, ("train", "val") for LabeledHybrid; without "test",
-    test lists only tell leaks. `label_map` is the official label_map_k710.txt or another list. `untrimmed`: files named `ID.mp4` are whole YouTube videos, of
-    which the annotated seconds are asked for; otherwise a file is taken as it is. (Names with times always mean cut files.)
+    `splits` are those that are wanted: ("train",) for UnlabeledHybrid, ("train", "val") for LabeledHybrid; without "test", test
+    lists only tell leaks. `label_map` is the official label_map_k710.txt or another list of names. `untrimmed`: files named
+    `ID.mp4` are whole YouTube videos, of which the annotated seconds are asked for; otherwise a file is taken as it is. (Names
+    with times always mean cut files.)
     `sampling` "stride:4" is the paper's, for ~30 fps.
 
     A row takes the file of its own version's folder; without one, that of another version's folder if it is the same part of

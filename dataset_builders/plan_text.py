@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataset_builders.dataset_counts import count_labels
 from dataset_builders.plan import Plan
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def _source(requests: pa.Table, counts: Mapping[str, int], dropped: pa.Table, na
     reasons = pc.value_counts(dropped["reason"].filter(pc.equal(dropped["source"], name)).combine_chunks())
     lines += [f"  {'not asked for: ' + entry['values']:<48} {entry['counts']:>10,}" for entry in reasons.to_pylist()]
     lines.append(f"  {'asked for':<48} {len(requests):>10,}")
+    labels = count_labels(requests)
+    for split in dict.fromkeys(split for split, _ in labels):
+        lines.append(f"  {f'classes of these, {split}':<48} {sum(of == split for of, _ in labels):>10,}")
     cut = requests.filter(pc.greater(requests["clips"], 1))
     if len(cut):
         lines.append(f"  {'of these to be cut':<48} {len(cut):>10,} into {pc.sum(cut['clips']).as_py():,} clips")

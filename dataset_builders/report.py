@@ -55,6 +55,7 @@ def page(
     parts = [
         sections.headline(counts, described, versions),
         sections.sources(counts, described),
+        sections.labels(counts),
         sections.shares(counts),
         sections.paper(counts, described),
         sections.left_out(counts),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dataset_builders.charts import number, share, shown, size_unit, stack, table, time_unit
-from dataset_builders.dataset_counts import DatasetCounts, Example, SourceCounts
+from dataset_builders.dataset_counts import DatasetCounts, Example, SourceCounts, classes
 from dataset_builders.plan_text import TABLE_8
 
 PAPER_NAMES = {
@@ -114,6 +114,29 @@ def _about(name: str, about: Mapping[str, Any]) -> str:
     entries = {**about.get("counts", {}), **{f"folder {key}": path for key, path in folders.items()}, **settings}
     lines = "".join(f"<tr><th>{shown(str(key))}</th><td>{number(value)}</td></tr>" for key, value in entries.items())
     return f"<details><summary>{shown(name)}: lists, folders, settings</summary><table>{lines}</table></details>"
+
+
+def labels(counts: DatasetCounts) -> str:
+    """How many classes each split has, and how even they are."""
+    found = classes(counts.labels, counts.splits)
+    if not found:
+        return ""
+    rows = [
+        (
+            shown(of.split),
+            number(of.classes),
+            f"{of.least:,}<small>{shown(of.smallest)}</small>",
+            f"{of.median:,.10g}",
+            f"{of.most:,}<small>{shown(of.largest)}</small>",
+            number(of.unlabelled),
+        )
+        for of in found
+    ]
+    head = ("split", "classes", "clips of the smallest", "median", "of the largest", "clips without a class")
+    known = {label for split, label in counts.labels if split == "train"}
+    new = sorted({label for split, label in counts.labels if split != "train"} - known) if known else []
+    strange = f'<p class="warning">{len(new):,} classes are in no training clip, such as {shown(new[0])}.</p>' if new else ""
+    return f"<section><h2>Classes</h2>{table(head, rows)}{strange}</section>"
 
 
 def shares(counts: DatasetCounts) -> str:

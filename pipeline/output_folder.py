@@ -7,9 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from pipeline import remote
 
 AnyPath = str | bytes | os.PathLike[str]
@@ -52,11 +49,11 @@ def refuse_sources(flag: str, path: AnyPath, folders: Mapping[str, bytes]) -> No
             raise refusal(flag, path, folder, what)
 
 
-def refuse_for_run(out: AnyPath, data: AnyPath, mirror: str | None) -> None:
+def refuse_for_run(out: AnyPath, data: str | os.PathLike[str], mirror: str | None) -> None:
     """Raises ValueError if the --out or --mirror of a training would fill a dataset, or a folder that `data` is made from."""
     if mirror:
         refuse_dataset("--mirror", mirror)
-        if remote.is_url(os.fspath(data)) and f"{remote.as_url(mirror)}/".startswith(f"{remote.as_url(data)}/"):
+        if remote.is_url(data) and f"{remote.as_url(mirror)}/".startswith(f"{remote.as_url(data)}/"):
             raise refusal("--mirror", mirror, remote.as_url(data), "the dataset")
     if not is_run(out):
         refuse_dataset("--out", out)
@@ -68,6 +65,9 @@ def _sources(data: AnyPath, out: AnyPath) -> Iterator[tuple[str, bytes]]:
     described, manifest = (os.path.join(os.fsdecode(data), name) for name in ("dataset.json", "manifest.parquet"))
     if remote.is_url(described) or not os.path.exists(described) or not os.path.exists(manifest):
         return
+    import pyarrow.compute as pc  # late: most that ask write no run
+    import pyarrow.parquet as pq
+
     with open(described, "rb") as file:
         sources = json.load(file).get("sources", {})
     for name, about in sources.items():

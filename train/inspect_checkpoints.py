@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from pipeline.output_folder import refuse_dataset
 from pipeline.remote import is_url
 from train.checkpoint_files import CHECKSUMS, damage, listed, name_of
 from train.checkpoint_mirror import Mirror
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options = parser.parse_args(arguments)
     try:
+        if options.consolidate:
+            refuse_dataset("--consolidate", options.consolidate)
         with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
             return inspect(options.run, options.verify, options.consolidate, options.step, Path(folder))
     except (ValueError, OSError) as error:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from pipeline.loader_charts import shown
 from pipeline.loader_report import STYLE
+from pipeline.output_folder import refuse_dataset
 from train import report_sections as sections
 from train.run_record import RunRecord
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     file = options.out or options.runs[0] / "report.html"
     try:
+        if options.out:
+            refuse_dataset("--out", file)
         file.write_text(page([RunRecord.read(path) for path in options.runs]))
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)

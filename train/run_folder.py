@@ -20,9 +20,11 @@ import torch
 
 from pipeline.files import write_durably
 from pipeline.manifest import Manifest
+from pipeline.output_folder import refuse_for_run
 from pipeline.settings import completed, fields_of, flag, flatten, kept, with_values
 from train import checkpoints
 from train.checkpoint_files import clean_up
+from train.checkpoint_mirror import Mirror
 from train.config import PretrainConfig
 from train.json_lines import keep_lines, may_fail
 from train.parallel import Ranks
@@ -43,8 +45,8 @@ class RunFolder:
 
         `config` of this object is the one to run: fields that remember what older code did (`setting`) stay as they were begun,
         unless they are among the `given`. Raises ValueError on every rank if another run is writing to it, if it holds a
-        checkpoint of a run with another model, views or seed, naming what differs, if none of its checkpoints is whole, or if
-        some rank cannot see it.
+        checkpoint of a run with another model, views or seed, naming what differs, if none of its checkpoints is whole, if
+        some rank cannot see it, or if a new run would lie in a dataset or its sources.
         """
         assert config.out is not None and config.data is not None
         self.path, self._ranks = config.out, ranks
@@ -62,6 +64,7 @@ class RunFolder:
 
     def _find(self, config: PretrainConfig, given: Collection[str]) -> None:
         ranks = self._ranks
+        on_rank_0(ranks, partial(check_place, config))
         on_rank_0(ranks, self._lock_it)
         self.saver = RunCheckpoints(
             self.checkpoints, ranks, keep_last=config.keep_last, keep_every=config.keep_every, mirror=config.mirror
@@ -153,6 +156,16 @@ class RunFolder:
 
 def _text_of(config: PretrainConfig) -> str:
     return json.dumps(asdict(config), indent=1, default=str) + "\n"
+
+
+def check_place(config: PretrainConfig) -> None:
+    """Raises ValueError if a run would be written into a dataset or its sources; one that was begun there goes on."""
+    assert config.out is not None and config.data is not None
+    try:
+        refuse_for_run(config.out, config.data, config.mirror)
+    except ValueError:
+        if not (config.mirror and Mirror(config.mirror).names()):
+            raise
 
 
 def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:

@@ -35,6 +35,26 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
     assert list_files(os.fsencode(folder)) == [b"a/file", b"broken", b"far/video", b"link", b"self"]
 
 
+def test_no_link_leads_to_what_nobody_named(tmp_path: Path) -> None:
+    (tmp_path / "home" / "videos").mkdir(parents=True)
+    (tmp_path / "home" / "letters").mkdir()
+    (tmp_path / "home" / "letters" / "private").touch()
+    folder = tmp_path / "home" / "videos"
+    (folder / "a.mp4").touch()
+    for name, target in (("up", ".."), ("z:", "/"), ("proc", "/proc"), ("beside", "../letters")):
+        (folder / name).symlink_to(target)
+    assert list_files(os.fsencode(folder)) == [b"a.mp4", b"beside/private"]
+
+
+def test_folders_that_look_like_splits_are_told(tmp_path: Path) -> None:
+    for path in ("train/run/a.mp4", "Validation/run/b.mp4"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    (note,) = plan("own", folder=tmp_path).notes
+    assert "Validation, train are all taken for the split train" in note and "own:val=FOLDER/Validation" in note
+    assert not plan("own", folder=tmp_path / "train").notes
+
+
 def test_the_dataset_inside_the_folder_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "dataset" / "shards").mkdir(parents=True)
     (tmp_path / "dataset" / "shards" / "x.tar").touch()

@@ -132,6 +132,71 @@ def test_links_to_one_folder_are_found_by_either_name(folder: Path, tmp_path: Pa
     assert planned.requests["path"].to_pylist() == [b"again/a.mp4", b"k400/a.mp4"]
 
 
+def test_without_a_folder_only_what_is_named_is_looked_at(folder: Path, tmp_path: Path) -> None:
+    """Relative paths are relative to the list, absolute ones to the root of the file system; keys go with the former."""
+    train = write(folder, f"k400/a.mp4 1\n./k400/none.mp4 1\n{folder}/my clips/b 1.mp4 1\n../other/c.mp4 1\ngaps 1\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "c.mp4").touch()
+    planned = lists.plan("own", train=train, rate=25)
+    rows = [(row["root"], row["path"], row["kind"]) for row in planned.requests.to_pylist()]
+    near = "own:list"
+    assert rows == [
+        (near, b"k400/a.mp4", "video"),
+        ("own", os.fsencode(f"{folder}/my clips/b 1.mp4")[1:], "video"),
+        (near, b"../other/c.mp4", "video"),
+        (near, b"gaps", "frames"),
+    ]
+    assert lists.roots("own", train=train) == {"own": b"/", near: os.fsencode(folder)}
+    assert [(row["reason"], row["path"]) for row in planned.dropped.to_pylist()] == [("no_file", None)]
+    assert planned.counts == {"listed": 5, "found": 4, "no_file": 1}
+    for row in planned.requests.to_pylist():
+        assert os.path.exists(os.path.join(lists.roots("own", train=train)[row["root"]], row["path"]))
+    folder.rename(tmp_path / "moved")
+    again = lists.plan("own", train=tmp_path / "moved" / train.name, rate=25)
+    keys = clip_keys(planned.requests)
+    assert clip_keys(again.requests) == [keys[0], *keys[2:]]
+
+
+def test_what_older_builds_took_for_a_folder_is_not_walked(folder: Path, tmp_path: Path) -> None:
+    """Without --list-root they had "/", and the keys of a dataset that was begun so stay."""
+    train = write(tmp_path, f"{folder}/k400/a.mp4 1\n")
+    plans = [lists.plan("own", train=train), lists.plan("own", train=train, folder="/")]
+    (tmp_path / "slash").symlink_to("/")
+    plans.append(lists.plan("own", train=write(tmp_path, str(folder)[1:] + "/k400/a.mp4 1\n"), folder=tmp_path / "slash"))
+    for planned in plans:
+        assert planned.requests["root"].to_pylist() == ["own"]
+        assert planned.requests["path"].to_pylist() == [os.fsencode(folder)[1:] + b"/k400/a.mp4"]
+        assert not len(planned.dropped)
+    assert lists.searched("own", "/") == lists.searched("own", tmp_path / "slash") == lists.searched("own", None) == {}
+    assert lists.searched("own", folder) == {"own": os.fsencode(folder)}
+
+
+def test_lists_in_several_folders_and_spellings(folder: Path, tmp_path: Path) -> None:
+    """One video by whatever name: relative to either list, absolute, through a link."""
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "nas").symlink_to(folder)
+    train = write(folder, "k400/a.mp4 1\nk400/extra.mp4 1\nmy clips/b 1.mp4 1\n")
+    val = write(tmp_path / "lists", f"../data/k400/a.mp4 1\n{tmp_path}/nas/k400/extra.mp4 1\n", "val.csv")
+    planned = lists.plan("own", train=train, val=val)
+    rows = [(row["root"], row["path"], row["split"]) for row in planned.requests.to_pylist()]
+    assert rows == [
+        ("own:list", b"my clips/b 1.mp4", "train"),
+        ("own:list", b"k400/a.mp4", "val"),
+        ("own", os.fsencode(tmp_path)[1:] + b"/nas/k400/extra.mp4", "val"),
+    ]
+    assert planned.counts["leak"] == 2
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "there" / "c.mp4").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "deep")
+    linked = write(tmp_path / "link", "../c.mp4 1\n")  # `..` is what the system takes it for
+    (row,) = lists.plan("own", train=linked).requests.to_pylist()
+    assert os.path.samefile(
+        os.path.join(lists.roots("own", train=linked)["own:list"], row["path"]), tmp_path / "there" / "c.mp4"
+    )
+    nothing = lists.plan("own", train=write(tmp_path, "x/a.mp4 1\n"))
+    assert "relative paths are taken from the list's own folder" in nothing.notes[1]
+
+
 def test_errors(folder: Path, tmp_path: Path) -> None:
     train = write(tmp_path, "gaps 1\n")
     with pytest.raises(ValueError, match="none of the lists"):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dataset_builders.charts import histogram, share, shown
 from dataset_builders.contact_sheet import Photographer
-from dataset_builders.dataset_counts import count_dataset
+from dataset_builders.dataset_counts import class_lines, count_dataset
 from dataset_builders.plan import dropped_table
 from dataset_builders.report import main, write_report
 
@@ -161,6 +161,23 @@ def test_the_shares_and_the_paper(tmp_path: Path) -> None:
     assert "insta: few & far" in text
     assert "classes 710" in text
     assert "vp9 preset" in text
+
+
+def test_classes_of_each_split(tmp_path: Path) -> None:
+    labels = ["run"] * 3 + ["walk"] + [None] + ["run", "fly <b>"] + ["sit"] * 5
+    rows = [made_up(i, label=label, split="val" if 5 <= i < 7 else "train") for i, label in enumerate(labels)]
+    finish(tmp_path, rows)
+    text = cells(page_of(tmp_path))
+    assert "train 3 1 walk 3 5 sit 1" in text  # least, median, most, without
+    assert "val 2 1 fly <b> 1 1 run 0" in text
+    assert "1 classes are in no training clip, such as fly <b>." in text
+    assert class_lines(tmp_path) == [
+        "train: 3 with 1 to 5 clips each, median 3, and 1 clips without a class",
+        "val: 2 with 1 to 1 clips each, median 1",
+    ]
+    (tmp_path / "other").mkdir()
+    finish(tmp_path / "other", [made_up(0)])
+    assert "Classes" not in cells(page_of(tmp_path / "other")) and not class_lines(tmp_path / "other")
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:

@@ -136,6 +136,17 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
     assert not list(out.iterdir())
 
 
+def test_a_dataset_is_no_place_for_a_new_run(dataset: Path, straight: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(dataset, tmp_path / "dataset")
+    (tmp_path / "link").symlink_to(mine)
+    before = sorted(mine.rglob("*"))
+    assert "is a dataset, which holds what its build made" in refused(mine, mine, *STEPS)
+    assert f"lies in {mine}, which is a dataset" in refused(mine, tmp_path / "link" / "run", *STEPS)
+    assert [file for file in sorted(mine.rglob("*")) if file.suffix != ".log"] == before
+    began = shutil.copytree(straight, mine / "run")  # as commands of old took it
+    assert "is done: 20 steps" in run(mine, began, *STEPS)
+
+
 def test_a_learning_rate_that_is_too_high_is_skipped_and_ends_the_run(dataset: Path, tmp_path: Path) -> None:
     options = ("--optim.base-lr", "1e30", "--optim.max-skipped", "4", "--optim.warmup-share", "0.05", "--log-every", "7")
     trainer = start(dataset, tmp_path / "run", *STEPS, *options)
