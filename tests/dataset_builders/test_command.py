@@ -241,8 +241,6 @@ def test_places_that_a_build_would_fill(
     assert "which is a dataset" in refused("--out", "ds/other")
     assert "run: is a training run" in refused("--out", "run")
     assert "own/work: lies in" in refused("--out", "s3://bucket/dataset", "--work", "own/work")
-        f"{tmp_path}/", ""
-    )
     assert "--out file://" in refused("--out", f"file://{tmp_path}/own/dataset", "--work", "work")
     assert "/ is the whole file system" in refused("--out", "dataset", folder="/")
     assert "ds/shards is where the build of --out" in refused("--out", "ds", folder="ds/shards")

@@ -58,6 +58,11 @@ def test_a_page_compares_runs(runs: list[Path], tmp_path: Path, capsys: pytest.C
     assert "--optim.base-lr" in page.text and "1e+30" in page.text
     assert "--views.mask-ratio" not in page.text  # the same in both
     assert "steps that were skipped" in page.text
+    first = RunRecord.read(runs[0])
+    assert first.restarts == [4]
+    assert (first.complete, first.total_steps, len(first.lines)) == (True, 9, 9)
+    assert f"{np.mean([line['loss'] for line in first.lines[-1:]]):.4f}" in page.text
+    assert file.read_text().count('class="mark r0"') == 9  # of the restart, in each chart
 
 
 def test_no_page_takes_the_place_of_a_datasets_own(runs: list[Path], dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,11 +70,6 @@ def test_no_page_takes_the_place_of_a_datasets_own(runs: list[Path], dataset: Pa
     assert report.main([str(runs[0]), "--out", str(dataset / "report.html")]) == 2
     assert "which is a dataset" in capsys.readouterr().err
     assert (dataset / "report.html").read_bytes() == before
-    first = RunRecord.read(runs[0])
-    assert first.restarts == [4]
-    assert (first.complete, first.total_steps, len(first.lines)) == (True, 9, 9)
-    assert f"{np.mean([line['loss'] for line in first.lines[-1:]]):.4f}" in page.text
-    assert file.read_text().count('class="mark r0"') == 9  # of the restart, in each chart
 
 
 def test_a_run_in_work(runs: list[Path], tmp_path: Path) -> None:
