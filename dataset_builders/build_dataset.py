@@ -2,7 +2,9 @@
 
     python dataset_builders/build_dataset.py --ssv2 VIDEOS LISTS --out DATASET
     python dataset_builders/build_dataset.py --ucf101 VIDEOS LISTS --out DATASET
-    python dataset_builders/build_dataset.py --list own=train.csv --out DATASET        # an official VideoMAE list
+    python dataset_builders/build_dataset.py --k400 TRAIN LISTS --k400 VAL LISTS --out DATASET     # or one folder of both
+    python dataset_builders/build_dataset.py --list own=train.csv --list own:val=val.csv --out DATASET     # VideoMAE lists
+    python dataset_builders/build_dataset.py --folder own=TRAIN --folder own:val=VAL --labels-from-folder --out DATASET
     python dataset_builders/build_dataset.py --index 'own=/data/{000..999}.tar' --out DATASET   # existing tars, no copy
 
 Several sources make a hybrid: see build_unlabeled_hybrid.py.

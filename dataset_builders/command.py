@@ -146,7 +146,7 @@ def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collect
     if options["canvas"] is not None:
         parse_canvas(options["canvas"])
     chosen = {name: value for name, value in options.items() if value is not None}
-    _check_place(f"--{'work' if url else 'out'}", out, url, sources)
+    _check_place(None if url and places["work"] is None else "--work" if url else "--out", out, url, sources)
     return Build(
         out=out,
         url=url,
@@ -175,19 +175,20 @@ def _place(out: str, work: str | None) -> tuple[Path, str | None]:
     return folder, url
 
 
-def _check_place(flag: str, out: Path, url: str | None, sources: Sequence[Source]) -> None:
+def _check_place(flag: str | None, out: Path, url: str | None, sources: Sequence[Source]) -> None:
     """Raises ValueError if a build would fill a source's folder, another dataset or a run, or a source is the whole disk.
 
-    What was begun goes on: a dataset where it lies, with the sources that it has.
+    What was begun goes on: a dataset where it lies, with the sources that it has. `flag` says what `out` is; None for a work
+    folder in the user's cache, which lies where nobody chose it.
     """
     options = out / ".build" / "options.json"
     begun = json.loads(options.read_bytes())["sources"] if options.exists() else {}
+    places: dict[str, str | Path] = ({flag: out} if flag else {}) | ({"--out": url} if url else {})
     if not is_dataset(out):
         if is_run(out):
-            raise refusal(flag, out, out, "a training run")
-        refuse_dataset(flag, out)
-        if url:
-            refuse_dataset("--out", url)
+            raise refusal(flag or "--work", out, out, "a training run")
+        for name, place in places.items():
+            refuse_dataset(name, place)
     for source in sources:
         if source.name in begun:
             continue
@@ -195,14 +196,11 @@ def _check_place(flag: str, out: Path, url: str | None, sources: Sequence[Source
         for folder in folders.values():
             where = f"source {source.name}: {os.fsdecode(folder)}"
             if os.path.exists(folder) and os.path.samefile(folder, "/"):
-                raise ValueError(
-                    f"{where} is the whole file system, and every file below it would be listed; give a folder of it"
-                )
+                raise ValueError(f"{where} is the whole file system, and every file of it would be listed; give a folder in it")
             if any(lies_in(folder, out / name) for name in ("shards", ".build")):
-                raise ValueError(f"{where} is where the build of {flag} {out} writes; give another folder, or another {flag}")
-        refuse_sources(flag, out, folders)
-        if url:
-            refuse_sources("--out", url, folders)
+                raise ValueError(f"{where} is where the build writes; give another folder, or another --out")
+        for name, place in places.items():
+            refuse_sources(name, place, folders)
 
 
 def _read_toml(file: Path) -> tuple[dict[str, Any], Path]:
@@ -312,7 +310,8 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--out", metavar="DATASET", help="folder of the dataset, made if it does not exist; or a URL: s3://bucket/dataset")
+    place = "folder of the dataset, made if it does not exist, outside of the sources' folders; or a URL: s3://bucket/dataset"
+    add("--out", metavar="DATASET", help=place)
     add("--config", metavar="BUILD.toml", help="a whole build as a file: see dataset_builders/command.py")
     add("--plan", action="store_true", help="print what would be read, taken, cut, dropped and written, and do nothing")
 

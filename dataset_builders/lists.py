@@ -190,7 +190,8 @@ class _Places:
         self._name, self._bases = name, bases
         self.anywhere = os.path.samefile(bases[name], b"/")
         self._identities: dict[bytes, str] = {}
-        self._real: dict[bytes, bytes] = {}  # folders
+        self._real: dict[bytes, bytes] = {}  # the folders of videos
+        self._folders: dict[bytes, bytes] = {}  # of lists
 
     def find(self, file: AnyPath, text: str, replace: tuple[str, str] | None) -> tuple[tuple[str, bytes] | None, str]:
         """None in place of (root, path) for a path that does not lie in the folder that was given."""
@@ -200,7 +201,7 @@ class _Places:
         given = os.fsencode(path)
         near = f"{self._name}:list"
         in_list = near in self._bases and not given.startswith(b"/")
-        base = _folder_of(file) if in_list else self._bases[self._name]
+        base = self._folder_of(os.fsencode(file)) if in_list else self._bases[self._name]
         absolute = b"/" + os.path.normpath(os.path.join(base, given)).lstrip(b"/")  # of two leading slashes both would stay
         if in_list:
             place = near, os.path.relpath(absolute, self._bases[near])
@@ -210,6 +211,11 @@ class _Places:
                 return None, text
             place = self._name, absolute[len(prefix) :]
         return place, self._identity(absolute, place[1])
+
+    def _folder_of(self, file: bytes) -> bytes:
+        if file not in self._folders:
+            self._folders[file] = _folder_of(file)
+        return self._folders[file]
 
     def _identity(self, absolute: bytes, path: bytes) -> str:
         """A list may name a video by an absolute path and another by a relative one: then the first spelling counts."""

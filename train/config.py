@@ -146,7 +146,7 @@ class PretrainConfig:
     data: Path | None = setting(None, may_change=True)
     """The dataset: a folder with a manifest.parquet, made by dataset_builders/."""
     out: Path | None = setting(None, may_change=True)
-    """The run's folder. If it holds a checkpoint, the run goes on from there."""
+    """The run's folder, outside of datasets and of their sources. If it holds a checkpoint, the run goes on from there."""
     steps: int | None = setting(None, may_change=True)
     """Optimizer steps; by default epochs times the steps of an epoch. Who gives one of the two overrides a recipe's other."""
     epochs: int | None = setting(300, may_change=True)

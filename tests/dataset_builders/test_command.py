@@ -243,7 +243,7 @@ def test_places_that_a_build_would_fill(
     assert "own/work: lies in" in refused("--out", "s3://bucket/dataset", "--work", "own/work")
     assert "--out file://" in refused("--out", f"file://{tmp_path}/own/dataset", "--work", "work")
     assert "/ is the whole file system" in refused("--out", "dataset", folder="/")
-    assert "ds/shards is where the build of --out" in refused("--out", "ds", folder="ds/shards")
+    assert "ds/shards is where the build writes" in refused("--out", "ds", folder="ds/shards")
     for kind in ("--k400", "--ssv2", "--ava", "--webvid", "--ucf101", "--hmdb51"):
         lists = "ds" if kind in ("--k400", "--ucf101", "--hmdb51") else "run/config.json"
         assert build_unlabeled_hybrid.main([kind, "own", lists, "--out", "own/dataset"]) == 2
