@@ -6,15 +6,15 @@ whole in worker processes, in order. The manifest is written last. All of it can
 
 import json
 import os
-import subprocess
 import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import chain, zip_longest
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,24 @@ import av
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from dataset_builders.clips import Clip, ClipRequest
+from dataset_builders.attempts import Progress, Tally, write_shard
+from dataset_builders.clips import ClipRequest
+from dataset_builders.common_fault import CommonFault, clip_requests
 from dataset_builders.dataset_counts import class_lines
-from dataset_builders.executors import Failure, map_ordered
+from dataset_builders.executors import map_ordered
 from dataset_builders.ffmpeg_process import ffmpeg_path
-from dataset_builders.indexed_tars import IndexedClip
-from dataset_builders.jobs import BuildState, Hold, Job
+from dataset_builders.jobs import Attempt, BuildState, Hold, Job
 from dataset_builders.plan import Plan, assemble
 from dataset_builders.plan_text import describe
 from dataset_builders.presets import EncodeOptions
+from dataset_builders.rejects import MACHINE, Reason
 from dataset_builders.report import write_report
+from dataset_builders.retries import attempts, requests_again
 from dataset_builders.sources import Source
 from dataset_builders.store import Store, claim
+from dataset_builders.trial import ffmpeg_banner, try_here
 from dataset_builders.worker import Worker
-from dataset_builders.writer import ShardWriter
 from pipeline.files import write_durably
 from pipeline.machine import usable_cores
 from pipeline.manifest import write_manifest
@@ -90,9 +92,15 @@ def make_plan(build: Build) -> Plan:
     return assemble(parts, build.encoding.max_seconds)
 
 
-def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = None) -> int:
-    """Plan, encode, finish; with `share` (i, n) only the i-th of n shares of the jobs. Returns the exit status: 0 done, 1 if
-    no clip could be taken. Raises ValueError for what a user can put right."""
+def run(
+    build: Build,
+    share: tuple[int, int] | None = None,
+    ray: str | None = None,
+    retry: Collection[Reason] = MACHINE,
+) -> int:
+    """Plan, encode, finish; with `share` (i, n) only the i-th of n shares of the jobs. What was rejected for one of the reasons
+    in `retry` is tried again. Returns the exit status: 0 done, 1 if no clip could be taken. Raises ValueError for what a user
+    can put right."""
     plan = make_plan(build)
     if not len(plan.requests) and not build.url and not build.out.exists():
         raise _nothing_to_take(build)
@@ -100,28 +108,33 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
     with BuildState(build.out, Hold.SHARE if share else Hold.ALONE) as state, open_store(build, state) as store:
         if not len(plan.requests) and build.url and not state.jobs:
             raise _nothing_to_take(build)
-        for source, (number, example) in state.extend(plan, build.options(), build.clips_per_shard).items():
+        again = partial(requests_again, plan=plan, reasons=retry, alone=share is None)
+        for source, (number, example) in state.extend(plan, build.options(), build.clips_per_shard, again).items():
             print(f"{source}: {number} files of an earlier build are gone, such as {example!r}; their clips stay")
         if store:
             store.put_plans()
-        if state.finished():
-            return say_complete(state, build)
         jobs = state.jobs if share is None else state.jobs[share[0] - 1 :: share[1]]
-        todo = [job for job in jobs if not state.is_done(job)]
+        todo = attempts(state, jobs, plan, retry)
+        if state.finished() and not todo:
+            return say_complete(state, build)
         if store:
-            store.catch_up(job for job in jobs if job not in todo)
+            doing = {attempt.job for attempt in todo}
+            store.catch_up(job for job in jobs if job not in doing)
         committed = store.add if store else lambda job: None
         if ray:
             from dataset_builders.ray_cluster import encode_on_ray  # an optional extra
 
-            encode_on_ray(ray, state, todo, build, committed)
+            tally = encode_on_ray(ray, state, todo, build, committed)
         else:
-            encode(state, todo, build, committed)
+            tally = encode(state, todo, build, committed)
         if store:
             store.wait()
+        if share is None and state.finished() and not tally.changed:
+            return say_complete(state, build, tally)
         if share is None:
-            return finish(state, build, plan, store)
+            return finish(state, build, plan, store, tally)
         print(f"share {share[0]} of {share[1]} is done: {len(jobs)} shards, {len(todo)} of them now; end with --finish")
+        _say_tried(tally)
         return 0
 
 
@@ -154,97 +167,62 @@ def finish_shares(build: Build) -> int:
         return finish(state, build, plan, store)
 
 
-def say_complete(state: BuildState, build: Build) -> int:
+def say_complete(state: BuildState, build: Build, tally: Tally | None = None) -> int:
     totals = state.finished() or {}
-    print(f"{build.place} is complete: {totals['clips']} clips, {totals['rejects']} rejects; nothing to do")
+    _say_tried(tally)
+    what = "nothing else to do" if tally else "nothing to do"
+    other = " (--retry REASON tries rejects again, see rejects.parquet)" if totals["rejects"] else ""
+    print(f"{build.place} is complete: {totals['clips']} clips, {totals['rejects']} rejects; {what}{other}")
     return 0 if totals["clips"] else 1
 
 
-def encode(state: BuildState, jobs: list[Job], build: Build, committed: Callable[[Job], None] = lambda job: None) -> None:
-    """Turn every job into a shard and commit it; `committed` is told of each."""
-    if not jobs:
-        return
+def _say_tried(tally: Tally | None) -> None:
+    if tally and (text := str(tally)):
+        print(f"again     {text}")
+
+
+def encode(
+    state: BuildState, attempts: Sequence[Attempt], build: Build, committed: Callable[[Job], None] = lambda job: None
+) -> Tally:
+    """Turn every job into a shard and commit it; `committed` is told of each. Raises ValueError for what is wrong with all."""
+    tally = Tally()
+    if not attempts:
+        return tally
     roots = {root: path for source in build.sources for root, path in source.roots().items()}
     known = {source.name for source in build.sources}
-    for job in jobs:
+    for job in (attempt.job for attempt in attempts):
         if job.source not in known:
             raise ValueError(
                 f"shard {job.name} is not finished; name its source {job.source!r}, too, as in the build that began"
             )
     os.environ["IMAGEIO_FFMPEG_EXE"] = ffmpeg_path()  # for the workers: each would search, and try it out
+    if any(source.kind != "index" for source in build.sources):
+        try_here(ffmpeg_path(), build.encoding)
     worker = Worker(os.fspath(state.dataset), os.fspath(state.root), build.encoding)
-    number = sum(job.requests for job in jobs)
-    requests = (request for job in jobs for request in clip_requests(state.requests(job), roots))
     limits = build.limits
-    results = map_ordered(worker, requests, min(limits.workers, number), limits.time_limit, int(limits.memory_limit * 2**30))
-    with closing(results), Progress(jobs) as progress:
-        for job in jobs:
-            write_shard(state, job, results, progress)
-            committed(job)
+
+    number = sum(attempt.num_requests for attempt in attempts)
+
+    def work(worker: Worker, requests: Iterable[ClipRequest], number: int) -> Generator[list[Any] | None, None, None]:
+        return map_ordered(worker, requests, min(limits.workers, number), limits.time_limit, int(limits.memory_limit * 2**30))
+
+    fault = CommonFault(state, roots, worker, lambda worker, requests: work(worker, requests, len(requests)))
+    requests = (
+        request
+        for attempt in attempts
+        for request in clip_requests(state.requests(attempt.job), roots)
+        if attempt.tried is None or request.key in attempt.tried
+    )
+    with closing(work(worker, requests, number)) as results, Progress(attempts) as progress:
+        for attempt in attempts:
+            done = write_shard(state, attempt, results, progress, fault.saw, fault.before_commit)
+            tally.add(done)
+            if done.changed:
+                committed(attempt.job)
+    return tally
 
 
-def write_shard(state: BuildState, job: Job, results: Iterator[list[Any] | None], progress: "Progress") -> None:
-    """Take the results of a job's requests, in order, into its shard, and commit it."""
-    writer = ShardWriter(state.dataset, job.name)
-    rows: list[dict[str, Any]] = []
-    rejects = []
-    try:
-        for request in state.requests(job).select(["root", "path", "source", "split", "source_id"]).to_pylist():
-            for result in chain.from_iterable(iter(results.__next__, None)):
-                if isinstance(result, Clip):
-                    result.row["root"] = request["root"]
-                    writer.add(result)
-                elif isinstance(result, IndexedClip):
-                    rows.append({**result.row, "root": request["root"]})
-                else:
-                    where = {} if isinstance(result, Failure) else {"start": result.start, "end": result.end}
-                    rejects.append({**request, **where, "reason": str(result.reason), "detail": result.detail})
-            progress.update(job.source, len(rejects))
-        rows += writer.finish()
-    except BaseException:
-        writer.abandon()
-        raise
-    progress.rejected(job.source, len(rejects))
-    state.commit(job, rows, rejects, writer.size)
-
-
-def clip_requests(requests: pa.Table, roots: Mapping[str, bytes]) -> Iterator[ClipRequest]:
-    """Rows of a plan -> what workers are asked for."""
-    for row in requests.drop_columns(["clips", "seconds"]).to_pylist():
-        yield ClipRequest(folder=roots[row.pop("root")], **row)
-
-
-class Progress:
-    """A bar per source: requests, rate, time left, rejects. Off when stderr is no terminal."""
-
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        totals = Counter[str]()
-        for job in jobs:
-            totals[job.source] += job.requests
-        self._bars = {
-            source: tqdm(total=total, unit="file", desc=source, position=i, disable=None, dynamic_ncols=True)
-            for i, (source, total) in enumerate(totals.items())
-        }
-        self._rejects = Counter[str]()
-
-    def update(self, source: str, rejects_of_job: int) -> None:
-        bar = self._bars[source]
-        if not bar.disable:
-            bar.set_postfix(rejects=self._rejects[source] + rejects_of_job, refresh=False)
-        bar.update()
-
-    def rejected(self, source: str, number: int) -> None:
-        self._rejects[source] += number
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for bar in self._bars.values():
-            bar.close()
-
-
-def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = None) -> int:
+def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = None, tally: Tally | None = None) -> int:
     """Manifest, rejects, what was dropped, description, report; says what happened. Raises ValueError if jobs are missing."""
     jobs = state.jobs
     if missing := [job.name for job in jobs if not state.is_done(job)]:
@@ -255,15 +233,16 @@ def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = No
     for part in plan.parts.values():
         for name, content in part.files.items():
             write_durably(state.dataset / name, (json.dumps(content, indent=1) + "\n").encode())
-    totals, shards = state.totals(jobs)
+    totals, shards, rejects = state.totals(jobs)
     describe_dataset(state, build, plan, versions, totals)
     report = write_report(state.dataset)
     if store:
         store.publish()
-    state.finish(jobs, totals, shards)
+    state.finish(jobs, totals, shards, rejects)
     if store:
         store.put_finished()
     summarise(state.dataset, build.place, totals, len(versions), f"{build.url}/{report.name}" if store else str(report))
+    _say_tried(tally)
     return 0 if totals["clips"] else 1
 
 
@@ -291,7 +270,7 @@ def describe_dataset(
     rejected = _counts(rejects["source"])
     requested = Counter[str]()
     for job in state.jobs:
-        requested[job.source] += job.requests
+        requested[job.source] += 0 if state.is_repeated(job) else job.requests
     for source in build.sources:
         part = plan.parts[source.name]
         sources[source.name] = {
@@ -325,11 +304,10 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 def tool_versions() -> dict[str, str]:
     """The programs and libraries that a clip's bytes depend on."""
-    banner = subprocess.run([ffmpeg_path(), "-version"], capture_output=True, text=True, check=True).stdout
     project = Path(__file__).resolve().parent.parent / "pyproject.toml"
     return {
         "tubecell": tomllib.loads(project.read_text())["project"]["version"],
-        "ffmpeg": banner.splitlines()[0],
+        "ffmpeg": ffmpeg_banner(ffmpeg_path()),
         "av": av.__version__,
         "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
     }
@@ -345,6 +323,8 @@ def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, r
     for reason, count in sorted(_counts(rejects["reason"]).items(), key=lambda item: -item[1]):
         example = rejects.filter(pc.equal(rejects["reason"], reason)).slice(0, 1).to_pylist()[0]
         print(f"  {reason:<16} {count:>4}  such as {os.fsdecode(example['path'])!r}: {example['detail']}")
+    if number := sum(count for reason, count in _counts(rejects["reason"]).items() if reason in MACHINE):
+        print(f"{number} of these may lie with the machine: the same command tries them again (others: --retry REASON)")
     if dropped := _counts(pq.read_table(dataset / "dropped.parquet", columns=["reason"])["reason"]):
         print(
             f"dropped   {sum(dropped.values()):>8} (dropped.parquet): {', '.join(f'{n} {why}' for why, n in dropped.items())}"

@@ -30,6 +30,7 @@ from dataset_builders.annotations import SPLITS
 from dataset_builders.build import Build, Limits, finish_shares, run, show_plan
 from dataset_builders.geometry import parse_canvas
 from dataset_builders.presets import PRESETS, EncodeOptions
+from dataset_builders.rejects import MACHINE, Reason, retried
 from dataset_builders.repair import repair_failures
 from dataset_builders.sources import KINDS, PLACES, VERSIONS, Source, make_source
 from pipeline import remote
@@ -85,12 +86,13 @@ def command(
         if one_source and len(build.sources) != 1:
             raise ValueError(f"one source is wanted, {len(build.sources)} were given; several make a hybrid")
         if args.repair:
-            if args.plan or args.job or args.finish or args.ray:
-                raise ValueError("--repair goes without --plan, --job, --finish and --ray")
+            if args.plan or args.job or args.finish or args.ray or args.retry:
+                raise ValueError("--repair goes without --plan, --job, --finish, --ray and --retry")
             return repair_failures(build, Path(args.repair))
+        retry = retried(args.retry)
         if args.plan:
             return show_plan(build)
-        return finish_shares(build) if args.finish else run(build, _share(args.job), args.ray)
+        return finish_shares(build) if args.finish else run(build, _share(args.job), args.ray, retry)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -384,5 +386,8 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
     add("--finish", action="store_true", help="write manifest and report after all shares of --job")
     repair = "look at the clips in a training run's failures.jsonl, and make shards anew that are damaged (see repair.py)"
     add("--repair", metavar="FILE", help=repair)
+    retry = "rejects to try again: reasons (see rejects.parquet), all, or none. Those that may lie with the machine are tried "
+    retry += f"again in any case, once per command: {', '.join(reason for reason in Reason if reason in MACHINE)}"
+    add("--retry", nargs="+", metavar="REASON", help=retry)
     add("--ray", metavar="ADDRESS", help="run the shards on a Ray cluster, or 'local'")
     return parser

@@ -4,7 +4,8 @@
       lock               held while a build runs; shared by the processes of --job
       plan.lock          held for the moment in which one of them writes the plan
       options.json       what decides the bytes; a later build must agree
-      plan-000.parquet   the requests of the first build, a row group per job; 001, 002 ... those that were added later
+      plan-000.parquet   the requests of the first build, a row group per job; 001, 002 ... those that were added later, and
+                         those that are tried again, see retries.py
       done/NAME-000000.parquet, .json   a finished job: the rows of its clips; its rejects and totals, written last
       finished.json      what manifest.parquet covers, written after it
 
@@ -17,10 +18,11 @@ local work folder that looks the same, and shares its state through the URL (sto
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -48,6 +50,21 @@ class Job:
     group: int  # its row group
     requests: int
     digest: str  # of its requests: a marker that tells of others is not this job's
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What is to be done of a job now: all of it, or what `tried` names."""
+
+    job: Job
+    tried: frozenset[str] | None = None  # keys of requests; what an earlier attempt made of the others stays
+    held: Mapping[str, str] | None = None  # of a shard that a manifest names: its clips, key -> content hash, and no others
+    elsewhere: frozenset[str] = frozenset()  # keys of clips in earlier shards: those of files that failed halfway
+    exact: bool = True  # whether it is an error if `held` does not come out
+
+    @property
+    def num_requests(self) -> int:
+        return self.job.requests if self.tried is None else len(self.tried)
 
 
 class Hold(Enum):
@@ -112,16 +129,29 @@ class BuildState:
             raise ValueError(f"{self.dataset} was built with other options: {told}. Use the old ones, or another --out")
         write_durably(file, json.dumps({**options, "sources": before["sources"] | options["sources"]}, indent=1).encode())
 
-    def extend(self, plan: Plan, options: dict[str, Any], clips_per_shard: int) -> dict[str, tuple[int, str]]:
-        """Write a plan for the requests that no earlier one has; -> {source: (number of vanished files, one of them)}."""
+    def extend(
+        self,
+        plan: Plan,
+        options: dict[str, Any],
+        clips_per_shard: int,
+        again: Callable[["BuildState"], pa.Table | None] = lambda state: None,
+    ) -> dict[str, tuple[int, str]]:
+        """Write a plan for the requests that no earlier one has; -> {source: (number of vanished files, one of them)}.
+
+        `again` says which are to have another plan, because they are tried again.
+        """
         with (self.root / "plan.lock").open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # a share that comes second finds nothing new
+            self._forget_plans()
             self.agree_on_options(options)
+            repeated = again(self)
             known = self._known_keys()
             keys = plan.requests["key"]
             new = plan.requests.filter(pc.invert(pc.is_in(keys, value_set=known["key"]))) if len(known) else plan.requests
             if len(new):
                 self._write_plan(new, clips_per_shard)
+            if repeated is not None and len(repeated):
+                self._write_plan(repeated, clips_per_shard, again=True)
         if not len(known):
             return {}
         planned = known.filter(pc.is_in(known["source"], value_set=pa.array(plan.sources, pa.string())))
@@ -131,10 +161,10 @@ class BuildState:
         return {source: (number, os.fsdecode(first[source])) for source, number in counts.items()}
 
     def _known_keys(self) -> pa.Table:
-        tables = [pq.read_table(file, columns=["key", "source", "path"]) for file in self.plans()]
+        tables = [pq.read_table(file, columns=["key", "source", "path"]) for file in self.first_plans()]
         return pa.concat_tables(tables) if tables else pa.table({"key": pa.array([], pa.string())})
 
-    def _write_plan(self, requests: pa.Table, clips_per_shard: int) -> None:
+    def _write_plan(self, requests: pa.Table, clips_per_shard: int, again: bool = False) -> None:
         number = len(self.plans())
         counts = Counter(job.source for job in self.jobs)
         file = self.root / f"plan-{number:03d}.parquet"
@@ -146,9 +176,13 @@ class BuildState:
                 jobs.append({"name": name, "source": source, "requests": len(part), "digest": _digest(part)})
                 counts[source] += 1
                 writer.write_table(part)
-            writer.add_key_value_metadata({b"jobs": json.dumps(jobs).encode()})
+            writer.add_key_value_metadata({b"jobs": json.dumps(jobs).encode(), **({b"again": b"1"} if again else {})})
         os.replace(temporary, file)
-        self.__dict__.pop("jobs", None)
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        for name in ("jobs", "_repeated", "_latest"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -158,6 +192,22 @@ class BuildState:
             listed = json.loads((pq.read_metadata(file).metadata or {})[b"jobs"])
             jobs += [Job(plan=number, group=i, **{"digest": "", **entry}) for i, entry in enumerate(listed)]
         return jobs
+
+    @cached_property
+    def _repeated(self) -> dict[int, list[str]]:
+        """Numbers of the plans of requests that are tried again -> their keys, which an earlier plan has, too."""
+        plans = enumerate(self.plans())
+        repeated = [number for number, file in plans if b"again" in (pq.read_metadata(file).metadata or {})]
+        return {number: pq.read_table(self.plans()[number], columns=["key"])["key"].to_pylist() for number in repeated}
+
+    @cached_property
+    def _latest(self) -> dict[str, int]:
+        """Requests that are tried again -> the number of the last plan that has them."""
+        return {key: number for number, keys in sorted(self._repeated.items()) for key in keys}
+
+    def is_repeated(self, job: Job) -> bool:
+        """Whether all requests of a job are tried again in it."""
+        return job.plan in self._repeated
 
     def requests(self, job: Job) -> pa.Table:
         """What a job asks for, in the order of its shard."""
@@ -173,6 +223,56 @@ class BuildState:
         if content.get("requests", "") != job.digest:
             return False
         return size in (0, self.elsewhere.get(job.name)) or (shard.exists() and shard.stat().st_size == size)
+
+    @property
+    def num_published(self) -> int:
+        """Jobs up to the last one whose clips a manifest names: these keep what they have, those after it may get more."""
+        manifest = self.dataset / "manifest.parquet"
+        if not manifest.exists():
+            return 0
+        file = pq.ParquetFile(manifest)
+        groups = [i for i in range(file.metadata.num_row_groups) if file.metadata.row_group(i).num_rows]
+        if not groups:
+            return 0
+        last = file.read_row_group(groups[-1], columns=["key", "shard"])
+        key, shard = last["key"][-1].as_py(), last["shard"][-1].as_py()
+        for number, job in enumerate(self.jobs):
+            if shard == f"shards/{job.name}.tar" and not self.is_indexed(job):
+                return number + 1
+        for number in reversed(range(len(self.jobs))):
+            if self.is_indexed(self.jobs[number]) and key in self.keys(self.jobs[number]):
+                return number + 1
+        return 0
+
+    def is_indexed(self, job: Job) -> bool:
+        """Whether the clips of a job stay in the tars where they are, so that it has no shard."""
+        return bool(self.requests(job)["kind"][0].as_py() == "member")
+
+    def keys(self, job: Job) -> list[str]:
+        """Of its requests."""
+        keys: list[str] = self.requests(job)["key"].to_pylist()
+        return keys
+
+    def is_tried_later(self, job: Job, key: str) -> bool:
+        """Whether a later plan has a request of a job, too."""
+        return self._latest.get(key, 0) > job.plan
+
+    def elsewhere_of(self, job: Job) -> frozenset[str]:
+        """Keys of published clips that are of the requests of a job which tries them again: of files that failed halfway."""
+        manifest = self.dataset / "manifest.parquet"
+        if not self.is_repeated(job) or not manifest.exists():
+            return frozenset()
+        clips, requests = pq.read_table(manifest, columns=["key"])["key"], pa.array(self.keys(job), pa.string())
+        parts = pc.is_in(pc.replace_substring_regex(clips, r"-\d{3,}$", ""), value_set=requests)
+        return frozenset(clips.filter(pc.or_(parts, pc.is_in(clips, value_set=requests))).to_pylist())
+
+    def held(self, job: Job) -> dict[str, str]:
+        """The clips of a job that a manifest names: key -> content hash."""
+        filters: list[tuple[str, str, Any]] = [("shard", "==", f"shards/{job.name}.tar")]
+        if self.is_indexed(job):
+            filters = [("key", "in", [key for key in self.keys(job) if not self.is_tried_later(job, key)])]
+        rows = pq.read_table(self.dataset / "manifest.parquet", columns=["key", "content_hash"], filters=filters)
+        return dict(zip(rows["key"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
 
     def commit(self, job: Job, rows: list[dict[str, Any]], rejects: list[dict[str, Any]], shard_size: int) -> None:
         """Note that a job is finished; its shard, of `shard_size` bytes or none at all, must be on the disk."""
@@ -195,10 +295,48 @@ class BuildState:
         """(rows, rejects) of finished jobs, in their order, for `write_manifest`."""
         for job in jobs:
             marker = self.marker(job)
-            rejects = json.loads(marker.read_bytes())["rejects"]
-            rejected = [{**reject, "path": os.fsencode(reject["path"])} for reject in rejects]
             rows = pq.read_table(marker.with_suffix(".parquet"))
-            yield rows, pa.Table.from_pylist(rejected, schema=REJECT_SCHEMA)
+            yield rows, pa.Table.from_pylist(self.rejects(job), schema=REJECT_SCHEMA)
+
+    def rejects(self, job: Job) -> list[dict[str, Any]]:
+        """Of a finished job, but for those whose requests a later plan tries again."""
+        rejects = [{**reject, "path": os.fsencode(reject["path"])} for reject in self._content(job)["rejects"]]
+        if not rejects or not self._latest:
+            return rejects
+        requests = zip(rejects, self.rejected_requests(job, rejects), strict=True)
+        return [reject for reject, keys in requests if not keys or not all(self.is_tried_later(job, key) for key in keys)]
+
+    def rejected_requests(self, job: Job, rejects: Sequence[Mapping[str, Any]]) -> list[frozenset[str]]:
+        """Keys of the request that each is of. Markers of older code do not say: of all requests that it may be of."""
+        if all("key" in reject for reject in rejects):
+            return [frozenset([reject["key"]]) for reject in rejects]
+        columns = ["key", "root", "path", "start", "end"]
+        requests: dict[tuple[str, bytes], list[dict[str, Any]]] = {}
+        for request in self.requests(job).select(columns).to_pylist():
+            requests.setdefault((request["root"], request["path"]), []).append(request)
+        clips = pq.read_table(self.marker(job).with_suffix(".parquet"), columns=["key"])["key"].to_pylist()
+        taken = {*clips, *(key.rpartition("-")[0] for key in clips)}
+        found = []
+        for reject in rejects:
+            fits = requests.get((reject["root"], reject["path"]), [])
+            if (start := reject.get("start")) is not None:
+                part = [one for one in fits if (one["start"], one["end"]) == (start, reject.get("end"))]
+                fits = part or [one for one in fits if (one["start"] or 0) <= start < (one["end"] or math.inf)] or fits
+            bare = [one for one in fits if one["key"] not in taken]
+            found.append(frozenset(one["key"] for one in bare or fits))
+        return found
+
+    def num_clips(self, job: Job) -> int:
+        """Of a finished job."""
+        return int(self._content(job)["clips"])
+
+    def shard_size(self, job: Job) -> int:
+        """Bytes of the shard of a finished job, 0 if it has none."""
+        return int(self._content(job)["shard_size"])
+
+    def _content(self, job: Job) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self.marker(job).read_bytes())
+        return content
 
     def finished(self) -> dict[str, Any] | None:
         """Totals of a dataset whose manifest covers all jobs and whose shards are all there, else None."""
@@ -212,24 +350,32 @@ class BuildState:
         if any(size not in (sizes.get(f"{name}.tar"), self.elsewhere.get(name)) for name, size in content["shards"].items()):
             return None
         totals: dict[str, Any] = content["totals"]
+        if all(self.marker(job).exists() for job in self.jobs):  # without them nothing was tried again
+            now, _, digest = self.totals(self.jobs)
+            if now != totals or digest != content.get("rejects", digest):
+                return None
         return totals
 
-    def totals(self, jobs: Sequence[Job]) -> tuple[dict[str, Any], dict[str, int]]:
-        """Of finished jobs: clips, rejects, bytes, seconds; and the size of each shard that there is."""
+    def totals(self, jobs: Sequence[Job]) -> tuple[dict[str, Any], dict[str, int], str]:
+        """Of finished jobs: clips, rejects, bytes, seconds; the size of each shard that there is; a digest of the rejects."""
+        digest = hashlib.blake2b(digest_size=16)
         totals: dict[str, Any] = {"clips": 0, "rejects": 0, "bytes": 0, "seconds": 0.0}
         shards = {}
         for job in jobs:
-            marker = json.loads(self.marker(job).read_bytes())
+            marker = self._content(job)
             if marker["shard_size"]:
                 shards[job.name] = marker["shard_size"]
             for name in ("clips", "bytes", "seconds"):
                 totals[name] += marker[name]
-            totals["rejects"] += len(marker["rejects"])
-        return totals, shards
+            rejects = self.rejects(job)
+            totals["rejects"] += len(rejects)
+            for reject in rejects:
+                digest.update(repr([reject.get(name) for name in REJECT_SCHEMA.names]).encode("utf-8", "backslashreplace"))
+        return totals, shards, digest.hexdigest()
 
-    def finish(self, jobs: Sequence[Job], totals: dict[str, Any], shards: dict[str, int]) -> None:
-        """Note that manifest and dataset.json cover these jobs."""
-        content = {"jobs": len(jobs), "totals": totals, "shards": shards}
+    def finish(self, jobs: Sequence[Job], totals: dict[str, Any], shards: dict[str, int], rejects: str) -> None:
+        """Note that manifest and dataset.json cover these jobs; `rejects` is their digest."""
+        content = {"jobs": len(jobs), "totals": totals, "shards": shards, "rejects": rejects}
         write_durably(self.root / "finished.json", json.dumps(content).encode())
 
     def marker(self, job: Job) -> Path:
@@ -239,6 +385,10 @@ class BuildState:
     def plans(self) -> list[Path]:
         """The plan files, oldest first."""
         return sorted(self.root.glob("plan-*.parquet"))
+
+    def first_plans(self) -> list[Path]:
+        """Those of requests that no earlier plan has."""
+        return [file for number, file in enumerate(self.plans()) if number not in self._repeated]
 
 
 def _digest(requests: pa.Table) -> str:

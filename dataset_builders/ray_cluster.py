@@ -6,12 +6,13 @@ again by Ray; jobs are idempotent, so that costs time and nothing else. Ray is a
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dataset_builders.jobs import BuildState, Hold, Job
+from dataset_builders.attempts import Progress, Tally
+from dataset_builders.jobs import Attempt, BuildState, Hold, Job
 from pipeline.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -22,8 +23,12 @@ RETRIES = 3  # of a task whose process or node died
 
 
 def encode_on_ray(
-    address: str, state: BuildState, jobs: list[Job], build: "Build", committed: Callable[[Job], None] = lambda job: None
-) -> None:
+    address: str,
+    state: BuildState,
+    attempts: Sequence[Attempt],
+    build: "Build",
+    committed: Callable[[Job], None] = lambda job: None,
+) -> Tally:
     """Turn every job into a shard and commit it; `committed` is told of each.
 
     Raises ValueError if there is no Ray, or no cluster at `address`.
@@ -33,36 +38,40 @@ def encode_on_ray(
         import ray
     except ImportError:
         raise ValueError("--ray needs the package ray: pip install 'tubecell[ray]'") from None
-    from dataset_builders.build import Progress
-
     where = {"num_cpus": usable_cores(), "include_dashboard": False} if address == "local" else {"address": address}
     environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
     try:
         ray.init(**where, runtime_env=environment, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         raise ValueError(f"--ray {address}: no cluster answers there ({error}); allowed are 'local' and HOST:PORT") from None
+    tally = Tally()
     try:
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(encode_one)
         alone = replace(build, limits=replace(build.limits, workers=1))
-        running = {task.remote(state.dataset, job, alone): job for job in jobs}
-        with Progress(jobs) as progress:
+        running = {task.remote(state.dataset, attempt, alone): attempt for attempt in attempts}
+        with Progress(attempts) as progress:
             while running:
                 done, _ = ray.wait(list(running), num_returns=1)
                 for reference in done:
-                    job = running.pop(reference)
-                    rejects = ray.get(reference)
-                    for _ in range(job.requests):
-                        progress.update(job.source, rejects)
-                    progress.rejected(job.source, rejects)
-                    committed(job)
+                    attempt = running.pop(reference)
+                    rejects, done = ray.get(reference)
+                    for _ in range(attempt.num_requests):
+                        progress.update(attempt.job.source, rejects)
+                    progress.rejected(attempt.job.source, rejects)
+                    tally.add(done)
+                    if done.changed:
+                        committed(attempt.job)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # what it would be without Ray
     finally:
         ray.shutdown()
+    return tally
 
 
-def encode_one(dataset: Path, job: Job, build: "Build") -> int:
-    """A Ray task: one shard. Returns the number of its rejects."""
+def encode_one(dataset: Path, attempt: Attempt, build: "Build") -> tuple[int, Tally]:
+    """A Ray task: one shard. Returns the number of its rejects, and what came of those that were tried again."""
     from dataset_builders.build import encode
 
     with BuildState(dataset, Hold.STARTER) as state:
-        encode(state, [job], build)
-        return state.totals([job])[0]["rejects"]
+        tally = encode(state, [attempt], build)
+        return len(state.rejects(attempt.job)), tally

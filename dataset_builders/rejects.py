@@ -1,5 +1,6 @@
 """Why an input was not taken: a closed list of reasons, and the exception that carries one with its detail."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -19,6 +20,25 @@ class Reason(StrEnum):
     CRASH = "crash"  # took the worker process down, or a fault in our own code
     ENCODE_FAILED = "encode_failed"  # FFmpeg could not encode it
     VERIFY_FAILED = "verify_failed"  # the finished clip does not decode to the frames that went in
+
+
+# trouble of the machine that day, as far as anyone can tell: another day, limit or program may take the file
+MACHINE = frozenset(
+    (Reason.UNREADABLE, Reason.TIMEOUT, Reason.OUT_OF_MEMORY, Reason.CRASH, Reason.ENCODE_FAILED, Reason.VERIFY_FAILED)
+)
+
+
+def retried(names: Sequence[str] | None) -> frozenset[Reason]:
+    """--retry REASON ... -> the reasons whose rejects are tried again; raises ValueError for one that is none."""
+    if names is None:
+        return MACHINE
+    if unknown := [name for name in names if name not in (*Reason, "all", "none")]:
+        raise ValueError(f"--retry {unknown[0]!r} is no reason of rejects; allowed are all, none, {', '.join(Reason)}")
+    if "none" in names:
+        if len(names) > 1:
+            raise ValueError(f"--retry {' '.join(names)}: none goes without others")
+        return frozenset()
+    return frozenset(Reason) if "all" in names else MACHINE | {Reason(name) for name in names}
 
 
 class RejectedError(Exception):

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from dataset_builders.build import Build, encode, open_store
 from dataset_builders.jobs import BuildState, Hold, Job
 from dataset_builders.recheck import failed_keys, one_line, recheck, repair
+from dataset_builders.retries import anew
 from dataset_builders.shard_checker import Fault
 from dataset_builders.store import Store, claim
 from pipeline.files import sync_directory
@@ -47,8 +48,8 @@ def repair_failures(build: Build, failures: Path) -> int:
         if not (state.dataset / "manifest.parquet").is_file():
             raise unfinished
         state.agree_on_options(build.options())
-        limit = int(build.limits.memory_limit)
-        findings = list(recheck(state.dataset, workers=build.limits.workers, keys=keys, memory_limit=limit))
+        limits = build.limits
+        findings = list(recheck(state.dataset, workers=limits.workers, keys=keys, memory_limit=limits.memory_limit))
         if not findings:
             print(f"{build.place}: the {len(keys)} clips are as they were built, and decode: nothing to repair")
             return 0
@@ -71,12 +72,12 @@ def make_anew(jobs: Sequence[Job], state: BuildState, build: Build, store: Store
     ):
         for plan in state.plans():
             shutil.copyfile(plan, aside.root / plan.name)
-        encode(aside, list(jobs), build)
+        encode(aside, [anew(state, job, exact=False) for job in jobs], build)
         for job in jobs:
             shard = f"shards/{job.name}.tar"
             filters = [("shard", "==", shard)]
             wanted = pq.read_table(state.dataset / "manifest.parquet", columns=[*HELD, "path"], filters=filters).to_pylist()
-            [(made, rejects)] = aside.parts([job])
+            [(made, rejects)] = aside.parts([job])  # without what was rejected when the shard was first made
             if why := difference(wanted, made.to_pylist(), rejects.to_pylist()):
                 print(f"left      {shard} as it is: made anew, {why}")
                 continue
