@@ -19,7 +19,7 @@ from dataset_builders.clips import Clip
 from dataset_builders.executors import Failure
 from dataset_builders.indexed_tars import IndexedClip
 from dataset_builders.jobs import Attempt, BuildState, Job
-from dataset_builders.rejects import Reason
+from dataset_builders.rejects import MACHINE, Reason
 from dataset_builders.writer import ShardWriter, tar_members
 from pipeline import files
 from pipeline.manifest import REJECT_SCHEMA
@@ -53,8 +53,10 @@ class Tally:
         number = self.taken + self.rejected.total()
         if not number:
             return ""
-        came = [f"{self.taken} taken now", *(f"{n} again {reason}" for reason, n in self.rejected.most_common())]
-        return f"{number} reject{'s' * (number > 1)} tried again: {', '.join(came)}"
+        came = [f"{self.taken} taken now"]
+        for reason, count in self.rejected.most_common():
+            came.append(f"{count} still {reason}" if reason in MACHINE else f"{count} rejected as {reason}")
+        return f"{number} earlier reject{'s' * (number > 1)} tried again: {', '.join(came)}"
 
 
 class Progress:

@@ -178,7 +178,7 @@ def say_complete(state: BuildState, build: Build, tally: Tally | None = None) ->
 
 def _say_tried(tally: Tally | None) -> None:
     if tally and (text := str(tally)):
-        print(f"again     {text}")
+        print(f"retried   {text}")
 
 
 def encode(

@@ -22,7 +22,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from dataset_builders.rejects import MACHINE, Reason, retried
 from dataset_builders.repair import repair_failures
 from dataset_builders.sources import KINDS, PLACES, VERSIONS, Source, make_source
 from pipeline import remote
+from pipeline.console import keep_talking
 from pipeline.files import cache_folder
 from pipeline.machine import usable_cores
 from pipeline.manifest import parse_sampling
@@ -73,9 +73,7 @@ def command(
     one_source: bool = False,
 ) -> int:
     """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
+    keep_talking()
     parser = arguments(description, kinds)
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()

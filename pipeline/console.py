@@ -35,6 +35,7 @@ def keep_talking(patience: float | None = None) -> None:
             os.fstat(descriptor)
             continue
         os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        os.set_inheritable(descriptor, True)  # nor in a process that is started later
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -47,3 +48,5 @@ def keep_talking(patience: float | None = None) -> None:
             binary = io.BufferedWriter(sink)
             text = io.TextIOWrapper(binary, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
             setattr(sys, name, text)
+        elif isinstance(stream, io.TextIOWrapper):  # ours already, or somebody's who listens in, such as a test
+            stream.reconfigure(errors="backslashreplace")
