@@ -195,9 +195,10 @@ def encode(
             raise ValueError(
                 f"shard {job.name} is not finished; name its source {job.source!r}, too, as in the build that began"
             )
-    os.environ["IMAGEIO_FFMPEG_EXE"] = ffmpeg_path()  # for the workers: each would search, and try it out
+    program = os.environ["IMAGEIO_FFMPEG_EXE"] = ffmpeg_path()  # for the workers: each would search, and try it out
+    ffmpeg_banner(program)
     if any(source.kind != "index" for source in build.sources):
-        try_here(ffmpeg_path(), build.encoding)
+        try_here(program, build.encoding)
     worker = Worker(os.fspath(state.dataset), os.fspath(state.root), build.encoding)
     limits = build.limits
 

@@ -52,11 +52,11 @@ class CommonFault:
         what = (request["source"], request["root"], reason) if reason in MACHINE else None
         if what != self._what:
             self._what, self._in_a_row, self._ask_at, self._asked = what, 0, IN_A_ROW, False
+            self._example = rejects[0] if rejects else {}
         self._of_job[0] += 1
         if what is None:
             return
         self._of_job[1] += 1
-        self._example = rejects[0]
         self._in_a_row += 1
         if self._in_a_row >= self._ask_at:
             self._ask()
@@ -79,17 +79,16 @@ class CommonFault:
         if reason not in (Reason.UNREADABLE, *ADVICE):
             return  # it lies with these files
         requests = self._others(source, root)
-        if reason is Reason.UNREADABLE and "member" not in (kinds := {request.kind for request in requests}):
+        if reason is Reason.UNREADABLE and not any(request.kind == "member" for request in requests):
             failed = [request for request in requests if not _opens(request)]
-            folder = os.fsdecode(self._roots[root])
-            advice = f" Is what holds {folder!r} mounted, and may it be read?" if kinds else ""
+            advice = f" Is what holds {os.fsdecode(self._roots[root])!r} mounted, and may it be read?"
         else:
-            requests = requests[:: -(-len(requests) // TRIED)]
+            requests = _spread(requests, TRIED)
             made = self._made(self._worker, requests)
             failed = [request for request, results in zip(requests, made, strict=True) if _reason(results) is reason]
             advice = ADVICE.get(reason, "")
         if IN_A_ROW <= len(requests) == len(failed):
-            raise ValueError(f"{source}: all of {len(failed)} files that were tried are {reason}, {example}.{advice} {again}")
+            raise ValueError(f"{source}: all {len(failed)} files that were tried fail: {reason}, {example}.{advice} {again}")
 
     def _trial(self) -> str:
         """Why not even our own clip can be made by a worker, within its limits; empty if it can."""
@@ -113,14 +112,17 @@ class CommonFault:
         tables = [pq.read_table(file) for file in self._state.first_plans()]
         requests = pa.concat_tables(tables)
         requests = requests.filter(pc.and_(pc.equal(requests["source"], source), pc.equal(requests["root"], root)))
-        rows = np.linspace(0, len(requests) - 1, min(OPENED, len(requests))).round().astype(int)
-        return list(clip_requests(requests.take(rows), self._roots))
+        return list(clip_requests(requests.take(_spread(range(len(requests)), OPENED)), self._roots))
 
 
 def clip_requests(requests: pa.Table, roots: Mapping[str, bytes]) -> Iterator[ClipRequest]:
     """Rows of a plan -> what workers are asked for."""
     for row in requests.drop_columns(["clips", "seconds"]).to_pylist():
         yield ClipRequest(folder=roots[row.pop("root")], **row)
+
+
+def _spread(items: Sequence[Any], number: int) -> list[Any]:
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int)]
 
 
 def _reason(results: list[Any]) -> Reason | None:

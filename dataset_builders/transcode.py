@@ -173,6 +173,8 @@ def encode(
             overwrite_output=True,
         )
         log = run_ffmpeg(command, (file.fileno(), target.fileno()))
+        if log.reading_failed and not isinstance(source, ImageFolder):
+            check_readable(file)
     if isinstance(source, ImageFolder):
         source.check(log)
     log.check(info.num_packets)
@@ -184,6 +186,16 @@ def encode(
         detail = f"{expected} frames decoded, {log.frames_encoded} encoded{log.said}"
         raise RejectedError(Reason.ENCODE_FAILED, detail)
     return log
+
+
+def check_readable(file: BinaryIO) -> None:
+    """Read a file to its end: FFmpeg takes what comes before an I/O error for all of it. Raises RejectedError(unreadable)."""
+    try:
+        file.seek(0)
+        while file.read(1 << 20):
+            pass
+    except OSError as error:
+        raise RejectedError(Reason.UNREADABLE, error.strerror or str(error)) from None
 
 
 def _reading(info: VideoInfo, timing: Timing) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from small_videos import make_video
+from some_unreadable import halfway, links, mount, real  # noqa: F401
 
 from dataset_builders import build_unlabeled_hybrid
 

@@ -2,79 +2,19 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from small_videos import make_video, tree
+from some_unreadable import NAMES, build
 
-from dataset_builders import build as building
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.executors import Failure
 from dataset_builders.rejects import MACHINE, Reason, retried
 from pipeline.manifest import Manifest, content_hash
 
-NAMES = [f"{number:02d}.mp4" for number in range(10)]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten small videos."""
-    folder: Path = tmp_path_factory.mktemp("real")
-    for number, name in enumerate(NAMES):
-        make_video(folder / name, "-c:v", "mpeg4", size="32x32", frames=17 + number)
-    return folder
-
-
-@pytest.fixture
-def folder(real: Path, tmp_path: Path) -> Path:
-    """Links to them, where a mount may be away."""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for name in NAMES:
-        (folder / name).symlink_to(tmp_path / "mount" / name)
-    return folder
-
-
-@pytest.fixture
-def mount(real: Path, tmp_path: Path):
-    """To call with the names that can be read from now on."""
-
-    def change(*names: str) -> None:
-        place = tmp_path / "mount"
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        for name in names:
-            os.link(real / name, place / name)
-
-    return change
-
-
-@pytest.fixture(autouse=True)
-def halfway(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, tuple[int, Failure]]:
-    """Requests are worked on in this process, one after the other (the pool has tests of its own), and there is no report.
-    To be filled: path -> (after how many results its worker does not come back, and what is said of that)."""
-    faults: dict[bytes, tuple[int, Failure]] = {}
-
-    def work(function, requests, *limits) -> Iterator[list | None]:
-        for request in requests:
-            results = list(function(request))
-            if request.path in faults:
-                number, failure = faults[request.path]
-                results = [*results[:number], failure]
-            yield results
-            yield None
-
-    monkeypatch.setattr(building, "map_ordered", work)
-    monkeypatch.setattr(building, "write_report", lambda dataset: dataset / "report.html")
-    return faults
-
-
-def build(out: Path | str, folder: Path, *more: object) -> int:
-    arguments = ["--folder", f"v={folder}", "--out", str(out), "--preset", "copy", "--clips-per-shard", "4"]
-    return build_unlabeled_hybrid.main([*arguments, *map(str, more)])
+pytestmark = pytest.mark.usefixtures("halfway")
 
 
 def rows_of(dataset: Path) -> list[dict]:
@@ -113,18 +53,18 @@ def forget_keys(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["", "older"])
-def test_links_dangle_and_are_mounted_later(older: bool, folder: Path, mount, tmp_path: Path, capsys) -> None:
+def test_links_dangle_and_are_mounted_later(older: bool, links: Path, mount, tmp_path: Path, capsys) -> None:
     dataset = tmp_path / "dataset"
     mount("00.mp4", "05.mp4", "09.mp4")
-    (folder / "notes.txt").write_text("no video")
-    assert build(dataset, folder) == 0
+    (links / "notes.txt").write_text("no video")
+    assert build(dataset, links) == 0
     assert "7 of these may lie with the machine: the same command tries them again" in capsys.readouterr().out
     first = tree(dataset)
     if older:
         forget_keys(dataset)
 
     mount("00.mp4", *NAMES[2:])
-    assert build(dataset, folder) == 0
+    assert build(dataset, links) == 0
     assert "7 earlier rejects tried again: 6 taken now, 1 still unreadable" in capsys.readouterr().out
     assert_sound(dataset, 9)
     rows = rows_of(dataset)
@@ -135,79 +75,81 @@ def test_links_dangle_and_are_mounted_later(older: bool, folder: Path, mount, tm
     assert Manifest(dataset, version=1).clip(2).key == rows[2]["key"]
 
     for _ in range(2):
-        assert build(dataset, folder) == 0
+        assert build(dataset, links) == 0
         assert "1 earlier reject tried again: 0 taken now, 1 still unreadable" in capsys.readouterr().out
     second, plans = tree(dataset), len(list((dataset / ".build").glob("plan-*")))
-    assert build(dataset, folder, "--retry", "none") == 0
+    assert build(dataset, links, "--retry", "none") == 0
     assert "is complete: 9 clips, 2 rejects; nothing to do" in capsys.readouterr().out
     assert tree(dataset) == second and len(list((dataset / ".build").glob("plan-*"))) == plans  # no plan for each attempt
 
     mount(*NAMES)
-    assert build(dataset, folder) == 0
+    assert build(dataset, links) == 0
     assert_sound(dataset, 10)
     assert rejects_of(dataset) == {"notes.txt": "not_video"}
-    assert build(dataset, folder) == 0
+    assert build(dataset, links) == 0
     assert "is complete: 10 clips, 1 rejects; nothing to do (--retry REASON" in capsys.readouterr().out
 
 
-def test_what_no_manifest_covers_comes_out_as_if_nothing_had_happened(folder: Path, mount, tmp_path: Path, capsys) -> None:
+def test_what_no_manifest_covers_comes_out_as_if_nothing_had_happened(links: Path, mount, tmp_path: Path, capsys) -> None:
     mount(*NAMES)
-    assert build(tmp_path / "undisturbed", folder) == 0
+    assert build(tmp_path / "undisturbed", links) == 0
     for older in (False, True):
         dataset = tmp_path / f"dataset-{older}"
         mount("00.mp4", "02.mp4", "09.mp4")
-        assert build(dataset, folder, "--job", "1/2") == 0
+        assert build(dataset, links, "--job", "1/2") == 0
         if older:
             forget_keys(dataset)
         mount(*NAMES)
         shard = (dataset / "shards" / "v-000000.tar").read_bytes()
-        assert build(dataset, folder, "--job", "1/2", "--retry", "none") == 0
+        assert build(dataset, links, "--job", "1/2", "--retry", "none") == 0
         assert (dataset / "shards" / "v-000000.tar").read_bytes() == shard
         capsys.readouterr()
-        assert build(dataset, folder, "--job", "1/2") == 0
+        assert build(dataset, links, "--job", "1/2") == 0
         assert "3 earlier rejects tried again: 3 taken now" in capsys.readouterr().out
-        assert build(dataset, folder, "--job", "2/2") == 0
-        assert build(dataset, folder, "--finish") == 0
+        assert build(dataset, links, "--job", "2/2") == 0
+        assert build(dataset, links, "--finish") == 0
         assert tree(dataset) == tree(tmp_path / "undisturbed")
 
 
-def test_shares_of_a_finished_dataset(folder: Path, mount, tmp_path: Path, capsys) -> None:
+def test_shares_of_a_finished_dataset(links: Path, mount, tmp_path: Path, capsys) -> None:
     dataset = tmp_path / "dataset"
     mount(*NAMES[3:8])
     for share in ("1/2", "2/2"):
-        assert build(dataset, folder, "--job", share) == 0
-    assert build(dataset, folder, "--finish") == 0
+        assert build(dataset, links, "--job", share) == 0
+    assert build(dataset, links, "--finish") == 0
     mount(*NAMES)
     for share in ("2/2", "1/2"):  # the first to come writes the plan, for all
-        assert build(dataset, folder, "--job", share) == 0
-    assert build(dataset, folder, "--finish") == 0
+        assert build(dataset, links, "--job", share) == 0
+    assert build(dataset, links, "--finish") == 0
     assert_sound(dataset, 10)
     assert not rejects_of(dataset)
     assert [version["rows"] for version in Manifest(dataset).versions] == [5, 10]
     assert len(list((dataset / ".build").glob("plan-*"))) == 2
 
 
-def test_other_reasons_are_tried_again_when_asked(folder: Path, mount, tmp_path: Path, capsys) -> None:
+def test_other_reasons_are_tried_again_when_asked(links: Path, mount, tmp_path: Path, capsys) -> None:
     dataset = tmp_path / "dataset"
     mount(*NAMES)
-    assert build(dataset, folder, "--min-frames", "19") == 0
+    assert build(dataset, links, "--min-frames", "19") == 0
     assert set(rejects_of(dataset).values()) == {"too_short"}
-    assert build(dataset, folder, "--min-frames", "19") == 0
+    assert build(dataset, links, "--min-frames", "19") == 0
     assert "nothing to do" in capsys.readouterr().out
-    (folder / "00.mp4").unlink()
-    make_video(folder / "00.mp4", size="32x32", frames=30)  # the same name, another file
-    assert build(dataset, folder, "--min-frames", "19", "--retry", "damaged", "too_short") == 0
+    (links / "00.mp4").unlink()
+    make_video(links / "00.mp4", size="32x32", frames=30)  # the same name, another file
+    assert build(dataset, links, "--min-frames", "19", "--retry", "damaged", "too_short") == 0
     assert "2 earlier rejects tried again: 1 taken now, 1 rejected as too_short" in capsys.readouterr().out
     assert_sound(dataset, 9)
-    assert build(dataset, folder, "--retry", "old_ffmpeg") == 2
-    assert "--retry 'old_ffmpeg' is no reason of rejects; allowed are all, none, unreadable, not_video" in capsys.readouterr().err
-    assert build(dataset, folder, "--retry", "all", "--repair", tmp_path) == 2
+    assert build(dataset, links, "--retry", "old_ffmpeg") == 2
+    assert (
+        "--retry 'old_ffmpeg' is no reason of rejects; allowed are all, none, unreadable, not_video" in capsys.readouterr().err
+    )
+    assert build(dataset, links, "--retry", "all", "--repair", tmp_path) == 2
     assert "--repair goes without" in capsys.readouterr().err
     assert retried(None) == retried(["timeout"]) == MACHINE and retried(["all"]) == {*Reason} and not retried(["none"])
 
 
-def cut(out: Path, folder: Path, *more: object) -> int:
-    arguments = ["--folder", f"v={folder}", "--out", str(out), "--preset", "mjpeg", "--max-seconds", "1", "--min-frames", "5"]
+def cut(out: Path, links: Path, *more: object) -> int:
+    arguments = ["--folder", f"v={links}", "--out", str(out), "--preset", "mjpeg", "--max-seconds", "1", "--min-frames", "5"]
     return build_unlabeled_hybrid.main([*arguments, *map(str, more)])
 
 
@@ -238,19 +180,19 @@ def test_the_rest_of_a_file_that_failed_halfway(tmp_path: Path, halfway, capsys)
     assert [(row["key"], row["content_hash"]) for row in rows] == [(whole[i]["key"], whole[i]["content_hash"]) for i in order]
 
 
-def test_a_lost_shard_gets_the_clips_that_it_had(folder: Path, mount, tmp_path: Path, capsys) -> None:
+def test_a_lost_shard_gets_the_clips_that_it_had(links: Path, mount, tmp_path: Path, capsys) -> None:
     """Not those that could not be read when it was made, and now can: they have shards of their own, or will have."""
     dataset = tmp_path / "dataset"
     mount("00.mp4", "01.mp4", "05.mp4", "06.mp4", "09.mp4")
-    assert build(dataset, folder) == 0
+    assert build(dataset, links) == 0
     mount(*NAMES[:7], "09.mp4")
-    assert build(dataset, folder) == 0  # 02, 03, 04 follow; 07 and 08 are missing
+    assert build(dataset, links) == 0  # 02, 03, 04 follow; 07 and 08 are missing
     before = tree(dataset)
     mount(*NAMES)
     for lost in (["shards/v-000000.tar"], ["shards/v-000001.tar", ".build/done/v-000001.json", ".build/done/v-000001.parquet"]):
         for name in lost:
             (dataset / name).unlink()
-        assert build(dataset, folder, "--retry", "none") == 0
+        assert build(dataset, links, "--retry", "none") == 0
         after = tree(dataset)
         assert {name: after[name] for name in before if name.startswith(("shards/", "manifest"))} == {
             name: before[name] for name in before if name.startswith(("shards/", "manifest"))
@@ -261,19 +203,19 @@ def test_a_lost_shard_gets_the_clips_that_it_had(folder: Path, mount, tmp_path: 
     (tmp_path / "failures.jsonl").write_text(json.dumps({"key": rows[0]["key"]}) + "\n" + json.dumps({"key": rows[5]["key"]}))
     for row in (rows[0], rows[5]):
         (dataset / row["shard"]).unlink()
-    assert build(dataset, folder, "--repair", tmp_path / "failures.jsonl") == 0
+    assert build(dataset, links, "--repair", tmp_path / "failures.jsonl") == 0
     assert capsys.readouterr().out.count("repaired") == 2
     assert {name: tree(dataset)[name] for name in before if name.startswith("shards/")} == {
         name: before[name] for name in before if name.startswith("shards/")
     }
-    assert build(dataset, folder) == 0
+    assert build(dataset, links) == 0
     assert_sound(dataset, 10)
 
     (dataset / "shards" / "v-000000.tar").unlink()
     mount("00.mp4")
-    assert build(dataset, folder) == 2  # and nothing is noted: once it is mounted, it can be made
+    assert build(dataset, links) == 2  # and nothing is noted: once it is mounted, it can be made
     assert "clip 01-" in (error := capsys.readouterr().err) and "is missing: unreadable, No such file" in error
     assert not (dataset / "shards" / "v-000000.tar").exists()
     mount(*NAMES)
-    assert build(dataset, folder) == 0
+    assert build(dataset, links) == 0
     assert_sound(dataset, 10)
