@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,8 +12,12 @@ from some_unreadable import NAMES, build
 
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.executors import Failure
+from dataset_builders.jobs import BuildState
+from dataset_builders.plan import SourcePlan, assemble, dropped_table, requests_table
 from dataset_builders.rejects import MACHINE, Reason, retried
-from pipeline.manifest import Manifest, content_hash
+from pipeline import files
+from pipeline.manifest import SCHEMA, Manifest, content_hash
+from tests.pipeline.s3_server import BUCKET, S3Server
 
 pytestmark = pytest.mark.usefixtures("halfway")
 
@@ -219,3 +224,92 @@ def test_a_lost_shard_gets_the_clips_that_it_had(links: Path, mount, tmp_path: P
     mount(*NAMES)
     assert build(dataset, links) == 0
     assert_sound(dataset, 10)
+
+
+def test_behind_a_url(links: Path, mount, tmp_path: Path, s3: S3Server, capsys, monkeypatch) -> None:
+    """The shard to be filled up was uploaded from a machine that is gone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    mount(*NAMES)
+    assert build(tmp_path / "undisturbed", links) == 0
+    url = f"s3://{BUCKET}/retries/dataset"
+    mount("00.mp4", "02.mp4", "08.mp4")
+    for share in ("1/2", "2/2"):
+        assert build(url, links, "--work", tmp_path / "a", "--job", share) == 0
+    mount(*NAMES[:9])
+    for share in ("1/2", "2/2"):
+        assert build(url, links, "--work", tmp_path / share[0], "--job", share) == 0
+    assert build(url, links, "--work", tmp_path / "b", "--finish") == 0
+    names = [name for name in files.listed(url) if name.startswith(("shards/v-000000", "shards/v-000001"))]
+    assert len(names) == 4
+    for name in names:
+        assert files.read(f"{url}/{name}") == (tmp_path / "undisturbed" / name).read_bytes()
+    assert not list((tmp_path / "1" / "shards").iterdir())
+    capsys.readouterr()
+    for expected in ("0 taken now, 1 still unreadable", "1 taken now", "nothing to do"):
+        assert build(url, links, "--work", tmp_path / expected[0]) == 0
+        assert expected in capsys.readouterr().out
+        mount(*NAMES)
+    assert [version["rows"] for version in Manifest(url).versions] == [9, 10]
+    assert {row["path"] for row in rows_of(files.fetch_manifest(url))} == {os.fsencode(name) for name in NAMES}
+
+
+def test_members_of_tars_are_tried_again_where_they_lie(links: Path, mount, tmp_path: Path, capsys) -> None:
+    mount(*NAMES)
+    assert build(tmp_path / "clips", links) == 0
+    tars = [tmp_path / f"v-00000{number}.tar" for number in range(3)]
+    for tar in tars:
+        shutil.copyfile(tmp_path / "clips" / "shards" / tar.name, tar)
+    whole = tars[0].read_bytes()
+    row = rows_of(tmp_path / "clips")[1]
+    tars[0].write_bytes(whole[: row["offset"]] + bytes(row["size"]) + whole[row["offset"] + row["size"] :])
+    dataset = tmp_path / "dataset"
+    arguments = ["--index", f"own={tmp_path}/v-00000{{0..2}}.tar", "--out", str(dataset)]
+    assert build_unlabeled_hybrid.main(arguments) == 0
+    assert len(rows_of(dataset)) == 9
+    tars[0].write_bytes(whole)
+    assert build_unlabeled_hybrid.main([*arguments, "--retry", "all"]) == 0
+    assert "1 earlier reject tried again: 1 taken now" in capsys.readouterr().out
+    rows = rows_of(dataset)
+    assert (rows[9]["shard"], rows[9]["offset"], rows[9]["content_hash"]) == (str(tars[0]), row["offset"], row["content_hash"])
+    for job in ("own-000000", "own-000001"):
+        (dataset / ".build" / "done" / f"{job}.json").unlink()
+        (dataset / ".build" / "finished.json").unlink(missing_ok=True)
+        assert build_unlabeled_hybrid.main(arguments) == 0
+        assert rows_of(dataset) == rows and not pq.read_table(dataset / "rejects.parquet").num_rows
+
+
+def test_what_older_markers_may_mean(tmp_path: Path) -> None:
+    """Their rejects do not name the request: of several parts of a file all that could be meant are tried again."""
+    columns = {"source": "v", "root": "v", "path": [b"film"] * 4 + [b"other"], "kind": "video", "split": "train"}
+    columns |= {"sampling": "stride:4", "start": [0.0, 10.0, 20.0, 30.0, None], "end": [10.0, 20.0, 30.0, 40.0, None]}
+    plan = assemble({"v": SourcePlan(requests=requests_table(columns), dropped=dropped_table({}, 0))}, 60)
+    keys = plan.requests["key"].to_pylist()
+    with BuildState(tmp_path) as state:
+        state.extend(plan, {"sources": {}}, 100)
+        [job] = state.jobs
+        row = dict.fromkeys(SCHEMA.names) | {"key": keys[1], "size": 1, "duration": 1.0}
+        common = {"root": "v", "source": "v", "split": "train", "source_id": None, "detail": ""}
+        rejects = [
+            {**common, "path": b"film", "start": 0.0, "end": 10.0, "reason": "damaged"},
+            {**common, "path": b"film", "start": 33.0, "end": 34.0, "reason": "verify_failed"},
+            {**common, "path": b"film", "reason": "timeout"},
+            {**common, "path": b"other", "reason": "unreadable"},
+        ]
+        state.commit(job, [row], rejects, 1)
+        found = state.rejected_requests(job, state.rejects(job))
+        assert found == [{keys[0]}, {keys[3]}, {keys[0], keys[2], keys[3]}, {keys[4]}]
+
+
+@pytest.mark.slow
+def test_on_ray(links: Path, mount, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("ray")
+    mount("00.mp4", "05.mp4", "09.mp4")
+    assert build(tmp_path / "dataset", links, "--ray", "local") == 0
+    mount(*NAMES)
+    assert build(tmp_path / "dataset", links, "--ray", "local") == 0
+    assert "7 earlier rejects tried again: 7 taken now" in capsys.readouterr().out
+    assert_sound(tmp_path / "dataset", 10)
+    mount()
+    assert build(tmp_path / "away", links, "--ray", "local") == 2
+    told = capsys.readouterr().err
+    assert "all 10 files that were tried fail: unreadable" in told and told.count("\n") == 1
