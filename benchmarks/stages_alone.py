@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.crew import Crew
 from pipeline.colour import RgbConverter, region_around
-from pipeline.decode import ClipRequest, DecodeError, decode_frames, decode_libav, open_clip
+from pipeline.decode import ClipRequest, DecodeError, decode_frames, decode_libav, open_clip, packets_of
 from pipeline.manifest import Manifest
 from pipeline.remote import is_url
 from pipeline.resize import crop_resizer
@@ -165,7 +165,7 @@ def _walk(clip: Prepared, decoding: bool) -> None:
         stream.thread_type = "NONE"
         if clip.start_pts:
             container.seek(clip.start_pts, stream=stream, backward=True)
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             if decoding:
                 if any(frame.pts is not None and frame.pts >= clip.last_pts for frame in packet.decode()):
                     break

@@ -16,7 +16,7 @@ import av.video
 
 from dataset_builders.frame_rate import frame_rate, grid_origin
 from dataset_builders.rejects import Reason, RejectedError
-from pipeline.decode import is_hidden
+from pipeline.decode import is_hidden, packets_of
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # of AVCOL_SPC_*
 
@@ -144,7 +144,7 @@ def _probe(container: av.container.InputContainer, start: float | None, end: flo
     frame: av.VideoFrame | None = None
     times: list[int | None] = []
     last_duration, exact = 0, container.format.name != "avi"
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if packet.size and not packet.is_discard and not is_hidden(stream.codec.canonical_name, packet):
             times.append(packet.pts if packet.pts is not None else packet.dts)
             last_duration, exact = packet.duration or 0, exact and packet.pts is not None
@@ -219,7 +219,7 @@ def _seek_target(container: av.container.InputContainer, start: float) -> float:
             break
         try:
             container.seek(round(target * av.time_base))
-            packet = next(p for p in container.demux(stream) if p.size)
+            packet = next(p for p in packets_of(container, stream) if p.size)
         except (av.error.FFmpegError, StopIteration):
             continue
         time = packet.pts if packet.pts is not None else packet.dts

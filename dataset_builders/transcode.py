@@ -28,6 +28,7 @@ from dataset_builders.image_folder import ImageFolder
 from dataset_builders.presets import ENCODERS, EncodeOptions
 from dataset_builders.probe import OFF, VideoInfo, open_file
 from dataset_builders.rejects import Reason, RejectedError
+from pipeline.decode import packets_of
 
 # bicubic is swscale's usual choice; the rest makes its result the same on every CPU
 SCALER = "bicubic+accurate_rnd+full_chroma_int+bitexact"
@@ -234,7 +235,7 @@ def cut(file: BinaryIO, places: Sequence[int]) -> Iterator[Piece]:
     """Copy the packets of an MP4 file of single frames in order, each a packet, into MP4 files that begin at `places`."""
     with av.open(f"/proc/self/fd/{file.fileno()}", metadata_errors="replace") as whole:
         stream = whole.streams.video[0]
-        packets = (packet for packet in whole.demux(stream) if packet.size)
+        packets = (packet for packet in packets_of(whole, stream) if packet.size)
         for number, (first, end) in enumerate(pairwise(places)):
             with os.fdopen(os.memfd_create("clip"), "r+b") as target:
                 with av.open(f"/proc/self/fd/{target.fileno()}", "w", format="mp4", options=MUXING) as container:

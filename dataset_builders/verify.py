@@ -21,6 +21,7 @@ import av
 from dataset_builders.frame_rate import frame_rate
 from dataset_builders.probe import matrix_name, open_container, video_stream
 from dataset_builders.rejects import Reason, RejectedError
+from pipeline.decode import packets_of
 
 IDR = {"h264": {5}, "hevc": {16, 17, 18, 19, 20}}  # NAL unit types after which nothing refers back: IDR; BLA and IDR
 
@@ -67,7 +68,7 @@ def _verify(container: av.container.InputContainer) -> VerifiedClip:
     shown: list[int | None] = []  # time stamps of the frames, in the order of display
     packets: list[tuple[int | None, bool]] = []  # time stamp and whether decoding can start there, in the file's order
     failed, corrupt, first = 0, 0, None
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if packet.size:
             packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
         try:

@@ -9,7 +9,7 @@ ever guessed, repeated or left black. The R views share one decode.
 import io
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -119,6 +119,16 @@ def open_clip(data: bytes, careful: bool = False) -> av.container.InputContainer
     return av.open(io.BytesIO(data), "r", metadata_errors="replace")
 
 
+def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of a stream, then an empty one, for any reader that may leave before the end.
+
+    PyAV's own generator (18.1) does not clean up when it is dropped, only when it is closed, which `yield from` does. What it
+    reads into, 144 bytes, would stay behind; and with such a crumb in each of the heap's holes, a process that decodes grew by
+    3.8 kB a clip.
+    """
+    yield from container.demux(stream)
+
+
 def _is_in_order(data: bytes) -> bool:
     """Whether it is an mp4 as `h264-fast` makes them: its index first, H.264, no offsets between decoding and display."""
     if data[4:8] != b"ftyp":
@@ -173,7 +183,7 @@ def decode_each(
             else []
         )
         lap = opened = clock()
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             if starts and packet.pts is not None and bisect_right(starts, packet.pts) not in needed:
                 continue
             decoded = packet.decode()
@@ -216,7 +226,7 @@ def _time_stamps(clip: Clip, container: av.container.InputContainer, stream: av.
     codec = stream.codec_context.name
     stamps = sorted(
         packet.pts
-        for packet in container.demux(stream)
+        for packet in packets_of(container, stream)
         if packet.pts is not None and not packet.is_discard and not is_hidden(codec, packet)
     )
     container.seek(stamps[0] if stamps else 0, stream=stream, backward=True)

@@ -17,7 +17,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from pipeline.decode import ClipRequest, DecodeError, Failure, is_hidden
+from pipeline.decode import ClipRequest, DecodeError, Failure, is_hidden, packets_of
 from pipeline.manifest import Clip
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")  # of the wheels since 2.1.1
@@ -139,7 +139,7 @@ def _time_stamps(clip: Clip, data: bytes, kind: str) -> np.ndarray:
     if clip.pts_step:
         return clip.pts_start + clip.pts_step * np.arange(clip.num_frames)
     with _open(data) as container:
-        packets = container.demux(_video_stream(container, kind))
+        packets = packets_of(container, _video_stream(container, kind))
         shown = (p for p in packets if p.size and not p.is_discard and not is_hidden(clip.codec, p))
         return np.array(sorted(packet.pts for packet in shown if packet.pts is not None))
 
@@ -155,7 +155,7 @@ def _packets(
     if start:
         container.seek(first, stream=stream, backward=True)
     packets: list[av.Packet] = []
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if not packet.size:
             continue
         if packet.pts is None:

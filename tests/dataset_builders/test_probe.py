@@ -3,11 +3,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from small_videos import make_video, run_ffmpeg
+from small_videos import X264, make_video, run_ffmpeg
 
 from dataset_builders.frame_rate import frame_rate
 from dataset_builders.probe import probe
 from dataset_builders.rejects import Reason, RejectedError
+from tests.heap import left_behind
 
 
 def rejection(path: Path) -> RejectedError:
@@ -110,3 +111,8 @@ def test_a_playlist_cannot_pull_in_other_files(tmp_path: Path) -> None:
     )
     for name in ("list.mp4", "list.m3u8"):
         assert rejection(tmp_path / name).reason is Reason.NOT_VIDEO, name
+
+
+def test_probing_a_window_leaves_nothing_in_the_heap(tmp_path: Path) -> None:
+    path = os.fsencode(make_video(tmp_path / "x.mp4", *X264, "-g", "10", frames=90))
+    assert left_behind(lambda: probe(path, 1.0, 1.5)) < 50

@@ -1,4 +1,6 @@
 import io
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from pipeline import decode
 from pipeline.decode import ClipRequest, DecodeError, Failure, decode_each, decode_frames, decode_libav
 from pipeline.manifest import Clip
 from pipeline.stage_meters import ClipMeter
+from tests.heap import left_behind
 from tests.pipeline.encoding import HEIGHT, WIDTH, encode, numbered_frame, read_number
 
 FRAMES = 50
@@ -215,3 +218,22 @@ def test_groups_without_a_wanted_frame_are_not_decoded(name: str, options: dict[
     assert numbers(decode_frames(clip, data, np.array([1, 33, 49]))) == [1, 33, 49]
     decode_each(clip, data, np.array([1, 33, 49]), lambda place, rows: None, meter)
     assert meter.frames_decoded == decoded
+
+
+def test_a_clip_leaves_nothing_in_the_heap() -> None:
+    """However it ends: at the last wanted frame, with a damaged packet, or with a frame that is not there."""
+    data = encode(NUMBERED, options={"bf": "0"})
+    uneven = encode(NUMBERED, container="matroska", stamps=[i + i // 5 for i in range(FRAMES)])
+    views, whole = np.empty((1, 2, 32, 32, 3), np.uint8), np.array([[0, 0, WIDTH, HEIGHT]])
+
+    def attempt(clip: Clip, data: bytes, *frames: int) -> Callable[[], None]:
+        def once() -> None:
+            with suppress(DecodeError):
+                decode_libav(ClipRequest(clip, data, np.array(frames), whole), views)
+
+        return once
+
+    damaged = data[: len(data) // 2] + bytes(len(data) // 2)
+    for clip, bits, last in ((facts(data), data, 30), (facts(uneven), uneven, 30), (facts(data), damaged, FRAMES - 1)):
+        assert left_behind(attempt(clip, bits, 2, last)) < 50
+    assert left_behind(attempt(replace(facts(data), num_frames=FRAMES + 2), data, 2, FRAMES + 1)) < 50

@@ -13,6 +13,7 @@ import pytest
 from pipeline.decode import ClipRequest, decode_frames
 from pipeline.manifest import Clip
 from pipeline.trim import TrimmedClip, UnsupportedClipError, can_decode, pack, trim, unpack
+from tests.heap import left_behind
 from tests.pipeline.encoding import HEIGHT, WIDTH, describe, encode, encode_vp9_with_hidden_frames, numbered_frame, read_number
 
 FRAMES = 50
@@ -144,3 +145,8 @@ def test_a_trimmed_clip_through_memory(vp9: bytes) -> None:
         assert sum(1 for _ in container.decode(video=0)) >= 9
     with pytest.raises(UnsupportedClipError, match=f"takes {size} bytes, more than the 100 of its views"):
         pack(trimmed, np.zeros(100, np.uint8))
+
+
+def test_trimming_leaves_nothing_in_the_heap(vp9: bytes) -> None:
+    clip = describe(vp9, "vp9")
+    assert left_behind(lambda: trim(request(clip, vp9, 11, 14))) < 50
