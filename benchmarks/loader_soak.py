@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Does the loader grow? Memory, open files and threads of trainer and decoding process over many batches.
+"""Does the loader grow? Memory, open files and threads of the trainer, its sidecar and every decoding process, clip by clip.
 
-    python benchmarks/loader_soak.py [--batches 10000] [--data DATASET] [--json soak.json]
+    python benchmarks/loader_soak.py [--clips 100000] [--data DATASET] [--json soak.json]
 
-Small batches of generated clips, so that 10,000 take minutes; one clip in twelve is made to fail, and the decoding process is
-killed a few times first, because that is where leaks hide. Exit code 1 if something grows.
+Every decoding process decodes so many clips, of many sizes, lengths and rates, because holes of one size in a heap are filled
+again; nobody gives memory back for the measurement's sake. A line is fitted to the anonymous memory of each process over the
+second half of its clips, and its slope is the verdict. One clip in twelve is made to fail, and the sidecar is killed a few
+times first, because that is where leaks hide. Exit code 1 if something grows.
 """
 
 import sys
@@ -15,9 +17,10 @@ sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HER
 
 import gc
 import json
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
@@ -26,68 +29,89 @@ import psutil
 import tyro
 from tqdm import tqdm
 
-from benchmarks.generated_dataset import generated_dataset
-from benchmarks.results import check_json
-from pipeline.decode import ClipRequest, DecodeError, Failure, decode_libav
+from benchmarks.generated_dataset import varied_dataset
+from benchmarks.results import check_json, describe_machine
+from benchmarks.soak_decoder import CountingDecoder
+from pipeline.decode import Decoder
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
 
-RECIPE = SamplingRecipe(views_per_step=4, views_per_clip=4, num_frames=4, input_size=64, patch_size=16)
-LOOKS = 50  # at the processes
+RECIPE = SamplingRecipe(views_per_step=16, views_per_clip=2, num_frames=4, input_size=128, patch_size=16)
+LOOKS = 100  # at the processes, so many times
+FEWEST_CLIPS = 100
 BETWEEN_KILLS = 30  # batches
-WARM_UP = 30.0  # seconds at most, in which the number of threads and the ring are to settle
-MEMORY_GROWTH = 16 << 20  # bytes of anonymous memory from the first half of the looks to the second; allocators breathe
-BAD_EVERY = 12  # clips
-KINDS = ("trainer", "sidecar", "workers")  # the last are all that it has forked
+SLOPE = 50.0  # bytes of anonymous memory a clip, at most
+STEP = 1 << 20  # bytes, in which allocators take memory: as much may come in the second half of a short soak
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """How long, and on what."""
 
-    batches: Annotated[int, tyro.conf.arg(help="To take, at least 200.")] = 10_000
-    data: Annotated[Path | None, tyro.conf.arg(help="A dataset; by default 64 generated clips in data/throughput.")] = None
-    kills: Annotated[int, tyro.conf.arg(help="Of the decoding process, before the batches that count.")] = 3
+    clips: Annotated[int, tyro.conf.arg(help=f"That every decoding process decodes, at least {FEWEST_CLIPS}.")] = 100_000
+    data: Annotated[Path | None, tyro.conf.arg(help="A dataset; by default 48 generated clips in data/soak.")] = None
+    workers: Annotated[int, tyro.conf.arg(help="Decoding processes.")] = 2
+    kills: Annotated[int, tyro.conf.arg(help="Of the sidecar, before the clips that count.")] = 3
     json: Annotated[Path | None, tyro.conf.arg(help="File for all that was seen, and the verdict.")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one process, or several of a kind, held after so many batches."""
+    """What a process held after so many clips."""
 
-    batches: int
     process: str
-    own_bytes: int  # anonymous memory: without the ring, which both have, and without files
+    clips: int  # that it has decoded; of one that does not decode, that the trainer was given
+    own_bytes: int  # anonymous memory: without the ring, which all have, and without files
     rss_bytes: int
     descriptors: int
     threads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """Of the anonymous memory of a process over the second half of its looks, in bytes a clip."""
+
+    process: str
+    clips: int
+    slope: float
+    limit: float  # SLOPE; more where so few clips show no less
+
+    def __str__(self) -> str:
+        seen = "" if self.limit == SLOPE else f", so few clips show no less than {self.limit:.0f}"
+        return f"{self.process} grows by {self.slope:.0f} bytes a clip, over {self.clips} clips{seen}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if nothing grew, 1 if something did, 2 if it cannot be as asked."""
     options = tyro.cli(Options, args=arguments, description=__doc__)
-    if options.batches < 200:
-        print(f"loader_soak: --batches {options.batches}: fewer than 200 say nothing about growth", file=sys.stderr)
+    if options.clips < FEWEST_CLIPS or options.workers < 1:
+        print(
+            f"loader_soak: --clips {options.clips} --workers {options.workers}: fewer than {FEWEST_CLIPS} clips say nothing "
+            "about growth, and at least one process has to decode",
+            file=sys.stderr,
+        )
         return 2
     try:
         check_json(options.json)
-        looks, facts = soak(options.data or generated_dataset(), options.batches, options.kills)
+        looks, facts = soak(options.data or varied_dataset(), options.clips, options.workers, options.kills)
     except (ValueError, RuntimeError) as error:
         print(f"loader_soak: {error}", file=sys.stderr)
         return 2
-    growth = grown(looks)
-    for process in KINDS:
-        last = [look for look in looks if look.process == process][-1]
+    fitted, growth = slopes(looks), grown(looks)
+    for line in fitted:
+        last = [look for look in looks if look.process == line.process][-1]
         print(
-            f"{process:8} {last.own_bytes / 2**20:6.0f} MiB of its own, {last.rss_bytes / 2**20:.0f} with what it shares, "
-            f"{last.descriptors} open files, {last.threads} threads after {last.batches} batches"
+            f"{line.process:<16} {line.slope:8.1f} bytes a clip, {last.own_bytes / 2**20:6.1f} MiB of its own after "
+            f"{last.clips} clips, {last.rss_bytes / 2**20:.0f} with what it shares, {last.descriptors} open files, "
+            f"{last.threads} threads"
         )
-    print(f"{facts['batches_per_second']:.0f} batches/s, {facts['failures']} clips failed; {facts['tuning']}")
-    print("; ".join(growth) if growth else "nothing grows")
+    print(f"{facts['clips_per_second']:.0f} clips/s, {facts['failures']} failed; {facts['tuning']}")
+    print("; ".join(growth) if growth else f"nothing grows by more than {max(line.limit for line in fitted):.0f} bytes a clip")
     if options.json:
         report = {
             "verdict": "grows" if growth else "steady",
             "growth": growth,
+            "slopes": [asdict(line) for line in fitted],
             **facts,
             "looks": [asdict(look) for look in looks],
         }
@@ -95,67 +119,82 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if growth else 0
 
 
-def decode(request: ClipRequest, views: np.ndarray) -> None:
-    """libav, except for a clip that always fails."""
-    if request.clip.row % BAD_EVERY == BAD_EVERY - 1:
-        raise DecodeError(Failure.DAMAGED, "made to fail")
-    decode_libav(request, views)
-
-
-def soak(dataset: Path, batches: int, kills: int) -> tuple[list[Look], dict[str, object]]:
-    """Take so many batches; returns what was seen, and a few facts."""
-    from benchmarks.loader_soak import decode  # by this name the decoding process finds it, also when this is the main program
-
+def soak(
+    dataset: Path, clips: int, workers: int, kills: int, make_decoder: Callable[[Path], Decoder] = CountingDecoder
+) -> tuple[list[Look], dict[str, object]]:
+    """Take batches until every process has decoded so many clips, or Ctrl-C; returns what was seen, and a few facts."""
     looks: list[Look] = []
-    with closing(ClipLoader(dataset, RECIPE, decoder=decode, max_failure_share=0.3)) as loader:
-        for _ in range(kills):
-            for _ in range(BETWEEN_KILLS):
-                next(loader)
-            loader._process.kill()
-        warm = time.monotonic() + WARM_UP
-        while not loader.tuning.settled and time.monotonic() < warm:
-            next(loader)
-        for _ in range(BETWEEN_KILLS):
-            next(loader)
-        began = time.perf_counter()
-        for number in tqdm(range(1, batches + 1), unit="batch", disable=None, leave=False):
-            next(loader)
-            if number % (batches // LOOKS) == 0:
-                gc.collect()
-                sidecar = psutil.Process(loader._process.pid)
-                groups = ([psutil.Process()], [sidecar], sidecar.children(recursive=True))
-                looks += [look(number, name, group) for name, group in zip(KINDS, groups, strict=True)]
-        facts = {
-            "batches": batches,
-            "batches_per_second": batches / (time.perf_counter() - began),
-            "failures": len(loader.failures),
-            "kills": kills,
-            "tuning": str(loader.tuning),
-        }
+    with tempfile.TemporaryDirectory() as folder:
+        decoder = make_decoder(Path(folder))
+        with closing(ClipLoader(dataset, RECIPE, workers=workers, decoder=decoder, max_failure_share=0.3)) as loader:
+            for _ in range(kills):
+                for _ in range(BETWEEN_KILLS):
+                    next(loader)
+                loader._process.kill()
+            began, taken, fewest = time.perf_counter(), 0, 0
+            with suppress(KeyboardInterrupt), tqdm(total=clips, unit="clip", disable=None, leave=False) as bar:
+                while fewest < clips:
+                    for _ in range(-(-clips * workers // (LOOKS * loader.clips))):
+                        next(loader)
+                        taken += loader.clips
+                    gc.collect()
+                    seen = list(look(loader._process.pid, taken, Path(folder)))
+                    looks += seen
+                    before, fewest = fewest, min(look.clips for look in seen if look.process.startswith("decoder"))
+                    bar.update(fewest - before)
+            facts = {
+                "machine": describe_machine(),
+                "dataset": len(loader.manifest),
+                "recipe": asdict(RECIPE),
+                "clips_per_second": taken / (time.perf_counter() - began),
+                "failures": loader.num_failures,
+                "kills": kills,
+                "tuning": str(loader.tuning),
+            }
     return looks, facts
 
 
-def look(batches: int, name: str, processes: Sequence[psutil.Process]) -> Look:
-    """All of them together."""
-    memory: dict[str, int] = {"RssAnon": 0, "VmRSS": 0}
-    for process in processes:
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
-        memory = {field: before + (int(status[field].split()[0]) << 10) for field, before in memory.items()}
-    descriptors, threads = (sum(getattr(process, what)() for process in processes) for what in ("num_fds", "num_threads"))
-    return Look(batches, name, memory["RssAnon"], memory["VmRSS"], descriptors, threads)
+def look(sidecar: int, taken: int, counts: Path) -> Iterator[Look]:
+    """At all of a loader's processes; `counts` holds the files of `CountingDecoder`."""
+    beside = psutil.Process(sidecar)
+    yield _look("trainer", psutil.Process(), taken)
+    yield _look("sidecar", beside, taken)
+    for server in beside.children():
+        yield _look("fork server", server, taken)
+        for decoder in server.children():
+            if (file := counts / str(decoder.pid)).exists():
+                yield _look(f"decoder {decoder.pid}", decoder, file.stat().st_size)
 
 
-def grown(looks: list[Look]) -> list[str]:
-    """What grows, in words: the second half of the looks against the first, by medians."""
-    findings = []
-    for process in KINDS:
+def _look(name: str, process: psutil.Process, clips: int) -> Look:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    own, all_of_it = (int(status[field].split()[0]) << 10 for field in ("RssAnon", "VmRSS"))
+    return Look(name, clips, own, all_of_it, process.num_fds(), process.num_threads())
+
+
+def slopes(looks: Sequence[Look]) -> list[Slope]:
+    """Of each process, by least squares."""
+    found = []
+    for process in dict.fromkeys(look.process for look in looks):
+        mine = [look for look in looks if look.process == process]
+        half = mine[len(mine) // 2 :]
+        clips = np.array([look.clips for look in half], float)
+        if len(set(clips.tolist())) > 1:
+            slope = float(np.polyfit(clips - clips[0], [look.own_bytes for look in half], 1)[0])
+            found.append(Slope(process, mine[-1].clips, slope, max(SLOPE, STEP / (clips[-1] - clips[0]))))
+    return found
+
+
+def grown(looks: Sequence[Look]) -> list[str]:
+    """What grows, in words: memory by its slope, the rest by the medians of both halves of the looks."""
+    findings = [str(line) for line in slopes(looks) if line.slope > line.limit]
+    for process in dict.fromkeys(look.process for look in looks):
         mine = [look for look in looks if look.process == process]
         middle = len(mine) // 2
-        for what, allowed in (("own_bytes", MEMORY_GROWTH), ("descriptors", 0), ("threads", 0)):
-            before, after = (
-                float(np.median([getattr(look, what) for look in half])) for half in (mine[:middle], mine[middle:])
-            )
-            if after - before > allowed:
+        for what in ("descriptors", "threads"):
+            before, after = (np.median([getattr(look, what) for look in half] or 0) for half in (mine[:middle], mine[middle:]))
+            if middle and after > before:
                 findings.append(f"{what} of the {process} grow from {before:.0f} to {after:.0f}")
     return findings
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from pipeline import sampling, stop_signals
-from pipeline.decode import Decoder, decode_libav
+from pipeline.decode import Decoder, Failure, decode_libav
 from pipeline.decoder_choice import DecoderChoice, choose_decoder
 from pipeline.delivery import Delivery, FailedClip
 from pipeline.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
@@ -43,6 +43,7 @@ from pipeline.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_DEATHS = 3  # of the sidecar in a row
+MOST_FAILURES, MOST_REMEMBERED = 10_000, 50_000  # of the last ones, 0.4 kB each, and where they were, 0.1 kB
 SILENCE = 240.0  # seconds, besides a clip's time, that a sidecar may say nothing while it is waited for
 
 
@@ -136,7 +137,9 @@ class ClipLoader:
         on_device = self.decoder_choice.name in ("dali", "both") and not callable(decoder)
         self.decoder = decoder if callable(decoder) else decode_libav  # the sidecar's
         self.clip_timeout, self.max_failure_share = clip_timeout, max_failure_share
-        self.failures: list[FailedClip] = []  # since the start of this process; the trainer writes them to failures.jsonl
+        self.failures: list[FailedClip] = []  # the last MOST_FAILURES or more; the trainer writes them to failures.jsonl
+        self.num_failures = 0  # since the start of this process
+        self._reasons: Counter[Failure] = Counter()
         self.wait_seconds = 0.0  # spent waiting for data, in total
         self.meters: StageMeters | None = None  # give it one, to know where the time of clips and batches goes
         self.sampled_frames = self.repeated_frames = 0  # of clips handed out; repeated: the padding of short clips
@@ -233,7 +236,8 @@ class ClipLoader:
     def keys(self, epoch: int, step: int, part: int | None = None) -> list[str]:
         """Of this rank's clips of a step that was taken since the start of this process: of one of its batches, or of all.
 
-        They are computed, not remembered; a clip that failed goes by its substitute.
+        They are computed, not remembered; a clip that failed goes by its substitute, while it is one of
+        the last MOST_REMEMBERED that did.
         """
         positions = sampling.order_of(self.manifest, self.recipe).rank_positions(step, self.rank, self.world_size)
         if part is not None:
@@ -408,13 +412,25 @@ class ClipLoader:
         where = (failed.epoch, failed.position)
         self._ledger[where] = max(self._ledger.get(where, 0), failed.attempt + 1)
         self.failures.append(failed)
+        self.num_failures += 1
+        self._reasons[failed.reason] += 1
+        if len(self.failures) == 2 * MOST_FAILURES:
+            del self.failures[:MOST_FAILURES]
+        if len(self._ledger) >= 2 * MOST_REMEMBERED:
+            self._forget()
         delivered = self._ready * self.clips
-        if len(self.failures) > max(16, self.max_failure_share * delivered):
-            reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(f.reason for f in self.failures).most_common())
+        if self.num_failures > max(16, self.max_failure_share * delivered):
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self._reasons.most_common())
             raise LoaderError(
-                f"{len(self.failures)} clips failed among the first {delivered} of rank {self.rank}, more than "
+                f"{self.num_failures} clips failed among the first {delivered} of rank {self.rank}, more than "
                 f"{self.max_failure_share:.0%}: {reasons}; the last: {failed.key}: {failed.detail}"
             )
+
+    def _forget(self) -> None:
+        """Of the steps that were taken, only the last MOST_REMEMBERED failures stay in the ledger; those to come all do."""
+        first = (self._epoch, self._step * self.recipe.clips_per_step)
+        for where in sorted(where for where in self._ledger if where < first)[:-MOST_REMEMBERED]:
+            del self._ledger[where]
 
     def _release(self) -> None:
         """The caller is done with its batch: its slot may be filled again."""

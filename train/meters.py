@@ -3,7 +3,6 @@
 import importlib.util
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pipeline.loader import ClipLoader
 from train.json_lines import JsonLines, keep_lines, may_fail
 
 TENSORBOARD, WANDB = "TensorBoard's file", "Weights & Biases"
@@ -20,15 +20,14 @@ TENSORBOARD, WANDB = "TensorBoard's file", "Weights & Biases"
 class FailureLog:
     """RUN/failures.jsonl: the clips that could not be decoded, a line each. Every rank writes its own."""
 
-    def __init__(self, out: Path, failures: Sequence[Any]) -> None:
-        """`failures` grows as the loader works."""
-        self._file, self._failures, self._written = JsonLines(out / "failures.jsonl"), failures, 0
+    def __init__(self, out: Path, loader: ClipLoader) -> None:
+        self._file, self._loader, self._written = JsonLines(out / "failures.jsonl"), loader, 0
 
     def flush(self) -> None:
-        """Write those that are new."""
-        if len(self._failures) > self._written:
-            self._file.add(*map(asdict, self._failures[self._written :]))
-            self._written = len(self._failures)
+        """Write those that are new: once a step, because the loader keeps the last ones only."""
+        if new := self._loader.num_failures - self._written:
+            self._file.add(*map(asdict, self._loader.failures[-new:]))
+            self._written += new
 
 
 def duration(seconds: float) -> str:

@@ -77,7 +77,7 @@ class Run:
             decoder=config.compute.decoder,
         )
         cleanup.callback(self.loader.close)
-        self._failures = FailureLog(folder.path, self.loader.failures)
+        self._failures = FailureLog(folder.path, self.loader)
         cleanup.callback(self._failures.flush)
         self._profile = None
         if config.profile_loader:

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.videomae import VideoMAE
 from pipeline.loader import ClipLoader
+from pipeline.sampling import SamplingRecipe
+from tests.pipeline import faulty_decoders
 from tests.train.trainers import lines, run
 from train.activation_checkpointing import checkpoint_blocks
 from train.config import ComputeConfig
 from train.device_speed import gemm_flops
 from train.memory import block_shapes
-from train.meters import Meters, check_wandb, console_line
+from train.meters import FailureLog, Meters, check_wandb, console_line
 from train.parallel import started
 from train.precision import PRECISIONS
 from train.recipes import RECIPES
@@ -169,3 +172,24 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ids.add((tmp_path / "wandb_id").read_text())
     assert len(ids) == 1
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_old_failures_are_forgotten_and_each_is_logged_once(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step's clips were is still known, and nothing that a state needs is missing."""
+    recipe = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=32, patch_size=8, num_frames=8)
+    options: dict[str, Any] = {"decoder": faulty_decoders.refusing, "prefetch": 2, "max_failure_share": 1.0}
+    monkeypatch.setattr("pipeline.loader.MOST_FAILURES", 3)
+    monkeypatch.setattr("pipeline.loader.MOST_REMEMBERED", 4)
+    with closing(ClipLoader(dataset, recipe, **options)) as loader:
+        log = FailureLog(tmp_path, loader)
+        for step in range(18):
+            batch = next(loader)
+            log.flush()
+            assert loader.keys(*divmod(step, 3)) == [loader.manifest.clip(row).key for row in batch.rows.tolist()]
+        logged = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+        assert len(logged) == loader.num_failures >= 12 > 10 >= max(len(loader.failures), len(loader._ledger))
+        attempts = {(line["epoch"], line["position"]): line["attempt"] + 1 for line in logged}
+        assert len({(line["epoch"], line["position"], line["attempt"]) for line in logged}) == len(logged)
+        assert loader.state().ledger == tuple((*where, n) for where, n in sorted(attempts.items()) if where >= (6, 0))
