@@ -27,7 +27,7 @@ def replay(
     """
     row = pc.index(manifest.column("key"), key).as_py()
     if row < 0:
-        raise ValueError(f"--replay {key}: {manifest.root} has no clip of that key")
+        raise ValueError(f"--replay {key}: {manifest.place} has no clip of that key")
     clip = manifest.clip(row)
     samples = validation_clips(manifest, recipe, np.array([row]))
     wanted = np.array(parsed(frames)) if frames else np.unique(samples.frames[0])

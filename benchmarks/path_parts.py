@@ -36,7 +36,7 @@ class LoaderWork:
 
     def __init__(
         self,
-        dataset: Path,
+        dataset: Path | str,
         recipe: SamplingRecipe,
         config: PretrainConfig,
         stopwatch: Stopwatch,

@@ -133,7 +133,7 @@ def prepare(manifest: Manifest, recipe: SamplingRecipe, most_clips: int) -> list
             if not clip.rotation:
                 clips.append(one)
     if not clips:
-        raise ValueError(f"none of the first {len(positions)} clips of {manifest.root} can be decoded")
+        raise ValueError(f"none of the first {len(positions)} clips of {manifest.place} can be decoded")
     return clips
 
 

@@ -45,7 +45,7 @@ class Options:
     """A recipe of train/recipes.py; by default vit-b-hybrid, and tiny for generated clips without a GPU."""
     videos: Path | None = None
     """Folder of video files, measured before anything is built of them."""
-    data: Path | None = None
+    data: str | None = None
     """The dataset to measure on: a folder with a manifest.parquet; by default 64 generated clips in data/throughput."""
     json: Path | None = None
     """File to write the figures to: a list of name, value, unit, baseline, ratio, rounds."""

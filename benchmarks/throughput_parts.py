@@ -83,7 +83,7 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
                 measured.add_loader(f"loader/{backend}/r{r}", f"loader, {backend}, R = {r}", loader, decode)
         if narrowest is not None:
             try:
-                add_original_files(measured, trial, dataset_files(dataset), narrowest, stack)
+                add_original_files(measured, trial, dataset_files(manifest.root), narrowest, stack)
             except (ValueError, RuntimeError) as reason:
                 measured.skipped.append(f"DataLoader over the original files: {reason}")
         clips = config.sampling.clips_per_step // passes
@@ -108,7 +108,7 @@ def check_clips(config: PretrainConfig, manifest: Manifest) -> None:
         most = clips * config.views.views_per_clip
         remedy = f"give --views-per-step {most} or less" if clips else "build a dataset with more clips"
         raise ValueError(
-            f"{manifest.root} has {clips} clips, and a step of {config.views.views_per_step} views takes {needed}; {remedy}"
+            f"{manifest.place} has {clips} clips, and a step of {config.views.views_per_step} views takes {needed}; {remedy}"
         )
 
 

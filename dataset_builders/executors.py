@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders.rejects import Reason
+from pipeline.remote import StorageError
 
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
 MAX_WAITING_BYTES = 512 << 20  # of results that wait for those of an earlier task; then workers are left to wait, too
-READY, RESULT, END = b"\0", b"\1", b"\2"  # first byte of what a worker sends
+READY, RESULT, END, TROUBLE = b"\0", b"\1", b"\2", b"\3"  # first byte of what a worker sends
 START_LIMIT = 120.0  # seconds for a worker to import its function
 
 
@@ -58,7 +59,8 @@ def map_ordered(
     Yields the results of the first unfinished task in lists, as they come, and None when that task is done. `time_limit` is in
     seconds a result, `memory_limit` in bytes of address space for a worker and as much for a process it starts. The last
     result is a `Failure` where the function raised, or its process died or was killed for taking too long. Closing the iterator
-    kills the workers; so does the death of this process. Raises RuntimeError if workers cannot start.
+    kills the workers; so does the death of this process. Raises RuntimeError if workers cannot start, and StorageError if a
+    function raised that: it is about no task.
     """
     source = enumerate(tasks)
     results: dict[int, list[bytes | Failure]] = {}  # by task; pickled, so that their size is known
@@ -96,6 +98,8 @@ def map_ordered(
                     message = _bury(worker, "overdue", time_limit)
                 if message is None:
                     continue
+                if isinstance(message, bytes) and message[:1] == TROUBLE:
+                    raise StorageError(message[1:].decode(), transient=True)
                 if worker.task is not None and (isinstance(message, Failure) or message[:1] == RESULT):
                     results[worker.task].append(message)
                     waiting_bytes += len(message) if isinstance(message, bytes) else 0
@@ -188,6 +192,9 @@ def serve() -> None:
             failure = Failure(Reason.OUT_OF_MEMORY, f"took more than {memory_limit / 2**30:g} GiB")
             pipe.send_bytes(RESULT + pickle.dumps(failure))
         except BrokenPipeError:
+            return
+        except StorageError as error:
+            pipe.send_bytes(TROUBLE + str(error).encode(errors="backslashreplace"))
             return
         except Exception as error:  # whatever it is, it is this clip's row, and the traceback's end says where
             failure = Failure(Reason.CRASH, f"{type(error).__name__}: {error} ({_innermost(error)})")

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.presets import ASM
+from pipeline.console import on_disk
 from pipeline.machine import usable_cores
 from pipeline.output_folder import refuse_dataset
 
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    parser.add_argument("--out", required=True, type=on_disk, metavar="FOLDER")
     parser.add_argument("--clips", type=int, default=64, metavar="N", help="how many, shared among the motions (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other clips (%(default)s)")
     if not (sys.argv[1:] if argv is None else argv):

@@ -26,9 +26,9 @@ from dataset_builders.rejects import Reason, RejectedError
 from dataset_builders.remote_tar import read_remote_members
 from dataset_builders.tar_headers import Member, check_plain, read_members
 from dataset_builders.verify import verify
-from pipeline import files
+from pipeline import files, remote
 from pipeline.manifest import content_hash
-from pipeline.remote import is_url
+from pipeline.remote import StorageError, WrongBytesError, is_url
 
 if TYPE_CHECKING:
     from dataset_builders.clips import ClipRequest, Reject
@@ -211,9 +211,16 @@ class MemberIndexer:
             yield Reject(error.reason, error.detail)
 
     def make(self, request: "ClipRequest") -> IndexedClip:
-        """Find the member and what lies beside it, decode it whole; raises RejectedError."""
+        """Find the member and what lies beside it, decode it whole; raises RejectedError, or StorageError if it is not the
+        member's fault that it cannot be read."""
         try:
             return self._make(request)
+        except WrongBytesError as error:
+            raise RejectedError(Reason.UNREADABLE, str(error)) from None
+        except StorageError as error:
+            if remote.is_missing(error):
+                raise RejectedError(Reason.UNREADABLE, str(error)) from None
+            raise
         except OSError as error:
             raise RejectedError(Reason.UNREADABLE, error.strerror or str(error)) from None
 

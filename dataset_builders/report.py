@@ -19,6 +19,7 @@ from dataset_builders import report_sections as sections
 from dataset_builders.charts import shown
 from dataset_builders.contact_sheet import Picture, take_pictures
 from dataset_builders.dataset_counts import DatasetCounts, SourceCounts, count_dataset
+from pipeline.console import on_disk
 from pipeline.files import write_durably
 from pipeline.manifest import read_versions
 
@@ -75,13 +76,13 @@ def page(
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 2 for an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", metavar="DATASET", help="folder with manifest.parquet")
+    parser.add_argument("dataset", type=on_disk, metavar="DATASET", help="folder with manifest.parquet")
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
         return 2
     args = parser.parse_args(argv)
     try:
-        print(write_report(Path(args.dataset)))
+        print(write_report(args.dataset))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

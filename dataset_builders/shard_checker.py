@@ -17,7 +17,7 @@ from dataset_builders.verify import VerifiedClip, verify
 from dataset_builders.writer import dali_index, side_file
 from pipeline import files
 from pipeline.manifest import Clip, content_hash
-from pipeline.remote import StorageError
+from pipeline.remote import StorageError, WrongBytesError, is_missing
 from pipeline.storage import ShardReader
 
 
@@ -75,6 +75,8 @@ class Checker:
         shard = task.shard if isinstance(task, ShardTask) else task.row["shard"]
         try:
             yield from self._shard(task) if isinstance(task, ShardTask) else self._clip(task.row)
+        except StorageError:
+            raise
         except OSError as error:
             key = "" if isinstance(task, ShardTask) else task.row["key"]
             yield Finding(Fault.SHARD, shard, key, "a file that can be read", error.strerror or str(error))
@@ -85,8 +87,10 @@ class Checker:
         try:
             data = _reader(self.dataset).read(Clip(row=0, **{**columns, "keyframes": tuple(row["keyframes"])}))
         except StorageError as error:
-            unread = error.transient or isinstance(error.__cause__, FileNotFoundError)
-            fault, expected = (Fault.SHARD, "a shard that can be read") if unread else (Fault.CONTENT, "its bytes")
+            if not (error.transient or is_missing(error) or isinstance(error, WrongBytesError)):
+                raise  # credentials, a bucket: no clip is to blame
+            wrong = isinstance(error, WrongBytesError)
+            fault, expected = (Fault.CONTENT, "its bytes") if wrong else (Fault.SHARD, "a shard that can be read")
             yield Finding(fault, row["shard"], row["key"], expected, str(error))
         else:
             if self.decode:

@@ -1,7 +1,7 @@
-"""Standard output and error that cannot end a program: what cannot be said is left out.
+"""What a command says, wherever it is started; that it cannot be said ends no command and costs no state.
 
 A pipe whose reader has gone (`| head`, a tee that got the same Ctrl-C), a log on a full disk, a terminal that was closed, a
-stream that was never open, a name that the encoding has no letters for: none may cost the state of a run or a build.
+stream that was never open, a locale that knows ASCII only: what cannot be said is left out.
 """
 
 import contextlib
@@ -9,7 +9,13 @@ import io
 import os
 import select
 import sys
+from argparse import ArgumentTypeError
+from pathlib import Path
 from typing import Any
+
+from pipeline.remote import is_url
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class _Sink(io.FileIO):
@@ -27,19 +33,29 @@ class _Sink(io.FileIO):
         return memoryview(data).nbytes
 
 
-def keep_talking(patience: float | None = None) -> None:
-    """Make sys.stdout and sys.stderr such streams; call it at the beginning of a program. Who does not read for so many seconds
-    (a stopped terminal or pager) misses what is said until he does; None: he is waited for."""
-    for descriptor in range(3):  # closed ones (`2>&-`): no file that is opened later may get a standard stream's number
+def prepare(patience: float | None = None) -> None:
+    """Call it first in a command. Writing to sys.stdout and sys.stderr does not fail any more; a reader who does not read for
+    `patience` seconds (a stopped terminal, a pager) misses what is said until he does; None: he is waited for.
+
+    A descriptor below 3 that is closed would be the next file's that is opened, and what libraries print would go into it: it
+    leads to nowhere now. In an ASCII locale, files and their names could not hold what clips and folders are called: our
+    commands begin anew in Python's UTF-8 mode (the default from 3.15 on).
+    """
+    for descriptor in range(3):
         with contextlib.suppress(OSError):
             os.fstat(descriptor)
             continue
         os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-        os.set_inheritable(descriptor, True)  # nor in a process that is started later
+        os.set_inheritable(descriptor, True)
+    command = getattr(sys.modules["__main__"], "__file__", None)  # not a test's or somebody's own that calls ours
+    is_ours = command is not None and Path(command).resolve().is_relative_to(ROOT) and sys.executable and sys.orig_argv
+    if os.environ.get("PYTHONUTF8") != "1" and sys.getfilesystemencoding() != "utf-8" and is_ours:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115  for good
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115  for good
         elif type(stream) is io.TextIOWrapper and not isinstance(getattr(stream.buffer, "raw", None), _Sink):
             with contextlib.suppress(OSError):
                 stream.flush()
@@ -50,3 +66,17 @@ def keep_talking(patience: float | None = None) -> None:
             setattr(sys, name, text)
         elif isinstance(stream, io.TextIOWrapper):  # ours already, or somebody's who listens in, such as a test
             stream.reconfigure(errors="backslashreplace")
+
+
+def on_disk(text: str) -> Path:
+    """A path of a command line that has to be on a disk; argparse says what is wrong with a URL."""
+    if is_url(text):
+        raise ArgumentTypeError(f"{text} is a URL; a path on a disk is needed")
+    return Path(text)
+
+
+def complain(text: str) -> None:
+    """A line for people that is no result; whether anybody can hear it is no concern of the caller."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr:
+            print(text, file=sys.stderr, flush=True)

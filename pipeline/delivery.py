@@ -5,25 +5,26 @@ another's GIL, which is held for 14 % of the time of decoding a clip. On two cor
 clips/s with two processes, 165 with two threads; and seven threads are the most that one GIL could serve anywhere.
 """
 
-import time
+import mmap
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
 from pipeline.decode import ClipRequest, DecodeError, Decoder, Failure
 from pipeline.manifest import Clip, Manifest
-from pipeline.remote import StorageError
+from pipeline.remote import StorageError, WrongBytesError
 from pipeline.ring import Ring, Slot
 from pipeline.sampling import ClipSamples, SamplingRecipe, sample_clips
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage import ShardReader
+from pipeline.storage_watch import Unreadable
 from pipeline.trim import UnsupportedClipError, pack, trim
 
-LATER = (1.0, 5.0)  # seconds after which a clip is read once more, if its storage did not answer (`StorageError.transient`)
 MAX_ATTEMPTS = 64  # substitutes at one position; the loader's own limit of failures comes first
 
 
@@ -71,6 +72,10 @@ class RemoteFailure:
 
     detail: str
     transient: bool
+    wrong_bytes: bool
+
+    def error(self) -> StorageError:
+        return WrongBytesError(self.detail) if self.wrong_bytes else StorageError(self.detail, transient=self.transient)
 
 
 def sample_position(manifest: Manifest, recipe: SamplingRecipe, epoch: int, position: int, attempt: int) -> ClipSamples:
@@ -89,13 +94,17 @@ class ClipDelivery:
         decoder: Decoder,
         ring: Ring,
         packs_for: str | None,
+        reading: bytearray | mmap.mmap | None = None,
     ) -> None:
-        """Clips that DALI decodes on `packs_for` ("cpu" or "cuda") are trimmed only, for the trainer to decode."""
+        """Clips that DALI decodes on `packs_for` ("cpu" or "cuda") are trimmed only, for the trainer to decode. `reading` is
+        memory shared with the owner: element w is 1 while worker w waits for a local disk."""
         self._manifest, self._recipe, self._reader = manifest, recipe, reader
+        self._reading = bytearray(1) if reading is None else reading
         self._decoder, self._ring, self._packs_for = decoder, ring, packs_for
 
     def serve(self, connection: Connection) -> None:
-        """Deliver what comes. Sends FailedClips and BytesWanteds on the way, then None, or the traceback of a bug."""
+        """Deliver what comes. Sends FailedClips, BytesWanteds and Unreadables on the way, then None, or the traceback of a bug.
+        The answer to an Unreadable is whether the clip is to be given up."""
         while True:
             task: Delivery = connection.recv()
             try:
@@ -109,13 +118,13 @@ class ClipDelivery:
 
     def _deliver(self, task: Delivery, connection: Connection) -> None:
         slot, attempt, sample = self._ring[task.number], task.attempt, task.sample
-        meter, later = ClipMeter(task.failures), list(LATER)
+        meter = ClipMeter(task.failures)
         while attempt < task.attempt + MAX_ATTEMPTS:
             sample = sample or sample_position(self._manifest, self._recipe, task.epoch, task.position, attempt)
             clip = self._manifest.clip(int(sample.rows[0]))
             try:
                 try:
-                    data = self._read(clip, connection)
+                    data = self._read(clip, task.worker, connection)
                     meter.fetched(len(data))
                     self._fill(ClipRequest(clip, data, sample.frames[0], sample.boxes[0], meter), slot, task.place)
                 except OSError as error:
@@ -124,9 +133,11 @@ class ClipDelivery:
                 meter.write(slot.records[task.place], task.worker)
                 return
             except DecodeError as error:
-                if later and isinstance(error.__cause__, StorageError) and error.__cause__.transient:
-                    time.sleep(later.pop(0))  # the storage has troubles: this process need not add to them
-                    continue
+                cause = error.__cause__
+                if isinstance(cause, StorageError) and not isinstance(cause, WrongBytesError):
+                    connection.send(Unreadable(clip.row, str(cause), cause.transient))
+                    if not _received(connection):
+                        continue
                 failed = FailedClip(task.epoch, task.position, attempt, clip.row, clip.key, error.reason, error.detail)
                 connection.send(failed)
                 meter.failed()
@@ -134,16 +145,17 @@ class ClipDelivery:
         where = f"position {task.position} of epoch {task.epoch}"
         raise RuntimeError(f"{MAX_ATTEMPTS} clips in a row could not be decoded at {where}")
 
-    def _read(self, clip: Clip, connection: Connection) -> bytes:
+    def _read(self, clip: Clip, worker: int, connection: Connection) -> bytes:
         if not self._reader.is_remote(clip):
-            return self._reader.read(clip)
-        try:
-            connection.send(BytesWanted(clip.row))
-            answer = connection.recv()
-        except ConnectionError as error:
-            raise EOFError from error  # not the storage's
+            self._reading[worker] = 1
+            try:
+                return self._reader.read(clip)
+            finally:
+                self._reading[worker] = 0
+        connection.send(BytesWanted(clip.row))
+        answer = _received(connection)
         if isinstance(answer, RemoteFailure):
-            raise StorageError(answer.detail, transient=answer.transient)
+            raise answer.error()
         assert isinstance(answer, bytes)
         return answer
 
@@ -157,9 +169,17 @@ class ClipDelivery:
         self._decoder(request, slot.views[place])
 
 
+def _received(connection: Connection) -> Any:
+    """From the owner. A broken connection is not the storage's trouble."""
+    try:
+        return connection.recv()
+    except ConnectionError as error:
+        raise EOFError from error
+
+
 def answer(wanted: BytesWanted, manifest: Manifest, read: Callable[[Clip], bytes]) -> bytes | RemoteFailure:
     """What a decoding process is sent for its BytesWanted."""
     try:
         return read(manifest.clip(wanted.row))
     except StorageError as error:
-        return RemoteFailure(str(error), error.transient)
+        return RemoteFailure(str(error), error.transient, isinstance(error, WrongBytesError))

@@ -128,7 +128,7 @@ def stat(url: str) -> dict[str, Any] | None:
     try:
         info = _patiently("info", url, url)
     except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if remote.is_missing(error):
             return None
         raise
     if info.get("type") == "directory" or info.get("size") is None:
@@ -169,6 +169,11 @@ def fetch_manifest(url: str | os.PathLike[str]) -> Path:
     for _ in range(3):
         state = stat(manifest)
         if state is None:
+            try:
+                remote.fetch_range(manifest, 0, 1, time.monotonic() + remote.PATIENCE)
+            except StorageError as error:
+                if not remote.is_missing(error):  # the bucket is, which the answer to a HEAD does not say
+                    raise
             raise ValueError(f"{url} is no dataset: it has no manifest.parquet; upload the folder that the build command made")
         folder = home / name_of(url, state)
         if (folder / "manifest.parquet").exists():

@@ -10,6 +10,7 @@ recipe give the same bytes of every global batch for any world size, thread coun
 """
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 
 from pipeline import sampling, stop_signals
+from pipeline.console import complain
 from pipeline.decode import Decoder, Failure, decode_libav
 from pipeline.decoder_choice import DecoderChoice, choose_decoder
 from pipeline.delivery import Delivery, FailedClip
@@ -39,11 +41,13 @@ from pipeline.ring import Ring, Slot, slot_size
 from pipeline.sampling import SamplingRecipe
 from pipeline.sidecar import Job
 from pipeline.stage_meters import BatchMeter, StageMeters
+from pipeline.storage_watch import VARIABLE, StorageTrouble, patience
 from pipeline.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_DEATHS = 3  # of the sidecar in a row
 MOST_FAILURES, MOST_REMEMBERED = 10_000, 50_000  # of the last ones, 0.4 kB each, and where they were, 0.1 kB
+BETWEEN_COMPLAINTS = 30.0  # seconds, of a storage in trouble
 SILENCE = 240.0  # seconds, besides a clip's time, that a sidecar may say nothing while it is waited for
 
 
@@ -140,6 +144,8 @@ class ClipLoader:
         self.failures: list[FailedClip] = []  # the last MOST_FAILURES or more; the trainer writes them to failures.jsonl
         self.num_failures = 0  # since the start of this process
         self._reasons: Counter[Failure] = Counter()
+        patience()  # refuses what is no number
+        self._trouble_told = -math.inf  # when
         self.wait_seconds = 0.0  # spent waiting for data, in total
         self.meters: StageMeters | None = None  # give it one, to know where the time of clips and batches goes
         self.sampled_frames = self.repeated_frames = 0  # of clips handed out; repeated: the padding of short clips
@@ -266,7 +272,7 @@ class ClipLoader:
         if state.dataset != self.manifest.fingerprint:
             raise ValueError(
                 f"the state belongs to another dataset: fingerprint {state.dataset}, version {state.version}; "
-                f"{self.manifest.root} has {self.manifest.fingerprint}; give the dataset that the run began with"
+                f"{self.manifest.place} has {self.manifest.fingerprint}; give the dataset that the run began with"
             )
 
     def _start(self) -> None:
@@ -335,6 +341,8 @@ class ClipLoader:
                     self._retries.remove(message.place)
                 elif isinstance(message, Tuning):
                     self.tuning = message
+                elif isinstance(message, StorageTrouble):
+                    self._heed(message)
                 else:
                     raise LoaderError(f"the decoding process of rank {self.rank} failed:\n{message}")
                 timeout = 0
@@ -431,6 +439,21 @@ class ClipLoader:
         first = (self._epoch, self._step * self.recipe.clips_per_step)
         for where in sorted(where for where in self._ledger if where < first)[:-MOST_REMEMBERED]:
             del self._ledger[where]
+
+    def _heed(self, trouble: StorageTrouble) -> None:
+        """Say so, now and then, and when it is over. Raises LoaderError if it has lasted too long."""
+        if trouble.seconds > trouble.limit:
+            raise LoaderError(
+                f"{trouble.detail}. The storage was waited for {trouble.seconds:.0f} s ({VARIABLE} says how long); no clip is "
+                "blamed for this: put it right, and the same command goes on from the last checkpoint"
+            )
+        now = time.monotonic()
+        if not trouble.detail and self._trouble_told > -math.inf:
+            self._trouble_told = -math.inf
+            complain(f"rank {self.rank}: the storage answers again, after {trouble.seconds:.0f} s")
+        elif trouble.detail and now - self._trouble_told > BETWEEN_COMPLAINTS:
+            self._trouble_told = now
+            complain(f"rank {self.rank}: waiting for the storage, up to {trouble.limit:.0f} s: {trouble.detail}")
 
     def _release(self) -> None:
         """The caller is done with its batch: its slot may be filled again."""

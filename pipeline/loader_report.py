@@ -5,7 +5,6 @@ same of training, `rates` in views/s, `stages_alone`, `target`, `settings`, `ver
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -45,7 +44,7 @@ def assemble(
         "time": time.strftime("%Y-%m-%d %H:%M"),
         "machine": machine,
         "dataset": {
-            "path": os.fspath(manifest.root),
+            "path": manifest.place,
             "clips": len(manifest),
             "version": manifest.version,
             "fingerprint": manifest.fingerprint,

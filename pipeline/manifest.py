@@ -141,7 +141,8 @@ class Manifest:
         try:
             self.root = files.fetch_manifest(path) if remote.is_url(path) else Path(path)
         except remote.StorageError as error:
-            raise ValueError(f"no dataset could be read at {os.fspath(path)}: {error}") from error
+            raise ValueError(f"no dataset could be read at {remote.as_given(path)}: {error}") from error
+        self.place = files.origin(self.root) or os.fspath(self.root)  # as a user knows it: the folder, or the URL
         manifest = self.root / "manifest.parquet"
         if not manifest.is_file():
             what = (
@@ -149,12 +150,12 @@ class Manifest:
                 if ((self.root / "shards").is_dir())
                 else "is no dataset: it has no manifest.parquet; build one with dataset_builders/build_unlabeled_hybrid.py"
             )
-            raise ValueError(f"{self.root} {what}")
+            raise ValueError(f"{self.place} {what}")
         description = _describe(manifest)
         self.versions: list[dict[str, Any]] = description["versions"]
         self.version = len(self.versions) if version is None else version
         if not 1 <= self.version <= len(self.versions):
-            raise ValueError(f"{self.root} has versions 1 to {len(self.versions)}; version {version} was asked for")
+            raise ValueError(f"{self.place} has versions 1 to {len(self.versions)}; version {version} was asked for")
         entry = self.versions[self.version - 1]
         self.fingerprint: str = entry["fingerprint"]
         table = open_cache(self.root, description["digest"]).slice(0, entry["rows"])

@@ -186,7 +186,7 @@ def check_reading_order(manifest: Manifest) -> None:
     if len(again) or len(backwards):
         row = int(changes[again[0] - 1] if len(again) else backwards[0])
         raise ValueError(
-            f"shuffle 'window' reads shards from beginning to end, but the rows of {manifest.root} do not follow them: row "
+            f"shuffle 'window' reads shards from beginning to end, but the rows of {manifest.place} do not follow them: row "
             f"{row} goes back in {manifest.column('shard')[row].as_py()}; use shuffle 'global', or build the dataset anew"
         )
 

@@ -6,6 +6,7 @@ the rest, so that every request that is made is known and the time it may take i
 """
 
 import errno
+import math
 import os
 import random
 import re
@@ -30,7 +31,32 @@ TRANSIENT_NAMES = {
     *("ClientConnectionError", "ClientPayloadError", "BadHttpMessage"),  # aiohttp: disconnect; truncated body; no HTTP
     *("IncompleteRead", "ProtocolError"),  # urllib3, http.client
 }
-TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "RequestTimeTooSkewed"}
+TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "RequestThrottled"}
+CREDENTIALS = "(aws sso login, a new session token, AWS_PROFILE or the like)"
+# S3's codes whose own text leaves open what to do; their statuses are 400 and 403, and 301 of a redirect
+ADVICE = dict.fromkeys(
+    ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"),
+    f"the credentials have expired; renew them {CREDENTIALS}",
+)
+ADVICE |= dict.fromkeys(
+    ("InvalidToken", "InvalidAccessKeyId", "InvalidClientTokenId", "InvalidSecurity", "SignatureDoesNotMatch", "AuthFailure"),
+    f"the credentials are not valid there; check them {CREDENTIALS}, and that the endpoint is theirs",
+)
+ADVICE |= dict.fromkeys(
+    ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
+    "the bucket is in another region; set AWS_DEFAULT_REGION",
+)
+ADVICE |= {
+    "RequestTimeTooSkewed": "the clock of this machine and the server's are too far apart; set it (NTP)",
+    "NoSuchBucket": "the bucket does not exist; check its name, and the endpoint",
+    "InvalidObjectState": "the object is in an archive; restore it first",
+}
+UNTOLD = ("", "301", "400", "401", "403")  # botocore's codes of answers without a body, as all to a HEAD are
+NO_CREDENTIALS = {
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),  # botocore
+    *("TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "RefreshError", "DefaultCredentialsError"),
+}
+RENEWAL = 5.0  # seconds, at least, between two looks for renewed credentials
 PERMANENT_ERRNO = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}
 
 
@@ -38,12 +64,19 @@ class StorageError(OSError):
     """Bytes that could not be read or written: where, what is wrong and what to do.
 
     `transient`: the storage did not answer properly for as long as it was given; a later attempt may succeed. Otherwise the
-    same request would fail again: an object that is missing, forbidden, or other than the manifest says.
+    same request would fail again, until somebody puts right what is wrong: an object that is missing, or forbidden.
     """
 
     def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
         self.transient = transient
+
+
+class WrongBytesError(StorageError):
+    """The storage answered; what it holds there is not what the manifest says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=False)
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -55,6 +88,11 @@ def as_url(path: str | os.PathLike[str]) -> str:
     """A URL with two slashes and none at its end; `Path("s3://bucket/x")` has only one."""
     protocol, _, rest = os.fspath(path).partition(":")
     return f"{protocol}://{rest.strip('/')}"
+
+
+def as_given(path: str | os.PathLike[str]) -> str:
+    """A path, or a URL with both of its slashes, for people and for config.json."""
+    return as_url(path) if is_url(path) else os.fspath(path)
 
 
 _filesystems: dict[tuple[int, str], fsspec.AbstractFileSystem] = {}
@@ -90,6 +128,17 @@ def forget_connections() -> None:
     """Connect anew at the next request, for instance because the environment names another endpoint."""
     with _lock:
         _filesystems.clear()
+
+
+_looked = -math.inf
+
+
+def _look_for_renewed_credentials() -> None:
+    """Libraries read a file of credentials once; whoever renews it wants it read again."""
+    global _looked
+    if time.monotonic() - _looked > RENEWAL:
+        _looked = time.monotonic()
+        forget_connections()
 
 
 def _connect(protocol: str) -> fsspec.AbstractFileSystem:
@@ -143,9 +192,14 @@ def patiently(attempt: Callable[[float], Result], url: str, deadline: float) -> 
         except Exception as error:
             if isinstance(error, StorageError):
                 raise
+            error = _told_more(error, url)
             transient, why = diagnosis(error)
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (tries - 1)) * random.uniform(0.5, 1.5)
             if not transient:
+                if _is_about_credentials(error):
+                    _look_for_renewed_credentials()
+                if _status(error)[0] == 416:
+                    raise WrongBytesError(f"{url}: {why}") from error
                 raise StorageError(f"{url}: {why}", transient=False) from error
             if time.monotonic() + delay >= deadline:
                 attempts = f"{tries} attempt{'s' if tries > 1 else ''} in {time.monotonic() - began:.0f} s"
@@ -157,16 +211,45 @@ def patiently(attempt: Callable[[float], Result], url: str, deadline: float) -> 
         time.sleep(delay)
 
 
+def _told_more(error: Exception, url: str) -> Exception:
+    """Of an answer without a body, S3's to a HEAD, the one to a GET, which says why."""
+    status, code = _status(error)
+    if status in (301, 400, 401, 403) and code in UNTOLD and not isinstance(error, StorageError):
+        try:
+            call(url, "cat_file", url, start=0, end=1, timeout=STALL)
+        except Exception as fuller:
+            if _status(fuller)[0] == status:
+                return fuller
+    return error
+
+
+def _is_about_credentials(error: BaseException) -> bool:
+    status, _ = _status(error)
+    return status in (400, 401, 403) or _is_named(error, NO_CREDENTIALS)
+
+
+def _is_named(error: BaseException, names: set[str]) -> bool:
+    return any(kind.__name__ in names for cause in _chain(error) for kind in type(cause).__mro__)
+
+
 def diagnosis(error: BaseException) -> tuple[bool, str]:
     """(whether trying again may help, what is wrong and what to do about it) of an error below fsspec."""
     text = " ".join(str(error).split())[:300] or type(error).__name__
-    if any(kind.__name__ in TRANSIENT_NAMES for cause in _chain(error) for kind in type(cause).__mro__):
-        return True, f"{type(error).__name__}: {text}"  # before its status: aiohttp gives a truncated body a 400
+    if re.search(r"certificate.verify.failed|WRONG_VERSION_NUMBER|CERTIFICATE", text, re.IGNORECASE):
+        return False, (
+            f"no secure connection: {text}; check the endpoint's protocol and name, this machine's clock, and the certificates "
+            "that it trusts (AWS_CA_BUNDLE, SSL_CERT_FILE)"
+        )
+    if _is_named(error, TRANSIENT_NAMES):  # before its status: aiohttp gives a truncated body a 400
+        cause = getattr(error, "kwargs", {}).get("error")  # botocore's words leave out which host, and why
+        return True, f"{type(error).__name__}: {text}{f' ({cause})' if cause and str(cause) not in text else ''}"
     status, code = _status(error)
     if status is None and isinstance(error, FileNotFoundError):
         status = 404
     elif status is None and isinstance(error, PermissionError):
         status = 403
+    if code in ADVICE:
+        return False, f"{ADVICE[code]} ({code}: {text})"
     if status == 404:
         return False, "it does not exist (404); check the name, and that the whole dataset was uploaded"
     if status in (401, 403) and code not in TRANSIENT_CODES:
@@ -177,12 +260,22 @@ def diagnosis(error: BaseException) -> tuple[bool, str]:
     if status == 416:
         return False, "it ends before these bytes (416): it is not the file that the manifest was written for"
     if status is not None:
-        return (status >= 500 and status != 501) or status in (408, 425, 429) or code in TRANSIENT_CODES, f"{text} ({status})"
-    if type(error).__name__ == "NoCredentialsError":
-        return False, "no credentials were found; set AWS_PROFILE or the like, or FSSPEC_S3_ANON=true for a public bucket"
+        transient = (status >= 500 and status != 501) or status in (408, 425, 429) or code in TRANSIENT_CODES
+        return transient, f"{text} ({f'{code}, ' if code not in ('', str(status)) else ''}{status})"
+    if _is_named(error, NO_CREDENTIALS):
+        return (
+            False,
+            f"no credentials were found ({text}); set AWS_PROFILE or the like, or FSSPEC_S3_ANON=true for a public bucket",
+        )
     if isinstance(error, TimeoutError):
         return True, f"no answer in time ({text})"
     return isinstance(error, OSError) and error.errno not in PERMANENT_ERRNO, f"{type(error).__name__}: {text}"
+
+
+def is_missing(error: StorageError) -> bool:
+    """Whether the storage answered that there is no such object, and not that there is no such bucket."""
+    cause = error.__cause__
+    return isinstance(cause, FileNotFoundError) and _status(cause)[1] != "NoSuchBucket"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

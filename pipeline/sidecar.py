@@ -9,6 +9,7 @@ It does without torch, whose import takes seconds, where `resize` has its own ke
 
 import gc
 import itertools
+import mmap
 import os
 import sys
 import threading
@@ -28,13 +29,14 @@ from pipeline.decode import Decoder, Failure
 from pipeline.decoder_threads import DecoderThreads
 from pipeline.delivery import BytesWanted, ClipDelivery, Delivery, FailedClip, answer, sample_position
 from pipeline.fork_server import ForkServer, ProcessDiedError, ServerDiedError
-from pipeline.manifest import Manifest
+from pipeline.manifest import Clip, Manifest
 from pipeline.read_plan import ReadPlan
 from pipeline.remote import is_url
 from pipeline.resize import kernel
 from pipeline.ring import Ring
 from pipeline.sampling import Order, SamplingRecipe, order_of, sample_clips, sample_masks
 from pipeline.storage import ShardReader
+from pipeline.storage_watch import StorageTrouble, StorageWatch, Unreadable
 from pipeline.tuning import Tuner, Tuning
 
 TICK = 0.1  # seconds between looks at the pool, while numbers of workers are tried
@@ -85,10 +87,14 @@ class Sidecar:
         self.manifest = Manifest(job.dataset, job.version)
         self.reader = ShardReader(job.dataset, patience=job.patience)
         self.ring = Ring(job.recipe, job.clips, job.num_slots, job.memfd)
-        delivery = ClipDelivery(self.manifest, job.recipe, self.reader, job.decoder, self.ring, job.packs_for)
+        self._reading = mmap.mmap(-1, job.most_workers)  # a byte for each: whether it waits for a disk
+        delivery = ClipDelivery(
+            self.manifest, job.recipe, self.reader, job.decoder, self.ring, job.packs_for, reading=self._reading
+        )
         prepare_to_fork()
         self.processes = ForkServer(delivery.serve, unneeded=(connection,))
         self._send_lock, self._announcing = threading.Lock(), threading.Lock()
+        self._watch = StorageWatch(self.reader, self.manifest, self._send)
         self.tuner = job.tuner
         self.pool = DecoderThreads(job.tuner.workers, job.most_workers)
         self._here = self.pool.here
@@ -155,8 +161,9 @@ class Sidecar:
                 self._send(traceback.format_exc())
 
     def _deliver(self, task: Delivery) -> None:
-        """Have the thread's process do it. A clip that hangs or crashes it is given up, and the process replaced."""
-        crashes = 0
+        """Have the thread's process do it. A clip that hangs or crashes it is given up, and the process replaced; one that
+        the storage does not give is waited for, as `StorageWatch` says."""
+        crashes = unreadable = 0
         while True:
             process = getattr(self._here, "process", None) or self.processes.fork()
             self._here.process = None  # until it has done this
@@ -165,11 +172,16 @@ class Sidecar:
                 while (message := process.receive(self.job.clip_timeout)) is not None:
                     if isinstance(message, BytesWanted):
                         process.send(answer(message, self.manifest, self.reader.read))
+                    elif isinstance(message, Unreadable):
+                        unreadable += 1
+                        process.send(self._watch.gives_up(self.manifest.clip(message.row), message, unreadable))
                     elif isinstance(message, FailedClip):
                         self._send(message)
-                        task, crashes = task.next_attempt(message.attempt + 1), 0
+                        task, crashes, unreadable = task.next_attempt(message.attempt + 1), 0, 0
                     else:
                         raise RuntimeError(message)
+                if unreadable:
+                    self._watch.passed()
                 self._here.process = process
                 return
             except ProcessDiedError as error:
@@ -179,9 +191,21 @@ class Sidecar:
                 reason, detail = Failure.CRASH, f"the process that decoded it died with {error}, {crashes} times in a row"
             except TimeoutError:
                 reason, detail = Failure.TIMEOUT, f"over {self.job.clip_timeout:g} s"
-            row = int(sample_position(self.manifest, self.job.recipe, task.epoch, task.position, task.attempt).rows[0])
-            self._send(FailedClip(task.epoch, task.position, task.attempt, row, self.manifest.clip(row).key, reason, detail))
-            task, crashes = task.next_attempt(task.attempt + 1), 0
+            clip = self._clip(task)
+            if reason is Failure.TIMEOUT and self._reading[self._here.row]:
+                self._reading[self._here.row] = 0
+                unreadable += 1
+                where = os.path.join(self.reader.root, clip.shard)
+                trouble = Unreadable(clip.row, f"{where}: reading it hangs, for over {self.job.clip_timeout:g} s", True)
+                self._watch.gives_up(clip, trouble, unreadable, hung=True)
+                continue
+            self._send(FailedClip(task.epoch, task.position, task.attempt, clip.row, clip.key, reason, detail))
+            task, crashes, unreadable = task.next_attempt(task.attempt + 1), 0, 0
+
+    def _clip(self, task: Delivery) -> Clip:
+        """That stands there."""
+        sample = sample_position(self.manifest, self.job.recipe, task.epoch, task.position, task.attempt)
+        return self.manifest.clip(int(sample.rows[0]))
 
     def _repeat(self, task: Delivery) -> None:
         """The trainer could not decode a trimmed clip, and wants another attempt in its place."""
@@ -198,7 +222,7 @@ class Sidecar:
                 self._send(self._announced)
                 self._announced += 1
 
-    def _send(self, message: int | str | FailedClip | Delivery | Tuning) -> None:
+    def _send(self, message: int | str | FailedClip | Delivery | Tuning | StorageTrouble) -> None:
         with self._send_lock:
             self.connection.send(message)
 

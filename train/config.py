@@ -4,16 +4,17 @@ A field says itself whether it may change from one start of a run to the next (`
 another run.
 """
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
 from pipeline.masking import ARITHMETIC
-from pipeline.remote import is_url
+from pipeline.remote import as_given, is_url
 from pipeline.sampling import SamplingRecipe
-from pipeline.settings import flag, setting
+from pipeline.settings import flag, flatten, renamed, setting
 from train.activation_checkpointing import Policy
 from train.profiler import parse_steps
 
@@ -143,8 +144,8 @@ class ComputeConfig:
 class PretrainConfig:
     """A pre-training run."""
 
-    data: Path | None = setting(None, may_change=True)
-    """The dataset: a folder with a manifest.parquet, made by dataset_builders/."""
+    data: str | None = setting(None, may_change=True)
+    """The dataset: a folder with a manifest.parquet, made by dataset_builders/, or its URL."""
     out: Path | None = setting(None, may_change=True)
     """The run's folder, outside of datasets and of their sources. If it holds a checkpoint, the run goes on from there."""
     steps: int | None = setting(None, may_change=True)
@@ -189,6 +190,12 @@ class PretrainConfig:
                 raise ValueError(f"{flag(name)} {value} must be at least 1")
         if self.steps is None and self.epochs is None:
             raise ValueError("--steps or --epochs is needed: how long the run is")
+        if self.data is not None:
+            object.__setattr__(self, "data", as_given(self.data))
+        if self.out is not None and is_url(self.out):
+            raise ValueError(
+                f"--out {as_given(self.out)} must be a folder; --mirror puts copies of the checkpoints behind a URL"
+            )
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.save_every):
             raise ValueError(f"--keep-every {self.keep_every} must be a multiple of --save-every {self.save_every}")
         if self.mirror is not None and not is_url(self.mirror):
@@ -253,3 +260,11 @@ class PretrainConfig:
             )
         most = self.compute.views_per_forward // self.views.views_per_clip
         return next(n for n in range(math.ceil(share / most), share + 1) if share % n == 0)
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A run's config.json, flat, under today's names: {"optim.base_lr": ...}; it may lack fields, see `settings.completed`."""
+    values = renamed(flatten(json.loads(file.read_text())))
+    if values.get("data"):
+        values["data"] = as_given(values["data"])  # older code lost a slash of a URL
+    return values

@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from pipeline.console import on_disk
 from pipeline.output_folder import refuse_dataset
 from pipeline.remote import is_url
 from train.checkpoint_files import CHECKSUMS, damage, listed, name_of
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="folder of a run of train/pretrain.py, or its mirror's URL")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare it with the checksums")
-    parser.add_argument("--consolidate", type=Path, metavar="FILE", help="write the weights to one safetensors file")
+    parser.add_argument("--consolidate", type=on_disk, metavar="FILE", help="write the weights to one safetensors file")
     parser.add_argument("--step", type=int, metavar="N", help="look at the checkpoint of this step alone")
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:

@@ -22,7 +22,7 @@ from collections.abc import Collection, Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
-from pipeline.console import keep_talking
+from pipeline.console import prepare
 from pipeline.loader import LoaderError
 from pipeline.order import order_of
 from pipeline.stop_signals import StopSignal
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(SystemExit):
             from_command_line(["--help"])
         return 2
-    keep_talking(PATIENCE)
+    prepare(PATIENCE)
     config = from_command_line(arguments)
     try:
         if config.dry_run:

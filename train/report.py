@@ -16,6 +16,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from pipeline.console import on_disk
 from pipeline.loader_charts import shown
 from pipeline.loader_report import STYLE
 from pipeline.output_folder import refuse_dataset
@@ -25,8 +26,8 @@ from train.run_record import RunRecord
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run of train/pretrain.py")
-    parser.add_argument("--out", type=Path, help="the page (default: report.html in the first run's folder)")
+    parser.add_argument("runs", type=on_disk, nargs="+", metavar="RUN", help="folder of a run of train/pretrain.py")
+    parser.add_argument("--out", type=on_disk, help="the page (default: report.html in the first run's folder)")
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         parser.print_help()

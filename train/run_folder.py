@@ -25,7 +25,7 @@ from pipeline.settings import completed, fields_of, flag, flatten, kept, with_va
 from train import checkpoints
 from train.checkpoint_files import clean_up
 from train.checkpoint_mirror import Mirror
-from train.config import PretrainConfig
+from train.config import PretrainConfig, read_config
 from train.json_lines import keep_lines, may_fail
 from train.parallel import Ranks
 from train.run_checkpoints import RunCheckpoints, on_rank_0
@@ -133,7 +133,7 @@ class RunFolder:
         if self.checkpoint:
             # a run that goes on from its mirror, on another machine, has no folder yet
             file = self.path / CONFIG if (self.path / CONFIG).exists() else self.checkpoint / CONFIG
-            before = completed(flatten(json.loads(file.read_text())), config)
+            before = completed(read_config(file), config)
             config = with_values(config, kept(before, config, given))
             if before["steps"] and not config.steps and before["epochs"] == config.epochs:
                 # both were written by code that took no notice of --epochs where a recipe had steps

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.settings import flatten, renamed
+from train.config import read_config
 from train.json_lines import read_lines
 
 STEADY = 0.1  # share of a run's lines that is left out where a rate is typical: compilation, and the loader finding its threads
@@ -43,7 +43,7 @@ class RunRecord:
             path=path,
             name=path.resolve().name,
             lines=lines,
-            config=renamed(flatten(json.loads((path / "config.json").read_text()))),
+            config=read_config(path / "config.json"),
             starts=json.loads(starts.read_text()) if starts.exists() else [],
             skipped=read_lines(path / "skipped.jsonl"),
             failures=read_lines(path / "failures.jsonl"),

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from model.config import ModelConfig
 from model.videomae import VideoMAE
+from pipeline.console import on_disk
 from pipeline.decode import DecodeError
 from pipeline.manifest import Manifest
 from pipeline.sampling import SamplingRecipe
@@ -30,7 +31,7 @@ from train.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of train/pretrain.py")
+    parser.add_argument("run", type=on_disk, metavar="RUN", help="folder of a run of train/pretrain.py")
     parser.add_argument("--clips", type=int, default=6, help="clips in the picture (default: 6)")
     parser.add_argument("--frames", type=int, default=4, help="frames of each, equally spaced (default: 4)")
     arguments = sys.argv[1:] if arguments is None else arguments

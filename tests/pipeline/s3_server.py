@@ -15,7 +15,17 @@ from typing import NamedTuple
 import pytest
 
 BUCKET = "bucket"
-FAULTS = ("500", "503", "404", "403", "reset", "reset-in-body", "truncate", "hang", "slow", "wrong-bytes", "garbage")
+CODES = {
+    "500": (500, "InternalError"),
+    "503": (503, "SlowDown"),
+    "403": (403, "AccessDenied"),
+    "404": (404, "NoSuchKey"),
+    "expired": (400, "ExpiredToken"),
+    "invalid-token": (400, "InvalidToken"),
+    "skewed": (403, "RequestTimeTooSkewed"),
+    "no-bucket": (404, "NoSuchBucket"),
+}
+FAULTS = (*CODES, "reset", "reset-in-body", "truncate", "hang", "slow", "wrong-bytes", "garbage")
 
 
 class Get(NamedTuple):
@@ -42,6 +52,7 @@ class S3Server:
         self._faults: deque[str] = deque()
         self._writing_faults: deque[str] = deque()
         self._always: Callable[[Get], str | None] = lambda get: None
+        self._everywhere: str | None = None
         self._proxy = _Proxy(("127.0.0.1", 0), _Handler)
         self._proxy.owner = self
         self.url = f"http://127.0.0.1:{self._proxy.server_address[1]}"
@@ -57,12 +68,18 @@ class S3Server:
         """Every GET fails as `choose` says, or not where that is None; until `clear`."""
         self._always = choose
 
+    def inject_everywhere(self, fault: str | None) -> None:
+        """Every request of any kind fails so, or none any more; until `clear`."""
+        assert fault is None or fault in FAULTS
+        self._everywhere = fault
+
     def clear(self) -> None:
         self._released.set()
         self._released = threading.Event()
         self._faults.clear()
         self._writing_faults.clear()
         self._always = lambda get: None
+        self._everywhere = None
         self.latency = 0.0
         self.writes = 0
         self.gets.clear()
@@ -116,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault = owner._writing_faults.popleft() if owner._writing_faults else None
         if owner.latency:
             time.sleep(owner.latency)
-        self._answer(answer, data, fault)
+        self._answer(answer, data, owner._everywhere or fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _forward  # noqa: N815
 
@@ -134,10 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, answer: http.client.HTTPResponse, data: bytes, fault: str | None) -> None:
         released = self.server.owner._released
         status, length = answer.status, len(data)
-        if fault in ("500", "503", "403", "404"):
-            codes = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied", "404": "NoSuchKey"}
-            status = int(fault)
-            data = f"<?xml version='1.0'?><Error><Code>{codes[fault]}</Code><Message>injected</Message></Error>".encode()
+        if fault in CODES:
+            status, code = CODES[fault]
+            data = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
             length = len(data)
         elif fault == "reset":
             self._reset()
@@ -156,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.getheaders():
             if name.lower() not in ("content-length", "connection", "transfer-encoding", "date", "server"):
                 self.send_header(name, value)
-        if self.command == "HEAD":
+        if self.command == "HEAD" and fault not in CODES:
             length = int(answer.getheader("Content-Length") or 0)
         self.send_header("Content-Length", str(length))
         self.end_headers()

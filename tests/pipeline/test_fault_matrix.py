@@ -6,7 +6,8 @@ shard cut off (a short read)   read             here; behind a URL test_storage
 shard vanished                 read             here; behind a URL test_storage
 stream damaged before the build  damaged        here; DALI: test_device_decoding
 clip truncated before the build  missing_frames here
-storage that does not answer   read             here: read again later, and only then replaced
+a clip that is not answered    read             here: read again later, and only then replaced
+the storage, for all clips     none             test_storage_watch: waited for, then the run ends
 clip that hangs, or crashes    timeout, crash   test_loader; a crash of DALI ends the run, which goes on from a checkpoint
 sidecar killed from outside    none             test_loader, test_device_decoding
 too many of all these          the run ends     test_loader
