@@ -15,12 +15,13 @@ any number of processes, on any machines that see DATASET, can each do some of t
 local work folder that looks the same, and shares its state through the URL (store.py).
 """
 
-import fcntl
 import hashlib
 import json
 import math
 import os
+import platform
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_builders.plan import Plan
+from pipeline.file_lock import lock
 from pipeline.files import write_durably
 from pipeline.manifest import REJECT_SCHEMA, SCHEMA
 
@@ -89,7 +91,7 @@ class BuildState:
         if hold is Hold.STARTER:
             return
         try:
-            fcntl.flock(self._lock, (fcntl.LOCK_SH if hold is Hold.SHARE else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            lock(self._lock, shared=hold is Hold.SHARE)
         except BlockingIOError:
             self._lock.close()
             raise ValueError(f"another build is writing {dataset}; wait for it to end") from None
@@ -140,18 +142,19 @@ class BuildState:
 
         `again` says which are to have another plan, because they are tried again.
         """
-        with (self.root / "plan.lock").open("a+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a share that comes second finds nothing new
-            self._forget_plans()
-            self.agree_on_options(options)
-            repeated = again(self)
-            known = self._known_keys()
-            keys = plan.requests["key"]
-            new = plan.requests.filter(pc.invert(pc.is_in(keys, value_set=known["key"]))) if len(known) else plan.requests
-            if len(new):
-                self._write_plan(new, clips_per_shard)
-            if repeated is not None and len(repeated):
-                self._write_plan(repeated, clips_per_shard, again=True)
+        keys = plan.requests["key"]
+        with (self.root / "plan.lock").open("a+") as opened:
+            lock(opened, wait=True)  # a share that comes second finds nothing new
+            written = False
+            while not written:  # without locks another share may be faster; then its plan is read
+                self._forget_plans()
+                self.agree_on_options(options)
+                repeated = again(self)
+                number, known = len(self.plans()), self._known_keys()
+                new = plan.requests.filter(pc.invert(pc.is_in(keys, value_set=known["key"]))) if len(known) else plan.requests
+                written = not len(new) or self._write_plan(new, clips_per_shard, number)
+                if written and repeated is not None and len(repeated):
+                    written = self._write_plan(repeated, clips_per_shard, number + bool(len(new)), again=True)
         if not len(known):
             return {}
         planned = known.filter(pc.is_in(known["source"], value_set=pa.array(plan.sources, pa.string())))
@@ -164,11 +167,12 @@ class BuildState:
         tables = [pq.read_table(file, columns=["key", "source", "path"]) for file in self.first_plans()]
         return pa.concat_tables(tables) if tables else pa.table({"key": pa.array([], pa.string())})
 
-    def _write_plan(self, requests: pa.Table, clips_per_shard: int, again: bool = False) -> None:
-        number = len(self.plans())
+    def _write_plan(self, requests: pa.Table, clips_per_shard: int, number: int, again: bool = False) -> bool:
+        """Whether it became the plan of that number, which another share may have written meanwhile."""
+        self._forget_plans()
         counts = Counter(job.source for job in self.jobs)
         file = self.root / f"plan-{number:03d}.parquet"
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        temporary = file.with_name(f".{file.name}.{platform.node()}-{os.getpid()}.tmp")
         jobs = []
         with pq.ParquetWriter(temporary, requests.schema, compression="zstd", write_statistics=False) as writer:
             for source, part in _runs(requests, clips_per_shard):
@@ -177,8 +181,17 @@ class BuildState:
                 counts[source] += 1
                 writer.write_table(part)
             writer.add_key_value_metadata({b"jobs": json.dumps(jobs).encode(), **({b"again": b"1"} if again else {})})
-        os.replace(temporary, file)
         self._forget_plans()
+        try:
+            os.link(temporary, file)  # which fails where there is one, unlike a rename
+        except FileExistsError:
+            time.sleep(0.1)  # network file systems show new files late
+            return False
+        except OSError:  # no hard links there
+            os.replace(temporary, file)
+            return True
+        temporary.unlink()
+        return True
 
     def _forget_plans(self) -> None:
         for name in ("jobs", "_repeated", "_latest"):

@@ -1,6 +1,5 @@
 """Clips of remote shards on a local disk, up to a size, shared by the processes of a node and by datasets."""
 
-import fcntl
 import os
 import re
 import threading
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Self
+
+from pipeline.file_lock import lock
 
 FOLDER_VARIABLE, SIZE_VARIABLE = "TUBECELL_CACHE", "TUBECELL_CACHE_SIZE"
 FILL, KEEP = 0.98, 0.9  # shares of the limit at which clips are removed, and that are left: the whole folder is looked at
@@ -120,7 +121,7 @@ class ClipCache:
     def _count(self) -> Iterator[list[int]]:
         """[bytes of all files], to read and change while nobody else does."""
         with self._lock, open(self.folder / "bytes", "ab+", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, wait=True)
             file.seek(0)
             text = file.read()
             total = [int(text) if text.isdigit() else 0]
@@ -134,9 +135,9 @@ class ClipCache:
         """Remove the clips that were used longest ago. One process does so; the others keep nothing meanwhile."""
         if _occupied(size) > KEEP * self.limit:
             return False
-        with open(self.folder / "removing", "ab") as lock:
+        with open(self.folder / "removing", "ab") as removing:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(removing)
             except BlockingIOError:
                 return False
             with self._count() as total:

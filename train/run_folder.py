@@ -1,6 +1,5 @@
 """A run's folder: what was asked for, with which software, whether it is done; and a lock, so that one run writes to it."""
 
-import fcntl
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from pipeline.file_lock import lock
 from pipeline.files import write_durably
 from pipeline.manifest import Manifest
 from pipeline.output_folder import refuse_for_run
@@ -29,6 +29,7 @@ from train.config import PretrainConfig, read_config
 from train.json_lines import keep_lines, may_fail
 from train.parallel import Ranks
 from train.run_checkpoints import RunCheckpoints, on_rank_0
+from train.startup import LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
@@ -119,9 +120,9 @@ class RunFolder:
         parts = [self.path / name for name in (".lock", "checkpoints", "metrics.jsonl", "tensorboard", "compiled")]
         self._made = missing[-1:] or [part for part in parts if not part.exists()]
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = (self.path / LOCK).open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._lock)
         except BlockingIOError as error:
             self._made = []
             raise ValueError(f"another process is writing to {self.path}; wait for it, or choose another --out") from error

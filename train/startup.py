@@ -8,6 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.file_lock import can_lock
+
+LOCK = ".lock"  # in a run's folder: one run writes to it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 
 
@@ -39,6 +42,8 @@ class Startup:
 def keep_compiled(run: Path) -> None:
     """Keep what torch.compile makes with the run, unless the environment names another place: a restart on a fresh machine does
     not compile again. Call it before anything is compiled."""
+    if not can_lock(run / LOCK):  # torch locks what it compiles, and fails where it cannot
+        return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((run / "compiled").absolute()))
 
 
