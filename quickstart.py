@@ -28,6 +28,11 @@ def main() -> int:
     began = time.monotonic()
     run = run_folder(videos)
     dataset = run / "dataset"
+    if videos and not dataset.exists() and dataset.is_relative_to(videos.resolve()):
+        print(
+            f"quickstart: --videos {videos} holds {relative(run)}, where the dataset goes; give a folder in it", file=sys.stderr
+        )
+        return 2
     if (run / "complete").exists() and (run / "reconstruction.png").exists():
         print(f"Already done; delete {relative(run)} to start over.")
         return report()

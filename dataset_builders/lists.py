@@ -88,7 +88,7 @@ def plan(
     bases = roots(name, folder=folder, train=train, val=val, test=test)
     classes = [line.strip() for line in read_lines(labels)] if labels is not None else None
     lines: dict[Entry, tuple[Line, tuple[str, bytes] | None]] = {}
-    places = _Places(name, bases)
+    places = _Places(name, bases, beside=folder is None)
     dropped: list[DroppedEntry] = []
     for split, files in zip(SPLITS, (train, val, test), strict=True):
         for file in as_files(files):
@@ -169,7 +169,8 @@ def roots(
     if folder is not None:
         return {name: existing_folder(folder)}
     first = next((file for files in (train, val, test) for file in as_files(files)), b"")
-    return {name: b"/", f"{name}:list": _folder_of(first)}
+    own = _folder_of(first)
+    return {name: b"/", f"{name}:list": own} if own != b"/" else {name: b"/"}
 
 
 def searched(name: str, folder: AnyPath | None) -> dict[str, bytes]:
@@ -186,8 +187,9 @@ def _folder_of(file: AnyPath) -> bytes:
 class _Places:
     """(list, path in it) -> (root, path relative to that), and what tells the video from others."""
 
-    def __init__(self, name: str, bases: Mapping[str, bytes]) -> None:
-        self._name, self._bases = name, bases
+    def __init__(self, name: str, bases: Mapping[str, bytes], beside: bool) -> None:
+        """`beside`: relative paths begin in the list's own folder."""
+        self._name, self._bases, self._beside = name, bases, beside
         self.anywhere = os.path.samefile(bases[name], b"/")
         self._identities: dict[bytes, str] = {}
         self._real: dict[bytes, bytes] = {}  # the folders of videos
@@ -199,14 +201,14 @@ class _Places:
         if replace is not None and path.startswith(replace[0]):
             path = replace[1] + path.removeprefix(replace[0])
         given = os.fsencode(path)
-        near = f"{self._name}:list"
-        in_list = near in self._bases and not given.startswith(b"/")
+        in_list = self._beside and not given.startswith(b"/")
         base = self._folder_of(os.fsencode(file)) if in_list else self._bases[self._name]
         absolute = b"/" + os.path.normpath(os.path.join(base, given)).lstrip(b"/")  # of two leading slashes both would stay
-        if in_list:
+        near = f"{self._name}:list"
+        if in_list and near in self._bases:
             place = near, os.path.relpath(absolute, self._bases[near])
         else:
-            prefix = base.rstrip(b"/") + b"/"
+            prefix = self._bases[self._name].rstrip(b"/") + b"/"
             if not absolute.startswith(prefix) or absolute == prefix:
                 return None, text
             place = self._name, absolute[len(prefix) :]

@@ -22,6 +22,15 @@ def test_sources_have_folders_of_their_own_and_a_link_names_the_one_in_use(
     assert (tmp_path / "runs" / "quickstart" / "complete").exists()
 
 
+def test_the_videos_are_not_what_the_dataset_goes_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path / "checkout")
+    monkeypatch.setattr("sys.argv", ["quickstart.py", "--videos", str(tmp_path)])
+    assert quickstart.main() == 2
+    assert f"--videos {tmp_path} holds runs/quickstart-" in capsys.readouterr().err
+
+
 def test_a_small_folder_takes_smaller_steps(dataset: Path, tmp_path: Path) -> None:
     assert quickstart.fewer_views(dataset) == []  # 12 clips, two views each
     for clips, flags in ((3, ["--views.views-per-step", "6"]), (1, ["--views.views-per-step", "2"])):

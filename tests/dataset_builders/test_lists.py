@@ -167,6 +167,7 @@ def test_what_older_builds_took_for_a_folder_is_not_walked(folder: Path, tmp_pat
         assert planned.requests["root"].to_pylist() == ["own"]
         assert planned.requests["path"].to_pylist() == [os.fsencode(folder)[1:] + b"/k400/a.mp4"]
         assert not len(planned.dropped)
+    assert lists.roots("own", train="/train.csv") == {"own": b"/"}  # both are one folder there
     assert lists.searched("own", "/") == lists.searched("own", tmp_path / "slash") == lists.searched("own", None) == {}
     assert lists.searched("own", folder) == {"own": os.fsencode(folder)}
 

@@ -126,7 +126,8 @@ def test_clips_that_fail_are_in_the_log_even_if_they_end_the_run(dataset: Path, 
 def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert "lower views_per_step to at most 24" in refused(dataset, out, "--views.views-per-step", "64")
-    assert "is no dataset" in refused(tmp_path, out)
+    assert "is no dataset" in refused(tmp_path, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
     if not torch.cuda.is_available():
         assert "no CUDA device" in refused(dataset, out, "--compute.device", "cuda")
     assert "DALI" in refused(dataset, out, "--compute.decoder", "dali")
