@@ -11,7 +11,7 @@ leaks = "from-train"
 kind = "folder"
 folder = "/data/own/train"
 val = "/data/own/val"                 # likewise test; of the kinds folder, frames and index
-label_from_folder = true
+labels_from_folder = true
 """
 
 import argparse
@@ -38,6 +38,7 @@ from pipeline.files import cache_folder
 from pipeline.machine import usable_cores
 from pipeline.manifest import parse_sampling
 from pipeline.output_folder import is_dataset, is_run, lies_in, refusal, refuse_dataset, refuse_sources
+from pipeline.settings import renamed, translated
 
 # flags that take VIDEOS LISTS: (kind, name of the source)
 OFFICIAL_FLAGS = {
@@ -78,7 +79,7 @@ def command(
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
         return 2
-    args = parser.parse_args(argv)
+    args = parser.parse_args(translated(sys.argv[1:] if argv is None else argv))
     try:
         build = make_build(args, splits, kinds)
         if one_source and len(build.sources) != 1:
@@ -214,7 +215,8 @@ def _read_toml(file: Path) -> tuple[dict[str, Any], Path]:
         isinstance(x, Mapping) for x in table.get("sources", {}).values()
     ):
         raise ValueError(f"--config {file}: sources must be tables, such as [sources.own]")
-    return table, file.resolve().parent
+    table["sources"] = {name: renamed(source, str(file)) for name, source in table.get("sources", {}).items()}
+    return renamed(table, str(file)), file.resolve().parent
 
 
 def _sources_of_flags(args: argparse.Namespace, splits: Collection[str]) -> list[Source]:
@@ -225,7 +227,7 @@ def _sources_of_flags(args: argparse.Namespace, splits: Collection[str]) -> list
     labelled = [flag for flag in LABELLED if getattr(args, flag, None)]
     if getattr(args, "labels_from_folder", None) and not labelled:
         flags = ", ".join(f"--{flag}" for flag in LABELLED)
-        raise ValueError(f"--labels-from-folder: is for {flags}; in a TOML file a source has label_from_folder = true")
+        raise ValueError(f"--labels-from-folder: is for {flags}; in a TOML file a source has labels_from_folder = true")
     if getattr(args, "list_root", None) and not args.list:
         raise ValueError(f"--list-root {args.list_root}: is for --list; in a TOML file a source has folder = ...")
     found = []
@@ -269,7 +271,7 @@ def _sources_of_flags(args: argparse.Namespace, splits: Collection[str]) -> list
             if kind == "frames":
                 table["rate"] = args.frame_rate
             if flag in LABELLED and args.labels_from_folder:
-                table["label_from_folder"] = True
+                table["labels_from_folder"] = True
             found.append(make_source(name, kind, table, here, splits, f"--{flag} {name}"))
     return found
 

@@ -79,10 +79,10 @@ def plan(
     *,
     folder: AnyPath,
     split: str = "train",
-    label_from_folder: bool = False,
+    labels_from_folder: bool = False,
     sampling: str = SAMPLING,
 ) -> SourcePlan:
-    """Every file below `folder`, in the order of their bytes. `label_from_folder`: a file's own folder names its class.
+    """Every file below `folder`, in the order of their bytes. `labels_from_folder`: a file's own folder names its class.
 
     Raises ValueError if there is no folder.
     """
@@ -90,7 +90,7 @@ def plan(
         raise ValueError(f"source {name}: there is no folder {shown(folder)}")
     paths = list_files(os.fsencode(folder))
     columns: dict[str, object] = {"source": name, "root": name, "path": paths, "kind": "video", "split": split}
-    if label_from_folder:
+    if labels_from_folder:
         columns["label"] = [own_folder(path) for path in paths]
     requests = requests_table({**columns, "sampling": sampling}, len(paths))
     notes = mixed_splits(name, paths, split)

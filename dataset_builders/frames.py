@@ -32,12 +32,12 @@ def plan(
     folder: AnyPath,
     rate: float,
     split: str = "train",
-    label_from_folder: bool = False,
+    labels_from_folder: bool = False,
     sampling: str = SAMPLING,
 ) -> SourcePlan:
     """Every folder below `folder` that holds images and no video is a clip, in the order of their paths.
 
-    `rate` is what they were extracted at, in frames per second. With `label_from_folder` the folder above names the class:
+    `rate` is what they were extracted at, in frames per second. With `labels_from_folder` the folder above names the class:
     `ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01/i_0001.jpg`. Raises ValueError if there is no folder, or for an impossible rate.
     """
     check_rate(name, rate)
@@ -68,7 +68,7 @@ def plan(
             "path": [path for path, _ in found],
             "kind": "frames",
             "split": split,
-            "label": [_class_name(path) if label_from_folder else None for path, _ in found],
+            "label": [_class_name(path) if labels_from_folder else None for path, _ in found],
             "seconds": [num_images / rate for _, num_images in found],
             "rate": float(rate),
             "sampling": sampling,

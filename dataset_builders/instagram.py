@@ -47,11 +47,11 @@ def plan(
     folder: AnyPath,
     number: int | None = NUMBER,
     seed: int = 0,
-    label_from_folder: bool = False,
+    labels_from_folder: bool = False,
     sampling: str = SAMPLING,
 ) -> SourcePlan:
     """`number` of the videos in `folder` (None: all), in the order of their paths. There are no annotations; with
-    `label_from_folder` a video's own folder, a profile's or a hashtag's, names its class.
+    `labels_from_folder` a video's own folder, a profile's or a hashtag's, names its class.
 
     Chosen by seed and path relative to the folder (see choice.py). Every file counts as a video but for pictures and
     metadata, by their extensions; what is none after all is rejected when it is read. A video of a post that is chosen
@@ -73,7 +73,7 @@ def plan(
             "path": [videos[place] for place in places],
             "kind": "video",
             "split": "train",
-            "label": [own_folder(videos[place]) if label_from_folder else None for place in places],
+            "label": [own_folder(videos[place]) if labels_from_folder else None for place in places],
             "source_id": [posts[place].shortcode for place in places],
             "seconds": [posts[place].seconds for place in places],
             "sampling": sampling,

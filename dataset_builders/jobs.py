@@ -37,9 +37,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_builders.plan import Plan
+from dataset_builders.presets import EncodeOptions
 from pipeline.file_lock import lock
 from pipeline.files import write_durably
 from pipeline.manifest import REJECT_SCHEMA, SCHEMA
+from pipeline.settings import completed, renamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,8 @@ class BuildState:
         `options["sources"]` has those of each source: sources may join later, and be left out, but not change.
         """
         file = self.root / "options.json"
-        before = json.loads(file.read_bytes()) if self.plans() else {"sources": {}}
+        before = completed(json.loads(file.read_bytes()) if self.plans() else options | {"sources": {}}, EncodeOptions())
+        before["sources"] = {source: renamed(values) for source, values in before["sources"].items()}
         options = json.loads(json.dumps(options))  # as they will be read: tuples as lists
         pairs = {f"--{name.replace('_', '-')}": name for name in before | options if name != "sources"}
         changes = [

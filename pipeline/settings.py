@@ -13,6 +13,7 @@ from typing import Any
 
 RENAMED = {  # old name -> new: of flags and config.json ("group.field"), of recipes in states and of TOML files ("field")
     "views.threads": "views.workers",
+    "label_from_folder": "labels_from_folder",
 }
 
 
@@ -45,8 +46,11 @@ def fields_of(config: Any, prefix: str = "", may_change: bool = False) -> dict[s
     return found
 
 
-def renamed(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values under today's names."""
+def renamed(flat: Mapping[str, Any], file: str | None = None) -> dict[str, Any]:
+    """The same values under today's names; of a user's own `file` it says what was renamed."""
+    for name in flat if file else ():
+        if name in RENAMED:
+            print(f"{file}: {name} is called {RENAMED[name]} now", file=sys.stderr)
     return {RENAMED.get(name, name): value for name, value in flat.items()}
 
 

@@ -138,3 +138,23 @@ def test_a_dataset_grows_by_the_same_command(older: Path) -> None:
     assert build_unlabeled_hybrid.main(["--folder", "own=videos", "--clips-per-shard", "4", "--out", "dataset"]) == 0
     assert [version["rows"] for version in Manifest("dataset").versions] == [12, 13]
     assert Manifest("dataset", 1).fingerprint == before
+
+
+def test_options_that_older_code_did_not_know_had_their_default(older: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = older / "dataset" / ".build" / "options.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in known.items() if name != "canvas"}))
+    options = ["--folder", "own=videos", "--clips-per-shard", "4", "--out", "dataset"]
+    assert build_unlabeled_hybrid.main([*options, "--canvas", "64x64"]) == 2
+    assert "--canvas was  and is now 64x64" in capsys.readouterr().err
+    assert build_unlabeled_hybrid.main(options) == 0
+    assert json.loads(file.read_text()) == known
+
+
+def test_a_build_file_with_a_name_of_before(older: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (older / "build.toml").write_text(
+        'out = "labelled"\n[sources.own]\nkind = "folder"\nfolder = "videos"\nlabel_from_folder = true\n'
+    )
+    assert build_unlabeled_hybrid.main(["--config", "build.toml", "--plan"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("build.toml: label_from_folder is called labels_from_folder now") == 1

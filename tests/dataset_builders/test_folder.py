@@ -70,7 +70,7 @@ def test_labels_from_folders(tmp_path: Path) -> None:
     for path in ("zumba/a.mp4", "yoga/deep/b.mp4", "c.mp4"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    requests = plan("own", folder=tmp_path, label_from_folder=True).requests.to_pylist()
+    requests = plan("own", folder=tmp_path, labels_from_folder=True).requests.to_pylist()
     assert [(row["path"], row["label"]) for row in requests] == [
         (b"c.mp4", None),
         (b"yoga/deep/b.mp4", "deep"),

@@ -21,7 +21,7 @@ def test_every_folder_of_images_is_a_clip(tmp_path: Path) -> None:
     make_frames(root + b"/thumbnails", ["x.mp4", "x.jpg", "y.jpg"])
     make_frames(root + b"/empty", [])
     (tmp_path / "readme.txt").touch()
-    planned = frames.plan("own", folder=tmp_path, rate=25, split="val", label_from_folder=True)
+    planned = frames.plan("own", folder=tmp_path, rate=25, split="val", labels_from_folder=True)
     assert planned.requests.schema == REQUEST_SCHEMA
     assert planned.dropped.schema == DROPPED_SCHEMA
     columns = ("path", "kind", "split", "label", "seconds", "rate", "first_frame", "num_images", "sampling")
@@ -42,7 +42,7 @@ def test_every_folder_of_images_is_a_clip(tmp_path: Path) -> None:
 
 def test_the_folder_itself_can_be_the_clip(tmp_path: Path) -> None:
     make_frames(os.fsencode(tmp_path / "clip"), ["1.jpg", "2.jpg"])
-    planned = frames.plan("own", folder=tmp_path / "clip", rate=10, label_from_folder=True)
+    planned = frames.plan("own", folder=tmp_path / "clip", rate=10, labels_from_folder=True)
     assert [(row["path"], row["label"], row["seconds"]) for row in planned.requests.to_pylist()] == [(b".", None, 0.2)]
 
 
@@ -54,7 +54,7 @@ def test_impossible_rates(tmp_path: Path, rate: float) -> None:
 
 def test_real_frames(shared: Path) -> None:
     folder = shared / "clips" / "derived" / "ucf101_rawframes"
-    planned = frames.plan("ucf", folder=folder, rate=25, label_from_folder=True)
+    planned = frames.plan("ucf", folder=folder, rate=25, labels_from_folder=True)
     assert planned.counts == {"found": 1, "images": 25, "with gaps in their numbers": 0, "images passed over": 0}
     (row,) = planned.requests.to_pylist()
     assert (row["path"], row["label"], row["seconds"]) == (b"ApplyEyeMakeup/v_000001", "ApplyEyeMakeup", 1.0)
