@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import frames, masking
-from pipeline.settings import completed, kept, setting, with_values
+from pipeline.settings import kept, read, setting, with_values
 
 CROPS = ("multi_scale", "random_resized")
 SHUFFLES = ("global", "window")
@@ -84,10 +84,7 @@ class SamplingRecipe:
     @staticmethod
     def of(values: Mapping[str, Any]) -> "SamplingRecipe":
         """The recipe in a state, whatever code wrote it. Raises ValueError if that was newer than this."""
-        values = completed(values, SamplingRecipe())
-        if unknown := sorted(values.keys() - SamplingRecipe.__dataclass_fields__.keys()):
-            raise ValueError(f"the sampling recipe has {', '.join(unknown)}, which this tubecell does not know; update it")
-        return SamplingRecipe(**values)
+        return read(SamplingRecipe, values, "the sampling recipe")
 
     def going_on(self, before: "SamplingRecipe") -> "SamplingRecipe":
         """This recipe for a state that belongs to another: it keeps that one's arithmetic, unless it names its own.

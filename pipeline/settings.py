@@ -9,8 +9,9 @@ import dataclasses
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, Field
-from typing import Any
+from typing import Any, TypeVar
 
+Kind = TypeVar("Kind")
 RENAMED = {  # old name -> new: of flags and config.json ("group.field"), of recipes in states and of TOML files ("field")
     "views.threads": "views.workers",
     "label_from_folder": "labels_from_folder",
@@ -34,8 +35,17 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def read(kind: type[Kind], values: Mapping[str, Any], what: str) -> Kind:
+    """A flat dataclass from plain values that any code may have written. Raises ValueError for what only newer code knows."""
+    known = completed(values, kind)
+    if unknown := sorted(known.keys() - {field.name for field in dataclasses.fields(kind)}):  # type: ignore[arg-type]
+        raise ValueError(f"{what} has {', '.join(unknown)}, which this tubecell does not know; update it")
+    return kind(**known)
+
+
 def fields_of(config: Any, prefix: str = "", may_change: bool = False) -> dict[str, tuple[Field, bool]]:
-    """A dataclass instance, nested ones in it -> {"optim.base_lr": (its field, whether it may change on a resume)}."""
+    """A dataclass instance, nested ones in it, or a flat dataclass -> {"optim.base_lr": (its field, whether it may change on a
+    resume)}."""
     found: dict[str, tuple[Field, bool]] = {}
     for field in dataclasses.fields(config):
         value, may = getattr(config, field.name), may_change or field.metadata.get("may_change", False)
@@ -58,9 +68,10 @@ def completed(flat: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """What was written by older code, under today's names, and with what it means by fields that it does not know."""
     values = renamed(flat)
     for name, (field, _) in fields_of(config).items():
-        if name not in values:
-            default = field.default if field.default_factory is MISSING else field.default_factory()
-            values[name] = field.metadata.get("was", default)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        meant = field.metadata.get("was", default)
+        if name not in values and meant is not MISSING:
+            values[name] = meant
     return values
 
 

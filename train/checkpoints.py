@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from pipeline.loader import LoaderState
+from pipeline.settings import read
 from train.checkpoint_files import PROGRESS, latest
 from train.parallel import Ranks
 
@@ -44,7 +45,8 @@ class Progress:
         values: dict[str, Any] = json.loads(text)
         loader = values.pop("loader")
         ledger = tuple(tuple(entry) for entry in loader.pop("ledger"))
-        return Progress(**values, loader=LoaderState(**loader, ledger=ledger))
+        state = read(LoaderState, loader | {"ledger": ledger}, "the loader's state")
+        return read(Progress, values | {"loader": state}, "the checkpoint's progress")
 
 
 def read_progress(checkpoint: Path) -> Progress:
