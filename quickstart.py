@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.console import prepare
+
 ROOT = Path(__file__).resolve().parent
 
 
@@ -106,4 +108,5 @@ def relative(path: Path) -> Path:
 
 
 if __name__ == "__main__":
+    prepare()
     sys.exit(main())

@@ -16,6 +16,11 @@ from pathlib import Path
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
 sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
 
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,6 +13,11 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
 
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 from dataset_builders.command import command
 
 

@@ -33,7 +33,7 @@ from dataset_builders.rejects import MACHINE, Reason, retried
 from dataset_builders.repair import repair_failures
 from dataset_builders.sources import KINDS, PLACES, VERSIONS, Source, make_source
 from pipeline import remote
-from pipeline.console import prepare
+from pipeline.console import open_streams
 from pipeline.files import cache_folder
 from pipeline.machine import usable_cores
 from pipeline.manifest import parse_sampling
@@ -74,7 +74,7 @@ def command(
     one_source: bool = False,
 ) -> int:
     """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
-    prepare()
+    open_streams()
     parser = arguments(description, kinds)
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()

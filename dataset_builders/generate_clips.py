@@ -13,6 +13,11 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
 
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 import argparse
 import colorsys
 import os
@@ -27,9 +32,9 @@ from tqdm import tqdm
 
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.presets import ASM
-from pipeline.console import on_disk
 from pipeline.machine import usable_cores
 from pipeline.output_folder import refuse_dataset
+from pipeline.remote import on_disk
 
 WIDTH, HEIGHT, FPS, FRAMES = 160, 128, 30, 90
 

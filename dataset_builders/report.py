@@ -9,6 +9,11 @@ from pathlib import Path
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
 
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 import argparse
 import json
 from collections.abc import Mapping, Sequence
@@ -19,9 +24,9 @@ from dataset_builders import report_sections as sections
 from dataset_builders.charts import shown
 from dataset_builders.contact_sheet import Picture, take_pictures
 from dataset_builders.dataset_counts import DatasetCounts, SourceCounts, count_dataset
-from pipeline.console import on_disk
 from pipeline.files import write_durably
 from pipeline.manifest import read_versions
+from pipeline.remote import on_disk
 
 STYLE = Path(__file__).with_name("report.css")
 

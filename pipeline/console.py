@@ -9,13 +9,7 @@ import io
 import os
 import select
 import sys
-from argparse import ArgumentTypeError
-from pathlib import Path
 from typing import Any
-
-from pipeline.remote import is_url
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class _Sink(io.FileIO):
@@ -33,13 +27,24 @@ class _Sink(io.FileIO):
         return memoryview(data).nbytes
 
 
-def prepare(patience: float | None = None) -> None:
-    """Call it first in a command. Writing to sys.stdout and sys.stderr does not fail any more; a reader who does not read for
-    `patience` seconds (a stopped terminal, a pager) misses what is said until he does; None: he is waited for.
+def prepare() -> None:
+    """Call it first in a command, before it opens anything.
 
-    A descriptor below 3 that is closed would be the next file's that is opened, and what libraries print would go into it: it
-    leads to nowhere now. In an ASCII locale, files and their names could not hold what clips and folders are called: our
-    commands begin anew in Python's UTF-8 mode (the default from 3.15 on).
+    In an ASCII locale, files and their names could not hold what clips and folders are called: the command begins anew in
+    Python's UTF-8 mode (the default from 3.15 on).
+    """
+    open_streams()
+    if os.environ.get("PYTHONUTF8") != "1" and sys.getfilesystemencoding() != "utf-8" and sys.executable and sys.orig_argv:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def open_streams(patience: float | None = None) -> None:
+    """Writing to sys.stdout and sys.stderr does not fail any more, and what their encoding lacks is written as an escape.
+
+    A reader who does not read for `patience` seconds (a stopped terminal, a pager) misses what is said until he does; None: he
+    is waited for. A descriptor below 3 that is closed would be the next file's that is opened, and what libraries print would
+    go into it: it leads to nowhere now.
     """
     for descriptor in range(3):
         with contextlib.suppress(OSError):
@@ -47,32 +52,23 @@ def prepare(patience: float | None = None) -> None:
             continue
         os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
         os.set_inheritable(descriptor, True)
-    command = getattr(sys.modules["__main__"], "__file__", None)  # not a test's or somebody's own that calls ours
-    is_ours = command is not None and Path(command).resolve().is_relative_to(ROOT) and sys.executable and sys.orig_argv
-    if os.environ.get("PYTHONUTF8") != "1" and sys.getfilesystemencoding() != "utf-8" and is_ours:
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115  for good
-        elif type(stream) is io.TextIOWrapper and not isinstance(getattr(stream.buffer, "raw", None), _Sink):
+        elif type(stream) is not io.TextIOWrapper:  # somebody's who listens in, such as a test
+            with contextlib.suppress(AttributeError):
+                stream.reconfigure(errors="backslashreplace")
+        elif isinstance(sink := getattr(stream.buffer, "raw", None), _Sink):  # ours already
+            sink.patience = patience
+        else:
             with contextlib.suppress(OSError):
                 stream.flush()
             sink = _Sink(stream.fileno(), "w", closefd=False)
             sink.patience = patience
-            binary = io.BufferedWriter(sink)
-            text = io.TextIOWrapper(binary, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+            buffer = io.BufferedWriter(sink)
+            text = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
             setattr(sys, name, text)
-        elif isinstance(stream, io.TextIOWrapper):  # ours already, or somebody's who listens in, such as a test
-            stream.reconfigure(errors="backslashreplace")
-
-
-def on_disk(text: str) -> Path:
-    """A path of a command line that has to be on a disk; argparse says what is wrong with a URL."""
-    if is_url(text):
-        raise ArgumentTypeError(f"{text} is a URL; a path on a disk is needed")
-    return Path(text)
 
 
 def complain(text: str) -> None:

@@ -8,9 +8,12 @@ import hashlib
 import os
 import platform
 import shutil
+import stat as file_modes
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -199,8 +202,26 @@ def fetch_manifest(url: str | os.PathLike[str]) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where this user's files may lie that can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tubecell"
+    """Where this user's files may lie that can be made again; it is made. Raises OSError if there is no such place.
+
+    Containers run as users that have no home, or one that cannot be written: then it is a folder of this user's alone among
+    the temporary files. (What is compiled lies here and is loaded: nobody else may write to it.)
+    """
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        folder = Path(named, "tubecell")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    with suppress(OSError, RuntimeError):  # RuntimeError: no home at all
+        folder = Path.home() / ".cache" / "tubecell"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    folder = Path(tempfile.gettempdir(), f"tubecell-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    state = folder.lstat()
+    if not file_modes.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o022:
+        raise PermissionError(f"{folder} is not this user's alone; set XDG_CACHE_HOME to a folder that is")
+    return folder
 
 
 def origin(folder: Path) -> str | None:

@@ -348,17 +348,22 @@ def open_cache(root: Path, name: str) -> pa.Table:
 
     It lies in DATASET/.cache, or in the user's cache folder where the dataset is read-only.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tubecell"
-    for folder in (root / ".cache", home):
-        file = folder / f"{name}.arrow"
+    wrong = []
+    for place in (lambda: root / ".cache", files.cache_folder):
         try:
+            folder = place()
+            file = folder / f"{name}.arrow"
             if not file.exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 _write_cache(root, file)
             return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-        except OSError:
-            continue
-    raise ValueError(f"neither {root / '.cache'} nor {home} can be written; set XDG_CACHE_HOME to a folder that can")
+        except OSError as error:
+            wrong.append(str(error))
+    told = "; ".join(dict.fromkeys(wrong))
+    raise ValueError(
+        f"neither {root / '.cache'} nor this user's cache folder can be used ({told}); set XDG_CACHE_HOME to one that can be "
+        "written, and see that the dataset can be read"
+    )
 
 
 def _write_cache(root: Path, file: Path) -> None:

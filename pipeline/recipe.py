@@ -65,6 +65,8 @@ class SamplingRecipe:
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise ValueError(f"seed {self.seed} has more than 64 bits; allowed are {-(1 << 63)} to {(1 << 64) - 1}")
         if min(self.views_per_clip, self.views_per_step) < 1 or self.views_per_step % self.views_per_clip:
             raise ValueError(
                 f"views_per_step {self.views_per_step} must be a multiple of views_per_clip {self.views_per_clip}, "

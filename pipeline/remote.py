@@ -12,7 +12,9 @@ import random
 import re
 import threading
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -93,6 +95,13 @@ def as_url(path: str | os.PathLike[str]) -> str:
 def as_given(path: str | os.PathLike[str]) -> str:
     """A path, or a URL with both of its slashes, for people and for config.json."""
     return as_url(path) if is_url(path) else os.fspath(path)
+
+
+def on_disk(text: str) -> Path:
+    """A path of a command line that has to be on a disk; argparse says what is wrong with a URL."""
+    if is_url(text):
+        raise ArgumentTypeError(f"{text} is a URL; a path on a disk is needed")
+    return Path(text)
 
 
 _filesystems: dict[tuple[int, str], fsspec.AbstractFileSystem] = {}

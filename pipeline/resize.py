@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.files import cache_folder
+
 SOURCE = Path(__file__).with_suffix(".c")
 NO_BYTE = 0x80  # pshufb puts 0 there
 
@@ -213,18 +215,17 @@ def by_16() -> bool:
 def kernel() -> ctypes.CDLL | None:
     """resize.c as a library, compiled on first use; None where there is no AVX2 or no C compiler.
 
-    It lies in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), named by what it was made of.
+    It lies in the user's cache folder, named by what it was made of.
     """
     if platform.machine() != "x86_64":
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tubecell"
-    file = home / f"resize-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     try:
+        home = cache_folder()
+        file = home / f"resize-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
         if not file.exists():
             if compiler is None:
                 return None
-            home.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=home) as folder:  # several processes may be at it
                 made = os.path.join(folder, file.name)
                 command = [*compiler.split(), "-O3", "-shared", "-fPIC", os.fspath(SOURCE), "-o", made]

@@ -16,6 +16,11 @@ from pathlib import Path
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
 sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
 
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 import argparse
 import json
 import shutil
@@ -24,9 +29,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from pipeline.console import on_disk
 from pipeline.output_folder import refuse_dataset
-from pipeline.remote import is_url
+from pipeline.remote import is_url, on_disk
 from train.checkpoint_files import CHECKSUMS, damage, listed, name_of
 from train.checkpoint_mirror import Mirror
 from train.checkpoints import read_progress, read_weights, save_weights

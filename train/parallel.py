@@ -94,12 +94,28 @@ def started(device: str) -> Iterator[Ranks]:
     if "RANK" in os.environ:
         meet(backend)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        be_alone(backend)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), here)
     finally:
         gc.collect()  # gloo aborts if sharded parameters outlive their group
         dist.destroy_process_group()
+
+
+def be_alone(backend: str) -> None:
+    """A process group of one rank, which needs no network. Raises ValueError where this torch cannot do without."""
+    try:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    except RuntimeError as error:  # gloo wants the address of an interface, if only the loopback's, also where nobody will call
+        import torch.testing._internal.distributed.fake_pg
+
+        dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=1)
+        given, taken = torch.ones(1), torch.zeros(2)
+        dist.all_gather_into_tensor(taken[:1], given)
+        dist.reduce_scatter_tensor(taken[1:], given)
+        if not taken.all():  # before torch 2.15 it may take without giving
+            dist.destroy_process_group()
+            raise ValueError(f"there is no network interface; bring up the loopback: ip link set lo up ({error})") from error
 
 
 def meet(backend: str) -> None:

@@ -16,13 +16,18 @@ from pathlib import Path
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
 sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
 
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 import contextlib
 import os
 from collections.abc import Collection, Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
-from pipeline.console import prepare
+from pipeline.console import open_streams
 from pipeline.loader import LoaderError
 from pipeline.order import order_of
 from pipeline.stop_signals import StopSignal
@@ -44,13 +49,13 @@ PATIENCE = 10.0  # seconds that the training waits for a console that does not t
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 when the run is done, or was asked to stop and saved; 2 when it cannot be as asked; 1 when it failed."""
     startup = Startup()
+    open_streams(PATIENCE)
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         print(__doc__)
         with contextlib.suppress(SystemExit):
             from_command_line(["--help"])
         return 2
-    prepare(PATIENCE)
     config = from_command_line(arguments)
     try:
         if config.dry_run:

@@ -12,14 +12,19 @@ from pathlib import Path
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
 sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
 
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 import argparse
 import time
 from collections.abc import Sequence
 
-from pipeline.console import on_disk
 from pipeline.loader_charts import shown
 from pipeline.loader_report import STYLE
 from pipeline.output_folder import refuse_dataset
+from pipeline.remote import on_disk
 from train import report_sections as sections
 from train.run_record import RunRecord
 

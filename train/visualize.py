@@ -12,6 +12,11 @@ from pathlib import Path
 ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
 sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
 
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 import argparse
 import json
 from collections.abc import Sequence
@@ -21,9 +26,9 @@ from matplotlib.ticker import MaxNLocator
 
 from model.config import ModelConfig
 from model.videomae import VideoMAE
-from pipeline.console import on_disk
 from pipeline.decode import DecodeError
 from pipeline.manifest import Manifest
+from pipeline.remote import on_disk
 from pipeline.sampling import SamplingRecipe
 from train import checkpoints
 from train.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct

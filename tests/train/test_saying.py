@@ -104,8 +104,8 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
 CODE = """
 import json, os, sys
 sys.path.insert(0, {root!r})
-from pipeline.console import prepare
-prepare({patience})
+from pipeline.console import open_streams
+open_streams({patience})
 file = open({file!r}, "w")
 for _ in range(30):
     print("·²" * 2000)
