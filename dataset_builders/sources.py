@@ -136,6 +136,8 @@ def make_source(name: str, kind: str, table: Mapping[str, Any], base: Path, spli
     missing = [key for key in allowed if parameters[key].default is inspect.Parameter.empty and key not in settings]
     if missing and not (others and missing == [PLACES[kind]]):
         raise ValueError(f"{where}: kind {kind!r} needs {', '.join(missing)}")
+    if type(seed := settings.get("seed", 0)) is not int:
+        raise ValueError(f"{where}: seed {seed!r} must be a whole number")
     for table, key, value in [(settings, *item) for item in settings.items()] + [(others, *item) for item in others.items()]:
         if table is others or (_is_path(kind, key) and value is not None):
             table[key] = _resolve(value, base)

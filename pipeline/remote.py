@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import fsspec
 import fsspec.asyn
 
+from pipeline.console import complain
+
 Result = TypeVar("Result")
 
 PATIENCE = 40.0  # seconds for one request with all its repetitions: less than a clip's 60, after which its process is killed
@@ -58,6 +60,7 @@ NO_CREDENTIALS = {
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),  # botocore
     *("TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "RefreshError", "DefaultCredentialsError"),
 }
+QUIET, BETWEEN_COMPLAINTS = 10.0, 30.0  # seconds in which a long wait is not mentioned: at its beginning; since it was
 RENEWAL = 5.0  # seconds, at least, between two looks for renewed credentials
 PERMANENT_ERRNO = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}
 
@@ -217,7 +220,22 @@ def patiently(attempt: Callable[[float], Result], url: str, deadline: float) -> 
                     "the storage limits the rate of requests",
                     transient=True,
                 ) from error
+            _mention(
+                f"{url}: no proper answer yet ({why}); trying for {deadline - time.monotonic():.0f} s more", began, deadline
+            )
         time.sleep(delay)
+
+
+_mentioned = -math.inf
+
+
+def _mention(text: str, began: float, deadline: float) -> None:
+    """Of whole files, which are waited for for minutes; clips are `StorageWatch`'s to speak of."""
+    global _mentioned
+    now = time.monotonic()
+    if deadline - began > 2 * PATIENCE and now - began >= QUIET and now - _mentioned > BETWEEN_COMPLAINTS:
+        _mentioned = now
+        complain(text)
 
 
 def _told_more(error: Exception, url: str) -> Exception:

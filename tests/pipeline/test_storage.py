@@ -644,7 +644,22 @@ def test_the_loader_reads_a_remote_dataset(
     assert len(shard_gets(s3)) >= 12
 
 
+def test_a_long_wait_is_mentioned(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "QUIET", 0.0)
+    troubles = [ConnectionRefusedError("nobody there"), ConnectionRefusedError("nobody there"), None]
+
+    def attempt(limit: float) -> str:
+        if trouble := troubles.pop(0):
+            raise trouble
+        return "answer"
+
+    assert remote.patiently(attempt, "s3://b/a", time.monotonic() + 600) == "answer"
+    assert capsys.readouterr().err.count("s3://b/a: no proper answer yet (ConnectionRefusedError: nobody there)") == 1
+
+
 def test_urls_are_told_from_paths() -> None:
+    assert remote.as_given(Path("s3://bucket/a")) == remote.as_given("s3://bucket/a/") == "s3://bucket/a"
+    assert remote.as_given(Path("/data/a")) == "/data/a"
     assert remote.is_url("s3://bucket/a")
     assert remote.is_url(Path("s3://bucket/a"))
     assert not remote.is_url("/data/a")
