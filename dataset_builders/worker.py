@@ -8,6 +8,7 @@ from dataset_builders.clips import Clip, ClipMaker, ClipRequest, Reject
 from dataset_builders.indexed_tars import IndexedClip, MemberIndexer
 from dataset_builders.presets import EncodeOptions
 from pipeline.remote import StorageError, is_url
+from pipeline.storage import STALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +27,23 @@ class Worker:
         make = MemberIndexer(self.dataset, self.options.min_frames) if member else ClipMaker(self.options, self.scratch)
         for result in make(request):
             if isinstance(result, Reject):
-                check_folder(os.fsdecode(request.folder))
+                check_folder(os.fsdecode(request.folder), os.fsdecode(request.path))
             yield result
 
 
-def check_folder(folder: str) -> None:
-    """Raises StorageError if a source's folder is gone, or empty, as a disk that is not mounted is."""
+def check_folder(folder: str, path: str) -> None:
+    """Raises StorageError if a source's folder is gone, or empty, as a disk that is not mounted is, or if the part of it that a
+    file is in belongs to a network file system in trouble."""
     if is_url(folder):
         return
-    try:
-        with os.scandir(folder) as entries:
-            wrong = "it is empty" if next(entries, None) is None else None
-    except OSError as error:
-        wrong = error.strerror
-    if wrong:
-        raise StorageError(f"the files of {folder!r} cannot be read any more: {wrong}; is it mounted?", transient=True)
+    wrong = None
+    for place in dict.fromkeys((folder, os.path.dirname(os.path.join(folder, path)))):
+        try:
+            with os.scandir(place) as entries:
+                if next(entries, None) is None and place == folder:
+                    wrong = "it is empty"
+        except OSError as error:
+            if place == folder or error.errno in STALE:
+                wrong = error.strerror
+        if wrong:
+            raise StorageError(f"the files in {place!r} cannot be read any more: {wrong}; is it mounted?", transient=True)

@@ -12,6 +12,7 @@ import pytest
 from dataset_builders import executors
 from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.rejects import Reason
+from pipeline.remote import StorageError
 
 
 def work(task: object) -> Iterator[object]:
@@ -28,6 +29,8 @@ def work(task: object) -> Iterator[object]:
             time.sleep(1000)
         case "raise":
             raise KeyError("missing")
+        case "storage":
+            raise StorageError("it is not mounted", transient=True)
         case "memory":
             yield bytes(8 << 30)
         case "killed":
@@ -153,3 +156,8 @@ def is_running(process: int) -> bool:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_no_tasks(workers: int) -> None:
     assert run([], workers) == []
+
+
+def test_trouble_of_the_storage_is_no_result_of_a_task() -> None:
+    with pytest.raises(StorageError, match="it is not mounted"):
+        run_all(["fine", "storage", "fine"], workers=1)
