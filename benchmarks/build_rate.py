@@ -38,7 +38,7 @@ from dataset_builders import generate_clips
 from dataset_builders.build import Build, Limits, encode, make_plan
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.geometry import geometry
-from dataset_builders.jobs import BuildState
+from dataset_builders.jobs import Attempt, BuildState
 from dataset_builders.presets import EncodeOptions, h264_fast
 from dataset_builders.probe import VideoInfo, probe
 from dataset_builders.ray_cluster import encode_on_ray
@@ -122,7 +122,7 @@ def dataset_of(build: Build) -> tuple[int, list[tuple[bytes, VideoInfo]], float]
     plan = make_plan(build)
     with BuildState(build.out) as state:
         state.extend(plan, build.options(), build.clips_per_shard)
-        encode(state, state.jobs, build)
+        encode(state, [Attempt(job) for job in state.jobs], build)
         write_manifest(build.out, state.parts(state.jobs))
         taken = {path for rows, _ in state.parts(state.jobs) for path in rows["path"].to_pylist()}
     manifest, reader = Manifest(build.out), ShardReader(build.out)
@@ -145,10 +145,11 @@ def rebuild(build: Build, processes: int, scratch: Path, ray: str | None = None)
         plan = make_plan(again)
         with BuildState(again.out) as state:
             state.extend(plan, again.options(), again.clips_per_shard)
+            todo = [Attempt(job) for job in state.jobs]
             if ray:
-                encode_on_ray(ray, state, state.jobs, again)
+                encode_on_ray(ray, state, todo, again)
             else:
-                encode(state, state.jobs, again)
+                encode(state, todo, again)
 
 
 def ffmpeg_loops(files: Sequence[tuple[bytes, VideoInfo]], processes: int) -> None:

@@ -170,8 +170,11 @@ def finish_shares(build: Build) -> int:
 def say_complete(state: BuildState, build: Build, tally: Tally | None = None) -> int:
     totals = state.finished() or {}
     _say_tried(tally)
+    reasons = Counter(reject["reason"] for job in state.jobs if state.marker(job).exists() for reject in state.rejects(job))
     what = "nothing else to do" if tally else "nothing to do"
-    other = " (--retry REASON tries rejects again, see rejects.parquet)" if totals["rejects"] else ""
+    if (number := sum(reasons[reason] for reason in MACHINE)) and not tally:
+        what = f"{number} of these may lie with the machine, and are tried again without --finish or --retry none"
+    other = " (--retry REASON tries others again, see rejects.parquet)" if reasons.keys() - MACHINE else ""
     print(f"{build.place} is complete: {totals['clips']} clips, {totals['rejects']} rejects; {what}{other}")
     return 0 if totals["clips"] else 1
 
@@ -242,7 +245,9 @@ def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = No
     state.finish(jobs, totals, shards, rejects)
     if store:
         store.put_finished()
-    summarise(state.dataset, build.place, totals, len(versions), f"{build.url}/{report.name}" if store else str(report))
+    again = "the same command tries" if tally else "the shares of --job, run once more, try"
+    shown = f"{build.url}/{report.name}" if store else str(report)
+    summarise(state.dataset, build.place, totals, len(versions), shown, again)
     _say_tried(tally)
     return 0 if totals["clips"] else 1
 
@@ -314,8 +319,9 @@ def tool_versions() -> dict[str, str]:
     }
 
 
-def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, report: str) -> None:
-    """What a user wants to know at the end; `dataset` is the folder, `place` what the user calls it."""
+def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, report: str, again: str) -> None:
+    """What a user wants to know at the end; `dataset` is the folder, `place` what the user calls it, `again` what tries
+    once more."""
     print(f"taken     {totals['clips']:>8} clips, {totals['seconds'] / 3600:.2f} hours, {totals['bytes'] / 2**20:,.1f} MiB")
     for line in class_lines(dataset):
         print(f"classes   {line}")
@@ -325,7 +331,7 @@ def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, r
         example = rejects.filter(pc.equal(rejects["reason"], reason)).slice(0, 1).to_pylist()[0]
         print(f"  {reason:<16} {count:>4}  such as {os.fsdecode(example['path'])!r}: {example['detail']}")
     if number := sum(count for reason, count in _counts(rejects["reason"]).items() if reason in MACHINE):
-        print(f"{number} of these may lie with the machine: the same command tries them again (others: --retry REASON)")
+        print(f"{number} of these may lie with the machine: {again} them again (others: --retry REASON)")
     if dropped := _counts(pq.read_table(dataset / "dropped.parquet", columns=["reason"])["reason"]):
         print(
             f"dropped   {sum(dropped.values()):>8} (dropped.parquet): {', '.join(f'{n} {why}' for why, n in dropped.items())}"

@@ -46,7 +46,7 @@ class CommonFault:
         self._in_a_row, self._ask_at, self._asked = 0, IN_A_ROW, False
         self._of_job = [0, 0]  # requests, and those that failed so
 
-    def saw(self, request: Mapping[str, Any], taken: bool, rejects: list[Mapping[str, Any]]) -> None:
+    def saw(self, request: Mapping[str, Any], taken: bool, rejects: list[dict[str, Any]]) -> None:
         """A request and what became of it; raises ValueError if it fails as all do."""
         reason = Reason(rejects[0]["reason"]) if rejects and not taken else None
         what = (request["source"], request["root"], reason) if reason in MACHINE else None
