@@ -116,7 +116,7 @@ def run(
         jobs = state.jobs if share is None else state.jobs[share[0] - 1 :: share[1]]
         todo = attempts(state, jobs, plan, retry)
         if state.finished() and not todo:
-            return say_complete(state, build)
+            return say_complete(state, build, all_tried=share is None and bool(retry))
         if store:
             doing = {attempt.job for attempt in todo}
             store.catch_up(job for job in jobs if job not in doing)
@@ -130,7 +130,7 @@ def run(
         if store:
             store.wait()
         if share is None and state.finished() and not tally.changed:
-            return say_complete(state, build, tally)
+            return say_complete(state, build, tally, all_tried=True)
         if share is None:
             return finish(state, build, plan, store, tally)
         print(f"share {share[0]} of {share[1]} is done: {len(jobs)} shards, {len(todo)} of them now; end with --finish")
@@ -167,12 +167,13 @@ def finish_shares(build: Build) -> int:
         return finish(state, build, plan, store)
 
 
-def say_complete(state: BuildState, build: Build, tally: Tally | None = None) -> int:
+def say_complete(state: BuildState, build: Build, tally: Tally | None = None, all_tried: bool = False) -> int:
+    """`all_tried`: what may lie with the machine and is not tried now is not asked for any more."""
     totals = state.finished() or {}
     _say_tried(tally)
     reasons = Counter(reject["reason"] for job in state.jobs if state.marker(job).exists() for reject in state.rejects(job))
     what = "nothing else to do" if tally else "nothing to do"
-    if (number := sum(reasons[reason] for reason in MACHINE)) and not tally:
+    if (number := sum(reasons[reason] for reason in MACHINE)) and not all_tried:
         what = f"{number} of these may lie with the machine, and are tried again without --finish or --retry none"
     other = " (--retry REASON tries others again, see rejects.parquet)" if reasons.keys() - MACHINE else ""
     print(f"{build.place} is complete: {totals['clips']} clips, {totals['rejects']} rejects; {what}{other}")

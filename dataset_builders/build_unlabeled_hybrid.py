@@ -6,7 +6,8 @@
 
 Of labelled sources the training lists are taken. Every file ends in DATASET/manifest.parquet, in DATASET/rejects.parquet with
 the reason, or in DATASET/dropped.parquet if it was not asked for. The build can be stopped at any moment and started again
-with the same command. Started on a finished dataset it adds what is new, as a new version, and otherwise does nothing.
+with the same command. Started on a finished dataset it adds what is new, and what could not be read before (see --retry), as a
+new version, and otherwise does nothing.
 """
 
 import sys

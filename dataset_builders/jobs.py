@@ -197,7 +197,7 @@ class BuildState:
         return True
 
     def _forget_plans(self) -> None:
-        for name in ("jobs", "_repeated", "_latest"):
+        for name in ("jobs", "_repeated", "_latest", "_clips_of_repeated"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -275,18 +275,28 @@ class BuildState:
 
     def elsewhere_of(self, job: Job) -> frozenset[str]:
         """Keys of published clips that are of the requests of a job which tries them again: of files that failed halfway."""
-        manifest = self.dataset / "manifest.parquet"
-        if not self.is_repeated(job) or not manifest.exists():
+        if not self.is_repeated(job):
             return frozenset()
-        clips, requests = pq.read_table(manifest, columns=["key"])["key"], pa.array(self.keys(job), pa.string())
-        parts = pc.is_in(pc.replace_substring_regex(clips, r"-\d{3,}$", ""), value_set=requests)
-        return frozenset(clips.filter(pc.or_(parts, pc.is_in(clips, value_set=requests))).to_pylist())
+        return frozenset(clip for key in self.keys(job) for clip in self._clips_of_repeated.get(key, ()))
+
+    @cached_property
+    def _clips_of_repeated(self) -> dict[str, list[str]]:
+        """Requests that are tried again -> keys of their published clips."""
+        manifest = self.dataset / "manifest.parquet"
+        found: dict[str, list[str]] = {}
+        if manifest.exists():
+            clips, requests = pq.read_table(manifest, columns=["key"])["key"], pa.array(list(self._latest), pa.string())
+            parts = pc.is_in(pc.replace_substring_regex(clips, r"-\d{3,}$", ""), value_set=requests)
+            for clip in clips.filter(pc.or_(parts, pc.is_in(clips, value_set=requests))).to_pylist():
+                found.setdefault(clip if clip in self._latest else clip.rpartition("-")[0], []).append(clip)
+        return found
 
     def held(self, job: Job) -> dict[str, str]:
         """The clips of a job that a manifest names: key -> content hash."""
-        filters: list[tuple[str, str, Any]] = [("shard", "==", f"shards/{job.name}.tar")]
+        filters = pc.field("shard") == f"shards/{job.name}.tar"
         if self.is_indexed(job):
-            filters = [("key", "in", [key for key in self.keys(job) if not self.is_tried_later(job, key)])]
+            own = [key for key in self.keys(job) if not self.is_tried_later(job, key)]
+            filters = pc.field("key").isin(pa.array(own, pa.string()))
         rows = pq.read_table(self.dataset / "manifest.parquet", columns=["key", "content_hash"], filters=filters)
         return dict(zip(rows["key"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
 
