@@ -35,7 +35,7 @@ from dataset_builders.plan_text import describe
 from dataset_builders.presets import EncodeOptions
 from dataset_builders.rejects import MACHINE, Reason
 from dataset_builders.report import write_report
-from dataset_builders.retries import attempts, requests_again
+from dataset_builders.retries import attempts, requests_again, strike_resolved
 from dataset_builders.sources import Source
 from dataset_builders.store import Store, claim
 from dataset_builders.trial import ffmpeg_banner, try_here
@@ -114,6 +114,7 @@ def run(
         if store:
             store.put_plans()
         jobs = state.jobs if share is None else state.jobs[share[0] - 1 :: share[1]]
+        strike_resolved(state, jobs, plan)
         todo = attempts(state, jobs, plan, retry)
         if state.finished() and not todo:
             return say_complete(state, build, all_tried=share is None and bool(retry))

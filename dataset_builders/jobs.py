@@ -23,7 +23,7 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -331,6 +331,16 @@ class BuildState:
             return rejects
         requests = zip(rejects, self.rejected_requests(job, rejects), strict=True)
         return [reject for reject, keys in requests if not keys or not all(self.is_tried_later(job, key) for key in keys)]
+
+    def strike(self, job: Job, resolved: Collection[tuple[str, str, bytes]]) -> None:
+        """Take the rejects of these (source, root, path) out of a finished job."""
+        content = self._content(job)
+        content["rejects"] = [
+            reject
+            for reject in content["rejects"]
+            if (reject["source"], reject["root"], os.fsencode(reject["path"])) not in resolved
+        ]
+        write_durably(self.marker(job), json.dumps(content).encode())
 
     def rejected_requests(self, job: Job, rejects: Sequence[Mapping[str, Any]]) -> list[frozenset[str]]:
         """Keys of the request that each is of. Markers of older code do not say: of all requests that it may be of."""

@@ -7,6 +7,7 @@ they give becomes the next version. Then rejects.parquet tells of the last attem
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +25,23 @@ def requests_again(state: BuildState, plan: Plan, reasons: Collection[Reason], a
         return None
     keys = {key for job in state.jobs[: state.num_published] for key in _rejected(state, job, reasons)}
     return _asked_for(plan, keys)
+
+
+def strike_resolved(state: BuildState, jobs: Sequence[Job], plan: Plan) -> None:
+    """Forget rejects of what is asked for by other paths now: a folder, or a tar, that could not be read, and whose videos are
+    requests of their own since it can."""
+    rejects = {job: state.rejects(job) for job in jobs if state.marker(job).exists()}
+    found = {(one["source"], one["root"], one["path"]) for some in rejects.values() for one in some}
+    paths = pa.array([path for _, _, path in found], pa.binary())
+    asked = {*paths.filter(pc.is_in(paths, value_set=plan.requests["path"])).to_pylist()}
+    gone = sorted(one for one in found if one[2] not in asked)
+    resolved = set()
+    for (source, root), some in groupby(gone, lambda one: one[:2]):
+        below = plan.requests.filter((pc.field("source") == source) & (pc.field("root") == root))["path"]
+        resolved |= {one for one in some if pc.any(pc.starts_with(below, one[2] + b"/")).as_py()}
+    for job, of_job in rejects.items():
+        if any((one["source"], one["root"], one["path"]) in resolved for one in of_job):
+            state.strike(job, resolved)
 
 
 def attempts(state: BuildState, jobs: Sequence[Job], plan: Plan, reasons: Collection[Reason]) -> list[Attempt]:

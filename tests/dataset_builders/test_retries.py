@@ -138,6 +138,18 @@ def test_shares_of_a_finished_dataset(links: Path, mount, tmp_path: Path, capsys
     assert len(list((dataset / ".build").glob("plan-*"))) == 2
 
 
+def test_a_folder_that_dangles_is_not_told_of_any_more(links: Path, mount, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    mount(*NAMES)
+    (links / "below").symlink_to(tmp_path / "another mount")
+    assert build(dataset, links) == 0
+    assert rejects_of(dataset) == {"below": "unreadable"}
+    shutil.copytree(tmp_path / "mount", tmp_path / "another mount")
+    assert build(dataset, links) == 0
+    assert not rejects_of(dataset)
+    assert_sound(dataset, 20)
+
+
 def test_other_reasons_are_tried_again_when_asked(links: Path, mount, tmp_path: Path, capsys) -> None:
     dataset = tmp_path / "dataset"
     mount(*NAMES)
