@@ -246,7 +246,7 @@ def _check_held(state: BuildState, attempt: Attempt, made: Mapping[str, str], re
         return
     why = "has other bytes: its source, or the tools that dataset.json lists, have changed"
     if wrong[0] not in made:
-        causes = [reject for reject in rejects if wrong[0].startswith(str(reject["key"]))]
+        causes = [reject for reject in rejects if wrong[0].startswith(reject.get("key", wrong[0]))]
         why = f"is missing: {causes[0]['reason']}, {causes[0]['detail']}" if causes else "is missing"
     shard = f"{state.dataset}/shards/{attempt.job.name}.tar"
     raise ValueError(

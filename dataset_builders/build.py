@@ -221,10 +221,8 @@ def encode(
     )
     with closing(work(worker, requests, number)) as results, Progress(attempts) as progress:
         for attempt in attempts:
-            done = write_shard(state, attempt, results, progress, fault.saw, fault.before_commit)
-            tally.add(done)
-            if done.changed:
-                committed(attempt.job)
+            tally.add(write_shard(state, attempt, results, progress, fault.saw, fault.before_commit))
+            committed(attempt.job)
     return tally
 
 

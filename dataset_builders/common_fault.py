@@ -2,7 +2,8 @@
 
 After some files in a row that failed for the same reason of the machine (and before a shard is committed of which every file
 did) others of the same folder are asked, spread over all of it: whether they can be opened, or whether they fail as well. Where
-one does not, the build goes on, and asks again after twice as many.
+one does not, the build goes on, and asks again after twice as many. Whether FFmpeg can still make clips is asked of one of our
+own. A disk that is full needs no asking.
 """
 
 import os
@@ -27,6 +28,9 @@ IN_A_ROW = 8  # failures, and as many others that fail as well: fewer files are 
 OPENED = 1000  # files that are opened: if none of them can be, then with 95 % certainty less than 0.3 % of all could
 TRIED = 8  # files that are tried as the workers would, where opening does not tell
 ADVICE = {Reason.TIMEOUT: " Raise --time-limit.", Reason.OUT_OF_MEMORY: " Raise --memory-limit."}
+
+# what a disk says, the scratch folder's, that no file is to blame for
+FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Too many open files")
 
 
 class CommonFault:
@@ -71,9 +75,12 @@ class CommonFault:
     def _ask(self) -> None:
         assert self._what is not None
         source, root, reason = self._what
-        self._asked, self._ask_at = True, 2 * self._in_a_row
-        example = f"such as {os.fsdecode(self._example['path'])!r}: {self._example['detail']}"
-        again = "Nothing is noted of these files. Put that right and run the same command again"
+        self._asked, self._ask_at = True, 2 * self._in_a_row if self._in_a_row >= IN_A_ROW else IN_A_ROW
+        detail = self._example["detail"]
+        example = f"such as {os.fsdecode(self._example['path'])!r}: {detail}"
+        again = "Put that right and run the same command again, which tries these files again"
+        if self._in_a_row >= IN_A_ROW and reason is not Reason.UNREADABLE and any(sign in detail for sign in FULL):
+            raise ValueError(f"{source}: {self._in_a_row} files in a row fail, {example}, in {self._worker.scratch}. {again}")
         if reason is not Reason.UNREADABLE and reason is not Reason.TIMEOUT and (why := self._trial()):
             raise ValueError(f"{source}: {NO_CLIP} ({why}). {again}")
         if reason not in (Reason.UNREADABLE, *ADVICE):

@@ -59,8 +59,7 @@ def encode_on_ray(
                         progress.update(attempt.job.source, rejects)
                     progress.rejected(attempt.job.source, rejects)
                     tally.add(done)
-                    if done.changed:
-                        committed(attempt.job)
+                    committed(attempt.job)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None  # what it would be without Ray
     finally:

@@ -167,3 +167,23 @@ def test_a_program_that_fails_later(
     halfway.update({os.fsencode(name): (0, Failure(Reason.CRASH, "its process ended with SIGSEGV")) for name in NAMES[:9]})
     assert build(tmp_path / "another", links) == 0
     assert pq.read_table(tmp_path / "another" / "rejects.parquet")["reason"].to_pylist() == ["crash"] * 9
+
+
+def test_a_full_disk(
+    links: Path,
+    mount: Callable[..., None],
+    halfway: dict[bytes, tuple[int, Failure]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """There may be room for a small clip of our own, and none for those of long videos."""
+    mount(*NAMES)
+    full = Failure(Reason.ENCODE_FAILED, "FFmpeg ended with status 228; FFmpeg: Error muxing: No space left on device")
+    halfway.update({os.fsencode(name): (0, full) for name in NAMES[2:]})
+    assert build(tmp_path / "dataset", links) == 2
+    told = capsys.readouterr().err
+    assert "v: 8 files in a row fail, such as '02.mp4'" in told and f"in {tmp_path / 'dataset' / '.build'}. Put that right" in told
+    halfway.clear()
+    assert build(tmp_path / "dataset", links) == 0
+    assert build(tmp_path / "undisturbed", links) == 0
+    assert tree(tmp_path / "dataset") == tree(tmp_path / "undisturbed")
