@@ -386,8 +386,8 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
     add("--finish", action="store_true", help="write manifest and report after all shares of --job")
     repair = "look at the clips in a training run's failures.jsonl, and make shards anew that are damaged (see repair.py)"
     add("--repair", metavar="FILE", help=repair)
-    retry = "rejects to try again: reasons (see rejects.parquet), all, or none. Those that may lie with the machine are tried "
-    retry += f"again in any case, once per command: {', '.join(reason for reason in Reason if reason in MACHINE)}"
+    retry = "reasons (see rejects.parquet) whose rejects are tried again; all; none. Those that may lie with the machine are "
+    retry += f"tried once more by every build: {', '.join(reason for reason in Reason if reason in MACHINE)}"
     add("--retry", nargs="+", metavar="REASON", help=retry)
     add("--ray", metavar="ADDRESS", help="run the shards on a Ray cluster, or 'local'")
     return parser
