@@ -375,3 +375,11 @@ def test_real_clips(shared: Path, tmp_path: Path) -> None:
     for row in rows_of(tmp_path / "dataset"):
         if row["source"] == "videos":
             assert row["num_frames"] == int(truth[f"videos/{os.fsdecode(row['path'])}"]), row["path"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [">&- 2>&- <&-", "2>&1 | true", ">/dev/full 2>&1"])
+def test_a_build_that_nobody_hears(how: str, videos: Path, undisturbed: Path, tmp_path: Path) -> None:
+    arguments = f"--folder v={videos} --clips-per-shard 4 --out {tmp_path / 'dataset'}"
+    subprocess.run(f"{sys.executable} {SCRIPT} {arguments} {how}", shell=True, check=True)
+    assert tree(tmp_path / "dataset") == tree(undisturbed)
