@@ -200,6 +200,8 @@ def test_validation_and_test_views() -> None:
         ({"window": 0}, "window 0"),
         ({"lanes": 0}, "lanes 0"),
         ({"mixture": {"a": -1.0}}, "the weight -1.0 of source 'a'"),
+        ({"seed": 1 << 64}, "seed 18446744073709551616 has more than 64 bits; allowed are -9223372036854775808"),
+        ({"seed": -(1 << 63) - 1}, "has more than 64 bits"),
         ({"mixture": (("a", 1.0), ("a", 2.0))}, "names a source twice"),
         ({"input_size": 225}, "225 px"),
         ({"decoder_mask_ratio": 0.4}, "0.4"),
@@ -208,6 +210,12 @@ def test_validation_and_test_views() -> None:
 def test_impossible_recipes_are_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SamplingRecipe(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [-(1 << 63), -1, 1 << 63, (1 << 64) - 1])
+def test_seeds_of_64_bits_draw(seed: int) -> None:
+    recipe = replace(RECIPE, seed=seed)
+    assert sampling.sample_masks(recipe, 0, np.arange(4))[0].shape[0] == 4 * recipe.views_per_clip
 
 
 def test_recipes_survive_json() -> None:
