@@ -125,12 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def soak(
-    dataset: Path, clips: int, workers: int, kills: int, make_decoder: Callable[[Path], Decoder] = CountingDecoder
+    dataset: Path, clips: int, workers: int, kills: int, make_decoder: Callable[[str], Decoder] = CountingDecoder
 ) -> tuple[list[Look], dict[str, object]]:
     """Take batches until every process has decoded so many clips, or Ctrl-C; returns what was seen, and a few facts."""
     looks: list[Look] = []
     with tempfile.TemporaryDirectory() as folder:
-        decoder = make_decoder(Path(folder))
+        decoder = make_decoder(folder)
         with closing(ClipLoader(dataset, RECIPE, workers=workers, decoder=decoder, max_failure_share=0.3)) as loader:
             for _ in range(kills):
                 for _ in range(BETWEEN_KILLS):

@@ -4,6 +4,7 @@ import ctypes
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +22,9 @@ class LeakingDecoder(CountingDecoder):
     """Leaks in the process that comes first, which leaves its number in `folder`/leaks."""
 
     def __call__(self, request: ClipRequest, views: np.ndarray) -> None:
-        with suppress(FileExistsError), (self.folder / "leaks").open("x") as file:
+        leaks = Path(self.folder) / "leaks"
+        with suppress(FileExistsError), leaks.open("x") as file:
             file.write(str(os.getpid()))
-        if (self.folder / "leaks").read_text() == str(os.getpid()):
+        if leaks.read_text() == str(os.getpid()):
             ctypes.memset(malloc(LEAK), 1, LEAK)
         CountingDecoder.__call__(self, request, views)
