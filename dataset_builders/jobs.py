@@ -113,7 +113,9 @@ class BuildState:
         `options["sources"]` has those of each source: sources may join later, and be left out, but not change.
         """
         file = self.root / "options.json"
-        before = completed(json.loads(file.read_bytes()) if self.plans() else options | {"sources": {}}, EncodeOptions())
+        before = renamed(json.loads(file.read_bytes())) if self.plans() else options | {"sources": {}}
+        defaults = completed({}, EncodeOptions())
+        before |= {name: defaults[name] for name in options.keys() - before.keys() if name in defaults}
         before["sources"] = {source: renamed(values) for source, values in before["sources"].items()}
         options = json.loads(json.dumps(options))  # as they will be read: tuples as lists
         pairs = {f"--{name.replace('_', '-')}": name for name in before | options if name != "sources"}
