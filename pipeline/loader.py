@@ -437,8 +437,8 @@ class ClipLoader:
         """Say so, now and then, and when it is over. Raises LoaderError if it has lasted too long."""
         if trouble.seconds > trouble.limit:
             raise LoaderError(
-                f"{trouble.detail}. The storage was waited for {trouble.seconds:.0f} s ({VARIABLE} says how long); no clip is "
-                "blamed for this: put it right, and the same command goes on from the last checkpoint"
+                f"{trouble.detail.removesuffix('?')}. The storage was waited for {trouble.seconds:.0f} s ({VARIABLE} says how "
+                "long); no clip is blamed for this: put it right, and the same command goes on from the last checkpoint"
             )
         now = time.monotonic()
         if not trouble.detail and self._trouble_told > -math.inf:
