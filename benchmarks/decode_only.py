@@ -10,6 +10,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from benchmarks.crew import Crew
+from pipeline.decode import video_stream
 from pipeline.manifest import Clip
 
 PORTION = 4  # clips that a process is given at once
@@ -81,8 +82,7 @@ def decode_only(clip: Clip, data: bytes, frames: np.ndarray) -> int:
     """
     wanted, last, start = set(frames.tolist()), int(frames[-1]), 0
     with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
+        stream = video_stream(container)
         if clip.pts_step:
             start = max((key for key in clip.keyframes if key <= frames[0]), default=0)
         if start:

@@ -19,6 +19,7 @@ from benchmarks.gpu_clips import QUICKSTART, ClipSet, encode_set, texture
 from benchmarks.gpu_decoding import UNALIGNED
 from benchmarks.gpu_plan import CODECS, GOPS, PARITY, SIZES
 from dataset_builders.generate_clips import generate
+from pipeline.decode import DecodeError, video_stream
 
 PACKAGES = ("tyro", "docstring_parser", "typeguard", "xxhash")  # what the project needs and CUDA images with torch often lack
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -62,9 +63,7 @@ def footage(path: Path, wanted: ClipSet) -> Iterator[np.ndarray]:
     frames: list[np.ndarray] = []
     ratio = wanted.width / wanted.height
     with av.open(str(path), metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        for frame in container.decode(stream):
+        for frame in container.decode(video_stream(container)):
             if len(frames) == wanted.frames:
                 break
             width, height = min(frame.width, round(frame.height * ratio)), min(frame.height, round(frame.width / ratio))
@@ -93,10 +92,10 @@ def _readable(path: Path) -> bool:
     """Whether two seconds of it can be decoded."""
     try:
         with av.open(str(path), metadata_errors="replace") as container:
-            for number, _ in enumerate(container.decode(video=0)):
+            for number, _ in enumerate(container.decode(video_stream(container))):
                 if number == 60:
                     return True
-    except (av.FFmpegError, IndexError):
+    except (av.FFmpegError, DecodeError):
         pass
     return False
 

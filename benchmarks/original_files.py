@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import pyarrow.parquet as pq
 
+from pipeline.decode import find_video
 from pipeline.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +104,8 @@ def _fitting(paths: Sequence[bytes], narrowest: int, passed_over: Counter[str]) 
     for path in order:
         try:
             with av.open(os.fsdecode(path), metadata_errors="replace") as container:
-                width = container.streams.video[0].width if container.streams.video else 0
+                stream = find_video(container)
+                width = stream.width if stream else 0
                 seconds = (container.duration or 0) / 1e6
         except (av.FFmpegError, OSError, ValueError):
             passed_over["are no videos"] += 1

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pipeline.decode import find_video
 from pipeline.machine import usable_cores
 from pipeline.sampling import SamplingRecipe
 
@@ -41,8 +42,8 @@ def read_with_decord(path: str, choose: FrameChoice) -> np.ndarray:
 def read_with_pyav(path: str, choose: FrameChoice) -> np.ndarray:
     """The same, from the key frame before the first one on. A frame that does not come out is the one before it."""
     with av.open(path, metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        assert stream.average_rate and stream.time_base
+        stream = find_video(container)
+        assert stream and stream.average_rate and stream.time_base
         step = float(1 / stream.average_rate / stream.time_base)  # a frame's duration in time stamps
         first = stream.start_time or 0
         length = stream.frames or int((container.duration or 0) / 1e6 * float(stream.average_rate))

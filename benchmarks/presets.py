@@ -48,7 +48,7 @@ from dataset_builders.probe import VideoInfo, probe
 from dataset_builders.rejects import RejectedError
 from dataset_builders.transcode import MUXING, Timing, Wanted, copy_file, encode, transcode
 from dataset_builders.verify import VerifiedClip, verify
-from pipeline.decode import decode_frames
+from pipeline.decode import decode_frames, video_stream
 from pipeline.frames import window_frames
 from pipeline.manifest import Clip
 from pipeline.output_folder import refuse_dataset
@@ -195,9 +195,7 @@ def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, so
     figures.sample_time = time_samples(data, clip)
     began = time.thread_time()
     with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        for _ in container.decode(stream):
+        for _ in container.decode(video_stream(container)):
             pass
     figures.decode_time = time.thread_time() - began
     if source is not None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.crew import Crew
 from pipeline.colour import RgbConverter, region_around
-from pipeline.decode import ClipRequest, DecodeError, decode_frames, decode_libav, open_clip, packets_of
+from pipeline.decode import ClipRequest, DecodeError, decode_frames, decode_libav, open_clip, packets_of, video_stream
 from pipeline.manifest import Manifest
 from pipeline.remote import is_url
 from pipeline.resize import crop_resizer
@@ -141,7 +141,7 @@ def _open(clip: Prepared) -> None:
     """Find out which packets the decoder needs, and keep the frames that it makes of them."""
     wanted = np.unique(clip.request.frames)
     with open_clip(clip.request.data) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         frames = [frame for packet in container.demux(stream) for frame in packet.decode()]
     stamps = [frame.pts or 0 for frame in frames]
     first = max((k for k in clip.request.clip.keyframes if k <= wanted[0]), default=0)
@@ -161,8 +161,7 @@ def decode(clip: Prepared) -> None:
 
 def _walk(clip: Prepared, decoding: bool) -> None:
     with open_clip(clip.request.data) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
+        stream = video_stream(container)
         if clip.start_pts:
             container.seek(clip.start_pts, stream=stream, backward=True)
         for packet in packets_of(container, stream):

@@ -16,7 +16,7 @@ import av.video
 
 from dataset_builders.frame_rate import frame_rate, grid_origin
 from dataset_builders.rejects import Reason, RejectedError
-from pipeline.decode import is_hidden, packets_of
+from pipeline.decode import find_video, is_hidden, packets_of
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # of AVCOL_SPC_*
 
@@ -98,12 +98,9 @@ def open_container(file: io.IOBase) -> av.container.InputContainer:
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
     """The stream a player would show; raises RejectedError(no_video_stream, unsupported)."""
-    moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not moving:
+    stream = find_video(container)
+    if stream is None:
         raise RejectedError(Reason.NO_VIDEO_STREAM, f"{container.format.name} without a moving picture")
-    best = container.streams.best("video")
-    stream = best if best in moving else moving[0]
-    assert isinstance(stream, av.video.stream.VideoStream)
     if stream.codec_context is None:
         raise RejectedError(Reason.UNSUPPORTED, "FFmpeg has no decoder for its codec")
     stream.thread_type = "NONE"

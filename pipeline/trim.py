@@ -17,7 +17,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from pipeline.decode import ClipRequest, DecodeError, Failure, is_hidden, packets_of
+from pipeline.decode import ClipRequest, DecodeError, Failure, is_hidden, packets_of, video_stream
 from pipeline.manifest import Clip
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")  # of the wheels since 2.1.1
@@ -119,9 +119,7 @@ def _open(data: bytes) -> av.container.InputContainer:
 
 
 def _video_stream(container: av.container.InputContainer, kind: str) -> av.VideoStream:
-    if not container.streams.video:
-        raise DecodeError(Failure.DAMAGED, "it has no video stream")
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     context = stream.codec_context
     if context.pix_fmt is None:
         raise DecodeError(Failure.DAMAGED, "its beginning does not say what its frames are")
@@ -139,9 +137,17 @@ def _time_stamps(clip: Clip, data: bytes, kind: str) -> np.ndarray:
     if clip.pts_step:
         return clip.pts_start + clip.pts_step * np.arange(clip.num_frames)
     with _open(data) as container:
-        packets = packets_of(container, _video_stream(container, kind))
-        shown = (p for p in packets if p.size and not p.is_discard and not is_hidden(clip.codec, p))
-        return np.array(sorted(packet.pts for packet in shown if packet.pts is not None))
+        stream = _video_stream(container, kind)
+        packets = packets_of(container, stream)
+        shown = [(p.pts, p.dts) for p in packets if p.size and not p.is_discard and not is_hidden(clip.codec, p)]
+    stamps = sorted(pts for pts, _ in shown if pts is not None)
+    if not stamps or len(stamps) < len(shown):
+        raise UnsupportedClipError("its packets have no presentation time stamps")
+    if len(stamps) > clip.num_frames:
+        raise UnsupportedClipError("not every packet of it is a frame")
+    if stream.codec_context.has_b_frames and all(pts == dts for pts, dts in shown):
+        raise UnsupportedClipError("its time stamps are in the order of decoding")
+    return np.array(stamps)
 
 
 def _packets(
@@ -151,10 +157,12 @@ def _packets(
 
     Empty if decoding cannot begin there, but at an earlier key frame.
     """
-    first, missing = int(stamps[start]), set(stamps[start:].tolist())
+    first, last, missing = int(stamps[start]), int(stamps[-1]), set(stamps[start:].tolist())
+    known = missing.copy()
     if start:
         container.seek(first, stream=stream, backward=True)
     packets: list[av.Packet] = []
+    stamped: list[int] = []  # of those that show a frame
     for packet in packets_of(container, stream):
         if not packet.size:
             continue
@@ -164,9 +172,16 @@ def _packets(
             return []  # an open GOP: a frame that is shown before its key frame needs the GOP before
         # from frame 0 on everything is taken: an edit list may have hidden what comes before it
         if packets or (packet.is_keyframe and (packet.pts == first or not start)):
+            key = stamped[0] if stamped else packet.pts
+            if packet.pts < key or (packet.pts < first and not packet.is_discard):  # it may not come out
+                raise UnsupportedClipError("it begins with frames that refer to what is not there")
             packets.append(packet)
+            if not is_hidden(clip.codec, packet):
+                stamped.append(packet.pts)
             missing.discard(packet.pts)
             if not missing:
+                if any(first < stamp < last and stamp not in known for stamp in stamped):
+                    raise UnsupportedClipError("not every packet of it is a frame")
                 return packets
     if start and not packets:
         return []
