@@ -3,8 +3,8 @@
     python dataset_builders/verify.py DATASET [--sample N | --failures RUN/failures.jsonl] [--no-decode]
 
 Looked at: versions and fingerprints of the manifest, dataset.json, each shard's tar headers and DALI index, and of each clip
-the tar member it lies in, its bytes (content hash), the JSON beside it, and what it decodes to, whole. Of shards behind a URL
-only the clips: their bytes and what they decode to.
+the tar member it lies in, its bytes (content hash), the JSON beside it, and what it decodes to, whole and as training takes it.
+Of shards behind a URL only the clips: their bytes and what they decode to.
 """
 
 import argparse
@@ -201,7 +201,8 @@ def repair(dataset: Path, finding: Finding) -> str:
     if finding.what is Fault.DECODING:
         return (
             "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was "
-            "built), or takes too long; training replaces such clips, and indexing the shards makes a dataset without them: "
+            "built), or takes too long, or the build did not see what is wrong; training replaces what it cannot decode, and "
+            "indexing the shards makes a dataset without such clips: "
             f"build_dataset.py --index {shlex.quote(f'NAME={files.origin(dataset) or dataset}/{finding.shard}')} --out ANOTHER"
         )
     if finding.what is Fault.COLUMNS:

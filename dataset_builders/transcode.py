@@ -25,6 +25,7 @@ import ffmpeg
 from dataset_builders.ffmpeg_process import LOGGING, FfmpegLog, ffmpeg_path, run_ffmpeg
 from dataset_builders.geometry import geometry
 from dataset_builders.image_folder import ImageFolder
+from dataset_builders.lost_frames import SILENT, lost_of_source
 from dataset_builders.presets import ENCODERS, EncodeOptions
 from dataset_builders.probe import OFF, VideoInfo, open_file
 from dataset_builders.rejects import Reason, RejectedError
@@ -179,6 +180,10 @@ def encode(
     if isinstance(source, ImageFolder):
         source.check(log)
     log.check(info.num_packets)
+    # how many of a window's frames came nobody knows: the others that it was decoded from count, too, and gaps are filled
+    suspect = (info.window or log.frames_decoded < info.num_packets) and (log.first_error or info.codec in SILENT)
+    if suspect and isinstance(source, bytes) and (lost := lost_of_source(source, info)):
+        raise RejectedError(Reason.DAMAGED, lost)
     if log.frames_encoded < options.min_frames:
         detail = f"{log.frames_encoded} frames decode; --min-frames is {options.min_frames}"
         raise RejectedError(Reason.TOO_SHORT, detail)

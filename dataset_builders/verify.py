@@ -1,4 +1,7 @@
-"""Decode a finished clip once, whole, with the decoder that training uses, and say what the manifest must know of it.
+"""Decode a finished clip once, whole, see that training gets the same frames of it, and say what the manifest must know.
+
+Training seeks, decodes some frames of some groups of pictures, and opens many clips by another way than a player would. What it
+delivers of a few frames, near some of the key frames, is compared with the same frames of the whole.
 
 As a program it rechecks a dataset, and says what is wrong with it and how to repair it (see recheck.py):
 
@@ -17,17 +20,25 @@ if __name__ == "__main__":
     prepare()
 
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 
 import av
+import numpy as np
+import xxhash
 
 from dataset_builders.frame_rate import frame_rate
+from dataset_builders.lost_frames import LostFrames, nal_types
 from dataset_builders.probe import matrix_name, open_container, video_stream
 from dataset_builders.rejects import Reason, RejectedError
-from pipeline.decode import packets_of
+from pipeline.colour import RgbConverter
+from pipeline.decode import DecodeError, decoded_frames, packets_of
+from pipeline.manifest import Clip
+from pipeline.stage_meters import ClipMeter
 
+INSTEAD = "; use a preset that encodes, such as h264-fast"
 IDR = {"h264": {5}, "hevc": {16, 17, 18, 19, 20}}  # NAL unit types after which nothing refers back: IDR; BLA and IDR
 
 
@@ -50,53 +61,65 @@ class VerifiedClip:
 
 
 def verify(data: bytes) -> VerifiedClip:
-    """Decode all frames of an encoded clip.
+    """Decode all frames of an encoded clip, and some of them as training does.
 
     Rotation is in degrees counter-clockwise. Key frames are given by their place among the displayed frames; only those
     count where decoding can start without anything before them: frame 0 always (the file's beginning), others if nothing
     shown later comes earlier in the file and, for H.264 and HEVC, the packet holds an IDR (or BLA) picture, so that an
-    open GOP's recovery point does not count. Raises RejectedError (damaged, unsupported) if it does not decode cleanly.
+    open GOP's recovery point does not count. Raises RejectedError (damaged, unsupported) if it does not decode cleanly, or
+    training would not get its frames.
     """
     try:
         container = open_container(io.BytesIO(data))
         with container:
-            return _verify(container)
+            clip, prints = _verify(container)
     except MemoryError:
         raise
     except av.error.FFmpegError as error:
         raise RejectedError(Reason.DAMAGED, f"decoding it stops with: {error.strerror}") from None
+    if not _is_delivered(clip, data, prints):
+        clip = replace(clip, keyframes=[0])  # no place to start at, whatever its packets and its decoder say
+        if not _is_delivered(clip, data, prints):
+            raise RejectedError(Reason.UNSUPPORTED, f"sought, it gives other frames than decoded whole{INSTEAD}")
+    return clip
 
 
-def _verify(container: av.container.InputContainer) -> VerifiedClip:
+def _verify(container: av.container.InputContainer) -> tuple[VerifiedClip, list[int]]:
+    """-> (what the manifest must know, prints of all frames)."""
     stream = video_stream(container)
     codec = stream.codec.canonical_name
     shown: list[int | None] = []  # time stamps of the frames, in the order of display
+    prints: list[int] = []
     packets: list[tuple[int | None, bool]] = []  # time stamp and whether decoding can start there, in the file's order
     failed, corrupt, first = 0, 0, None
-    for packet in packets_of(container, stream):
-        if packet.size:
-            packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
-        try:
-            frames = packet.decode()
-        except MemoryError:
-            raise
-        except av.error.FFmpegError:
-            failed += 1
-            continue
-        for frame in frames:
-            first = first or frame
-            if (frame.width, frame.height) != (first.width, first.height):
-                sizes = f"{first.width}x{first.height} to {frame.width}x{frame.height}"
-                raise RejectedError(Reason.UNSUPPORTED, f"its size changes from {sizes} in frame {len(shown)}")
-            corrupt += frame.is_corrupt
-            shown.append(frame.pts)
+    with LostFrames(stream) as lost:
+        for packet in packets_of(container, stream):
+            if packet.size:
+                packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
+            try:
+                frames = lost.decode(packet)
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:
+                failed += 1
+                continue
+            for frame in frames:
+                first = first or frame
+                if (frame.width, frame.height) != (first.width, first.height):
+                    sizes = f"{first.width}x{first.height} to {frame.width}x{frame.height}"
+                    raise RejectedError(Reason.UNSUPPORTED, f"its size changes from {sizes} in frame {len(shown)}")
+                corrupt += frame.is_corrupt
+                shown.append(frame.pts)
+                prints.append(_print(frame))
     if failed or corrupt or first is None:
         detail = f"{failed} of {len(packets)} packets do not decode, {corrupt} of {len(shown)} frames are corrupt"
+        raise RejectedError(Reason.DAMAGED, detail)
+    if detail := lost.damage():
         raise RejectedError(Reason.DAMAGED, detail)
     rotation = round(first.rotation / 90) % 4 * 90
     width, height = (first.width, first.height) if rotation % 180 == 0 else (first.height, first.width)
     pts_start, pts_step, fps = _timing(shown, stream)
-    return VerifiedClip(
+    clip = VerifiedClip(
         num_frames=len(shown),
         fps=float(fps),
         width=width,
@@ -110,6 +133,54 @@ def _verify(container: av.container.InputContainer) -> VerifiedClip:
         pts_start=pts_start,
         pts_step=pts_step,
     )
+    return clip, prints
+
+
+def _is_delivered(verified: VerifiedClip, data: bytes, prints: list[int]) -> bool:
+    """Whether training's decoder gives the frames of these prints; raises RejectedError(unsupported) where it gives none."""
+    columns = {name: value for name, value in asdict(verified).items() if name in Clip.__dataclass_fields__}
+    columns |= {"keyframes": tuple(verified.keyframes), "size": len(data)}
+    clip = Clip(row=0, key="", shard="", offset=0, content_hash="", **columns)
+    size = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
+    try:
+        with RgbConverter(clip.matrix, clip.range, (0, 0, *size)) as converter:
+            for wanted in _requests(verified):
+                meter = ClipMeter()
+                for place, frame in decoded_frames(clip, data, np.array(wanted), meter):
+                    if _print(frame) != prints[wanted[place]]:
+                        return False
+                    converter.rows(frame)
+                if meter.frames_decoded > wanted[0] >= clip.num_frames // 2:
+                    break  # it cannot be sought, and was decoded from its beginning once more
+    except MemoryError:
+        raise
+    except (DecodeError, av.error.FFmpegError, ValueError, EOFError) as error:
+        raise RejectedError(Reason.UNSUPPORTED, f"training could not decode it: {error}{INSTEAD}") from None
+    return True
+
+
+def _requests(clip: VerifiedClip) -> list[list[int]]:
+    """Frames to ask training's decoder for: single ones, and some with groups of pictures between them. They lie near key
+    frames, where decoding takes little; but for the first group, which is decoded whole."""
+    keys, last = clip.keyframes, len(clip.keyframes) - 1
+    ends = [*keys[1:], clip.num_frames]
+    near = [min(keys[group] + 2, ends[group] - 1) for group in (0, last // 2, last)]
+    return [[near[2]], *([[near[1]]] if last > 3 else []), *([[near[0], near[2]]] if last > 1 else [])]
+
+
+def _print(frame: av.VideoFrame) -> int:
+    """Hash of some 32 rows of a frame's first plane, and of its palette: 5 us, where decoding takes 150."""
+    planes = frame.planes
+    rows = np.frombuffer(planes[0], np.uint8).reshape(planes[0].height, -1)  # type: ignore[call-overload]
+    pixels = rows[:: max(1, len(rows) // 32), : frame.width * _bits(frame.format.name) // 8].tobytes()
+    return xxhash.xxh3_64_intdigest(pixels + bytes(planes[1]) if frame.format.has_palette else pixels)
+
+
+@lru_cache
+def _bits(pixel_format: str) -> int:
+    """Of a pixel in the first plane."""
+    known = av.VideoFormat(pixel_format, 16, 16)
+    return -(-known.components[0].bits // 8) * 8 if known.is_planar else known.padded_bits_per_pixel
 
 
 def _timing(shown: list[int | None], stream: av.video.stream.VideoStream) -> tuple[int, int, Fraction]:
@@ -147,29 +218,7 @@ def _keyframes(shown: list[int | None], packets: list[tuple[int | None, bool]]) 
 
 
 def _starts_clean(stream: av.video.stream.VideoStream, codec: str, packet: av.Packet) -> bool:
-    if codec not in IDR:
-        return True
-    extradata = stream.codec_context.extradata or b""
-    length_size = 0
-    if extradata[:1] == b"\1":  # avcC, hvcC: units preceded by their length; otherwise by a start code (Annex B)
-        length_size = (extradata[4 if codec == "h264" else 21] & 3) + 1
-    data, position = bytes(packet), 0
-    while position < len(data):
-        if length_size:
-            size = int.from_bytes(data[position : position + length_size], "big")
-            position += length_size
-        else:
-            found = data.find(b"\0\0\1", position)
-            if found < 0:
-                return False
-            position, size = found + 3, 0
-        if position >= len(data):
-            return False
-        kind = data[position] & 31 if codec == "h264" else data[position] >> 1 & 63
-        if kind in IDR[codec]:
-            return True
-        position += size
-    return False
+    return codec not in IDR or any(kind in IDR[codec] for kind in nal_types(stream, packet))
 
 
 def _decoder_matrix(frame: av.VideoFrame) -> str:
