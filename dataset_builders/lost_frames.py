@@ -13,7 +13,7 @@ from typing import Self
 import av
 
 from dataset_builders.probe import BEYOND, VideoInfo, open_container, open_file, video_stream
-from pipeline.decode import is_hidden
+from pipeline.decode import is_hidden, packets_of
 
 SILENT = ("av1",)  # decoders that say nothing; of AV1 every packet shows exactly one frame
 PLACEHOLDER = 19  # bytes of an MPEG-4 packet that shows the frame before it once more, at most; libav leaves these out
@@ -105,7 +105,7 @@ def lost_of_source(path: bytes, info: VideoInfo) -> str:
         base = float(stream.time_base or 1)
         begin, end = (window.begin / base, window.end / base) if window else (-math.inf, math.inf)
         with LostFrames(stream) as lost:
-            for packet in container.demux(stream):
+            for packet in packets_of(container, stream):
                 try:
                     lost.decode(packet)
                 except MemoryError:
