@@ -49,3 +49,10 @@ def test_no_file_hides_a_standard_module() -> None:
 
     assert not {file.stem for file in FILES} & set(sys.stdlib_module_names)
     assert not [file for file in FILES if file.stem == "utils"]
+
+
+def test_packets_are_read_in_one_place() -> None:
+    """PyAV's generators leave memory behind where they are dropped; see `packets_of`."""
+    product = [file for package in ("dataset_builders", "pipeline", "train") for file in (ROOT / package).rglob("*.py")]
+    calls = [file.name for file in product if ".demux(" in (text := file.read_text()) or "container.decode(" in text]
+    assert calls == ["decode.py"]

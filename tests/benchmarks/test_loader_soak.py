@@ -24,14 +24,13 @@ def test_the_process_that_leaks_is_found(dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_soak_is_steady(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the leak of 144 bytes a clip that once was in every third hole of the heap, it was 3,800 bytes a clip."""
-    arguments = ["--clips", "4000", "--data", str(dataset), "--kills", "1", "--json", str(tmp_path / "soak.json")]
-    assert main(arguments) == 0
+def test_a_short_soak_is_steady(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """When 144 bytes of each clip stayed in the heap, a process that decoded these grew by 2,800 bytes a clip."""
+    assert main(["--clips", "3000", "--workers", "1", "--kills", "1", "--json", str(tmp_path / "soak.json")]) == 0
     report = json.loads((tmp_path / "soak.json").read_text())
     assert report["verdict"] == "steady"
-    decoders = [slope for slope in report["slopes"] if slope["process"].startswith("decoder")]
-    assert len(decoders) == 2 and all(slope["clips"] >= 4000 and slope["limit"] < 1000 for slope in decoders)
+    (decoder,) = [slope for slope in report["slopes"] if slope["process"].startswith("decoder")]
+    assert decoder["clips"] >= 3000 and decoder["limit"] < 1000
     assert "nothing grows" in capsys.readouterr().out
 
 
