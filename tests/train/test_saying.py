@@ -92,6 +92,7 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
     before = {number: signal.getsignal(number) for number in NUMBERS}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # the tests may be a background job themselves
         stop = StopSignal()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.raise_signal(signal.SIGQUIT)
