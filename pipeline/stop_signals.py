@@ -14,12 +14,13 @@ NUMBERS = (
 
 
 class StopSignal:
-    """Any of NUMBERS asks to save and stop; a second Ctrl-C stops at once. One that was ignored before (nohup) stays so."""
+    """Any of NUMBERS asks to save and stop; a second Ctrl-C stops at once. SIGHUP stays ignored under nohup."""
 
     def __init__(self) -> None:
         self.requested, self.name = False, ""
         for number in NUMBERS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # a shell's script has its background jobs ignore SIGINT and SIGQUIT, but who sends one by number means it
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:

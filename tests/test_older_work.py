@@ -105,16 +105,46 @@ def test_flags_that_were_renamed_go_on_working(older: Path) -> None:
     assert "changed since" not in said
 
 
-def test_epochs_that_code_then_took_no_notice_of(older: Path) -> None:
-    """`tiny --epochs 1` ran the recipe's 1500 steps; such a run goes on to them (here: 12)."""
+@pytest.mark.parametrize(
+    ("begun", "again", "steps"),
+    [
+        # `tiny --epochs 1` ran the recipe's 1500 steps (here: 12), and so did `--steps 12 --epochs 1`: they go on to them
+        ("--epochs 1", "--epochs 1", 12),
+        ("--steps 12 --epochs 1", "--steps 12 --epochs 1", 12),
+        # where the epochs were the recipe's, who names them wants them: 5 of 3 steps
+        ("--steps 12", "--epochs 5", 15),
+    ],
+)
+def test_epochs_that_code_then_took_no_notice_of(begun: str, again: str, steps: int, older: Path) -> None:
     config, command = (older / "folder" / name for name in ("config.json", "environment.json"))
-    config.write_text(config.read_text().replace('"epochs": 300', '"epochs": 1'))
+    config.write_text(config.read_text().replace('"epochs": 300', f'"epochs": {again.rpartition(" ")[2]}'))
     starts = json.loads(command.read_text())
     place = starts[0]["command"].index("--steps")
-    starts[0]["command"][place : place + 2] = ["--epochs", "1"]
-    command.write_text(json.dumps(starts))
+    rest = starts[0]["command"][:place] + starts[0]["command"][place + 2 :]
+    command.write_text(json.dumps([{**starts[0], "command": [*rest, *begun.split()]}]))
+    trainer = Trainer(older / "folder", be_rank, [([*rest[1:], *again.split()], {}, no_fault)])
+    assert trainer.wait() == [0], trainer.text()
+    assert lines(older / "folder" / "metrics.jsonl")[-1]["step"] == steps
+    assert ("takes none now: it has 12 steps" in trainer.text()) == (steps == 12)
+
+
+def test_any_field_may_be_missing(older: Path) -> None:
+    """What a file lacks means what code before the field did, or its default."""
     go_on(older / "folder")
-    assert lines(older / "folder" / "metrics.jsonl")[-1]["step"] == 12
+    file = older / "folder" / "config.json"
+    whole = json.loads(file.read_text())
+    fewer = {name: value for name, value in whole.items() if name in ("model", "data", "out", "steps")}
+    views = {name: whole["views"][name] for name in ("views_per_step", "views_per_clip", "arithmetic")}
+    file.write_text(json.dumps({**fewer, "views": views, "optim": {}, "compute": {}}))
+    assert "is done: 12 steps" in go_on(older / "folder")
+
+
+def test_a_field_of_newer_code_is_refused(older: Path) -> None:
+    file = older / "folder" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "model": {**config["model"], "rope": True}}))
+    trainer = Trainer(older / "folder", be_rank, [(command_of(older / "folder"), {}, no_fault)])
+    assert "--model.rope, which this tubecell does not know (update it)" in trainer.said(2)
 
 
 def test_a_dataset_is_done_and_a_half_built_one_becomes_the_same(older: Path, capsys: pytest.CaptureFixture[str]) -> None:

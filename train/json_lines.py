@@ -19,7 +19,7 @@ def may_fail(what: str) -> Iterator[None]:
     """For what a run says of itself: an error is told once for each `what`, and the run goes on."""
     try:
         yield
-    except Exception as error:  # Weights & Biases raises what it likes
+    except (Exception, SystemExit) as error:  # Weights & Biases raises what it likes
         if what not in _told:
             _told.add(what)
             print(f"{what} could not be written: {error}; the run goes on without", file=sys.stderr)

@@ -38,7 +38,7 @@ from train.meters import check_wandb
 from train.optimizer import lr_at, set_lr
 from train.out_of_memory import advice, is_out_of_memory
 from train.parallel import Ranks, exchange_gradients, started
-from train.recipes import flags_of, from_command_line
+from train.recipes import check_length, flags_of, from_command_line
 from train.run import Run, RunFailedError
 from train.run_folder import RunFolder
 from train.startup import Startup
@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     config = from_command_line(arguments)
     try:
+        given = flags_of(arguments)
         if config.dry_run:
+            check_length(config, given)
             print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
         if config.data is None or config.out is None:
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             startup.done("process group")
             full = None
             try:
-                pretrain(config, ranks, startup, flags_of(arguments))
+                pretrain(config, ranks, startup, given)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

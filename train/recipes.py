@@ -5,7 +5,7 @@ differ, the code wins, because the released checkpoints follow it.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import tyro
@@ -115,12 +115,17 @@ def from_command_line(arguments: Sequence[str] | None = None, prog: str | None =
     recipes = {name: (" ".join((make.__doc__ or "").split()), make()) for name, make in RECIPES.items()}
     config = tyro.extras.overridable_config_cli(recipes, prog=prog, args=arguments)
     given = flags_of(arguments)
-    if {"steps", "epochs"} <= given and config.steps and config.epochs:
-        print(f"--steps {config.steps} and --epochs {config.epochs}: either says how long a run is; give one", file=sys.stderr)
-        raise SystemExit(2)
+    if {"steps", "epochs"} <= given:
+        return config  # a contradiction, unless an older run is meant, see RunFolder
     if "epochs" in given and config.epochs:
         return replace(config, steps=None)  # the recipe's
     return replace(config, epochs=None) if config.steps else config
+
+
+def check_length(config: PretrainConfig, given: Collection[str]) -> None:
+    """Raises ValueError if a command line says twice how long a run is."""
+    if {"steps", "epochs"} <= set(given) and config.steps and config.epochs:
+        raise ValueError(f"--steps {config.steps} and --epochs {config.epochs}: either says how long a run is; give one")
 
 
 def flags_of(arguments: Sequence[str]) -> set[str]:

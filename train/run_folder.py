@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -28,11 +29,13 @@ from train.checkpoint_mirror import Mirror
 from train.config import PretrainConfig, read_config
 from train.json_lines import keep_lines, may_fail
 from train.parallel import Ranks
+from train.recipes import check_length, flags_of
 from train.run_checkpoints import RunCheckpoints, on_rank_0
 from train.startup import LOCK
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
+PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", "compiled", "loader_profile", "reconstructions", LOCK)  # before `begin`
 
 
 class RunFolder:
@@ -108,17 +111,21 @@ class RunFolder:
                 write_durably(file, (json.dumps(starts, indent=1) + "\n").encode())
 
     def close(self) -> None:
-        """Give the folder free; one that was made for a start that came to nothing goes."""
-        for path in () if self._begun else self._made:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        """Give the folder free. What was made in it for a start that came to nothing goes, and it, and what it lies in, if they
+        were made, too, and are empty."""
+        parts = [] if self._begun else [path for path in self._made if path.parent == self.path]
+        for part in parts:
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        with suppress(OSError):  # what another run has come to lie in stays
+            for folder in () if self._begun else [path for path in self._made if path.parent != self.path]:
+                folder.rmdir()
         if self._lock:
             self._lock.close()
         self._made, self._lock = [], None
 
     def _lock_it(self) -> None:
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        parts = [self.path / name for name in (".lock", "checkpoints", "metrics.jsonl", "tensorboard", "compiled")]
-        self._made = missing[-1:] or [part for part in parts if not part.exists()]
+        parts = [self.path / name for name in PARTS]
+        self._made = [path for path in (*parts, self.path, *self.path.parents) if not path.exists()]
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / LOCK).open("w")
         try:
@@ -131,28 +138,48 @@ class RunFolder:
     def _compare(self, config: PretrainConfig, given: Collection[str]) -> tuple[PretrainConfig, list[str], int | None]:
         """What is asked for against what is there -> what to run, what has changed, and the steps of a run that is complete."""
         changes: list[str] = []
-        if self.checkpoint:
+        if not self.checkpoint:
+            check_length(config, given)
+        else:
             # a run that goes on from its mirror, on another machine, has no folder yet
             file = self.path / CONFIG if (self.path / CONFIG).exists() else self.checkpoint / CONFIG
             before = completed(read_config(file), config)
             config = with_values(config, kept(before, config, given))
-            if before["steps"] and not config.steps and before["epochs"] == config.epochs:
-                # both were written by code that took no notice of --epochs where a recipe had steps
-                config = replace(config, steps=before["steps"])
-            after = flatten(json.loads(_text_of(config)))
+            config, told = self._length(config, before, given)
+            before, after = (flatten(json.loads(json.dumps(values, default=str))) for values in (before, asdict(config)))
             fields = fields_of(config)
             if after["steps"]:
                 before["epochs"] = after["epochs"]  # which then say nothing
             changed = [name for name, value in after.items() if before[name] != value]
-            told = {name: f"{flag(name)} {before[name]} -> {after[name]}" for name in changed}
-            if frozen := [told[name] for name in changed if not fields[name][1]]:
+            changes = told + [f"{flag(name)} {before[name]} -> {after[name]}" for name in changed]
+            frozen = [f"{flag(name)} {before[name]} -> {after[name]}" for name in changed if not fields[name][1]]
+            frozen += [f"{flag(name)}, which this tubecell does not know (update it)" for name in before.keys() - after.keys()]
+            if frozen:
                 raise ValueError(
                     f"{self.path} holds another run: {'; '.join(frozen)}. Give the values it began with, or another --out"
                 )
-            changes = list(told.values())
         self.saver.documents[CONFIG] = _text_of(config)
         complete = self.path / "complete"
         return config, changes, json.loads(complete.read_text())["steps"] if complete.exists() else None
+
+    def _length(
+        self, config: PretrainConfig, before: Mapping[str, Any], given: Collection[str]
+    ) -> tuple[PretrainConfig, list[str]]:
+        """Steps or epochs of a run that goes on, and what is to be said. Raises ValueError if two things are asked for.
+
+        Older code wrote both down, and let steps win: the command line's, or else the recipe's. A run that was begun so
+        goes on so, if it is asked for in the same words.
+        """
+        starts = self.path / ENVIRONMENT
+        command = json.loads(starts.read_text())[-1]["command"] if starts.exists() else ["", "--epochs"]
+        steps, epochs, named = before["steps"], before["epochs"], flags_of(command)
+        if {"steps", "epochs"} <= set(given):
+            if (config.steps, config.epochs) != (steps, epochs):
+                check_length(config, given)
+        elif config.steps or not steps or config.epochs != epochs or "epochs" not in named or "steps" in named:
+            return config, []
+        said = f"--epochs {epochs} took no effect when this run was begun, and takes none now: it has {steps} steps"
+        return replace(config, steps=steps), [said]
 
 
 def _text_of(config: PretrainConfig) -> str:

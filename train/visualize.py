@@ -30,7 +30,9 @@ from pipeline.decode import DecodeError
 from pipeline.manifest import Manifest
 from pipeline.remote import on_disk
 from pipeline.sampling import SamplingRecipe
+from pipeline.settings import read
 from train import checkpoints
+from train.config import read_config
 from train.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct
 
 
@@ -93,10 +95,11 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
         raise ValueError(
             f"{run} has no checkpoint yet; train first: python train/pretrain.py RECIPE --data DATASET --out {run}"
         )
-    config = json.loads((run / "config.json").read_text())
+    config = read_config(run / "config.json")
     state = checkpoints.read_progress(checkpoint).loader
     recipe = SamplingRecipe.of(state.recipe)
-    model = VideoMAE(ModelConfig(**config["model"]))
+    sizes = {name.removeprefix("model."): value for name, value in config.items() if name.startswith("model.")}
+    model = VideoMAE(read(ModelConfig, sizes, f"{run / 'config.json'}, model,"))
     checkpoints.load_model(checkpoint, model)
     views = centre_views(Manifest(config["data"], state.version), recipe, num_clips)
     title = f"{run.name}, step {int(checkpoint.name.split('-')[1])}"

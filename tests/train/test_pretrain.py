@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from model.videomae import VideoMAE
 from tests.train.trainers import SMALL, command, lines, losses, run, start
 from train import recipes
+from train.parallel import Ranks
+from train.run_folder import RunFolder
 
 STEPS = ("--steps", "20")
 
@@ -132,6 +135,8 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
         assert "no CUDA device" in refused(dataset, out, "--compute.device", "cuda")
     assert "DALI" in refused(dataset, out, "--compute.decoder", "dali")
     assert not out.exists()  # nothing is left of a start that came to nothing
+    assert "either says how long" in refused(dataset, out, "--steps", "5", "--epochs", "2")
+    assert not out.exists()
     out.mkdir()
     assert "lower views_per_step to at most 24" in refused(dataset, out, "--views.views-per-step", "64")
     assert not list(out.iterdir())
@@ -156,3 +161,16 @@ def test_a_learning_rate_that_is_too_high_is_skipped_and_ends_the_run(dataset: P
     assert "The last good checkpoint is none. Lower --optim.base-lr" in said
     assert "Traceback" not in said
     assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_a_start_that_comes_to_nothing_takes_no_other_run_with_it(dataset: Path, tmp_path: Path) -> None:
+    """Two runs are begun at once in a folder that was not there."""
+    config = replace(recipes.from_command_line(SMALL), data=str(dataset), out=tmp_path / "runs" / "a")
+    alone = Ranks(0, 1, 1, torch.device("cpu"))
+    folder = RunFolder(config, alone)
+    other = tmp_path / "runs" / "b" / "checkpoints"
+    other.mkdir(parents=True)
+    folder.close()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b"] and other.exists()
+    RunFolder(replace(config, out=tmp_path / "deep" / "down"), alone).close()
+    assert not (tmp_path / "deep").exists()
