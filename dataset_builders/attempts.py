@@ -190,7 +190,10 @@ def write_shard(
     ValueError if a shard that is made again would not hold what it had.
     """
     job, kept, tally = attempt.job, Kept(state, attempt), Tally()
-    again = state.is_repeated(job) or (attempt.tried is not None and attempt.held is None)
+    if attempt.tried is None:
+        again = state.is_repeated(job) and not state.marker(job).exists()
+    else:
+        again = attempt.held is None
     shard = Shard(state, job, kept)
     rejects: list[dict[str, Any]] = []
     try:

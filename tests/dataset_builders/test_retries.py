@@ -244,6 +244,25 @@ def test_a_lost_shard_gets_the_clips_that_it_had(links: Path, mount, tmp_path: P
     assert_sound(dataset, 10)
 
 
+def test_a_lost_shard_of_clips_tried_again_is_no_reject(links: Path, mount, tmp_path: Path, capsys) -> None:
+    """Neither when a manifest names its clips, nor before: what they were is over."""
+    dataset = tmp_path / "dataset"
+    mount(*NAMES[:7])
+    assert build(dataset, links) == 0
+    mount(*NAMES)
+    assert build(dataset, links, "--job", "1/1") == 0
+    assert "3 earlier rejects tried again: 3 taken now" in capsys.readouterr().out
+    shard = dataset / "shards" / "v-000003.tar"
+    whole = shard.read_bytes()
+    for more in (["--job", "1/1"], ["--finish"], []):
+        if not more or more[0] == "--job":
+            shard.unlink()
+        assert build(dataset, links, *more) == 0
+        assert "tried again" not in capsys.readouterr().out
+        assert shard.read_bytes() == whole
+    assert_sound(dataset, 10)
+
+
 def test_behind_a_url(links: Path, mount, tmp_path: Path, s3: S3Server, capsys, monkeypatch) -> None:
     """The shard to be filled up was uploaded from a machine that is gone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
