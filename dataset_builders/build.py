@@ -104,10 +104,17 @@ def run(
     plan = make_plan(build)
     if not len(plan.requests) and not build.url and not build.out.exists():
         raise _nothing_to_take(build)
+    if not build.url and not (build.out / ".build").is_dir() and not ray:
+        try_ffmpeg(build)  # before anything is written
     claim(build.out, build.url)
     with BuildState(build.out, Hold.SHARE if share else Hold.ALONE) as state, open_store(build, state) as store:
-        if not len(plan.requests) and build.url and not state.jobs:
-            raise _nothing_to_take(build)
+        if build.url and not state.jobs:
+            if not len(plan.requests):
+                raise _nothing_to_take(build)
+            if not ray:
+                try_ffmpeg(build)
+        if not build.url and not share:
+            state.begin_anew()
         again = partial(requests_again, plan=plan, reasons=retry, alone=share is None)
         for source, (number, example) in state.extend(plan, build.options(), build.clips_per_shard, again).items():
             print(f"{source}: {number} files of an earlier build are gone, such as {example!r}; their clips stay")
@@ -186,6 +193,14 @@ def _say_tried(tally: Tally | None) -> None:
         print(f"retried   {text}")
 
 
+def try_ffmpeg(build: Build) -> None:
+    """Find the program and make a clip with it, once a process; raises ValueError if that cannot be."""
+    program = os.environ["IMAGEIO_FFMPEG_EXE"] = ffmpeg_path()  # for the workers: each would search, and try it out
+    ffmpeg_banner(program)
+    if any(source.kind != "index" for source in build.sources):
+        try_here(program, build.encoding)
+
+
 def encode(
     state: BuildState, attempts: Sequence[Attempt], build: Build, committed: Callable[[Job], None] = lambda job: None
 ) -> Tally:
@@ -200,10 +215,7 @@ def encode(
             raise ValueError(
                 f"shard {job.name} is not finished; name its source {job.source!r}, too, as in the build that began"
             )
-    program = os.environ["IMAGEIO_FFMPEG_EXE"] = ffmpeg_path()  # for the workers: each would search, and try it out
-    ffmpeg_banner(program)
-    if any(source.kind != "index" for source in build.sources):
-        try_here(program, build.encoding)
+    try_ffmpeg(build)
     worker = Worker(os.fspath(state.dataset), os.fspath(state.root), build.encoding)
     limits = build.limits
 

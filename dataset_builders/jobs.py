@@ -10,8 +10,8 @@
       finished.json      what manifest.parquet covers, written after it
 
 A job is a run of requests of one source, about --clips-per-shard clips, and becomes one shard of the same name. A plan is
-written before its jobs begin and never changes: what a job's shard holds is decided there, not by when or where it runs. So
-any number of processes, on any machines that see DATASET, can each do some of the jobs. A dataset behind a URL is built in a
+written before its jobs begin and never changes once one is done: what a job's shard holds is decided there, not by when or
+where it runs. So any number of processes, on any machines that see DATASET, can each do some of the jobs. A dataset behind a URL is built in a
 local work folder that looks the same, and shares its state through the URL (store.py).
 """
 
@@ -106,6 +106,14 @@ class BuildState:
 
     def __exit__(self, *error: object) -> None:
         self._lock.close()
+
+    def begin_anew(self) -> None:
+        """Forget plans of which nothing came, as after a start that failed: options, sources and files may be others now. Only
+        for who is alone."""
+        done, shards = self.root / "done", self.dataset / "shards"
+        if not any(done.iterdir()) and not any(shards.glob("*.tar")) and not (self.dataset / "manifest.parquet").exists():
+            for file in reversed(self.plans()):
+                file.unlink()
 
     def agree_on_options(self, options: dict[str, Any]) -> None:
         """Keep the options of the first plan; raises ValueError that names those which differ from them.

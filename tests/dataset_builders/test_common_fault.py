@@ -1,6 +1,7 @@
 """What hits every file is told once and blamed on none; what hits many is not taken for it."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dataset_builders import build as building
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.executors import Failure
 from dataset_builders.ffmpeg_process import ffmpeg_path
+from dataset_builders.jobs import BuildState, Hold
 from dataset_builders.rejects import Reason
 
 pytestmark = pytest.mark.usefixtures("halfway")
@@ -31,6 +33,32 @@ def test_a_mount_that_is_away(links: Path, mount: Callable[..., None], tmp_path:
     mount(*NAMES)
     assert build(dataset, links) == 0
     assert build(tmp_path / "undisturbed", links) == 0
+    assert tree(dataset) == tree(tmp_path / "undisturbed")
+
+
+def test_a_start_of_which_nothing_came_binds_nobody(links: Path, mount: Callable[..., None], tmp_path: Path, capsys) -> None:
+    """Options, sources and files may be others at the second try; but not under a share, nor once a shard is there."""
+    dataset, other = tmp_path / "dataset", tmp_path / "other"
+    assert build(dataset, links) == 2
+    other.mkdir()
+    for name in NAMES[:5]:
+        (other / name).symlink_to(links / name)
+    mount(*NAMES)
+    changed = ["--min-frames", "17"]
+    assert build(dataset, other, *changed, "--job", "1/2") == 2
+    assert "--min-frames was 16 and is now 17" in capsys.readouterr().err
+    with BuildState(dataset, Hold.SHARE):
+        assert build(dataset, other, *changed) == 2
+        assert "another build is writing" in capsys.readouterr().err
+        assert build(dataset, links, "--job", "1/9") == 0
+    assert build(dataset, other, *changed) == 2  # that share made one
+    assert "--min-frames was 16 and is now 17" in capsys.readouterr().err
+    shutil.rmtree(dataset)
+    mount()
+    assert build(dataset, links) == 2
+    mount(*NAMES)
+    assert build(dataset, other, *changed) == 0
+    assert build(tmp_path / "undisturbed", other, *changed) == 0
     assert tree(dataset) == tree(tmp_path / "undisturbed")
 
 
@@ -128,7 +156,7 @@ def test_a_program_that_cannot_do_it_is_told_before_anything_is_encoded(
         assert mjpeg(tmp_path / "dataset", links) == 2
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and "IMAGEIO_FFMPEG_EXE" in told
-        assert not list((tmp_path / "dataset" / ".build" / "done").iterdir())
+        assert not (tmp_path / "dataset").exists()
         return told
 
     file = program(OLD)
