@@ -30,7 +30,7 @@ from dataset_builders.dataset_counts import class_lines
 from dataset_builders.executors import map_ordered
 from dataset_builders.ffmpeg_process import ffmpeg_path
 from dataset_builders.jobs import Attempt, BuildState, Hold, Job
-from dataset_builders.plan import Plan, assemble
+from dataset_builders.plan import Drop, Plan, assemble
 from dataset_builders.plan_text import describe
 from dataset_builders.presets import EncodeOptions
 from dataset_builders.rejects import MACHINE, Reason
@@ -42,7 +42,7 @@ from dataset_builders.trial import ffmpeg_banner, try_here
 from dataset_builders.worker import Worker
 from pipeline.files import write_durably
 from pipeline.machine import usable_cores
-from pipeline.manifest import write_manifest
+from pipeline.manifest import read_versions, write_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,8 @@ def run(
         strike_resolved(state, jobs, plan)
         todo = attempts(state, jobs, plan, retry)
         if state.finished() and not todo:
-            return say_complete(state, build, all_tried=share is None and bool(retry))
+            renewed = share is None and renew_dropped(state, build, plan, store)
+            return say_complete(state, build, renewed=renewed, all_tried=share is None and bool(retry))
         if store:
             doing = {attempt.job for attempt in todo}
             store.catch_up(job for job in jobs if job not in doing)
@@ -138,6 +139,7 @@ def run(
         if store:
             store.wait()
         if share is None and state.finished() and not tally.changed:
+            renew_dropped(state, build, plan, store)
             return say_complete(state, build, tally, all_tried=True)
         if share is None:
             return finish(state, build, plan, store, tally)
@@ -168,19 +170,21 @@ def finish_shares(build: Build) -> int:
             raise not_begun
         state.agree_on_options(build.options())
         if state.finished():
-            return say_complete(state, build)
+            return say_complete(state, build, renewed=renew_dropped(state, build, plan, store))
         if store:
             store.catch_up(job for job in state.jobs if state.is_done(job))
             store.wait()
         return finish(state, build, plan, store)
 
 
-def say_complete(state: BuildState, build: Build, tally: Tally | None = None, all_tried: bool = False) -> int:
+def say_complete(
+    state: BuildState, build: Build, tally: Tally | None = None, renewed: bool = False, all_tried: bool = False
+) -> int:
     """`all_tried`: what may lie with the machine and is not tried now is not asked for any more."""
     totals = state.finished() or {}
     _say_tried(tally)
     reasons = Counter(reject["reason"] for job in state.jobs if state.marker(job).exists() for reject in state.rejects(job))
-    what = "nothing else to do" if tally else "nothing to do"
+    what = "nothing else to do" if tally or renewed else "nothing to do"
     if (number := sum(reasons[reason] for reason in MACHINE)) and not all_tried:
         what = f"{number} of these may lie with the machine, and are tried again without --finish or --retry none"
     other = " (--retry REASON tries others again, see rejects.parquet)" if reasons.keys() - MACHINE else ""
@@ -245,15 +249,8 @@ def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = No
         listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
         raise ValueError(f"{len(missing)} of {len(jobs)} shards are not finished: {listed}; run their shares (--job I/N) again")
     versions = write_manifest(state.dataset, state.parts(jobs))
-    write_dropped(state.dataset, plan)
-    for part in plan.parts.values():
-        for name, content in part.files.items():
-            write_durably(state.dataset / name, (json.dumps(content, indent=1) + "\n").encode())
     totals, shards, rejects = state.totals(jobs)
-    describe_dataset(state, build, plan, versions, totals)
-    report = write_report(state.dataset)
-    if store:
-        store.publish()
+    report = describe_all(state, build, plan, store, versions, totals)
     state.finish(jobs, totals, shards, rejects)
     if store:
         store.put_finished()
@@ -262,6 +259,44 @@ def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = No
     summarise(state.dataset, build.place, totals, len(versions), shown, again)
     _say_tried(tally)
     return 0 if totals["clips"] else 1
+
+
+def describe_all(
+    state: BuildState, build: Build, plan: Plan, store: Store | None, versions: list[dict[str, Any]], totals: dict[str, Any]
+) -> Path:
+    """Write, and publish, all that tells of a manifest, which is there; returns the report's path."""
+    for part in plan.parts.values():
+        for name, content in part.files.items():
+            write_durably(state.dataset / name, (json.dumps(content, indent=1) + "\n").encode())
+    describe_dataset(state, build, plan, versions, totals)
+    write_dropped(state.dataset, plan)
+    report = write_report(state.dataset)
+    if store:
+        store.publish()
+    return report
+
+
+def renew_dropped(state: BuildState, build: Build, plan: Plan, store: Store | None) -> bool:
+    """Whether dropped.parquet of a finished dataset told of something else than this plan, as older code's did of all files of
+    the machine; then it is written anew, and what counts its rows. Not where nothing is found of a source:
+    its disk may be away. Only for who is alone."""
+    if not all(len(part.requests) for part in plan.parts.values()):
+        return False
+    file = state.dataset / "dropped.parquet"
+    before = pq.read_table(file) if file.exists() else plan.dropped.slice(0, 0)
+    changed, unlisted = False, 0
+    for name in plan.sources:
+        was, now = (table.filter(pc.field("source") == name) for table in (before, plan.dropped))
+        if not was.equals(now):
+            changed = True
+            unlisted += sum(sign * _counts(table["reason"]).get(Drop.NOT_LISTED, 0) for sign, table in ((1, was), (-1, now)))
+    if changed:
+        totals = state.finished()
+        assert totals is not None
+        describe_all(state, build, plan, store, read_versions(state.dataset / "manifest.parquet"), totals)
+        told = f"told of {unlisted} files that no list names: they are taken out" if unlisted > 0 else "is renewed"
+        print(f"dropped.parquet {told}")
+    return changed
 
 
 def write_dropped(dataset: Path, plan: Plan) -> None:

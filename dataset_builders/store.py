@@ -25,7 +25,7 @@ UPLOADS = 4  # shards on their way at once
 MAX_WAITING = 8  # finished shards on the disk, those on their way among them; then the build waits
 FETCHES = 16  # small files that are read at once
 ATTEMPTS = 3  # at a file whose bytes arrive changed; errors are repeated by pipeline.files
-TABLES = ("manifest.parquet", "dropped.parquet", "dataset.json", ".build/finished.json")  # as published last
+TABLES = ("manifest.parquet", "rejects.parquet", "dropped.parquet", "dataset.json", ".build/finished.json")  # as published last
 STATE = re.compile(r"\.build/(options\.json|plan-\d{3,}\.parquet|done/[A-Za-z0-9_-]+\.(json|parquet))")
 
 
