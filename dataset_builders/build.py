@@ -40,6 +40,7 @@ from dataset_builders.sources import Source
 from dataset_builders.store import Store, claim
 from dataset_builders.trial import ffmpeg_banner, try_here
 from dataset_builders.worker import Worker
+from pipeline.console import check_printed
 from pipeline.files import write_durably
 from pipeline.machine import usable_cores
 from pipeline.manifest import read_versions, write_manifest
@@ -390,6 +391,8 @@ def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, r
 
 
 def show_plan(build: Build) -> int:
-    """--plan: what would be read, taken, cut, dropped and written; no video is touched and nothing is written."""
+    """--plan: what would be read, taken, cut, dropped and written; no video is touched and nothing is written.
+    Raises ValueError if it cannot be printed."""
     print(describe(make_plan(build), build))
+    check_printed()
     return 0

@@ -11,8 +11,8 @@
 
 A job is a run of requests of one source, about --clips-per-shard clips, and becomes one shard of the same name. A plan is
 written before its jobs begin and never changes once one is done: what a job's shard holds is decided there, not by when or
-where it runs. So any number of processes, on any machines that see DATASET, can each do some of the jobs. A dataset behind a URL is built in a
-local work folder that looks the same, and shares its state through the URL (store.py).
+where it runs. So any number of processes, on any machines that see DATASET, can each do some of the jobs. A dataset behind a
+URL is built in a local work folder that looks the same, and shares its state through the URL (store.py).
 """
 
 import hashlib

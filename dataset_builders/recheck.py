@@ -27,6 +27,7 @@ from tqdm import tqdm
 from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask, is_ours, is_remote
 from pipeline import files
+from pipeline.console import check_printed
 from pipeline.keyed import permute
 from pipeline.machine import usable_cores
 from pipeline.manifest import SCHEMA, Fingerprint, read_versions
@@ -235,7 +236,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     args = parser.parse_args(argv)
     try:
-        return report(args)
+        status = report(args)
+        check_printed()
+        return status
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,14 +16,19 @@ class _Sink(io.FileIO):
     """A descriptor of a stream; takes everything, and drops what cannot be written."""
 
     patience: float | None = None
+    fault = ""  # the last that dropped something, but for a reader who has gone
     _stuck = False
 
     def write(self, data: Any) -> int:
-        with contextlib.suppress(OSError):
+        try:
             self._stuck = not select.select([], [self], [], 0 if self._stuck else self.patience)[1]
             # what select says is for so many bytes; None: a pipe that others made non-blocking is full
             if not self._stuck and (written := super().write(memoryview(data)[: select.PIPE_BUF])) is not None:
                 return written
+        except BrokenPipeError:
+            pass
+        except OSError as error:
+            self.fault = error.strerror or str(error)
         return memoryview(data).nbytes
 
 
@@ -69,6 +74,15 @@ def open_streams(patience: float | None = None) -> None:
             buffer = io.BufferedWriter(sink)
             text = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
             setattr(sys, name, text)
+
+
+def check_printed() -> None:
+    """For commands whose only product is what they print. Raises ValueError if some of it could not be written; a reader
+    who has gone (`| head`), or a stream that was never open, is no error."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    if fault := getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "fault", ""):
+        raise ValueError(f"what was printed could not all be written: {fault}")
 
 
 def complain(text: str) -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dataset_builders import build_dataset, recheck
+from pipeline.console import open_streams
+from pipeline.manifest import write_manifest
+
 ROOT = Path(__file__).resolve().parent.parent
 ASCII = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 COMMAND = """
@@ -53,6 +57,33 @@ def test_what_a_stream_cannot_encode_is_escaped(tmp_path: Path) -> None:
     done = say(["-c", COMMAND, str(tmp_path)], PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"\\xb7 \\udcff\n" and b"\\xb2 \\xd7 \\udcff" in done.stderr
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", "| true", "| head -c 9", ">&-"])
+def test_a_result_that_cannot_be_printed_is_an_error(redirection: str) -> None:
+    """But for a reader who has gone, or never was."""
+    text = "from pipeline.console import check_printed, prepare\nprepare()\nprint('x' * 10**6)\ncheck_printed()\nprint('·')"
+    line = f'{sys.executable} -c "{text}" {redirection}; exit $PIPESTATUS'
+    done = subprocess.run(["bash", "-c", line], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == (1 if redirection == ">/dev/full" else 0), done.stderr
+    assert ("ValueError: what was printed could not all be written: No space left on device" in done.stderr) == done.returncode
+
+
+@pytest.mark.parametrize(
+    "command", [["--plan", "--folder", "own=folder", "--out", "out"], ["folder", "--no-decode", "--workers", "1"]]
+)
+def test_a_plan_or_findings_that_cannot_be_printed(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    write_manifest(tmp_path / "folder", [])
+    monkeypatch.chdir(tmp_path)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        open_streams()
+        assert (build_dataset.main if "--plan" in command else recheck.main)(command) == 2
+    assert capsys.readouterr().err == "error: what was printed could not all be written: No space left on device\n"
+    assert not (tmp_path / "out").exists()
 
 
 def entries() -> list[Path]:

@@ -29,6 +29,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from pipeline.console import check_printed
 from pipeline.output_folder import refuse_dataset
 from pipeline.remote import is_url, on_disk
 from train.checkpoint_files import CHECKSUMS, damage, listed, name_of
@@ -51,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.consolidate:
             refuse_dataset("--consolidate", options.consolidate)
         with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
-            return inspect(options.run, options.verify, options.consolidate, options.step, Path(folder))
+            status = inspect(options.run, options.verify, options.consolidate, options.step, Path(folder))
+        if not options.consolidate:
+            check_printed()
+        return status
     except (ValueError, OSError) as error:
         print(f"inspect_checkpoints: {error}", file=sys.stderr)
         return 2

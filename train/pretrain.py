@@ -27,7 +27,7 @@ from collections.abc import Collection, Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler, record
 
-from pipeline.console import open_streams
+from pipeline.console import check_printed, open_streams
 from pipeline.loader import LoaderError
 from pipeline.order import order_of
 from pipeline.stop_signals import StopSignal
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.dry_run:
             check_length(config, given)
             print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
+            check_printed()
             return 0
         if config.data is None or config.out is None:
             raise ValueError("--data DATASET and --out RUN are needed; or --dry-run, to look at the recipe without them")

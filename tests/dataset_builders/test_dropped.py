@@ -59,7 +59,9 @@ def test_what_older_code_told_of_the_machine_is_taken_out(home: Path, mount, cap
         assert build(home, dataset, "--job", "1/1") == 0  # others may be at work
         assert "nothing to do" in capsys.readouterr().out and file.read_bytes() != clean["dropped.parquet"]
         assert build(home, dataset, *more) == 0
-        assert capsys.readouterr().out.startswith(f"{told(number)}{dataset} is complete: 4 clips, 0 rejects; nothing else to do")
+        assert capsys.readouterr().out.startswith(
+            f"{told(number)}{dataset} is complete: 4 clips, 0 rejects; nothing else to do"
+        )
         assert tree(dataset) == clean
     times = {path: path.stat().st_mtime_ns for path in dataset.iterdir() if path.is_file()}
     for lists in (("more", "own"), ("more",)):
