@@ -181,7 +181,8 @@ def encode(
         source.check(log)
     log.check(info.num_packets)
     # how many of a window's frames came nobody knows: the others that it was decoded from count, too, and gaps are filled
-    suspect = (info.window or log.frames_decoded < info.num_packets) and (log.first_error or info.codec in SILENT)
+    gaps = info.window or log.frames_decoded < info.num_packets
+    suspect = (gaps and info.codec in (*SILENT, "hevc")) or (log.first_error and (gaps or not info.constant_rate))
     if suspect and isinstance(source, bytes) and (lost := lost_of_source(source, info)):
         raise RejectedError(Reason.DAMAGED, lost)
     if log.frames_encoded < options.min_frames:

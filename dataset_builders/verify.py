@@ -30,7 +30,7 @@ import numpy as np
 import xxhash
 
 from dataset_builders.frame_rate import frame_rate
-from dataset_builders.lost_frames import LostFrames, nal_types
+from dataset_builders.lost_frames import LostFrames, nal_units
 from dataset_builders.probe import matrix_name, open_container, video_stream
 from dataset_builders.rejects import Reason, RejectedError
 from pipeline.colour import RgbConverter
@@ -70,9 +70,8 @@ def verify(data: bytes) -> VerifiedClip:
     training would not get its frames.
     """
     try:
-        container = open_container(io.BytesIO(data))
-        with container:
-            clip, prints = _verify(container)
+        with LostFrames() as lost, open_container(io.BytesIO(data)) as container:
+            clip, prints = _verify(container, lost)
     except MemoryError:
         raise
     except av.error.FFmpegError as error:
@@ -84,33 +83,33 @@ def verify(data: bytes) -> VerifiedClip:
     return clip
 
 
-def _verify(container: av.container.InputContainer) -> tuple[VerifiedClip, list[int]]:
+def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[VerifiedClip, list[int]]:
     """-> (what the manifest must know, prints of all frames)."""
     stream = video_stream(container)
+    lost.follow(container, stream)
     codec = stream.codec.canonical_name
     shown: list[int | None] = []  # time stamps of the frames, in the order of display
     prints: list[int] = []
     packets: list[tuple[int | None, bool]] = []  # time stamp and whether decoding can start there, in the file's order
     failed, corrupt, first = 0, 0, None
-    with LostFrames(stream) as lost:
-        for packet in packets_of(container, stream):
-            if packet.size:
-                packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
-            try:
-                frames = lost.decode(packet)
-            except MemoryError:
-                raise
-            except av.error.FFmpegError:
-                failed += 1
-                continue
-            for frame in frames:
-                first = first or frame
-                if (frame.width, frame.height) != (first.width, first.height):
-                    sizes = f"{first.width}x{first.height} to {frame.width}x{frame.height}"
-                    raise RejectedError(Reason.UNSUPPORTED, f"its size changes from {sizes} in frame {len(shown)}")
-                corrupt += frame.is_corrupt
-                shown.append(frame.pts)
-                prints.append(_print(frame))
+    for packet in packets_of(container, stream):
+        if packet.size:
+            packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
+        try:
+            frames = lost.decode(packet)
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:
+            failed += 1
+            continue
+        for frame in frames:
+            first = first or frame
+            if (frame.width, frame.height) != (first.width, first.height):
+                sizes = f"{first.width}x{first.height} to {frame.width}x{frame.height}"
+                raise RejectedError(Reason.UNSUPPORTED, f"its size changes from {sizes} in frame {len(shown)}")
+            corrupt += frame.is_corrupt
+            shown.append(frame.pts)
+            prints.append(_print(frame))
     if failed or corrupt or first is None:
         detail = f"{failed} of {len(packets)} packets do not decode, {corrupt} of {len(shown)} frames are corrupt"
         raise RejectedError(Reason.DAMAGED, detail)
@@ -218,7 +217,7 @@ def _keyframes(shown: list[int | None], packets: list[tuple[int | None, bool]]) 
 
 
 def _starts_clean(stream: av.video.stream.VideoStream, codec: str, packet: av.Packet) -> bool:
-    return codec not in IDR or any(kind in IDR[codec] for kind in nal_types(stream, packet))
+    return codec not in IDR or any(kind in IDR[codec] and not layer for kind, layer in nal_units(stream, packet))
 
 
 def _decoder_matrix(frame: av.VideoFrame) -> str:
