@@ -22,6 +22,7 @@ from pipeline.decode import is_hidden, packets_of
 SILENT = ("av1",)  # decoders that say nothing; of AV1 every packet shows exactly one frame
 PLACEHOLDER = 19  # bytes of an MPEG-4 packet that shows the frame before it once more, at most; libav leaves these out
 GAPS = 2  # that a line of the demuxer can account for: one flip was seen to make two; a recorder's dropped frames make more
+CUT_OFF = ("partial file", "File ended prematurely")  # what demuxers say of a file's end; nothing of its middle
 # types of HEVC's NAL units (H.265, table 7-1)
 RASL = {8, 9}  # pictures that refer to what comes before their key frame
 BLA, CRA = {16, 17, 18}, 21  # key frames that such pictures can follow; with the first, what was before is never there
@@ -75,7 +76,8 @@ class LostFrames:
                     self._add_hevc(packet)
                 else:
                     self._packets.append((packet.pts, not holds_place))
-            self._read += [line.strip() for _, name, line in self._lines if name == self._demuxer]
+        said = (line.strip() for _, name, line in self._lines if name == self._demuxer)
+        self._read += [line for line in said if not any(sign in line for sign in CUT_OFF)]
         self._lines.clear()
         try:
             frames = packet.decode()
@@ -177,7 +179,8 @@ def lost_of_source(path: bytes, info: VideoInfo) -> str:
 
 
 def nal_units(stream: av.VideoStream, packet: av.Packet) -> Iterator[tuple[int, int]]:
-    """Types of the NAL units in a packet of H.264 or HEVC, and their layers, of which libav shows 0."""
+    """Types of the NAL units in a packet of H.264 or HEVC, and their layers: libav shows 0, -1 is a header that no unit
+    can have."""
     h264 = stream.codec.canonical_name == "h264"
     extradata = stream.codec_context.extradata or b""
     length_size = 0
@@ -196,5 +199,6 @@ def nal_units(stream: av.VideoStream, packet: av.Packet) -> Iterator[tuple[int, 
         if position + 1 >= len(data):
             return
         first, second = data[position : position + 2]
-        yield (first & 31, 0) if h264 else (first >> 1 & 63, (first & 1) << 5 | second >> 3)
+        valid = first < 128 and second & 7
+        yield (first & 31, 0) if h264 else (first >> 1 & 63, (first & 1) << 5 | second >> 3 if valid else -1)
         position += size
