@@ -360,7 +360,7 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
         )
 
     defaults, limits = EncodeOptions(), Limits()
-    encoding = parser.add_argument_group("what a clip becomes (fixed for a dataset once it is begun)")
+    encoding = parser.add_argument_group("what a clip becomes (fixed for a dataset once it has a shard)")
     add = encoding.add_argument
     add("--preset", choices=list(PRESETS), help=f"{defaults.preset} re-encodes for fast decoding (default)")
     add("--short-side", type=int, metavar="PIXELS", help=f"never enlarged ({defaults.short_side})")
