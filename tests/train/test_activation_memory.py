@@ -7,6 +7,7 @@ from torch import Tensor
 from benchmarks.activation_memory import measure, measured_peak, predicted_peak
 from model.config import MODELS
 from model.layers import Block
+from model.videomae import VideoMAE
 from pipeline.masking import token_counts
 from train.activation_checkpointing import Policy, checkpoint_block, recomputed_blocks, within_budget
 from train.config import ComputeConfig
@@ -58,7 +59,9 @@ def test_the_peak_of_a_step_is_what_a_dry_run_says(precision: str, policy: str, 
     options = {"precision": precision, "attention": "flash", "activation_checkpointing": policy, "defer_gradients": defer}
     compute = ComputeConfig(**options)  # type: ignore[arg-type]
     peak = measured_peak(config, compute, tokens, views)
-    assert predicted_peak(config, compute, tokens, views) == pytest.approx(peak, rel=0.03)
+    # of one process on a CPU, gradients lie in memory that stays from step to step (kept_gradients), which no step allocates
+    kept = 4 * sum(parameter.numel() for parameter in VideoMAE(config).parameters())
+    assert predicted_peak(config, compute, tokens, views) == pytest.approx(peak + kept, rel=0.03)
 
 
 def test_state_of_vit_g_on_eight_ranks() -> None:
