@@ -9,6 +9,7 @@ import io
 import os
 import select
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -90,3 +91,17 @@ def complain(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr:
             print(text, file=sys.stderr, flush=True)
+
+
+_told: set[str] = set()
+
+
+@contextlib.contextmanager
+def may_fail(what: str) -> Iterator[None]:
+    """For what a run says of itself: an error is told once for each `what`, and the run goes on."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # Weights & Biases raises what it likes
+        if what not in _told:
+            _told.add(what)
+            complain(f"{what} could not be written: {error}; the run goes on without")

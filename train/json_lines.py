@@ -3,26 +3,14 @@
 import contextlib
 import json
 import os
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.console import may_fail
+
 WAITING = 10_000  # lines that are kept in memory while a disk is full
-_told: set[str] = set()
-
-
-@contextmanager
-def may_fail(what: str) -> Iterator[None]:
-    """For what a run says of itself: an error is told once for each `what`, and the run goes on."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:  # Weights & Biases raises what it likes
-        if what not in _told:
-            _told.add(what)
-            print(f"{what} could not be written: {error}; the run goes on without", file=sys.stderr)
 
 
 class JsonLines:

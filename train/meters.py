@@ -11,8 +11,9 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pipeline.console import may_fail
 from pipeline.loader import ClipLoader
-from train.json_lines import JsonLines, keep_lines, may_fail
+from train.json_lines import JsonLines, keep_lines
 
 TENSORBOARD, WANDB = "TensorBoard's file", "Weights & Biases"
 

@@ -18,12 +18,12 @@ from model.config import ModelConfig
 from model.patches import gather_patches
 from model.videomae import VideoMAE
 from pipeline import keyed
+from pipeline.console import may_fail
 from pipeline.decode import ClipRequest, DecodeError, decode_libav
 from pipeline.manifest import Manifest
 from pipeline.masking import mask_indices, running_cell_masks
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage import ShardReader
-from train.json_lines import may_fail
 from train.meters import Meters
 from train.parallel import Ranks
 

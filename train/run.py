@@ -3,12 +3,12 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.console import may_fail
 from pipeline.loader import ClipLoader, LoaderState
 from pipeline.tuning import Tuning
 from train import checkpoints
@@ -16,7 +16,6 @@ from train.checkpoints import Progress
 from train.config import PretrainConfig
 from train.device_speed import device_name, gemm_flops, peak_flops
 from train.guard import Guard, GuardReading
-from train.json_lines import may_fail
 from train.live_profile import LiveProfile
 from train.meters import FailureLog, Meters
 from train.optimizer import pretraining_optimizer
@@ -30,12 +29,6 @@ from train.step_meter import StepMeter, view_flops
 
 if TYPE_CHECKING:
     from train.reconstructions import Reconstructions
-
-
-def attempted(what: str, function: Callable[[], None]) -> None:
-    """A call that may fail."""
-    with may_fail(what):
-        function()
 
 
 class RunFailedError(RuntimeError):
@@ -82,7 +75,7 @@ class Run:
         self._profile = None
         if config.profile_loader:
             self._profile = LiveProfile(folder.path, self.loader, ranks.rank, ranks.device.type, device_name(ranks.device))
-            cleanup.callback(attempted, "--profile-loader", self._profile.write)
+            cleanup.callback(may_fail("--profile-loader")(self._profile.write))
         startup.done("dataset")  # the first batches are decoded beside what follows
 
         keep_compiled(folder.path)
@@ -131,7 +124,7 @@ class Run:
         self._profiler = None
         if config.profile and ranks.rank == 0:
             self._profiler = StepProfiler(folder.path, parse_steps(config.profile), ranks.device, self.first_step)
-            cleanup.callback(attempted, "--profile", self._profiler.close)
+            cleanup.callback(may_fail("--profile")(self._profiler.close))
         startup.done("meters")
 
         # this rank's, on the device, of the steps taken since the last line of the log: summed loss, and their number

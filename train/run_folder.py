@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pipeline.console import may_fail
 from pipeline.file_lock import lock
 from pipeline.files import write_durably
 from pipeline.manifest import Manifest
@@ -27,7 +28,7 @@ from train import checkpoints
 from train.checkpoint_files import clean_up
 from train.checkpoint_mirror import Mirror
 from train.config import PretrainConfig, read_config
-from train.json_lines import keep_lines, may_fail
+from train.json_lines import keep_lines
 from train.parallel import Ranks
 from train.recipes import check_length, flags_of
 from train.run_checkpoints import RunCheckpoints, on_rank_0
@@ -90,8 +91,8 @@ class RunFolder:
         self._begun = True
         if self._ranks.rank != 0:
             return
-        data, step = (self.progress.loader, self.progress.loader.step) if self.progress else (None, 0)
-        resumed = (data.epoch, step * self.config.sampling.clips_per_step) if data else (0, 0)
+        data = self.progress.loader if self.progress else None
+        resumed = (data.epoch, data.step * self.config.sampling.clips_per_step) if data else (0, 0)
         keep_lines(self.path / "failures.jsonl", lambda failure: (failure["epoch"], failure["position"]) < resumed)
         write_durably(self.path / CONFIG, self.saver.documents[CONFIG].encode())
         starts_file = self.path / ENVIRONMENT
@@ -170,7 +171,7 @@ class RunFolder:
         Older code wrote both down, and let steps win: the command line's, or else the recipe's. A run that was begun so
         goes on so, if it is asked for in the same words.
         """
-        starts = self.path / ENVIRONMENT
+        starts = self.path / ENVIRONMENT  # not of a run that comes back from its mirror: taken for one of those
         command = json.loads(starts.read_text())[-1]["command"] if starts.exists() else ["", "--epochs"]
         steps, epochs, named = before["steps"], before["epochs"], flags_of(command)
         if {"steps", "epochs"} <= set(given):

@@ -10,9 +10,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pipeline.console import may_fail
 from pipeline.loader import ClipLoader
 from train.guard import SkippedStep, Verdict
-from train.json_lines import JsonLines, keep_lines, may_fail, read_lines
+from train.json_lines import JsonLines, keep_lines, read_lines
 from train.parallel import Ranks
 
 SHOWN = 8  # clips in a message
