@@ -84,7 +84,7 @@ def run_folder(videos: Path | None) -> Path:
 
 def fewer_views(dataset: Path) -> list[str]:
     """Flags for a dataset that has fewer clips than a step of the recipe takes."""
-    from pipeline.manifest import Manifest
+    from pipeline.storage.manifest import Manifest
     from train.recipes import tiny
 
     clips, views = len(Manifest(dataset)), tiny().views

@@ -5,7 +5,8 @@
     python benchmarks/activation_memory.py --models vit-s --precision fp32 --peak-views 4
 
 Bytes and FLOPs come from the model itself, in its real size, on tensors without data: hooks on what autograd saves, and torch's
-counter of FLOPs. They stand beside the closed forms of train/memory.py, which the trainer plans with. The attention is a CPU's;
+counter of FLOPs. They stand beside the closed forms of train/compute/memory.py, which the trainer plans with. The attention
+is a CPU's;
 a GPU's keeps the same tensors, and the norms' statistics in 4 bytes where a CPU takes 2 in bf16 (0.05 %).
 `--peak-views N` runs real steps of N views on this CPU and compares the allocator's peak with what --dry-run predicts.
 """
@@ -33,16 +34,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.results import Result, check_json, describe_machine, write_json
+from benchmarks.parts.results import Result, check_json, describe_machine, write_json
 from model.config import MODELS, ModelConfig
 from model.videomae import VideoMAE
-from pipeline.masking import TokenCounts, token_counts
-from train.activation_checkpointing import Policy, checkpoint_blocks, recomputed_blocks
-from train.config import ComputeConfig
-from train.memory import activation_bytes, recomputed_share, step_memory
-from train.optimizer import build_optimizer
-from train.parallel import build_model, exchange_gradients, started
-from train.precision import PRECISIONS, Precision
+from pipeline.sampling.masking import TokenCounts, token_counts
+from train.compute.activation_checkpointing import checkpoint_blocks, recomputed_blocks
+from train.compute.memory import activation_bytes, recomputed_share, step_memory
+from train.compute.optimizer import build_optimizer
+from train.compute.parallel import build_model, exchange_gradients, started
+from train.compute.precision import PRECISIONS, Precision
+from train.config import ComputeConfig, Policy
 
 POLICIES = ("none", "every:4", "every:3", "every:2", "full")
 

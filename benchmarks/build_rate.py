@@ -33,21 +33,23 @@ from statistics import median
 
 from tqdm import tqdm
 
-from benchmarks.results import Neighbours, Result, check_json, describe_machine, write_json
+from benchmarks.parts.results import Neighbours, Result, check_json, describe_machine, write_json
 from dataset_builders import generate_clips
-from dataset_builders.build import Build, Limits, encode, make_plan
-from dataset_builders.ffmpeg_process import ffmpeg_path
-from dataset_builders.geometry import geometry
-from dataset_builders.jobs import Attempt, BuildState
-from dataset_builders.presets import EncodeOptions, h264_fast
-from dataset_builders.probe import VideoInfo, probe
-from dataset_builders.ray_cluster import encode_on_ray
-from dataset_builders.sources import Source
-from dataset_builders.transcode import MUXING, SCALER
-from dataset_builders.verify import verify
+from dataset_builders.building.build import make_plan
+from dataset_builders.building.encode import encode
+from dataset_builders.building.jobs import Attempt, BuildState
+from dataset_builders.building.ray_cluster import encode_on_ray
+from dataset_builders.building.request import Build, Limits
+from dataset_builders.media.decode_check import verify
+from dataset_builders.media.ffmpeg_process import ffmpeg_path
+from dataset_builders.media.geometry import geometry
+from dataset_builders.media.presets import EncodeOptions, h264_fast
+from dataset_builders.media.probe import VideoInfo, probe
+from dataset_builders.media.transcode import MUXING, SCALER
+from dataset_builders.sources.kinds import Source
 from pipeline.machine import usable_cores
-from pipeline.manifest import Manifest, write_manifest
-from pipeline.storage import ShardReader
+from pipeline.storage.manifest import Manifest, write_manifest
+from pipeline.storage.shards import ShardReader
 
 OPTIONS = EncodeOptions()
 

@@ -35,9 +35,9 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
-from benchmarks.generated_dataset import generated_dataset
-from benchmarks.results import describe_machine
-from benchmarks.trainer_faults import Fault
+from benchmarks.parts.generated_dataset import generated_dataset
+from benchmarks.parts.results import describe_machine
+from benchmarks.parts.trainer_faults import Fault
 
 STEPS = 60
 RECIPE = [

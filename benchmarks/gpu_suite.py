@@ -51,12 +51,12 @@ from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
-from benchmarks.gpu_notes import Notes
-from benchmarks.gpu_plan import PARTS, Part
-from benchmarks.gpu_report import Report, assemble, write
-from benchmarks.gpu_supervisor import Places, put_off, supervise, time_for
+from benchmarks.gpu.notes import Notes
+from benchmarks.gpu.plan import PARTS, Part
+from benchmarks.gpu.report import Report, assemble, write
+from benchmarks.gpu.supervisor import Places, put_off, supervise, time_for
 from pipeline.machine import usable_cores
-from pipeline.output_folder import refuse_dataset
+from pipeline.storage.output_folder import refuse_dataset
 
 SECOND_ROUND = 20.0  # seconds that must be left at the end for a part to be started again, for what there was no time for
 DRY_MINUTES = 14.0  # of a dry walk, which takes half of one: on a busy machine it must not be cut
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check(options)
         if options.prepare:
-            from benchmarks.gpu_kit import prepare  # PyAV
+            from benchmarks.gpu.kit import prepare  # PyAV
 
             prepare(options.prepare, options.videos)
             return 0
@@ -144,7 +144,7 @@ def measure(
         try:
             write(report, places.out)
             if pictures:
-                from benchmarks.gpu_pictures import draw_all  # matplotlib takes a second, and may be missing
+                from benchmarks.gpu.pictures import draw_all  # matplotlib takes a second, and may be missing
 
                 draw_all(report, places.out)
         except Exception:  # how it is shown must not end the suite: the notes are kept
@@ -176,7 +176,7 @@ def measure(
 
 
 def git_commit() -> str | None:
-    """Of this checkout; None outside of git. (`train.run_folder` knows it, too, but takes torch along, which may be broken.)"""
+    """Of this checkout; None outside of git. (`train.run.folder` knows it, too, but takes torch along, which may be broken.)"""
     command = ["git", "-C", ROOT, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None

@@ -33,23 +33,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.clip_replay import replay, told
-from benchmarks.path_parts import LoaderWork, ModelWork
-from benchmarks.results import check_json, describe_machine
-from benchmarks.stages_alone import concurrencies, measure_stages
-from benchmarks.stopwatch import Part, Stopwatch
+from benchmarks.parts.clip_replay import replay, told
+from benchmarks.parts.path_parts import LoaderWork, ModelWork
+from benchmarks.parts.results import check_json, describe_machine
+from benchmarks.parts.stages_alone import concurrencies, measure_stages
+from benchmarks.parts.stopwatch import Part, Stopwatch
 from model.flops import executed_gmac
-from pipeline.decode import DecodeError
+from pipeline.decoding.decode import DecodeError
 from pipeline.loader import Batch, ClipLoader, LoaderError
-from pipeline.loader_figures import figures
-from pipeline.loader_report import assemble, write_report
-from pipeline.loader_text import comparison, summary
 from pipeline.machine import usable_cores
-from pipeline.manifest import Manifest
-from pipeline.output_folder import refuse_dataset
+from pipeline.report.figures import figures
+from pipeline.report.loader_page import assemble, write_report
+from pipeline.report.text import comparison, summary
 from pipeline.stage_meters import StageMeters
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.output_folder import refuse_dataset
+from train.compute.parallel import Ranks, started
 from train.config import PretrainConfig
-from train.parallel import Ranks, started
 from train.recipes import RECIPES, from_command_line
 
 CLIPS_PER_BATCH = 8  # of a loader that feeds no model

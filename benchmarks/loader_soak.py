@@ -34,10 +34,10 @@ import psutil
 import tyro
 from tqdm import tqdm
 
-from benchmarks.generated_dataset import varied_dataset
-from benchmarks.results import check_json, describe_machine
-from benchmarks.soak_decoder import CountingDecoder
-from pipeline.decode import Decoder
+from benchmarks.parts.generated_dataset import varied_dataset
+from benchmarks.parts.results import check_json, describe_machine
+from benchmarks.parts.soak_decoder import CountingDecoder
+from pipeline.decoding.decode import Decoder
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
 

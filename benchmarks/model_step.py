@@ -31,13 +31,13 @@ from typing import Literal
 import torch
 import tyro
 
-from benchmarks.hf_step import HfProcess, HfWork, missing_transformers
-from benchmarks.results import Result, check_json, check_numbers, describe_machine, write_json
-from benchmarks.step_work import GemmWork, largest_product, step_flops, step_work
-from benchmarks.stopwatch import Part, Stopwatch
+from benchmarks.parts.hf_step import HfProcess, HfWork, missing_transformers
+from benchmarks.parts.results import Result, check_json, check_numbers, describe_machine, write_json
+from benchmarks.parts.step_work import GemmWork, largest_product, step_flops, step_work
+from benchmarks.parts.stopwatch import Part, Stopwatch
 from model.config import MODELS
+from train.compute.parallel import Ranks, started
 from train.config import ComputeConfig
-from train.parallel import Ranks, started
 
 Precision = Literal["fp32", "bf16"]
 

@@ -40,18 +40,18 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from benchmarks.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDE, Figures, add, plot, results, table
-from benchmarks.results import Neighbours, check_json, describe_machine, write_json
-from dataset_builders.ffmpeg_process import ffmpeg_path
-from dataset_builders.presets import PRESETS, EncodeOptions
-from dataset_builders.probe import VideoInfo, probe
-from dataset_builders.rejects import RejectedError
-from dataset_builders.transcode import MUXING, Timing, Wanted, copy_file, encode, transcode
-from dataset_builders.verify import VerifiedClip, verify
-from pipeline.decode import decode_frames, video_stream
-from pipeline.frames import window_frames
-from pipeline.manifest import Clip
-from pipeline.output_folder import refuse_dataset
+from benchmarks.parts.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDE, Figures, add, plot, results, table
+from benchmarks.parts.results import Neighbours, check_json, describe_machine, write_json
+from dataset_builders.media.decode_check import VerifiedClip, verify
+from dataset_builders.media.ffmpeg_process import ffmpeg_path
+from dataset_builders.media.presets import PRESETS, EncodeOptions
+from dataset_builders.media.probe import VideoInfo, probe
+from dataset_builders.media.rejects import RejectedError
+from dataset_builders.media.transcode import MUXING, Timing, Wanted, copy_file, encode, transcode
+from pipeline.decoding.decode import decode_frames, video_stream
+from pipeline.sampling.frames import window_frames
+from pipeline.storage.manifest import Clip
+from pipeline.storage.output_folder import refuse_dataset
 
 LONGEST = 60.0  # seconds; what is longer would be cut by the builder
 LOSSLESS = {"c:v": "libx264", "qp": 0, "preset": "ultrafast", "threads": 1}

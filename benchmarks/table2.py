@@ -32,14 +32,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.results import Result, check_json, check_numbers, describe_machine, write_json
-from benchmarks.step_work import random_batch, step_work, tokens_of
-from benchmarks.stopwatch import Part, Stopwatch, ratios
+from benchmarks.parts.results import Result, check_json, check_numbers, describe_machine, write_json
+from benchmarks.parts.step_work import random_batch, step_work, tokens_of
+from benchmarks.parts.stopwatch import Part, Stopwatch, ratios
 from model.config import MODELS, ModelConfig
 from model.flops import executed_gmac, paper_gmac
 from model.videomae import VideoMAE
+from train.compute.parallel import Ranks, started
 from train.config import ComputeConfig
-from train.parallel import Ranks, started
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,14 +30,14 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from benchmarks.peers import STRIDE
-from benchmarks.results import check_json, check_numbers, write_json
-from benchmarks.stopwatch import Stopwatch
-from benchmarks.throughput_parts import Trial, measure_dataset, measure_files
-from benchmarks.throughput_table import results, table, verdict
-from pipeline.output_folder import refuse_dataset
+from benchmarks.parts.peers import STRIDE
+from benchmarks.parts.results import check_json, check_numbers, write_json
+from benchmarks.parts.stopwatch import Stopwatch
+from benchmarks.parts.throughput_parts import Trial, measure_dataset, measure_files
+from benchmarks.parts.throughput_table import results, table, verdict
+from pipeline.storage.output_folder import refuse_dataset
+from train.compute.parallel import started
 from train.config import PretrainConfig
-from train.parallel import started
 from train.recipes import RECIPES
 
 
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(table(measured))
         print(verdict(measured))
         if options.plot:
-            from benchmarks.throughput_plot import plot  # matplotlib takes a second
+            from benchmarks.parts.throughput_plot import plot  # matplotlib takes a second
 
             plot(measured, options.plot)
         if options.json:

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
     prepare()
 
-from dataset_builders.command import command
+from dataset_builders.building.command import command
 
 
 def main(argv: list[str] | None = None) -> int:

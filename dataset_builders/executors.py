@@ -24,8 +24,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from dataset_builders.rejects import Reason
-from pipeline.remote import StorageError
+from dataset_builders.media.rejects import Reason
+from pipeline.storage.remote import StorageError
 
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1

@@ -30,11 +30,11 @@ import ffmpeg
 import numpy as np
 from tqdm import tqdm
 
-from dataset_builders.ffmpeg_process import ffmpeg_path
-from dataset_builders.presets import ASM
+from dataset_builders.media.ffmpeg_process import ffmpeg_path
+from dataset_builders.media.presets import ASM
 from pipeline.machine import usable_cores
-from pipeline.output_folder import refuse_dataset
-from pipeline.remote import on_disk
+from pipeline.storage.output_folder import refuse_dataset
+from pipeline.storage.remote import on_disk
 
 WIDTH, HEIGHT, FPS, FRAMES = 160, 128, 30, 90
 

@@ -19,14 +19,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataset_builders import report_clips
-from dataset_builders import report_sections as sections
 from dataset_builders.charts import shown
-from dataset_builders.contact_sheet import Picture, take_pictures
-from dataset_builders.dataset_counts import DatasetCounts, SourceCounts, count_dataset
-from pipeline.files import write_durably
-from pipeline.manifest import read_versions
-from pipeline.remote import on_disk
+from dataset_builders.pages import clips as report_clips
+from dataset_builders.pages import sections
+from dataset_builders.pages.contact_sheet import Picture, take_pictures
+from dataset_builders.pages.counts import DatasetCounts, SourceCounts, count_dataset
+from pipeline.storage.files import write_durably
+from pipeline.storage.manifest import read_versions
+from pipeline.storage.remote import on_disk
 
 STYLE = Path(__file__).with_name("report.css")
 

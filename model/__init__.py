@@ -1,1 +1,1 @@
-"""uint8 batches -> loss, features, logits: the dual-masked video autoencoder."""
+"""uint8 batches -> loss, features, logits: the dual-masked video autoencoder. Begin with videomae.py."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import LAYER_NORM_EPS, Block, PatchEmbed, PositionTable, reset_buffers
-from model.patches import normalise
+from model.pixels import normalise
 
 
 class VideoClassifier(nn.Module):

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.patches import IMAGENET_MEAN, IMAGENET_STD, TARGET_EPS
+from model.pixels import IMAGENET_MEAN, IMAGENET_STD, TARGET_EPS
 
 # What the launch needs besides its arguments. Without fused multiply-adds every operation rounds by itself. 8 and 16 values a
 # thread: 80 registers for P = 1536, nothing spilled (sm_90, read from the compiled kernel; its speed is not yet measured).

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from model.config import Implementation, ModelConfig
 from model.layers import DEFAULT, LAYER_NORM_EPS, Block, PatchEmbed, PositionTable, reset_buffers
-from model.patches import gather_patches, normalise, token_function
+from model.patches import token_function
+from model.pixels import gather_patches, normalise
 
 
 class Encoder(nn.Module):

@@ -29,20 +29,20 @@ import torch
 
 from pipeline import sampling, stop_signals
 from pipeline.console import complain
-from pipeline.decode import Decoder, Failure, decode_libav
-from pipeline.decoder_choice import DecoderChoice, choose_decoder
-from pipeline.delivery import Delivery, FailedClip
-from pipeline.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
+from pipeline.decoding.decode import Decoder, Failure, decode_libav
+from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
 from pipeline.machine import available_memory, ranks_here, usable_cores
-from pipeline.manifest import Manifest
-from pipeline.order import check_reading_order
-from pipeline.remote import PATIENCE
-from pipeline.ring import Ring, Slot, slot_size
-from pipeline.sampling import SamplingRecipe
-from pipeline.sidecar import Job
+from pipeline.sampling.order import check_reading_order
+from pipeline.sampling.samples import SamplingRecipe
 from pipeline.stage_meters import BatchMeter, StageMeters
-from pipeline.storage_watch import VARIABLE, StorageTrouble, patience
-from pipeline.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.remote import PATIENCE
+from pipeline.storage.watch import VARIABLE, StorageTrouble, patience
+from pipeline.workers.delivery import Delivery, FailedClip
+from pipeline.workers.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
+from pipeline.workers.ring import Ring, Slot, slot_size
+from pipeline.workers.sidecar import Job
+from pipeline.workers.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_DEATHS = 3  # of the sidecar in a row
@@ -110,7 +110,7 @@ class ClipLoader:
     ) -> None:
         """`clips_per_batch` splits a rank's share of a step for gradient accumulation (default: all of it at once);
         `workers` decode and `prefetch` batches are decoded ahead; either is found while the loader works, where it is None (see
-        `pipeline.tuning`; what became of it: `tuning`), in `memory_budget` bytes for the batches (default: a quarter of what is
+        `workers.tuning`; what became of it: `tuning`), in `memory_budget` bytes for the batches (default: a quarter of what is
         available, of the machine or the container, shared by the ranks here: LOCAL_WORLD_SIZE); `decoder` is as in
         `choose_decoder` (what became of it: `decoder_choice`), or a function that the sidecar calls for every clip; a clip
         that takes longer than `clip_timeout` seconds is given up; more than `max_failure_share` of failed clips (and 16) end
@@ -280,7 +280,7 @@ class ClipLoader:
         ours, theirs = Pipe()
         with stop_signals.blocked():
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from pipeline.sidecar import main; main()", str(theirs.fileno())],
+                [sys.executable, "-P", "-c", "from pipeline.workers.sidecar import main; main()", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(), self._ring.memfd),
                 env=sidecar_environment(),
                 stdin=subprocess.DEVNULL,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.manifest import REJECT_SCHEMA, SCHEMA, content_hash, write_manifest
+from pipeline.storage.manifest import REJECT_SCHEMA, SCHEMA, content_hash, write_manifest
 
 
 def row(i: int, **changes: object) -> dict[str, object]:

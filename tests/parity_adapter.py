@@ -18,10 +18,11 @@ from torch import Tensor
 
 from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
-from model.patches import IMAGENET_MEAN, IMAGENET_STD, gather_patches, pixel_targets
+from model.pixels import IMAGENET_MEAN, IMAGENET_STD, gather_patches, pixel_targets
 from model.videomae import VideoMAE
-from pipeline import crops, keyed, masking, sampling
-from train.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
+from pipeline import sampling
+from pipeline.sampling import crops, keyed, masking
+from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 
 ARCHITECTURES = {
     "small_patch16": "vit-s",

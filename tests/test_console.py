@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builders import build_dataset, recheck
+from dataset_builders import build_dataset
+from dataset_builders.checking import recheck
 from pipeline.console import open_streams
-from pipeline.manifest import write_manifest
+from pipeline.storage.manifest import write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 ASCII = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -88,7 +89,7 @@ def test_a_plan_or_findings_that_cannot_be_printed(
 
 def entries() -> list[Path]:
     packages = ("benchmarks", "dataset_builders", "train")
-    files = [ROOT / "quickstart.py", *(file for package in packages for file in sorted((ROOT / package).glob("*.py")))]
+    files = [ROOT / "quickstart.py", *(file for package in packages for file in sorted((ROOT / package).rglob("*.py")))]
     return [file for file in files if '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8")]
 
 

@@ -1,6 +1,10 @@
 """Who may import whom (design, section 2), read from the syntax trees."""
 
 import ast
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,45 +18,98 @@ MAY_IMPORT = {
     "pipeline": {"pipeline"},
     "model": {"model"},
 }
+FILES = {file.relative_to(ROOT).as_posix(): file for package in sorted(OURS) for file in sorted((ROOT / package).rglob("*.py"))}
+MOST_FILES = 25  # of a folder: more are a hall, in which nothing is found
 
 
-def imports(file: Path) -> set[str]:
-    """Every module a file imports, anywhere in it."""
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text())
+
+
+def imports(name: str) -> set[str]:
+    """Every module a file imports, anywhere in it; of `from package import name`, the module NAME, if it is one."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            found.add(node.module or "")
+            assert node.level == 0 and node.module, f"{name}: relative import"
+            found.update(module if file_of(module := f"{node.module}.{a.name}") else node.module for a in node.names)
     return found
 
 
-FILES = sorted(file for package in OURS for file in (ROOT / package).glob("*.py"))
+def file_of(module: str) -> str | None:
+    """That of a module of ours; of a package its __init__.py."""
+    path = module.replace(".", "/")
+    return next((name for name in (f"{path}.py", f"{path}/__init__.py") if name in FILES), None)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
-def test_arrows(file: Path) -> None:
-    package, modules = file.parent.name, imports(file)
+def edges() -> dict[str, set[str]]:
+    """File -> the files it imports."""
+    return {name: {file for module in imports(name) if (file := file_of(module))} - {name} for name in FILES}
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str] | None:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return None
+
+
+def room(name: str) -> str:
+    """A folder inside a package; what lies beside such folders stands for itself: the way in, or what all rooms use."""
+    return name.rsplit("/", 1)[0] if name.count("/") > 1 else name
+
+
+def rooms(files: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {}
+    for name, imported in files.items():
+        graph.setdefault(room(name), set()).update({room(other) for other in imported} - {room(name)})
+    return graph
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_arrows(name: str) -> None:
+    package, modules = name.split("/")[0], imports(name)
     ours = {module.split(".")[0] for module in modules} & OURS
     assert ours <= MAY_IMPORT[package], f"{package} may import {sorted(MAY_IMPORT[package])} of ours"
-    if package != "train" and package != "benchmarks":
+    if package not in ("train", "benchmarks"):
         assert not any(module.startswith("torch.distributed") for module in modules), "only train/ touches torch.distributed"
-    if file.name not in ("dali.py", "gpu_pipeline_mode.py"):  # the second only to be compared with the first
-        assert not any(module.startswith("nvidia") for module in modules), "only pipeline/dali.py imports DALI"
+    if name not in ("pipeline/decoding/dali.py", "benchmarks/gpu/pipeline_mode.py"):  # the second to compare with the first
+        assert not any(module.startswith("nvidia") for module in modules), "only pipeline/decoding/dali.py imports DALI"
     assert "tests" not in {module.split(".")[0] for module in modules}
+
+
+def test_no_circles() -> None:
+    assert circle(edges()) is None
+    assert circle(rooms(edges())) is None
+
+
+def test_a_circle_is_found() -> None:
+    files = {"p/a/x.py": ["p/b/y.py"], "p/b/z.py": ["p/a/w.py"], "p/b/y.py": [], "p/a/w.py": []}
+    assert circle(files) is None and circle(rooms(files)) is not None
+    assert circle(rooms({"p/a/x.py": ["p/c.py"], "p/c.py": ["p/a/w.py"]})) is not None
+
+
+def test_rooms() -> None:
+    """Every folder is a package that says what lives in it; none is a hall."""
+    folders = {file.parent for file in FILES.values()}
+    assert all(ast.get_docstring(tree((folder / "__init__.py").relative_to(ROOT).as_posix())) for folder in folders)
+    assert {folder.name: n for folder in folders if (n := len(list(folder.glob("*.py"))) - 1) > MOST_FILES} == {}
 
 
 def test_no_file_hides_a_standard_module() -> None:
     """A script's own folder leads sys.path: train/profile.py would break cProfile."""
-    import sys
-
-    assert not {file.stem for file in FILES} & set(sys.stdlib_module_names)
-    assert not [file for file in FILES if file.stem == "utils"]
+    scripts = {Path(name).stem for name in FILES if name.count("/") == 1}
+    assert not scripts & set(sys.stdlib_module_names)
+    assert not [name for name in FILES if name.endswith("/utils.py")]
 
 
 def test_packets_are_read_in_one_place() -> None:
     """PyAV's generators leave memory behind where they are dropped; see `packets_of`."""
-    product = [file for package in ("dataset_builders", "pipeline", "train") for file in (ROOT / package).rglob("*.py")]
-    calls = [file.name for file in product if ".demux(" in (text := file.read_text()) or "container.decode(" in text]
-    assert calls == ["decode.py"]
+    texts = {name: file.read_text() for name, file in FILES.items() if not name.startswith(("benchmarks", "model"))}
+    assert [name for name, text in texts.items() if ".demux(" in text or "container.decode(" in text] == [
+        "pipeline/decoding/decode.py"
+    ]

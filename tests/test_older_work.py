@@ -21,11 +21,11 @@ import pytest
 
 from dataset_builders import build_unlabeled_hybrid
 from pipeline.loader import ClipLoader
-from pipeline.manifest import Manifest
-from pipeline.recipe import SamplingRecipe
+from pipeline.sampling.recipe import SamplingRecipe
+from pipeline.storage.manifest import Manifest
 from tests.dataset_builders.small_videos import tree
 from tests.train.trainers import Trainer, be_rank, lines, no_fault
-from train.checkpoints import read_progress
+from train.checkpoint.state import read_progress
 
 DATES = ["2026-11-28"]
 RUNS = ["folder", "window", "ledger"]

@@ -11,12 +11,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
-from pipeline.masking import ARITHMETIC
-from pipeline.remote import as_given, is_url
 from pipeline.sampling import SamplingRecipe
+from pipeline.sampling.masking import ARITHMETIC
 from pipeline.settings import flag, flatten, renamed, setting
-from train.activation_checkpointing import Policy
-from train.profiler import parse_steps
+from pipeline.storage.remote import as_given, is_url
+
+CHECKPOINTING = "--compute.activation-checkpointing"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A parsed `--compute.activation-checkpointing`."""
+
+    kind: Literal["none", "full", "every", "budget"]
+    number: float = 0.0  # K or GiB
+
+    @staticmethod
+    def parse(text: str) -> "Policy":
+        """Raises ValueError for anything but the four forms."""
+        kind, colon, value = text.partition(":")
+        if text == "none" or text == "full":
+            return Policy("none" if text == "none" else "full")
+        try:
+            number = float(int(value)) if kind == "every" else float(value)
+        except ValueError:
+            number = 0.0
+        if colon and math.isfinite(number) and number > 0:
+            if kind == "every":
+                return Policy("every", number)
+            if kind == "budget":
+                return Policy("budget", number)
+        raise ValueError(
+            f'{CHECKPOINTING} {text}: must be "none", "full", "every:K" (a whole K from 1) or "budget:GIB" (over 0)'
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,3 +295,11 @@ def read_config(file: Path) -> dict[str, Any]:
     if values.get("data"):
         values["data"] = as_given(values["data"])  # older code lost a slash of a URL
     return values
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """ "10:15" -> (10, 15), both included. Raises ValueError for anything else."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--profile {text} must be FIRST:LAST, two steps of the run, as in 10:15")
+    return int(first), int(last)

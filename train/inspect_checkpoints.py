@@ -30,11 +30,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pipeline.console import check_printed
-from pipeline.output_folder import refuse_dataset
-from pipeline.remote import is_url, on_disk
-from train.checkpoint_files import CHECKSUMS, damage, listed, name_of
-from train.checkpoint_mirror import Mirror
-from train.checkpoints import read_progress, read_weights, save_weights
+from pipeline.storage.output_folder import refuse_dataset
+from pipeline.storage.remote import is_url, on_disk
+from train.checkpoint.files import CHECKSUMS, damage, listed, name_of
+from train.checkpoint.mirror import Mirror
+from train.checkpoint.state import read_progress, read_weights, save_weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

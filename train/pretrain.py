@@ -29,19 +29,19 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler, 
 
 from pipeline.console import check_printed, open_streams
 from pipeline.loader import LoaderError
-from pipeline.order import order_of
+from pipeline.sampling.order import order_of
 from pipeline.stop_signals import StopSignal
-from train import checkpoints
+from train.checkpoint import state as checkpoints
+from train.compute.optimizer import lr_at, set_lr
+from train.compute.out_of_memory import advice, is_out_of_memory
+from train.compute.parallel import Ranks, exchange_gradients, started
+from train.compute.startup import Startup
 from train.config import PretrainConfig
-from train.dry_run import describe
-from train.meters import check_wandb
-from train.optimizer import lr_at, set_lr
-from train.out_of_memory import advice, is_out_of_memory
-from train.parallel import Ranks, exchange_gradients, started
 from train.recipes import check_length, flags_of, from_command_line
-from train.run import Run, RunFailedError
-from train.run_folder import RunFolder
-from train.startup import Startup
+from train.run.dry_run import describe
+from train.run.folder import RunFolder
+from train.run.run import Run, RunFailedError
+from train.watch.meters import check_wandb
 
 PATIENCE = 10.0  # seconds that the training waits for a console that does not take in what is said
 

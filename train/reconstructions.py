@@ -15,17 +15,16 @@ from einops import rearrange
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from model.config import ModelConfig
-from model.patches import gather_patches
+from model.pixels import gather_patches
 from model.videomae import VideoMAE
-from pipeline import keyed
 from pipeline.console import may_fail
-from pipeline.decode import ClipRequest, DecodeError, decode_libav
-from pipeline.manifest import Manifest
-from pipeline.masking import mask_indices, running_cell_masks
-from pipeline.sampling import SamplingRecipe, sample_clips
-from pipeline.storage import ShardReader
-from train.meters import Meters
-from train.parallel import Ranks
+from pipeline.decoding.decode import ClipRequest, DecodeError, decode_libav
+from pipeline.sampling import SamplingRecipe, keyed, sample_clips
+from pipeline.sampling.masking import mask_indices, running_cell_masks
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.shards import ShardReader
+from train.compute.parallel import Ranks
+from train.watch.meters import Meters
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

@@ -21,12 +21,12 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from pipeline.loader_charts import shown
-from pipeline.loader_report import STYLE
-from pipeline.output_folder import refuse_dataset
-from pipeline.remote import on_disk
-from train import report_sections as sections
-from train.run_record import RunRecord
+from pipeline.report.charts import shown
+from pipeline.report.loader_page import STYLE
+from pipeline.storage.output_folder import refuse_dataset
+from pipeline.storage.remote import on_disk
+from train.pages import sections
+from train.pages.run_record import RunRecord
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,12 +26,12 @@ from matplotlib.ticker import MaxNLocator
 
 from model.config import ModelConfig
 from model.videomae import VideoMAE
-from pipeline.decode import DecodeError
-from pipeline.manifest import Manifest
-from pipeline.remote import on_disk
+from pipeline.decoding.decode import DecodeError
 from pipeline.sampling import SamplingRecipe
 from pipeline.settings import read
-from train import checkpoints
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.remote import on_disk
+from train.checkpoint import state as checkpoints
 from train.config import read_config
 from train.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct
 

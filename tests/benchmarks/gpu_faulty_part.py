@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from benchmarks.gpu_bench import AbsentError, Bench
+from benchmarks.gpu.bench import AbsentError, Bench
 
 
 def fine(bench: Bench) -> None:

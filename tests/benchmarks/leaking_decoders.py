@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.soak_decoder import CountingDecoder
-from pipeline.decode import ClipRequest
+from benchmarks.parts.soak_decoder import CountingDecoder
+from pipeline.decoding.decode import ClipRequest
 
 LEAK = 100_000  # bytes a clip
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-import benchmarks.gpu_kit
+import benchmarks.gpu.kit
 from benchmarks import gpu_suite
-from benchmarks.gpu_clips import QUICKSTART, ClipSet, clips_of, write_dataset
-from benchmarks.gpu_notes import Notes
-from benchmarks.gpu_plan import PARTS, Measurement, Part
-from pipeline.decoder_choice import choose_decoder
-from pipeline.manifest import Manifest
+from benchmarks.gpu.clips import QUICKSTART, ClipSet, clips_of, write_dataset
+from benchmarks.gpu.notes import Notes
+from benchmarks.gpu.plan import PARTS, Measurement, Part
+from pipeline.decoding.decoder_choice import choose_decoder
+from pipeline.storage.manifest import Manifest
 
 FAULTY = "tests.benchmarks.gpu_faulty_part"
 
@@ -70,7 +70,11 @@ def test_every_part_is_walked_through(tmp_path: Path) -> None:
     assert figures["end_to_end/vit-b/dali"]["baseline"] == figures["end_to_end/vit-b/cached"]["value"]
     assert sum(figure["value"] for name, figure in figures.items() if "/profile/" in name) == pytest.approx(1)
     settings = {advice["setting"] for advice in report["recommendations"]}
-    assert {"pipeline/device_decoding.py DECODERS", "pipeline/dali.py mode", "--compute.decoder for vit-b"} <= settings
+    assert {
+        "pipeline/workers/device_decoding.py DECODERS",
+        "pipeline/decoding/dali.py mode",
+        "--compute.decoder for vit-b",
+    } <= settings
     page = (tmp_path / "gpu_suite.md").read_text()
     assert "commit abc" in page
     assert all(f"## {part.title}" in page for part in PARTS)
@@ -138,8 +142,8 @@ def test_a_note_is_read_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_clips_come_from_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ClipSet("mjpeg", 160, 128, 8, 2, 6)
-    monkeypatch.setattr(benchmarks.gpu_kit, "clip_sets", lambda: [wanted])
-    monkeypatch.setattr(benchmarks.gpu_kit, "QUICKSTART", replace(QUICKSTART, clips=2))
+    monkeypatch.setattr(benchmarks.gpu.kit, "clip_sets", lambda: [wanted])
+    monkeypatch.setattr(benchmarks.gpu.kit, "QUICKSTART", replace(QUICKSTART, clips=2))
     kit, cache = tmp_path / "kit", tmp_path / "cache"
     assert gpu_suite.main(["--prepare", str(kit)]) == 0
     assert (kit / "site" / "tyro" / "__init__.py").exists()

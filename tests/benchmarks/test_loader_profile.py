@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import loader_profile, stages_alone
-from benchmarks.stages_alone import concurrencies, do, measure_stages, prepare, resize
-from pipeline.manifest import Manifest
+from benchmarks import loader_profile
+from benchmarks.parts import stages_alone
+from benchmarks.parts.stages_alone import concurrencies, do, measure_stages, prepare, resize
 from pipeline.sampling import SamplingRecipe
 from pipeline.stage_meters import STAGES
-from pipeline.storage import ShardReader
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.shards import ShardReader
 
 # a step of 4 clips takes tens of milliseconds
 SMALL = [

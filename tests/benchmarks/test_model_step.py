@@ -4,14 +4,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import hf_step, model_step
-from benchmarks.hf_step import HfWork
+from benchmarks import model_step
 from benchmarks.model_step import wanted_precisions
-from benchmarks.step_work import largest_product, measure_step, step_flops
+from benchmarks.parts import hf_step
+from benchmarks.parts.hf_step import HfWork
+from benchmarks.parts.step_work import largest_product, measure_step, step_flops
 from model.config import MODELS
 from model.videomae import VideoMAE
+from train.compute.parallel import started
 from train.config import ComputeConfig
-from train.parallel import started
 
 SHORT = ["--model", "tiny", "--views", "2", "--rounds", "2", "--seconds", "0.05", "--device", "cpu"]
 

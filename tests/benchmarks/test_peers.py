@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.peers import MEAN, READERS, STD, Endless, PeerWork, VideoFiles, missing_reader, multi_scale_crop
+from benchmarks.parts.peers import MEAN, READERS, STD, Endless, PeerWork, VideoFiles, missing_reader, multi_scale_crop
 from pipeline.sampling import SamplingRecipe
 
 RECIPE = SamplingRecipe(views_per_step=2, views_per_clip=2, num_frames=4, input_size=32, patch_size=8)

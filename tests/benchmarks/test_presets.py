@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import presets
-from benchmarks.preset_figures import Figures, results
+from benchmarks.parts.preset_figures import Figures, results
 from benchmarks.presets import chosen_videos, likeness, reference
-from dataset_builders.presets import PRESETS, EncodeOptions
-from dataset_builders.transcode import Wanted, transcode
+from dataset_builders.media.presets import PRESETS, EncodeOptions
+from dataset_builders.media.transcode import Wanted, transcode
 
 FIGURES = ["bytes", "bytes_per_second", "encode", "decode_sample", "decode_whole", "psnr", "ssim"]
 

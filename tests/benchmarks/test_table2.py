@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from benchmarks import table2
-from benchmarks.step_work import tokens_of
+from benchmarks.parts.step_work import tokens_of
 from benchmarks.table2 import kept_bytes
 from model.config import MODELS
-from train.memory import activation_bytes
-from train.precision import PRECISIONS
+from train.compute.memory import activation_bytes
+from train.compute.precision import PRECISIONS
 
 
 @pytest.mark.parametrize("dual", [True, False])

@@ -12,18 +12,18 @@ import psutil
 import pytest
 import torch
 
-import benchmarks.results
-import benchmarks.stopwatch
+import benchmarks.parts.results
+import benchmarks.parts.stopwatch
 from benchmarks import throughput
-from benchmarks.decode_only import decode_only
-from benchmarks.original_files import build_of_files, dataset_files, folder_files
-from benchmarks.path_parts import DecodeWork, LoaderWork
-from benchmarks.results import Neighbours, Result, _own_seconds
-from benchmarks.stopwatch import Part, Stopwatch, wait_until_idle
+from benchmarks.parts.decode_only import decode_only
+from benchmarks.parts.original_files import build_of_files, dataset_files, folder_files
+from benchmarks.parts.path_parts import DecodeWork, LoaderWork
+from benchmarks.parts.results import Neighbours, Result, _own_seconds
+from benchmarks.parts.stopwatch import Part, Stopwatch, wait_until_idle
+from benchmarks.parts.throughput_table import Measured, results, table, verdict
 from benchmarks.throughput import Options, configuration
-from benchmarks.throughput_table import Measured, results, table, verdict
-from pipeline.manifest import Manifest
 from pipeline.sampling import sample_clips
+from pipeline.storage.manifest import Manifest
 from train.recipes import RECIPES
 
 # tiny with views of 32 px: a step takes tens of milliseconds
@@ -237,8 +237,8 @@ class Fake:
 def test_a_rate_is_clips_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     rests: list[float] = []
-    monkeypatch.setattr(benchmarks.stopwatch, "time", clock)
-    monkeypatch.setattr(benchmarks.stopwatch, "wait_until_idle", lambda: rests.append(clock.seconds))
+    monkeypatch.setattr(benchmarks.parts.stopwatch, "time", clock)
+    monkeypatch.setattr(benchmarks.parts.stopwatch, "wait_until_idle", lambda: rests.append(clock.seconds))
     quick, slow = (Part(f"{piece}", "", 4, Fake(clock, piece, 3)) for piece in (0.25, 8.0))
     Stopwatch(2.0, torch.device("cpu")).rounds([quick, slow], 3)
     assert (quick.rates, slow.rates) == ([12.0] * 3, [0.375] * 3)
@@ -323,9 +323,9 @@ def test_children_are_no_neighbours() -> None:
 
 def test_what_is_not_our_work_is_the_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(benchmarks.results, "time", clock)
-    monkeypatch.setattr(benchmarks.results, "_own_seconds", lambda: 1.0 * clock.seconds)
-    monkeypatch.setattr(benchmarks.results, "_busy_seconds", lambda: 1.75 * clock.seconds)
+    monkeypatch.setattr(benchmarks.parts.results, "time", clock)
+    monkeypatch.setattr(benchmarks.parts.results, "_own_seconds", lambda: 1.0 * clock.seconds)
+    monkeypatch.setattr(benchmarks.parts.results, "_busy_seconds", lambda: 1.75 * clock.seconds)
     neighbours = Neighbours()
     clock.seconds += 8
     assert (neighbours.cores(), neighbours.own()) == (0.75, 1.0)

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 from small_videos import make_video
 
-from dataset_builders.clips import Clip
-from dataset_builders.verify import verify
-from dataset_builders.writer import ShardWriter
-from pipeline.manifest import REJECT_SCHEMA, SCHEMA, content_hash, write_manifest
+from dataset_builders.media.clip import Clip
+from dataset_builders.media.decode_check import verify
+from dataset_builders.tars.writer import ShardWriter
+from pipeline.storage.manifest import REJECT_SCHEMA, SCHEMA, content_hash, write_manifest
 
 KEYS = [f"clip-{number}" for number in range(6)]
 

@@ -4,9 +4,10 @@ import os
 import subprocess
 from pathlib import Path
 
-from dataset_builders.clips import Clip, ClipMaker, ClipRequest, Reject
-from dataset_builders.ffmpeg_process import ffmpeg_path
-from dataset_builders.presets import EncodeOptions
+from dataset_builders.media.clip import Clip, ClipRequest, Reject
+from dataset_builders.media.clip_maker import ClipMaker
+from dataset_builders.media.ffmpeg_process import ffmpeg_path
+from dataset_builders.media.presets import EncodeOptions
 
 X264 = ["-c:v", "libx264", "-preset", "ultrafast"]
 

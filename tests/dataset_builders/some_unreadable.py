@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from small_videos import make_video
 
-from dataset_builders import build as building
 from dataset_builders import build_unlabeled_hybrid
+from dataset_builders.building import encode, finish
 from dataset_builders.executors import Failure
 
 NAMES = [f"{number:02d}.mp4" for number in range(10)]
@@ -63,8 +63,8 @@ def halfway(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, tuple[int, Failure]]
             yield results
             yield None
 
-    monkeypatch.setattr(building, "map_ordered", work)
-    monkeypatch.setattr(building, "write_report", lambda dataset: dataset / "report.html")
+    monkeypatch.setattr(encode, "map_ordered", work)
+    monkeypatch.setattr(finish, "write_report", lambda dataset: dataset / "report.html")
     return faults
 
 

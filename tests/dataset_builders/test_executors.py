@@ -11,8 +11,8 @@ import pytest
 
 from dataset_builders import executors
 from dataset_builders.executors import Failure, map_ordered
-from dataset_builders.rejects import Reason
-from pipeline.remote import StorageError
+from dataset_builders.media.rejects import Reason
+from pipeline.storage.remote import StorageError
 
 
 def work(task: object) -> Iterator[object]:

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset_builders import build_unlabeled_hybrid
-from dataset_builders.verify import verify
-from pipeline.manifest import Manifest
-from pipeline.storage import ShardReader
+from dataset_builders.media.decode_check import verify
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.shards import ShardReader
 
 
 @pytest.fixture

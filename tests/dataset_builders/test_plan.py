@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dataset_builders.jobs import BuildState
+from dataset_builders.building.jobs import BuildState
 from dataset_builders.plan import DROPPED_SCHEMA, Plan, SourcePlan, assemble, clip_key, requests_table
-from tests.dataset_builders.test_folder import NAMES
+from tests.dataset_builders.sources.test_folder import NAMES
 
 
 def source_plan(name: str, paths: list[bytes], **columns: object) -> SourcePlan:

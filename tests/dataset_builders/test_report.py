@@ -14,8 +14,8 @@ from made_dataset import finish, made_row, make_dataset, make_videos
 from PIL import Image
 
 from dataset_builders.charts import histogram, share, shown
-from dataset_builders.contact_sheet import Photographer
-from dataset_builders.dataset_counts import class_lines, count_dataset
+from dataset_builders.pages.contact_sheet import Photographer
+from dataset_builders.pages.counts import class_lines, count_dataset
 from dataset_builders.plan import dropped_table
 from dataset_builders.report import main, write_report
 

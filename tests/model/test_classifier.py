@@ -5,7 +5,7 @@ from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
 from model.initialization import initialise
 from model.layers import DropPath
-from model.patches import normalise
+from model.pixels import normalise
 from model.videomae import VideoMAE
 
 CONFIG = ModelConfig(

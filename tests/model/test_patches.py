@@ -3,7 +3,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from model.patches import gather_patches, normalise, patches_and_targets, pixel_targets
+from model.pixels import gather_patches, normalise, patches_and_targets, pixel_targets
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from model import patches
-from model.patches import patches_and_targets, token_bytes, token_function
+from model.patches import token_function
+from model.pixels import patches_and_targets, token_bytes
 
 triton = pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]

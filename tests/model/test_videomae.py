@@ -6,7 +6,7 @@ from torch.nn.functional import conv3d, gelu, layer_norm, linear
 
 from model.config import MODELS, ModelConfig
 from model.initialization import initialise
-from model.patches import IMAGENET_MEAN, IMAGENET_STD
+from model.pixels import IMAGENET_MEAN, IMAGENET_STD
 from model.videomae import VideoMAE
 
 SMALL = ModelConfig(

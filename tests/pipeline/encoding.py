@@ -9,7 +9,7 @@ import av
 import imageio_ffmpeg
 import numpy as np
 
-from pipeline.manifest import Clip
+from pipeline.storage.manifest import Clip
 
 WIDTH, HEIGHT, CELL = 128, 64, 16  # 8 bits of 16 px in the upper row; the lower half tells left from right
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.decode import ClipRequest, DecodeError, Failure, decode_libav
-from pipeline.remote import StorageError
+from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, decode_libav
+from pipeline.storage.remote import StorageError
 
 BAD_ROWS = (3, 7)
 

@@ -207,7 +207,7 @@ def s3_session() -> Iterator[S3Server]:
     pytest.importorskip("s3fs")
     import fsspec.asyn
 
-    from pipeline import remote
+    from pipeline.storage import remote
 
     with pytest.MonkeyPatch.context() as environment:
         server = S3Server()

@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builders.recheck import main as recheck
-from pipeline.decode import Failure
-from pipeline.delivery import FailedClip
-from pipeline.manifest import Manifest, content_hash
+from dataset_builders.checking.recheck import main as recheck
+from pipeline.decoding.decode import Failure
+from pipeline.storage.manifest import Manifest, content_hash
+from pipeline.workers.delivery import FailedClip
 from tests.manifest_rows import write_rows
 from tests.pipeline import faulty_decoders
 from tests.pipeline.test_loader import take

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.decode import Decoder, decode_libav
+from pipeline.decoding.decode import Decoder, decode_libav
 from pipeline.loader import ClipLoader, LoaderError, LoaderState, sidecar_environment
-from pipeline.manifest import Manifest
 from pipeline.sampling import SamplingRecipe
+from pipeline.storage.manifest import Manifest
 from tests.pipeline import faulty_decoders
 
 RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=32, patch_size=8, num_frames=8)  # 4 clips, 3 steps
@@ -246,7 +246,7 @@ from dataclasses import dataclass
 from threading import Thread
 from queue import Queue
 from pathlib import Path
-from pipeline.read_ahead import ReadAhead
+from pipeline.storage.read_ahead import ReadAhead
 
 @dataclass
 class Clip:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.decode import ClipRequest, decode_libav
+from pipeline.decoding.decode import ClipRequest, decode_libav
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
 from pipeline.stage_meters import RECORD, STAGES, BatchMeter, ClipMeter, StageMeters

@@ -20,11 +20,11 @@ from torch.distributed.tensor import DTensor
 
 from model.config import ModelConfig
 from model.initialization import initial_value
-from pipeline.masking import token_counts
+from pipeline.sampling.masking import token_counts
+from train.compute.memory import GIB, activation_bytes
+from train.compute.parallel import Ranks, build_model, exchange_gradients, started
+from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
-from train.memory import GIB, activation_bytes
-from train.parallel import Ranks, build_model, exchange_gradients, started
-from train.precision import PRECISIONS
 
 # widths that no number of ranks divides: shards are uneven
 MODEL = ModelConfig(

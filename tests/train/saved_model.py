@@ -12,10 +12,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from pipeline.loader import LoaderState
-from train import checkpoints
-from train.checkpoints import Progress
-from train.parallel import Ranks, started
-from train.run_checkpoints import RunCheckpoints
+from train.checkpoint import state as checkpoints
+from train.checkpoint.saving import RunCheckpoints
+from train.checkpoint.state import Progress
+from train.compute.parallel import Ranks, started
 
 PATIENCE = 240.0  # seconds for a process to start on a busy machine
 

@@ -22,11 +22,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.trainer_faults import Fault
-from pipeline.manifest import Manifest
-from pipeline.order import order_of
+from benchmarks.parts.trainer_faults import Fault
+from pipeline.sampling.order import order_of
+from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, lines, losses, run, start, steps, torchrun
-from train import checkpoints, recipes
+from train import recipes
+from train.checkpoint import state as checkpoints
 
 STEPS = ("--steps", "20")
 

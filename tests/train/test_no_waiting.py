@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.step_work import random_batch
+from benchmarks.parts.step_work import random_batch
 from model.config import MODELS
+from train.compute.optimizer import pretraining_optimizer, set_lr
+from train.compute.parallel import build_model, exchange_gradients, started
 from train.config import ComputeConfig, OptimConfig
-from train.guard import Guard
-from train.optimizer import pretraining_optimizer, set_lr
-from train.parallel import build_model, exchange_gradients, started
+from train.watch.guard import Guard
 
 # reading a value (.item(), bool(), tolist()), and results whose shape is known only when they are computed
 WAITING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from model.videomae import VideoMAE
 from tests.train.trainers import SMALL, command, lines, losses, run, start
 from train import recipes
-from train.parallel import Ranks
-from train.run_folder import RunFolder
+from train.compute.parallel import Ranks
+from train.run.folder import RunFolder
 
 STEPS = ("--steps", "20")
 

@@ -6,8 +6,8 @@ import pytest
 
 from train import recipes
 from train.config import ComputeConfig, DataConfig, OptimConfig, PretrainConfig
-from train.dry_run import describe
 from train.pretrain import main
+from train.run.dry_run import describe
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_every_field_is_read() -> None:
     root = Path(__file__).parents[2]
     read = {
         node.attr
-        for file in [*root.glob("train/*.py"), *root.glob("model/*.py")]
+        for file in [*root.glob("train/**/*.py"), *root.glob("model/*.py")]
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.stop_signals import NUMBERS, StopSignal
 from tests.train.trainers import ROOT, lines, losses, start
-from train.json_lines import JsonLines, keep_lines, read_lines
+from train.watch.json_lines import JsonLines, keep_lines, read_lines
 
 SAVED = ("--steps", "100000", "--save-every", "100000", "--log-every", "1")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import cache_folder
+from pipeline.storage.files import cache_folder
 from tests.train.trainers import losses, run
 
 STEPS = ("--steps", "3")

@@ -8,8 +8,8 @@ import pytest
 
 from tests.train.trainers import run, start
 from train import report
-from train.line_chart import Axis, Curve, chart, thinned
-from train.run_record import RunRecord
+from train.pages.line_chart import Axis, Curve, chart, thinned
+from train.pages.run_record import RunRecord
 
 
 class Page(HTMLParser):

@@ -8,18 +8,17 @@ from PIL import Image
 
 from model.config import MODELS
 from model.initialization import initialise
-from model.patches import gather_patches
+from model.pixels import gather_patches
 from model.videomae import VideoMAE
-from pipeline import keyed
-from pipeline.decode import DecodeError
+from pipeline.decoding.decode import DecodeError
 from pipeline.loader import ClipLoader
-from pipeline.manifest import Manifest
-from pipeline.masking import tube_masks
-from pipeline.sampling import SamplingRecipe, sample_clips
+from pipeline.sampling import SamplingRecipe, keyed, sample_clips
+from pipeline.sampling.masking import tube_masks
+from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, losses, run
 from train import visualize
-from train.optimizer import pretraining_optimizer, set_lr
-from train.parallel import build_model, started
+from train.compute.optimizer import pretraining_optimizer, set_lr
+from train.compute.parallel import build_model, started
 from train.recipes import from_command_line
 from train.reconstructions import Reconstructions, centre_views, reconstruct, unpatchify
 

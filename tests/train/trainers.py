@@ -129,7 +129,7 @@ def losses(out: Path) -> dict[int, float]:
 def start_server() -> Any:
     """The context whose processes are forks of the server; one OpenMP thread each, as the losses' last bits depend on that."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train.pretrain", "pipeline.sidecar"])
+    context.set_forkserver_preload(["train.pretrain", "pipeline.workers.sidecar"])
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -215,7 +215,7 @@ class ForkedCommands:
                 os.environ.update(env)
                 sys.argv = ["sidecar", command[-1]]
                 try:
-                    from pipeline.sidecar import main
+                    from pipeline.workers.sidecar import main
 
                     main()
                 finally:

@@ -1,0 +1,1 @@
+"""The jobs of gpu_suite.py, what only a GPU can show. Begin with plan.py, which lists them."""

@@ -1,0 +1,168 @@
+"""Part 6 of the GPU suite: it learns there, too; and a run that is stopped and resumed ends with the same bits, or why not."""
+
+import os
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts: deterministic algorithms ask for it
+
+import gc
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from benchmarks.gpu.bench import AbsentError, Bench
+from benchmarks.gpu.clips import QUICKSTART, ClipSet, clips_of, write_dataset
+from benchmarks.parts.step_work import random_batch
+from model.config import MODELS
+from model.videomae import VideoMAE
+from pipeline.loader import Batch
+from train.compute.parallel import build_model, started
+from train.config import ComputeConfig
+
+STEPS = 20  # of the runs that are compared; a checkpoint in their middle
+SPARE = 25.0  # seconds that are kept for drawing
+
+
+def quickstart(bench: Bench) -> None:
+    """What `quickstart.py` trains and draws; on its clips, if the kit has them."""
+    dataset = quickstart_dataset(bench)
+    steps = bench.size([], ["--steps", "2", "--views.views-per-step", "4", "--log-every", "1"])
+    train_and_draw(bench, "quickstart", ["tiny", *steps], dataset)
+
+
+def vit_s(bench: Bench) -> None:
+    """ViT-S on the kit's real clips, for as long as there is, at most five minutes."""
+    if bench.dry:
+        raise AbsentError("a dry walk trains on the quickstart's clips only")
+    wanted = ClipSet("h264-fast", 352, 256, 32, 8, 300)
+    if bench.kit is None or not (bench.kit / "clips" / wanted.name).is_dir():
+        raise AbsentError("there are no real clips: give --kit, made with --prepare KIT --videos FOLDER")
+    dataset = dataset_of(bench, "vit-s-dataset", wanted, 256)
+    views, trial = 256, bench.work / "vit-s-trial"
+    recipe = ["vit-s-hybrid", "--views.views-per-step", f"{views}", "--compute.views-per-forward", f"{views}"]
+    pretrain([*recipe, "--steps", "20", "--log-every", "5"], dataset, trial)
+    rate = lines_of(trial)[-1]["views_per_second"]
+    steps = max(20, int(rate * min(300.0, bench.left() - SPARE) / views))
+    train_and_draw(bench, "vit-s", [*recipe, "--steps", f"{steps}", "--log-every", f"{max(1, steps // 60)}"], dataset)
+
+
+def train_and_draw(bench: Bench, name: str, arguments: list[str], dataset: Path) -> None:
+    """A run by its command line, its loss, and the picture of what it reconstructs."""
+    from train import visualize  # matplotlib
+
+    run = bench.work / name
+    began = time.perf_counter()
+    pretrain(arguments, dataset, run)
+    lines = [line for line in lines_of(run) if line["loss"] is not None]
+    bench.figure(f"{name}/seconds", time.perf_counter() - began, "s", steps=lines[-1]["step"])
+    bench.figure(f"{name}/views", lines[-1]["views_per_second"], "views/s", data_wait=lines[-1]["data_wait"])
+    bench.figure(f"{name}/first_loss", lines[0]["loss"], "", step=lines[0]["step"])
+    bench.figure(
+        f"{name}/last_loss", lines[-1]["loss"], "", lines[0]["loss"], curve=[(x["step"], x["loss"]) for x in lines][::5]
+    )
+    if visualize.main([str(run), "--clips", "4"]):
+        raise RuntimeError("train/visualize.py could not draw; its reason is in the log")
+    shutil.copy(run / "reconstruction.png", bench.out / "reconstruction.png")
+
+
+def resume(bench: Bench) -> None:
+    """A run, and its twin, taken up again from the checkpoint in the middle: the weights they end with."""
+    dataset = quickstart_dataset(bench)
+    steps = bench.size(STEPS, 2)
+    arguments = ["tiny", "--steps", str(steps), "--save-every", str(steps // 2), "--log-every", "1", "--keep-last", "2"]
+    arguments += bench.size([], ["--views.views-per-step", "4"])
+    whole, resumed = bench.work / "resume-whole", bench.work / "resume-resumed"
+    pretrain(arguments, dataset, whole)
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(max((resumed / "checkpoints").glob("step-*")))
+    for name in ("complete", "model.safetensors"):
+        (resumed / name).unlink()
+    pretrain(arguments, dataset, resumed)
+    share, worst, furthest = compare(whole, resumed)
+    equal = [line["loss"] for line in lines_of(whole)] == [line["loss"] for line in lines_of(resumed)]
+    detail = {"largest_difference": furthest, "of": worst, "steps": steps, "losses_equal": equal}
+    bench.figure("resume/bit_exact", share, "of tensors", **detail)
+
+
+def compare(one: Path, other: Path) -> tuple[float, str, float]:
+    """-> (share of the weights' tensors that are equal to the last bit, name of the one that differs most, by how much)."""
+    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    differences = {name: float((tensor - second[name]).abs().max()) for name, tensor in first.items()}
+    worst = max(differences, key=lambda name: differences[name])
+    return sum(value == 0 for value in differences.values()) / len(differences), worst, differences[worst]
+
+
+def determinism(bench: Bench) -> None:
+    """Whether the same forward and backward pass gives the same gradients twice; if not, of which parameters, and whether
+    torch's deterministic algorithms mend it, at what cost."""
+    config = MODELS[bench.size("vit-b", "tiny")]
+    views = bench.size(32, 2)
+    compute = ComputeConfig(precision=bench.size("bf16", "fp32"), views_per_forward=views, compile=False)
+    batch = random_batch(config, views, 0.5, bench.device)
+    with started(bench.device.type) as ranks:
+        seconds = {}
+        model = build_model(config, compute, 0, ranks)
+        for name, settled in (("gradients", False), ("deterministic_gradients", True)):
+            torch.use_deterministic_algorithms(settled)
+            try:
+                first = gradients(model, batch)
+                began = now(bench)
+                second = gradients(model, batch)
+                seconds[name] = now(bench) - began
+            finally:
+                torch.use_deterministic_algorithms(False)
+            differing = [each for each, value in first.items() if not torch.equal(value, second[each])]
+            share = 1 - len(differing) / len(first)
+            bench.figure(f"determinism/{name}", share, "of parameters", differing=differing[:12], how_many=len(differing))
+        bench.figure(
+            "determinism/cost", seconds["deterministic_gradients"], "s", seconds["gradients"], of="forward and backward"
+        )
+        del model
+        gc.collect()
+
+
+def gradients(model: VideoMAE, batch: Batch) -> dict[str, torch.Tensor]:
+    """Of one backward pass, by parameter."""
+    model.zero_grad(set_to_none=True)
+    model(batch.views, batch.visible, batch.decoded, batch.loss_weight).backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: gradient.full_tensor().clone() for name, gradient in found.items() if isinstance(gradient, DTensor)}
+
+
+def now(bench: Bench) -> float:
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def pretrain(arguments: list[str], dataset: Path, run: Path) -> None:
+    """`train/pretrain.py`, in this process: torch is imported and kernels are compiled once. Raises AbsentError if it cannot
+    be imported (tyro is pure Python and comes with the kit)."""
+    try:
+        from train import pretrain as entry
+    except ImportError as error:
+        raise AbsentError(f"train/pretrain.py does not start: {error}") from error
+    if status := entry.main([*arguments, "--data", str(dataset), "--out", str(run)]):
+        raise RuntimeError(f"train/pretrain.py {' '.join(arguments)} ended with status {status}; its reason is in the log")
+    gc.collect()
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The run's log."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def quickstart_dataset(bench: Bench) -> Path:
+    """Of as many clips as the quickstart's."""
+    clips = bench.size(QUICKSTART, ClipSet("h264-fast", 160, 128, 32, 2, 20))
+    return dataset_of(bench, "quickstart-dataset", clips, bench.size(QUICKSTART.clips, 8))
+
+
+def dataset_of(bench: Bench, name: str, wanted: ClipSet, rows: int) -> Path:
+    folder = bench.work / name
+    return folder if folder.is_dir() else write_dataset(folder, clips_of(wanted, bench.kit, bench.work), rows)

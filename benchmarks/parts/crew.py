@@ -1,0 +1,58 @@
+"""Processes that work side by side as the loader's do: fresh interpreters, without what has been done to this one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Crew:
+    """`members` are the connections to them."""
+
+    def __init__(self, size: int, function: Callable[..., None], *arguments: Any) -> None:
+        """`function(connection, *arguments)` is what each does; its module is imported there. OpenMP has one thread."""
+        self.members: list[Connection] = []
+        self._processes: list[subprocess.Popen] = []
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+            "OMP_NUM_THREADS": "1",
+        }
+        for _ in range(size):
+            ours, theirs = Pipe()
+            with theirs:
+                command = [sys.executable, "-P", "-c", "from benchmarks.parts.crew import main; main()", str(theirs.fileno())]
+                self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment))
+            self.members.append(ours)
+        self.tell_all((function, arguments))
+
+    def tell_all(self, message: object) -> None:
+        """Without waiting for an answer."""
+        for member in self.members:
+            member.send(message)
+
+    def answers(self) -> list[Any]:
+        """One of each. Raises EOFError if one has failed; it has said why."""
+        return [member.recv() for member in self.members]
+
+    def close(self) -> None:
+        """They leave when they are done with what they were told."""
+        for member in self.members:
+            member.close()
+        for process in self._processes:
+            process.wait()
+
+
+def main() -> None:
+    """A member. Its connection's descriptor is the first argument."""
+    connection = Connection(int(sys.argv[1]))
+    with suppress(EOFError, ConnectionResetError, BrokenPipeError):
+        function, arguments = connection.recv()
+        function(connection, *arguments)

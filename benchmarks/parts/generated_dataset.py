@@ -1,0 +1,76 @@
+"""A dataset to measure on where the user names none."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from dataset_builders.media.ffmpeg_process import ffmpeg_path
+from pipeline.storage.manifest import Manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+ENCODINGS = (
+    "-c:v libx264 -preset veryfast",  # B-frames, groups of pictures of 250
+    "-c:v libx264 -preset veryfast -tune fastdecode -bf 0 -g 32",  # as `h264-fast`
+    "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -crf 30 -b:v 0 -g 64",
+    "-c:v mpeg4 -q:v 4 -bf 2",
+)
+
+
+def generated_dataset() -> Path:
+    """64 generated clips of 160 x 128, made into a dataset by the builder: 25 s on two cores the first time, then kept.
+
+    Raises RuntimeError if they cannot be made.
+    """
+
+    def draw(videos: Path) -> None:
+        _run("generate_clips.py", "--out", videos, "--clips", "64")
+
+    return _dataset(ROOT / "data" / "throughput", draw, "h264-fast")
+
+
+def varied_dataset() -> Path:
+    """48 moving test pictures, no two alike in size, length, rate and encoding, made into a dataset as they are: 30 s the first
+    time, then kept. Raises RuntimeError if they cannot be made."""
+
+    def draw(videos: Path) -> None:
+        videos.mkdir(parents=True, exist_ok=True)
+        random = np.random.default_rng(0)
+        for number in range(48):
+            width, height = (2 * random.integers(32, 128, 2)).tolist()
+            rate, frames = random.choice([10, 12, 25, 30, 60]), random.integers(20, 120)
+            encoding = ENCODINGS[number % len(ENCODINGS)]
+            source = f"testsrc2=size={width}x{height}:rate={rate}"
+            command = [ffmpeg_path(), "-v", "error", "-nostdin", "-y", "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p"]
+            target = videos / f"{number:02d}.{'webm' if 'libvpx-vp9' in encoding else 'mp4'}"
+            command += [*encoding.split(), "-frames:v", str(frames), str(target)]
+            if status := subprocess.run(command).returncode:
+                raise RuntimeError(f"FFmpeg ended with status {status} for {target}")
+
+    return _dataset(ROOT / "data" / "soak", draw, "copy")
+
+
+def _dataset(folder: Path, draw: Callable[[Path], None], preset: str) -> Path:
+    """The dataset in a folder, made of the videos that `draw` makes if there is none."""
+    dataset = folder / "dataset"
+    with suppress(ValueError):  # there is none, its build was interrupted, or another version of tubecell made it
+        Manifest(dataset)
+        return dataset
+    shutil.rmtree(dataset, ignore_errors=True)
+    print(f"making clips and a dataset of them in {folder}, once", flush=True)
+    videos = folder / "videos"
+    draw(videos)
+    _run("build_unlabeled_hybrid.py", "--folder", f"generated={videos}", "--out", dataset, "--preset", preset)
+    return dataset
+
+
+def _run(script: str, *arguments: str | Path) -> None:
+    """A builder's script, in a process of its own, because the builder's workers import the main module: torch is not to be
+    among it."""
+    command = [sys.executable, *map(str, (ROOT / "dataset_builders" / script, *arguments))]
+    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise RuntimeError(f"{script} ended with status {status} with {command[-1]}; or give --data DATASET")

@@ -1,0 +1,108 @@
+"""What every benchmark hands over: named figures as JSON, the machine that they belong to, and how busy it was."""
+
+import json
+import os
+import resource
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+
+from pipeline.machine import usable_cores
+from pipeline.storage.output_folder import refuse_dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One figure. `value` and `baseline` are absolute and have the same unit."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None
+    rounds: Sequence[float] = ()  # what was measured in turns: the ratio of every round, or the value without a baseline
+
+    @property
+    def ratio(self) -> float | None:
+        """Value by baseline, or the median of the rounds' ratios; None without a baseline."""
+        if self.baseline is None:
+            return None
+        return median(self.rounds) if self.rounds else self.value / self.baseline
+
+    def as_json(self) -> dict[str, Any]:
+        values = {"name": self.name, "value": self.value, "unit": self.unit, "baseline": self.baseline, "ratio": self.ratio}
+        return {**values, "rounds": list(self.rounds)} if self.rounds else values
+
+
+def check_json(path: Path | None) -> None:
+    """Refuse a --json that cannot be written, before minutes of measuring. Raises ValueError."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        what = "is a folder" if path.is_dir() else f"its folder {path.parent} does not exist"
+        raise ValueError(f"--json {path}: {what}; give a file in a folder that exists")
+    if path is not None:
+        refuse_dataset("--json", path)
+
+
+def write_json(path: Path, results: Sequence[Result]) -> None:
+    """A list of {"name", "value", "unit", "baseline", "ratio"}; the last two are null without a baseline. What was measured
+    in rounds has "rounds", too: their ratios, or their values without a baseline."""
+    path.write_text(json.dumps([result.as_json() for result in results], indent=1) + "\n")
+
+
+def check_numbers(options: Any, *counts: str) -> None:
+    """Raises ValueError, with the flag, for a count below 1, where it is given, and for turns of impossible `seconds`."""
+    for name in counts:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: it must be at least 1")
+    if not 0 < options.seconds <= 3600:
+        raise ValueError(f"--seconds {options.seconds:g}: it must be more than 0 and at most 3600")
+
+
+def describe_machine() -> str:
+    """Cores, CPU, GPU, torch."""
+    cores = usable_cores()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cores} core{'' if cores == 1 else 's'} of {cpu}, {gpu}, torch {torch.__version__}"
+
+
+class Neighbours:
+    """What other programs take of this process's cores while it measures. Rates beside them mean little, part by part: a
+    training step of `tiny` on two cores does 27 clips/s, and 3 beside a program that holds one of them (OpenMP spins)."""
+
+    def __init__(self) -> None:
+        self._busy, self._own, self._began = _busy_seconds(), _own_seconds(), time.perf_counter()
+
+    def cores(self) -> float:
+        """Mean cores in use by others since the start."""
+        wall = time.perf_counter() - self._began
+        return max(0.0, (_busy_seconds() - self._busy - (_own_seconds() - self._own)) / wall)
+
+    def own(self) -> float:
+        """Mean cores in use by this process and its children since the start."""
+        return (_own_seconds() - self._own) / (time.perf_counter() - self._began)
+
+
+def _busy_seconds() -> float:
+    """CPU time of everybody on the cores that this process may use."""
+    times = psutil.cpu_times(percpu=True)
+    return sum(times[core].user + times[core].nice + times[core].system for core in os.sched_getaffinity(0))
+
+
+def _own_seconds() -> float:
+    """CPU time of this process and its children, those that have ended included."""
+    ended, me = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.Process()
+    seconds = ended.ru_utime + ended.ru_stime
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has just ended
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds

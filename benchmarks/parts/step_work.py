@@ -1,0 +1,145 @@
+"""The optimizer step of pre-training as a contestant, on one batch in memory, and a matrix product to compare it with."""
+
+import gc
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from benchmarks.parts.path_parts import ModelWork
+from benchmarks.parts.stopwatch import Part, Stopwatch
+from model.config import ModelConfig
+from model.flops import executed_gmac
+from pipeline.loader import Batch
+from pipeline.sampling.masking import TokenCounts, mask_indices, token_counts
+from train.compute.parallel import Ranks
+from train.compute.precision import PRECISIONS
+from train.config import ComputeConfig, DataConfig, OptimConfig, PretrainConfig
+
+MASK_RATIO, DECODER_MASK_RATIO = 0.9, 0.5  # the paper's; a decoder mask ratio of 0 is encoder-only masking
+CLIP_GRAD = 0.02  # ViT-g's
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFigures:
+    """What a step costs. Medians over the rounds."""
+
+    views: int
+    """Views of the step, one forward pass."""
+    seconds: float
+    """Of a step."""
+    views_per_second: float
+    """On this one device."""
+    tflops: float
+    """Executed TFLOP/s by `flops.executed_gmac`, three forward passes' worth; recomputation is not counted."""
+    peak_memory: int | None
+    """Bytes that the step's tensors took at most, weights and optimizer included; None on a CPU, which does not count them."""
+
+
+def measure_step(
+    config: ModelConfig,
+    views: int,
+    compute: ComputeConfig,
+    ranks: Ranks,
+    *,
+    dual: bool = True,
+    rounds: int = 5,
+    seconds: float = 3.0,
+) -> StepFigures:
+    """The trainer's own step: uint8 views -> loss -> gradients -> clipping -> fused AdamW, as `compute` says.
+
+    `views` go through one forward pass. `dual` False is encoder-only masking (VideoMAE V1). `ranks` are from
+    `train.compute.parallel.started`. Raises torch.OutOfMemoryError where the device is too small.
+    """
+    on_gpu = ranks.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(ranks.device)
+    work = step_work(config, views, compute, ranks, dual=dual)
+    part = Part("step", "step", 1, work)
+    try:
+        Stopwatch(seconds, ranks.device).rounds([part], rounds)
+        peak = torch.cuda.max_memory_allocated(ranks.device) if on_gpu else None
+        return StepFigures(
+            views=views,
+            seconds=views / part.views,
+            views_per_second=part.views,
+            tflops=step_flops(config, views, dual) * part.views / views / 1e12,
+            peak_memory=peak,
+        )
+    finally:
+        del part, work  # the next model may need the memory
+        gc.collect()
+
+
+def step_work(config: ModelConfig, views: int, compute: ComputeConfig, ranks: Ranks, *, dual: bool = True) -> ModelWork:
+    """The step, built and warm: its `work()` is one step and returns `views`."""
+    ratio = DECODER_MASK_RATIO if dual else 0.0
+    recipe = PretrainConfig(
+        model=config,
+        views=DataConfig(views_per_step=views, views_per_clip=1, mask_ratio=MASK_RATIO, decoder_mask_ratio=ratio),
+        optim=OptimConfig(clip_grad=CLIP_GRAD),
+        compute=replace(compute, views_per_forward=views),
+    )
+    return ModelWork(recipe, random_batch(config, views, ratio, ranks.device), ranks)
+
+
+def random_batch(config: ModelConfig, views: int, decoder_mask_ratio: float, device: torch.device) -> Batch:
+    """Views of random pixels, each the only one of its clip, with the masks that training draws."""
+    size, keys = config.input_size, np.arange(views, dtype=np.uint64)
+    masks = mask_indices(keys, config.grid, MASK_RATIO, decoder_mask_ratio)
+    visible, decoded, loss_weight = (torch.from_numpy(mask).to(device) for mask in masks)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (views, config.num_frames, size, size, 3), dtype=torch.uint8, generator=generator)
+    every = torch.arange(views)
+    return Batch(pixels.to(device), visible, decoded, loss_weight, epoch=0, step=0, positions=every, rows=every)
+
+
+def tokens_of(config: ModelConfig, dual: bool) -> TokenCounts:
+    """Tokens of a view with the paper's masks."""
+    return token_counts(config.grid, MASK_RATIO, DECODER_MASK_RATIO if dual else 0.0)
+
+
+def step_flops(config: ModelConfig, views: int, dual: bool) -> float:
+    """Executed floating-point operations of a step, without recomputation."""
+    tokens = tokens_of(config, dual)
+    return 6e9 * executed_gmac(config, tokens.visible, tokens.decoded, tokens.loss) * views
+
+
+def largest_product(config: ModelConfig, views: int, dual: bool) -> tuple[int, int, int]:
+    """(rows, inner, columns) of the linear layer with the most operations in the forward pass of `views`."""
+    tokens = tokens_of(config, dual)
+    encoded, decoded = views * tokens.visible, views * (tokens.visible + tokens.decoded)
+    products = [
+        (encoded, config.patch_values, config.encoder_dim),
+        (encoded, config.encoder_dim, 3 * config.encoder_dim),
+        (encoded, config.encoder_dim, config.encoder_mlp_dim),
+        (decoded, config.decoder_dim, 3 * config.decoder_dim),
+        (decoded, config.decoder_dim, config.decoder_mlp_dim),
+        (views * tokens.loss, config.decoder_dim, config.patch_values),
+    ]
+    return max(products, key=lambda shape: shape[0] * shape[1] * shape[2])
+
+
+class GemmWork:
+    """One linear layer, over and over: what this device does where nothing but a matrix product is asked of it."""
+
+    def __init__(self, shape: tuple[int, int, int], precision: str, device: torch.device) -> None:
+        rows, inner, columns = shape
+        self.flops = 2.0 * rows * inner * columns
+        dtype = PRECISIONS[precision].encoder
+        self.x = torch.randn(rows, inner, dtype=dtype, device=device)
+        self.weight = torch.randn(columns, inner, dtype=dtype, device=device)
+        self.out: Tensor | None = None
+
+    def prepare(self) -> None:
+        """A first call may choose an algorithm."""
+        self.work()
+
+    def work(self) -> int:
+        """A product, -> 1."""
+        with torch.inference_mode():
+            self.out = linear(self.x, self.weight)
+        return 1

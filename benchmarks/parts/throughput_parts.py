@@ -1,0 +1,154 @@
+"""Who takes part in `throughput.py`: on a dataset, and on files as people have them."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from benchmarks.parts.generated_dataset import generated_dataset
+from benchmarks.parts.original_files import build_of_files, dataset_files, folder_files
+from benchmarks.parts.path_parts import DecodeWork, EndToEndWork, LoaderWork, ModelWork, decoding_processes
+from benchmarks.parts.peers import READERS, STRIDE, PeerWork, missing_reader
+from benchmarks.parts.results import describe_machine
+from benchmarks.parts.stopwatch import Part, Stopwatch
+from benchmarks.parts.throughput_table import PEER_VIEWS, Measured
+from pipeline.decoding.dali import DaliDecoder
+from pipeline.decoding.decoder_choice import choose_decoder
+from pipeline.sampling import SamplingRecipe
+from pipeline.storage.manifest import Manifest
+from train.compute.parallel import Ranks
+from train.config import PretrainConfig
+
+CLIPS_PER_BATCH = 8  # of a loader that feeds no model: 32 views where R = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What all parts share."""
+
+    config: PretrainConfig
+    stopwatch: Stopwatch
+    rounds: int
+    files: int  # that are taken of a user's, at most
+
+    def recipe(self, views: int, clips: int) -> SamplingRecipe:
+        """The configuration's views, R of a clip, in batches of a few clips."""
+        return replace(self.config.sampling, views_per_clip=views, views_per_step=views * min(CLIPS_PER_BATCH, clips))
+
+    def describe(self) -> str:
+        """Machine and views."""
+        frames, side = self.config.model.num_frames, self.config.model.input_size
+        return f"{describe_machine()}\nviews: {frames} frames at stride {STRIDE}, {side} x {side} px"
+
+
+def measure_files(trial: Trial, folder: Path, narrowest: int) -> Measured:
+    """--videos: a user's files through DataLoaders, through tubecell as they are, and as h264-fast would be."""
+    print(trial.describe(), flush=True)
+    measured = Measured(PEER_VIEWS, decoding_processes(trial.config), trial.stopwatch.device)
+    with ExitStack() as stack:
+        add_original_files(measured, trial, folder_files(folder), narrowest, stack)
+        trial.stopwatch.rounds(measured.parts, trial.rounds)
+    return measured
+
+
+def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measured:
+    """--data: everything from the builder to the whole of training; and the peers, over files of at least `narrowest`
+    pixels, unless that is None."""
+    config, stopwatch = trial.config, trial.stopwatch
+    generated = config.data is None
+    dataset = config.data or generated_dataset()
+    manifest, views, model = Manifest(dataset), config.views, config.model
+    check_clips(config, manifest)
+    width, height = int(np.median(manifest.width)), int(np.median(manifest.height))
+    passes = config.accumulation(1)
+    print(
+        f"{trial.describe()}\n"
+        f"model: encoder {model.encoder_depth} x {model.encoder_dim}, {config.compute.precision}; a step takes "
+        f"{views.views_per_step} views, R = {views.views_per_clip}, in {passes} forward pass{'es' if passes > 1 else ''}\n"
+        f"data: {len(manifest)} clips, {width} x {height} in the middle, in {dataset}"
+        + (", generated: smaller and quicker to decode than most real ones" if generated else ""),
+        flush=True,
+    )
+    measured = Measured(views.views_per_clip, decoding_processes(config), ranks.device)
+    with ExitStack() as stack:
+        for backend in backends(manifest, measured):
+            for r in sorted({1, PEER_VIEWS, views.views_per_clip}) if backend == "libav" else (1, PEER_VIEWS):
+                recipe = trial.recipe(r, len(manifest))
+                loader = stack.enter_context(closing(LoaderWork(dataset, recipe, config, stopwatch, decoder=backend)))
+                decode = stack.enter_context(closing(DecodeWork(loader)))
+                measured.add_loader(f"loader/{backend}/r{r}", f"loader, {backend}, R = {r}", loader, decode)
+        if narrowest is not None:
+            try:
+                add_original_files(measured, trial, dataset_files(manifest.root), narrowest, stack)
+            except (ValueError, RuntimeError) as reason:
+                measured.skipped.append(f"DataLoader over the original files: {reason}")
+        clips = config.sampling.clips_per_step // passes
+        fed = stack.enter_context(
+            closing(
+                LoaderWork(dataset, config.sampling, config, stopwatch, clips_per_batch=clips, decoder=config.compute.decoder)
+            )
+        )
+        step = ModelWork(config, fed.first, ranks)
+        end_to_end = EndToEndWork(step, fed.loader, stopwatch, fed.loader.prefetch)
+        measured.model = measured.add(Part("model", "model alone", views.views_per_clip, step))
+        measured.end_to_end = measured.add(Part("end_to_end", "end to end", views.views_per_clip, end_to_end))
+        stopwatch.rounds(measured.parts, trial.rounds)
+        measured.data_wait = end_to_end.data_wait
+    return measured
+
+
+def check_clips(config: PretrainConfig, manifest: Manifest) -> None:
+    """Raises ValueError, with the flag, where the dataset has too few clips for a step."""
+    needed, clips = config.sampling.clips_per_step, len(manifest)
+    if clips < needed:
+        most = clips * config.views.views_per_clip
+        remedy = f"give --views-per-step {most} or less" if clips else "build a dataset with more clips"
+        raise ValueError(
+            f"{manifest.place} has {clips} clips, and a step of {config.views.views_per_step} views takes {needed}; {remedy}"
+        )
+
+
+def backends(manifest: Manifest, measured: Measured) -> list[Literal["libav", "dali"]]:
+    """The decoders that take the whole dataset here; why DALI does not is noted."""
+    try:
+        choice = choose_decoder(manifest, measured.device, "dali")
+        if choice.name != "dali":
+            raise ValueError(
+                f"{sum(choice.reasons.values())} of {len(manifest)} clips are left to libav: {next(iter(choice.reasons))}"
+            )
+        DaliDecoder(measured.device, 1, 16)
+        return ["libav", "dali"]
+    except ValueError as reason:
+        measured.skipped.append(f"dali: {reason}")
+    return ["libav"]
+
+
+def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes], narrowest: int, stack: ExitStack) -> None:
+    """DataLoaders over original files, and tubecell over the same files, as they are and as h264-fast.
+
+    Raises ValueError if none of the files can be taken.
+    """
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tubecell-throughput-")))
+    files = measured.originals = build_of_files(paths, trial.files, narrowest, folder)
+    print(f"files: {len(files.files)}, {files.width} x {files.height} in the middle, {files.codecs}", flush=True)
+    recipe = trial.recipe(PEER_VIEWS, min(files.copy.clips, files.h264_fast.clips))
+    for reader in READERS:
+        if reason := missing_reader(reader):
+            measured.skipped.append(f"DataLoader with {reader}: {reason}")
+            continue
+        work = stack.enter_context(closing(PeerWork(files.files, reader, recipe, trial.stopwatch.device)))
+        title = f"DataLoader, {reader}, R = {PEER_VIEWS}, original files"
+        measured.peers.append(measured.add(Part(f"dataloader/{reader.lower()}/r{PEER_VIEWS}", title, PEER_VIEWS, work)))
+    for built, what in ((files.copy, "original files"), (files.h264_fast, "these as h264-fast")):
+        loader = stack.enter_context(closing(LoaderWork(built.dataset, recipe, trial.config, trial.stopwatch)))
+        name = f"loader/libav/r{PEER_VIEWS}/{'same_files' if built is files.copy else 'h264_fast'}"
+        part = measured.add(Part(name, f"loader, libav, R = {PEER_VIEWS}, {what}", PEER_VIEWS, loader))
+        measured.first_batch[name] = loader.first_batch
+        if built is files.copy:
+            measured.same_files = part
+        else:
+            measured.h264_fast = part

@@ -1,0 +1,328 @@
+"""Recheck a finished dataset: is it still what its manifest says, and if not, which clip is wrong and how is it repaired?
+
+    python dataset_builders/verify.py DATASET [--sample N | --failures RUN/failures.jsonl] [--no-decode]
+
+Looked at: versions and fingerprints of the manifest, dataset.json, each shard's tar headers and DALI index, and of each clip
+the tar member it lies in, its bytes (content hash), the JSON beside it, and what it decodes to, whole and as training takes it.
+Of shards behind a URL only the clips: their bytes and what they decode to.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from dataset_builders.checking.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask, is_ours, is_remote
+from dataset_builders.executors import Failure, map_ordered
+from pipeline.console import check_printed
+from pipeline.machine import usable_cores
+from pipeline.sampling.keyed import sample_rows
+from pipeline.storage import files
+from pipeline.storage.manifest import SCHEMA, Fingerprint, read_versions
+from pipeline.storage.remote import is_url
+
+BATCH = 4096  # rows of the manifest that are held as Python objects at once, about 2 kB each
+SHOWN_PER_SHARD = 20  # findings; a shard with more is rotten as a whole
+
+
+def recheck(
+    dataset: Path,
+    sample: int | None = None,
+    workers: int | None = None,
+    *,
+    decode: bool = True,
+    keys: frozenset[str] | None = None,
+    time_limit: float = 900,
+    memory_limit: float = 4,
+) -> Iterator[Finding]:
+    """Everything that is wrong with DATASET, as it is found.
+
+    `sample` looks at that many clips, always the same ones, and the shards they lie in; `keys` at those clips; otherwise all.
+    `decode=False` leaves it at hashes and headers. Limits are for one clip, in seconds and GiB. Raises ValueError if there
+    is no manifest of a known format.
+    """
+    manifest = dataset / "manifest.parquet"
+    if not manifest.is_file():
+        raise ValueError(f"{dataset} has no manifest.parquet: it is no dataset, or its build is not finished (run it again)")
+    versions = read_versions(manifest)
+    try:
+        yield from _check_description(dataset, versions)
+        yield from _check_fingerprints(manifest, versions)
+        shards = _clips_by_shard(manifest)
+    except (pa.ArrowException, OSError) as error:
+        yield Finding(Fault.DATASET, "", "", "a manifest.parquet that can be read", str(error).splitlines()[0])
+        return
+    remote = {shard for shard in shards if is_remote(dataset, shard)}
+    missing = {shard for shard in shards if shard not in remote and not (dataset / shard).is_file()}
+    for shard in shards:
+        if shard in missing:
+            yield Finding(Fault.SHARD, shard, "", f"a tar with {shards[shard]} clips", "no such file")
+    total = versions[-1]["rows"]
+    wanted = None if sample is None else sample_rows(total, sample, versions[-1]["fingerprint"])
+    number = len(keys) if keys is not None else total if wanted is None else len(wanted)
+    unknown = set(keys or ())
+    issued: deque[ShardTask | ClipTask] = deque()
+
+    def tasks() -> Iterator[ShardTask | ClipTask]:
+        for task in _tasks(manifest, shards, missing, remote, wanted, keys, unknown):
+            issued.append(task)
+            yield task
+
+    workers = min(workers or usable_cores(), max(1, number))
+    results = map_ordered(Checker(str(dataset), decode), tasks(), workers, time_limit, int(memory_limit * 2**30))
+    with closing(results), tqdm(total=number, unit="clip", desc="rechecking", disable=None) as progress:
+        for findings in results:
+            if findings is None:
+                progress.update(isinstance(issued.popleft(), ClipTask))
+                continue
+            for finding in findings:
+                yield _lost(issued[0], finding) if isinstance(finding, Failure) else finding
+    for key in sorted(unknown):
+        yield Finding(
+            Fault.UNKNOWN_KEY, "", key, "a clip of this dataset", "none: the run was on another dataset, or a newer version"
+        )
+
+
+def _lost(task: ShardTask | ClipTask, failure: Failure) -> Finding:
+    """A task whose worker did not come back."""
+    found = f"{failure.reason}: {failure.detail}"
+    if isinstance(task, ShardTask):
+        return Finding(Fault.TAR, task.shard, "", "a tar that can be read", found)
+    return Finding(Fault.DECODING, task.row["shard"], task.row["key"], f"{task.row['num_frames']} frames", found)
+
+
+def _tasks(
+    manifest: Path,
+    shards: dict[str, int],
+    missing: set[str],
+    remote: set[str],
+    rows: np.ndarray | None,
+    keys: frozenset[str] | None,
+    unknown: set[str],
+) -> Iterator[ShardTask | ClipTask]:
+    """Each shard, but for remote ones, before the first of its clips; those in missing shards are left out. Takes what it meets
+    out of `unknown`."""
+    seen = missing | remote
+    value_set = pa.array(sorted(keys), pa.string()) if keys is not None else None
+    first = 0
+    for batch in pq.ParquetFile(manifest).iter_batches(BATCH, columns=SCHEMA.names):
+        following = first + len(batch)
+        if rows is not None:
+            inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, following)] - first
+            batch = batch.take(pa.array(inside))
+        elif value_set is not None:
+            batch = batch.filter(pc.is_in(batch["key"], value_set=value_set))
+        for row in batch.to_pylist():
+            unknown.discard(row["key"])
+            if row["shard"] not in seen:
+                seen.add(row["shard"])
+                yield ShardTask(row["shard"], shards[row["shard"]])
+            if row["shard"] not in missing:
+                yield ClipTask(row)
+        first = following
+
+
+def _clips_by_shard(manifest: Path) -> dict[str, int]:
+    shards: Counter[str] = Counter()
+    for batch in pq.ParquetFile(manifest).iter_batches(columns=["shard"]):
+        shards.update({entry["values"]: entry["counts"] for entry in pc.value_counts(batch["shard"]).to_pylist()})
+    return dict(shards)
+
+
+def _check_fingerprints(manifest: Path, versions: list[dict[str, Any]]) -> Iterator[Finding]:
+    columns = ["key", "content_hash", "num_frames", "fps", "width", "height", "rotation", "source", "sampling"]
+    file = pq.ParquetFile(manifest)
+    if file.metadata.num_rows != versions[-1]["rows"]:
+        yield Finding(Fault.DATASET, "", "", f"{versions[-1]['rows']} rows of the manifest", f"{file.metadata.num_rows}")
+        return
+    fingerprint, done, pending = Fingerprint(), 0, list(enumerate(versions, 1))
+    for batch in file.iter_batches(columns=columns):
+        table = pa.table(batch.columns, names=batch.schema.names)
+        while pending and done + len(table) >= pending[0][1]["rows"]:
+            inside = pending[0][1]["rows"] - done
+            fingerprint.update(table.slice(0, inside))
+            table, done = table.slice(inside), done + inside
+            yield from _compare_fingerprint(*pending.pop(0), fingerprint)
+        fingerprint.update(table)
+        done += len(table)
+    for number, entry in pending:  # of a manifest without rows
+        yield from _compare_fingerprint(number, entry, fingerprint)
+
+
+def _compare_fingerprint(number: int, entry: dict[str, Any], fingerprint: Fingerprint) -> Iterator[Finding]:
+    if (found := fingerprint.hexdigest()) != entry["fingerprint"]:
+        expected = f"version {number} with fingerprint {entry['fingerprint']}"
+        yield Finding(Fault.FINGERPRINT, "", "", expected, f"rows with {found}")
+
+
+def _check_description(dataset: Path, versions: list[dict[str, Any]]) -> Iterator[Finding]:
+    """dataset.json says the same of versions and sources as the manifest."""
+    try:
+        description = json.loads((dataset / "dataset.json").read_bytes())
+    except (OSError, ValueError) as error:
+        yield Finding(Fault.DATASET, "", "", "a dataset.json that can be read", str(error))
+        return
+    told = [(entry.get("rows"), entry.get("fingerprint")) for entry in description.get("versions", [])]
+    held = [(entry["rows"], entry["fingerprint"]) for entry in versions]
+    if told != held:
+        yield Finding(Fault.DATASET, "", "", f"versions {held}, as in the manifest", f"dataset.json has {told}")
+    taken: Counter[str] = Counter()
+    for batch in pq.ParquetFile(dataset / "manifest.parquet").iter_batches(columns=["source"]):
+        taken.update({entry["values"]: entry["counts"] for entry in pc.value_counts(batch["source"]).to_pylist()})
+    for name, source in description.get("sources", {}).items():
+        stated = source.get("clips", source.get("taken"))
+        if stated is not None and stated != taken[name]:
+            yield Finding(Fault.DATASET, "", "", f"{taken[name]} clips of source {name}", f"dataset.json has {stated}")
+
+
+def repair(dataset: Path, finding: Finding) -> str:
+    """What to do about it: a shell command, or a sentence."""
+    again = "run the command that built the dataset again"
+    if finding.what is Fault.UNKNOWN_KEY:
+        return "nothing is wrong with this dataset; give the one that the run was trained on"
+    if finding.what is Fault.DECODING:
+        return (
+            "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was "
+            "built), or takes too long, or the build did not see what is wrong; training replaces what it cannot decode, and "
+            "indexing the shards makes a dataset without such clips: "
+            f"build_dataset.py --index {shlex.quote(f'NAME={files.origin(dataset) or dataset}/{finding.shard}')} --out ANOTHER"
+        )
+    if finding.what is Fault.COLUMNS:
+        return (
+            "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was "
+            "built), or the manifest was edited; restore it from a copy, or build the dataset again in another folder"
+        )
+    if not finding.shard:
+        finished = dataset / ".build" / "finished.json"
+        if finding.what is Fault.DATASET and finished.exists() and "manifest.parquet that can" not in finding.expected:
+            return f"rm {shlex.quote(str(finished))}; then {again}, which writes the tables anew"
+        return "restore manifest.parquet and dataset.json from a copy; or build the dataset again in another folder"
+    if (url := files.origin(dataset)) and is_ours(finding.shard):
+        return f"remove {url}/{finding.shard}; then {again}, which makes this shard anew"
+    if not is_ours(finding.shard):
+        return f"restore {finding.shard} from where it came: it was indexed in place and there is no other copy of its clips"
+    shard = dataset / finding.shard
+    done = sorted((dataset / ".build" / "done").glob(f"{shard.stem}.*"))
+    if not done:
+        return f"restore {finding.shard} from a copy: the state of its build (.build) is not here to make it again"
+    outdated = [shard, shard.with_suffix(".idx"), *done]
+    return f"rm -f {shlex.join(map(str, outdated))}; then {again}, which makes this shard anew"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 all is well, 1 something is wrong, 2 for an error, 130 if stopped by ^C."""
+    parser = arguments()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 2
+    args = parser.parse_args(argv)
+    try:
+        status = report(args)
+        check_printed()
+        return status
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+def report(args: argparse.Namespace) -> int:
+    """Print findings as they come, then how to repair them."""
+    place = args.dataset
+    dataset = files.fetch_manifest(place) if is_url(place) else Path(place)
+    limits = {"sample": (1, 2**62), "workers": (1, 4096), "time-limit": (1, 10**7), "memory-limit": (0.5, 10**4)}
+    for option, (low, high) in limits.items():
+        value = getattr(args, option.replace("-", "_"))
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"--{option} {value:g}: allowed are {low:g} to {high:g}")
+    findings = recheck(
+        dataset,
+        args.sample,
+        args.workers,
+        decode=args.decode,
+        keys=failed_keys(Path(args.failures)) if args.failures else None,
+        time_limit=args.time_limit,
+        memory_limit=args.memory_limit,
+    )
+    by_shard: Counter[str] = Counter()
+    repairs: dict[str, None] = {}
+    entries = []
+    for finding in findings:
+        by_shard[finding.shard] += 1
+        repairs[repair(dataset, finding)] = None
+        if args.json:
+            entries.append({**asdict(finding), "repair": repair(dataset, finding)})
+        elif by_shard[finding.shard] <= SHOWN_PER_SHARD:
+            tqdm.write(one_line(finding))
+    if args.json:
+        print(json.dumps({"dataset": str(place), "findings": entries}, indent=1))
+        return 1 if entries else 0
+    for shard, count in by_shard.items():
+        if count > SHOWN_PER_SHARD:
+            print(f"{shard or place}: and {count - SHOWN_PER_SHARD} more (--json lists all)")
+    if not by_shard:
+        what = f"a sample of {args.sample}" if args.sample else "those that failed" if args.failures else "all clips"
+        print(f"{place}: nothing is wrong ({what}; {'decoded whole' if args.decode else 'hashes and headers only'})")
+        return 0
+    places = [shard for shard in by_shard if shard]
+    where = f" in {len(places)} of the shards" if len(places) > 1 else f" in {places[0]}" if places else ""
+    print(f"{place}: {by_shard.total()} finding{'s' * (by_shard.total() > 1)}{where}")
+    for number, text in enumerate(repairs):
+        print(f"{'repair' if number == 0 else '      '}    {text}")
+    return 1
+
+
+def one_line(finding: Finding) -> str:
+    """A finding for people."""
+    place = " ".join(part for part in (finding.shard, finding.key) if part) or "dataset"
+    text = f"{place}: {finding.what}: expected {finding.expected}, found {finding.found}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def failed_keys(file: Path) -> frozenset[str]:
+    """RUN/failures.jsonl -> keys of the clips that a training run could not decode; raises ValueError if it is none."""
+    keys = set()
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                keys.add(str(json.loads(line)["key"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"--failures {file}: line {number} has no key of a clip ({error!r})") from None
+    return frozenset(keys)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="folder with manifest.parquet, or a URL")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--sample", type=int, metavar="N", help="look at N clips, always the same ones (default: all)")
+    which.add_argument("--failures", metavar="FILE", help="failures.jsonl of a training run: look at those clips")
+    add("--no-decode", dest="decode", action="store_false", help="hashes and headers only, at the speed of the disk")
+    add("--json", action="store_true", help="print all findings as JSON")
+    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes (%(default)s)")
+    add("--time-limit", type=float, default=900, metavar="SECONDS", help="for one clip (%(default)s)")
+    add("--memory-limit", type=float, default=4, metavar="GIB", help="for one clip (%(default)s)")
+    return parser

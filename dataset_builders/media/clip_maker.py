@@ -1,0 +1,129 @@
+"""From a request to its clips, which the shards and the manifest get: what a worker process does."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+from dataset_builders.media.clip import Clip, ClipRequest, Reject
+from dataset_builders.media.decode_check import verify
+from dataset_builders.media.image_folder import ImageFolder
+from dataset_builders.media.presets import ENCODERS, EncodeOptions
+from dataset_builders.media.probe import VideoInfo, probe
+from dataset_builders.media.rejects import Reason, RejectedError
+from dataset_builders.media.transcode import Piece, Timing, Wanted, copy_file, transcode
+from pipeline.storage.manifest import content_hash
+
+
+@dataclass(frozen=True, slots=True)
+class ClipMaker:
+    """Callable for worker processes: ClipRequest -> its clips one by one (one is in memory at a time), or why there is none.
+
+    A source is encoded whole before its first clip comes: if anything in the wanted part is damaged, all of it is rejected.
+    `scratch` is a folder for the unnamed temporary file of a source that is cut (None: the system's).
+    """
+
+    options: EncodeOptions
+    scratch: str | None = None
+
+    def __call__(self, request: ClipRequest) -> Iterator[Clip | Reject]:
+        try:
+            if self.options.preset == "copy":
+                yield from self._copy(request)
+            else:
+                yield from self._transcode(request)
+        except RejectedError as error:
+            yield Reject(error.reason, error.detail, request.start, request.end)
+
+    def _copy(self, request: ClipRequest) -> Iterator[Clip | Reject]:
+        asked = {"a part of a file": request.start is not None or request.end is not None, "another rate": bool(request.rate)}
+        asked |= {"clips of equal length": bool(request.clip_frames)}
+        refused = ["a folder of images"] if request.kind == "frames" else [what for what, is_asked in asked.items() if is_asked]
+        if refused:
+            detail = f"preset copy cannot make {' or '.join(refused)}; {', '.join(ENCODERS)} can"
+            raise RejectedError(Reason.UNSUPPORTED, detail)
+        path = os.path.join(request.folder, request.path)
+        data, extension = copy_file(path, probe(path))
+        yield self._check(request, request.key, data, extension, None, None, None)
+
+    def _transcode(self, request: ClipRequest) -> Iterator[Clip | Reject]:
+        path = os.path.join(request.folder, request.path)
+        rate = None
+        if request.rate is not None:
+            if not 0 < request.rate <= 1000:
+                raise RejectedError(Reason.UNSUPPORTED, f"a rate of {request.rate:g} frames per second; allowed are 0 to 1000")
+            rate = Fraction(request.rate).limit_denominator(1001)
+        source: bytes | ImageFolder
+        if request.kind == "frames":
+            if rate is None or request.start is not None or request.end is not None:
+                raise RejectedError(Reason.UNSUPPORTED, "a folder of images needs a rate, and a part of it first_frame")
+            source = ImageFolder.list(path, rate, request.first_frame or 0, request.num_images)
+            info, wanted = source.probe(), Wanted(None, request.clip_frames)
+            whole, zero = request.first_frame is None and request.num_images is None, (request.first_frame or 0) / float(rate)
+        else:
+            source, info, wanted = path, probe(path, request.start, request.end), Wanted(rate, request.clip_frames)
+            whole, zero = info.window is None, _zero(info, Timing.of(info, wanted))
+        timing = Timing.of(info, wanted)
+        for piece in transcode(source, info, self.options, wanted, self.scratch):
+            start = end = None
+            if piece.count > 1 or not whole or wanted.clip_frames:
+                start, end = (zero + place / float(timing.rate) for place in (piece.first, piece.first + piece.num_frames))
+            try:
+                yield self._check(request, _key(request, piece), piece.data, "mp4", piece.num_frames, start, end)
+            except RejectedError as error:
+                if piece.count == 1:
+                    raise
+                yield Reject(error.reason, error.detail, start, end)
+
+    def _check(
+        self,
+        request: ClipRequest,
+        key: str,
+        data: bytes,
+        extension: str,
+        num_frames: int | None,
+        start: float | None,
+        end: float | None,
+    ) -> Clip:
+        """Decode a clip whole; raises RejectedError. `num_frames` went into it, None if nobody counted them."""
+        try:
+            verified = verify(data)
+        except RejectedError as error:
+            if num_frames is None:  # `copy`: what does not decode is the source
+                raise
+            raise RejectedError(Reason.VERIFY_FAILED, f"the encoded clip: {error.detail}") from None
+        if num_frames is not None and verified.num_frames != num_frames:
+            detail = f"{num_frames} frames were encoded, {verified.num_frames} decode"
+            raise RejectedError(Reason.VERIFY_FAILED, detail)
+        if verified.num_frames < self.options.min_frames:
+            detail = f"{verified.num_frames} frames decode; --min-frames is {self.options.min_frames}"
+            raise RejectedError(Reason.TOO_SHORT, detail)
+        if min(verified.width, verified.height) < 16:
+            detail = f"{verified.width}x{verified.height} pixels; at least 16x16 are needed"
+            raise RejectedError(Reason.TOO_SMALL, detail)
+        row = {
+            "key": key,
+            "source": request.source,
+            "split": request.split,
+            "label": request.label,
+            **asdict(verified),
+            "sampling": request.sampling,
+            "path": request.path,
+            "source_id": request.source_id,
+            "start": None if start is None else round(start, 6),
+            "end": None if end is None else round(end, 6),
+            "content_hash": content_hash(data),
+        }
+        return Clip(data, extension, row)
+
+
+def _key(request: ClipRequest, piece: Piece) -> str:
+    digits = max(3, len(str(piece.count - 1)))
+    return f"{request.key}-{piece.number:0{digits}d}" if piece.count > 1 else request.key
+
+
+def _zero(info: VideoInfo, timing: Timing) -> float:
+    """Where in the file, in seconds from its beginning, the first encoded frame lies."""
+    if timing.limit is not None and info.window is not None:
+        return info.window.edges[0] - info.clock
+    return 0.0 if info.first is None else info.first - info.clock

@@ -1,0 +1,212 @@
+"""Decode a finished clip once, whole, see that training gets the same frames of it, and say what the manifest must know.
+
+Training seeks, decodes some frames of some groups of pictures, and opens many clips by another way than a player would. What it
+delivers of a few frames, near some of the key frames, is compared with the same frames of the whole.
+"""
+
+import io
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+
+import av
+import numpy as np
+import xxhash
+
+from dataset_builders.media.frame_rate import frame_rate
+from dataset_builders.media.lost_frames import LostFrames, nal_units
+from dataset_builders.media.probe import matrix_name, open_container, video_stream
+from dataset_builders.media.rejects import Reason, RejectedError
+from pipeline.decoding.colour import RgbConverter
+from pipeline.decoding.decode import DecodeError, decoded_frames, packets_of
+from pipeline.stage_meters import ClipMeter
+from pipeline.storage.manifest import Clip
+
+INSTEAD = "; use a preset that encodes, such as h264-fast"
+IDR = {"h264": {5}, "hevc": {16, 17, 18, 19, 20}}  # NAL unit types after which nothing refers back: IDR; BLA and IDR
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedClip:
+    """Columns of the manifest, under the names they have there."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    codec: str
+    duration: float
+    rotation: int
+    matrix: str
+    range: str
+    keyframes: list[int]
+    pts_start: int
+    pts_step: int
+
+
+def verify(data: bytes) -> VerifiedClip:
+    """Decode all frames of an encoded clip, and some of them as training does.
+
+    Rotation is in degrees counter-clockwise. Key frames are given by their place among the displayed frames; only those
+    count where decoding can start without anything before them: frame 0 always (the file's beginning), others if nothing
+    shown later comes earlier in the file and, for H.264 and HEVC, the packet holds an IDR (or BLA) picture, so that an
+    open GOP's recovery point does not count. Raises RejectedError (damaged, unsupported) if it does not decode cleanly, or
+    training would not get its frames.
+    """
+    try:
+        with LostFrames() as lost, open_container(io.BytesIO(data)) as container:
+            clip, prints = _verify(container, lost)
+    except MemoryError:
+        raise
+    except av.error.FFmpegError as error:
+        raise RejectedError(Reason.DAMAGED, f"decoding it stops with: {error.strerror}") from None
+    if not _is_delivered(clip, data, prints):
+        clip = replace(clip, keyframes=[0])  # no place to start at, whatever its packets and its decoder say
+        if not _is_delivered(clip, data, prints):
+            raise RejectedError(Reason.UNSUPPORTED, f"sought, it gives other frames than decoded whole{INSTEAD}")
+    return clip
+
+
+def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[VerifiedClip, list[int]]:
+    """-> (what the manifest must know, prints of all frames)."""
+    stream = video_stream(container)
+    lost.follow(container, stream)
+    codec = stream.codec.canonical_name
+    shown: list[int | None] = []  # time stamps of the frames, in the order of display
+    prints: list[int] = []
+    packets: list[tuple[int | None, bool]] = []  # time stamp and whether decoding can start there, in the file's order
+    failed, corrupt, first = 0, 0, None
+    for packet in packets_of(container, stream):
+        if packet.size:
+            packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
+        try:
+            frames = lost.decode(packet)
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:
+            failed += 1
+            continue
+        for frame in frames:
+            first = first or frame
+            if (frame.width, frame.height) != (first.width, first.height):
+                sizes = f"{first.width}x{first.height} to {frame.width}x{frame.height}"
+                raise RejectedError(Reason.UNSUPPORTED, f"its size changes from {sizes} in frame {len(shown)}")
+            corrupt += frame.is_corrupt
+            shown.append(frame.pts)
+            prints.append(_print(frame))
+    if failed or corrupt or first is None:
+        detail = f"{failed} of {len(packets)} packets do not decode, {corrupt} of {len(shown)} frames are corrupt"
+        raise RejectedError(Reason.DAMAGED, detail)
+    if detail := lost.damage():
+        raise RejectedError(Reason.DAMAGED, detail)
+    rotation = round(first.rotation / 90) % 4 * 90
+    width, height = (first.width, first.height) if rotation % 180 == 0 else (first.height, first.width)
+    pts_start, pts_step, fps = _timing(shown, stream)
+    clip = VerifiedClip(
+        num_frames=len(shown),
+        fps=float(fps),
+        width=width,
+        height=height,
+        codec=codec,
+        duration=float(len(shown) / fps),
+        rotation=rotation,
+        matrix=_decoder_matrix(first),
+        range="full" if first.color_range == 2 or "yuvj" in first.format.name or first.format.is_rgb else "limited",
+        keyframes=_keyframes(shown, packets),
+        pts_start=pts_start,
+        pts_step=pts_step,
+    )
+    return clip, prints
+
+
+def _is_delivered(verified: VerifiedClip, data: bytes, prints: list[int]) -> bool:
+    """Whether training's decoder gives the frames of these prints; raises RejectedError(unsupported) where it gives none."""
+    columns = {name: value for name, value in asdict(verified).items() if name in Clip.__dataclass_fields__}
+    columns |= {"keyframes": tuple(verified.keyframes), "size": len(data)}
+    clip = Clip(row=0, key="", shard="", offset=0, content_hash="", **columns)
+    size = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
+    try:
+        with RgbConverter(clip.matrix, clip.range, (0, 0, *size)) as converter:
+            for wanted in _requests(verified):
+                meter = ClipMeter()
+                for place, frame in decoded_frames(clip, data, np.array(wanted), meter):
+                    if _print(frame) != prints[wanted[place]]:
+                        return False
+                    converter.rows(frame)
+                if meter.frames_decoded > wanted[0] >= clip.num_frames // 2:
+                    break  # it cannot be sought, and was decoded from its beginning once more
+    except MemoryError:
+        raise
+    except (DecodeError, av.error.FFmpegError, ValueError, EOFError) as error:
+        raise RejectedError(Reason.UNSUPPORTED, f"training could not decode it: {error}{INSTEAD}") from None
+    return True
+
+
+def _requests(clip: VerifiedClip) -> list[list[int]]:
+    """Frames to ask training's decoder for: single ones, and some with groups of pictures between them. They lie near key
+    frames, where decoding takes little; but for the first group, which is decoded whole."""
+    keys, last = clip.keyframes, len(clip.keyframes) - 1
+    ends = [*keys[1:], clip.num_frames]
+    near = [min(keys[group] + 2, ends[group] - 1) for group in (0, last // 2, last)]
+    return [[near[2]], *([[near[1]]] if last > 3 else []), *([[near[0], near[2]]] if last > 1 else [])]
+
+
+def _print(frame: av.VideoFrame) -> int:
+    """Hash of some 32 rows of a frame's first plane, and of its palette: 5 us, where decoding takes 150."""
+    planes = frame.planes
+    rows = np.frombuffer(planes[0], np.uint8).reshape(planes[0].height, -1)  # type: ignore[call-overload]
+    pixels = rows[:: max(1, len(rows) // 32), : frame.width * _bits(frame.format.name) // 8].tobytes()
+    return xxhash.xxh3_64_intdigest(pixels + bytes(planes[1]) if frame.format.has_palette else pixels)
+
+
+@lru_cache
+def _bits(pixel_format: str) -> int:
+    """Of a pixel in the first plane."""
+    known = av.VideoFormat(pixel_format, 16, 16)
+    return -(-known.components[0].bits // 8) * 8 if known.is_planar else known.padded_bits_per_pixel
+
+
+def _timing(shown: list[int | None], stream: av.video.stream.VideoStream) -> tuple[int, int, Fraction]:
+    """(time stamp of frame 0, constant step or 0, frames per second)."""
+    times = [time for time in shown if time is not None]
+    nominal = Fraction(stream.average_rate or stream.guessed_rate or 25)
+    if len(times) < len(shown) or not stream.time_base:
+        return 0, 0, nominal
+    steps = {b - a for a, b in pairwise(times)}
+    if len(steps) == 1 and (step := steps.pop()) > 0:
+        return times[0], step, 1 / (step * Fraction(stream.time_base))
+    rate, constant = frame_rate([float(time * stream.time_base) for time in times], [nominal])
+    span = (max(times) - min(times)) * Fraction(stream.time_base)
+    return times[0], 0, rate if constant else (len(times) - 1) / span
+
+
+def _keyframes(shown: list[int | None], packets: list[tuple[int | None, bool]]) -> list[int]:
+    """Places, in the order of display, of the frames that decoding can start at."""
+    place = {time: number for number, time in enumerate(shown)}
+    times = [time for time, _ in packets]
+    if None in times or None in place or len(place) < len(shown):
+        return [0]  # without distinct time stamps there is no telling which frame a packet becomes
+    known = [time for time in times if time is not None]
+    latest_before, earliest_after = [known[0] - 1], [known[-1] + 1]
+    for time in known[:-1]:
+        latest_before.append(max(latest_before[-1], time))
+    for time in reversed(known[1:]):
+        earliest_after.append(min(earliest_after[-1], time))
+    starts = {
+        place[time]
+        for (time, clean), before, after in zip(packets, latest_before, reversed(earliest_after), strict=True)
+        if clean and time in place and before < time < after  # type: ignore[operator]
+    }
+    return sorted(starts | {0})
+
+
+def _starts_clean(stream: av.video.stream.VideoStream, codec: str, packet: av.Packet) -> bool:
+    return codec not in IDR or any(kind in IDR[codec] and not layer for kind, layer in nal_units(stream, packet))
+
+
+def _decoder_matrix(frame: av.VideoFrame) -> str:
+    name = matrix_name(frame)
+    if name not in ("bt601", "bt709", "bt2020"):
+        raise RejectedError(Reason.UNSUPPORTED, f"colour matrix {name}: use a preset that converts, such as h264-fast")
+    return name

@@ -1,0 +1,97 @@
+"""AVA v2.2: feature films, of which the minutes 15 to 30 are annotated.
+
+Annotation files: `ava_train_v2.2.csv` has a row for each box and action, `movie,second,x1,y1,x2,y2,action,person`, where the
+movie is a YouTube id; its distinct movies are the training set: 235 of the 299 whose files
+`ava_file_names_trainval_v2.1.txt` names with their extensions (`_-Z6wFjXtGQ.mkv`; the other 64 are for validation). A list
+with one id a line, as `ava_test_v2.2.txt`, is read as well.
+
+The paper cuts "the 15-minute movie clips from the AVA training set by 300 frames, resulting in 21k video clips" (appendix
+C.1). The dataset's own tools and the papers after it take frames at 30 a second whatever the film's rate, so 900 s are 27,000
+frames, 90 clips a movie and 21,150 of 235.
+"""
+
+import os
+
+from dataset_builders.plan import Drop, SourcePlan
+from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, Files, as_files, is_text, read_lines, shown
+from dataset_builders.sources.listing import existing_folder, list_videos, plan_entries
+
+BEGIN, END = 900.0, 1800.0  # seconds of the film
+RATE = 30.0
+CLIP_FRAMES = 300
+CLIPS = int((END - BEGIN) * RATE) // CLIP_FRAMES  # of one movie
+SAMPLING = "stride:4"
+
+
+def plan(
+    name: str,
+    *,
+    folder: AnyPath,
+    train: Files,
+    file_names: AnyPath | None = None,
+    trimmed: bool = False,
+    sampling: str = SAMPLING,
+) -> SourcePlan:
+    """A request for each training movie in `folder`: its minutes 15 to 30 at 30 frames per second, in clips of 300 frames.
+
+    Movies are found by id, with any extension; a folder `ID/` of images counts as a movie whose 15 minutes were extracted at
+    30 frames per second. `file_names` tells which other files are known: those of validation movies. `trimmed`: the files
+    hold nothing but the 15 minutes (the usual `videos_15min`), and are read from their beginning.
+
+    Raises ValueError if a file or the folder is missing, or `train` has no movie in it.
+    """
+    root = existing_folder(folder)
+    entries, malformed = _read_movies(as_files(train))
+    if not entries:
+        files = ", ".join(map(shown, as_files(train)))
+        raise ValueError(
+            f"source {name}: no movie in {files}; the file ava_train_v2.2.csv with rows like 'ID,0902,...' is needed"
+        )
+    others, more = _read_file_names(file_names, {entry.id for entry in entries}) if file_names is not None else ([], [])
+    movies = {os.fsencode(entry.id) for entry in (*entries, *others)}
+    begin = 0.0 if trimmed else BEGIN
+    planned = plan_entries(
+        name,
+        list_videos(root, lambda parent, directory: directory in movies),
+        [*entries, *others],
+        [*malformed, *more],
+        splits=("train",),
+        columns={"rate": RATE, "clip_frames": CLIP_FRAMES, "seconds": END - BEGIN, "sampling": sampling},
+        video_columns={"start": begin, "end": begin + END - BEGIN},
+    )
+    counts = {**planned.counts, "clips at most": CLIPS * len(planned.requests)}
+    return SourcePlan(requests=planned.requests, dropped=planned.dropped, counts=counts)
+
+
+def _read_movies(files: tuple[AnyPath, ...]) -> tuple[list[Entry], list[DroppedEntry]]:
+    """The distinct movies of annotation files, in the order in which they appear, and the rows that name none."""
+    entries: dict[str, Entry] = {}
+    malformed = []
+    for file in files:
+        for number, line in enumerate(read_lines(file), start=1):
+            movie, _, rest = line.partition(",")  # an id may begin with "-" or "_", and has no comma
+            if movie in entries and rest[:1].isdigit():  # 837,000 rows name 235 movies
+                continue
+            movie, second = movie.strip(), rest.partition(",")[0].strip()
+            if not is_text(movie) or "/" in movie or (rest and not second.isdigit()):
+                if line.strip():
+                    detail = f"{shown(file)}:{number}: {line!r} is neither an id nor a row 'ID,SECOND,...'"
+                    malformed.append(DroppedEntry(None, "train", Drop.MALFORMED, detail))
+            elif movie not in entries:
+                entries[movie] = Entry(movie, "train", None, shown(file), number)
+    return list(entries.values()), malformed
+
+
+def _read_file_names(file: AnyPath, training: set[str]) -> tuple[list[Entry], list[DroppedEntry]]:
+    """The movies of a list of file names that are not for training, and a row for each line that is no file name."""
+    entries: dict[str, Entry] = {}
+    malformed = []
+    for number, line in enumerate(read_lines(file), start=1):
+        movie = line.strip().rpartition(".")[0]
+        if is_text(movie) and "/" not in movie:
+            if movie not in training:
+                entries.setdefault(movie, Entry(movie, "val", None, shown(file), number))
+        elif line.strip():
+            detail = f"{shown(file)}:{number}: {line!r} is no name of a file"
+            malformed.append(DroppedEntry(None, "train", Drop.MALFORMED, detail))
+    return list(entries.values()), malformed

@@ -1,0 +1,186 @@
+"""What lies in a folder, and which of it the annotations mean: files and folders of frames are found by their name's stem.
+
+`ID.webm`, `any/folder/ID.mp4` and a folder `ID/` of images are all the video ID: extension and place do not count, because
+people convert videos and sort them into folders of their own.
+"""
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataset_builders.media.image_names import IMAGES
+from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
+from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, shown
+from dataset_builders.sources.folder import list_files, walk
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files below a folder, then its folders of frames, each in the order of their bytes; relative to the folder."""
+
+    paths: list[bytes]
+    num_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Places in a listing (int64). `chosen` has one for each id, -1 without a file."""
+
+    chosen: np.ndarray
+    repeated: np.ndarray  # of an id that was found before
+    unlisted: np.ndarray  # of no id
+
+
+def existing_folder(folder: AnyPath) -> bytes:
+    """The folder as absolute bytes; raises ValueError if there is none."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"there is no folder {shown(folder)}")
+    return os.path.abspath(os.fsencode(folder))
+
+
+def list_videos(folder: bytes, is_frames: Callable[[bytes, bytes], bool] | None = None) -> Listing:
+    """Every file below `folder`, as folder.list_files; but a directory of which `is_frames(parent, name)` says so, and
+    that holds an image, counts as one video and is not entered: of each of Something-Something V1's 108,499 folders one name
+    is read instead of 36. The images of any other directory are one as well, so that a folder of frames that nobody lists
+    is one row.
+    """
+    if is_frames is None:
+        files = list_files(folder)
+        return Listing(files, len(files))
+    files, frames = [], []
+    for parent, directories, names in walk(folder):
+        images = [name for name in names if name.lower().endswith(IMAGES)]
+        if images:
+            frames.append(parent or b".")
+            names = [name for name in names if not name.lower().endswith(IMAGES)]
+        files += [os.path.join(parent, name) for name in names] if parent else names
+        enter = []
+        for name in directories:
+            if is_frames(parent, name) and _holds_images(os.path.join(folder, parent, name)):
+                frames.append(os.path.join(parent, name))
+            else:
+                enter.append(name)
+        directories[:] = enter
+    return Listing(sorted(files) + sorted(frames), len(files))
+
+
+def _holds_images(directory: bytes) -> bool:
+    """Whether an image is in it: a directory with the name of an id can as well be a shard of videos, `12/74225.webm`."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(entry.name.lower().endswith(IMAGES) for entry in entries)
+    except OSError:
+        return False
+
+
+def stems(listing: Listing) -> list[bytes]:
+    """Names without folder and, for files, without what follows the last dot."""
+    names = [path[path.rfind(b"/") + 1 :] for path in listing.paths]
+    for place, name in enumerate(names[: listing.num_files]):
+        if (dot := name.rfind(b".")) > 0:
+            names[place] = name[:dot]
+    return names
+
+
+def match(ids: Sequence[str] | pa.Array, listing: Listing) -> Match:
+    """Distinct ids -> their files. Of several the first counts: a video before a folder of frames."""
+    wanted = pa.array(ids, pa.string()).cast(pa.binary())
+    found = pa.array(stems(listing), pa.binary())
+    id_of = pc.index_in(found, value_set=wanted)  # null for files that no id means
+    listed = np.flatnonzero(np.asarray(id_of.is_valid()))
+    meant = np.asarray(id_of.drop_null(), np.int64)
+    unique, first = np.unique(meant, return_index=True)  # the first place of each
+    chosen = np.full(len(wanted), -1)
+    chosen[unique] = listed[first]
+    repeated = np.delete(listed, first)
+    return Match(chosen, repeated, np.flatnonzero(np.asarray(id_of.is_null())))
+
+
+def dropped_files(name: str, listing: Listing, places: np.ndarray, reason: Drop, detail: str | list[str]) -> pa.Table:
+    """Rows for files that are not asked for."""
+    paths = pa.array([listing.paths[place] for place in places], pa.binary())
+    return dropped_table({"source": name, "root": name, "path": paths, "reason": str(reason), "detail": detail}, len(places))
+
+
+def dropped_entries(name: str, entries: Sequence[DroppedEntry]) -> pa.Table:
+    """Rows for entries that are not asked for."""
+    columns = {
+        "split": [entry.split for entry in entries],
+        "source_id": [entry.id for entry in entries],
+        "reason": [str(entry.reason) for entry in entries],
+        "detail": [entry.detail for entry in entries],
+    }
+    return dropped_table({"source": name, **columns}, len(entries))
+
+
+def plan_entries(
+    name: str,
+    listing: Listing,
+    entries: Sequence[Entry],
+    dropped: Sequence[DroppedEntry],
+    *,
+    splits: Collection[str],
+    columns: Mapping[str, Any],
+    video_columns: Mapping[str, Any] | None = None,
+    frames_columns: Mapping[str, Any] | None = None,
+    files: Mapping[str, Any] | None = None,
+) -> SourcePlan:
+    """Entries with distinct ids and a listing -> the plan, in the order of the entries.
+
+    Only `splits` are asked for; entries of others keep their files from being unlisted. The columns that are the same for all
+    requests, for videos only and for folders of frames only are given as one value each. The root has the source's name.
+    """
+    matched = match([entry.id for entry in entries], listing)
+    places = matched.chosen
+    pairs = list(zip(entries, places.tolist(), strict=True))
+    taken = [(entry, place) for entry, place in pairs if place >= 0 and entry.split in splits]
+    frames = pa.array([place >= listing.num_files for _, place in taken], pa.bool_())
+    either = {}
+    for column in {**(video_columns or {}), **(frames_columns or {})}:
+        values = [pa.scalar((given or {}).get(column), pa.float64()) for given in (frames_columns, video_columns)]
+        either[column] = pc.if_else(frames, *values)
+    requests = requests_table(
+        {
+            "source": name,
+            "root": name,
+            "path": [listing.paths[place] for _, place in taken],
+            "kind": pc.if_else(frames, "frames", "video"),
+            "split": [entry.split for entry, _ in taken],
+            "label": [entry.label for entry, _ in taken],
+            "source_id": [entry.id for entry, _ in taken],
+            **columns,
+            **either,
+        },
+        len(taken),
+    )
+    missing = [
+        DroppedEntry(entry.id, entry.split, Drop.NO_FILE, f"{entry.where} lists it")
+        for entry, place in pairs
+        if place < 0 and entry.split in splits
+    ]
+    dropped = [entry for entry in dropped if entry.split in splits]
+    tables = [
+        dropped_entries(name, [*dropped, *missing]),
+        dropped_files(name, listing, matched.repeated, Drop.DUPLICATE, "a file of the same name is taken already"),
+        dropped_files(name, listing, matched.unlisted, Drop.NOT_LISTED, "no annotation file lists it"),
+    ]
+    listed = sum(entry.split in splits for entry in entries) + len(dropped)
+    others_found = sum(place >= 0 and entry.split not in splits for entry, place in pairs)
+    counts = {"listed": listed, "found": len(taken), **count_reasons(tables)}
+    if others_found:
+        counts["of other splits"] = others_found
+    return SourcePlan(requests=requests, dropped=pa.concat_tables(tables), counts=counts, files=files or {})
+
+
+def count_reasons(tables: Sequence[pa.Table]) -> dict[str, int]:
+    """{"no_file": 12, ...} of tables with DROPPED_SCHEMA, in the order of Drop, without zeros."""
+    totals = {str(reason): 0 for reason in Drop}
+    for table in tables:
+        for entry in pc.value_counts(table["reason"]).to_pylist():
+            totals[entry["values"]] += entry["counts"]
+    return {reason: count for reason, count in totals.items() if count}

@@ -1,0 +1,320 @@
+"""Lists of files: those of the official VideoMAE code, so that its users can move over, and CSV files with a header.
+
+What a line can look like is in list_formats.py. Paths are absolute or relative to the folder; without a folder, relative to
+the list's own, and nothing but what the lists name is looked at. In pre-training lists two words in a path decide, as in the
+official code: below `SomethingV2` frames are 12 a second and sampled at stride 2, below `AVA2.2` they are 30 a second.
+"""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from dataclasses import replace as replaced
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from dataset_builders.media.image_names import image_names, image_number
+from dataset_builders.plan import Drop, SourcePlan, requests_table
+from dataset_builders.sources.annotations import (
+    SPLITS,
+    AnyPath,
+    DroppedEntry,
+    Entry,
+    Files,
+    as_files,
+    read_lines,
+    settle,
+    shown,
+)
+from dataset_builders.sources.frames import check_rate
+from dataset_builders.sources.list_formats import COLUMNS, BadLine, Columns, Line, read_list
+from dataset_builders.sources.listing import (
+    Listing,
+    count_reasons,
+    dropped_entries,
+    dropped_files,
+    existing_folder,
+    list_videos,
+)
+
+SAMPLING = "stride:4"
+BATCH = 256  # paths that a thread looks for at a time
+OFFICIAL = {b"SomethingV2": (12.0, "stride:2"), b"AVA2.2": (30.0, SAMPLING)}  # word: frames per second, sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A line of a list, and what it asks for."""
+
+    entry: Entry
+    line: Line
+    root: str  # name of the folder that `path` is relative to
+    path: bytes
+    is_folder: bool
+    rate: float | None  # frames per second of a folder of frames
+    sampling: str
+    first_frame: int | None = None  # place in the sorted folder
+    num_images: int | None = None
+
+
+def plan(
+    name: str,
+    *,
+    folder: AnyPath | None = None,
+    train: Files = None,
+    val: Files = None,
+    test: Files = None,
+    columns: Columns | None = None,
+    replace: tuple[str, str] | None = None,
+    labels: AnyPath | None = None,
+    rate: float | None = None,
+    sampling: str | None = None,
+) -> SourcePlan:
+    """What the lists ask for and the disk has, in the order of the lists.
+
+    With a `folder` everything lies in it, and the files in it that no list has are counted; "/" names no folder. Without one,
+    absolute paths are relative to the root NAME, which is "/", and others to the root NAME:list, which is the first list's
+    folder: so a list that lies beside its videos gives the same keys wherever both lie.
+
+    `columns` says what the fields are; without it each list is looked at, and where two meanings are possible an error asks.
+    `replace` puts a new beginning in the place of an old one in every path: ("/mnt/nas", "/data"). `labels` is a file with a
+    class name for each number, a line each, from 0; without it the number is the name. `rate` is what folders of frames were
+    extracted at, in frames per second. Without `sampling` it is the official code's: stride 4, and 2 for SomethingV2.
+
+    Folders of frames are listed, to find the images that are meant; a video is not touched. Raises ValueError for a missing
+    file or folder, unclear columns, or folders of frames whose rate is not known.
+    """
+    if rate is not None:
+        check_rate(name, rate)
+    if not (train or val or test):
+        raise ValueError(f"source {name}: none of the lists train, val and test is given")
+    if columns is not None and columns not in COLUMNS:
+        raise ValueError(f"source {name}: columns {columns!r} are not known; allowed are {', '.join(map(repr, COLUMNS))}")
+    bases = roots(name, folder=folder, train=train, val=val, test=test)
+    classes = [line.strip() for line in read_lines(labels)] if labels is not None else None
+    lines: dict[Entry, tuple[Line, tuple[str, bytes] | None]] = {}
+    places = _Places(name, bases, beside=folder is None)
+    dropped: list[DroppedEntry] = []
+    for split, files in zip(SPLITS, (train, val, test), strict=True):
+        for file in as_files(files):
+            where = shown(file)
+            for line in read_list(file, columns, classes):
+                if isinstance(line, BadLine):
+                    detail = f"{where}:{line.number}: {line.detail}"
+                    dropped.append(DroppedEntry(None, split, Drop.MALFORMED, detail))
+                    continue
+                place, identity = places.find(file, line.path, replace)
+                identity += "" if line.start is None else f" {line.start}"
+                lines[Entry(identity, line.split or split, line.label, where, line.number)] = line, place
+    num_listed = len(lines) + len(dropped)
+    kept, repeated = settle(lines)
+    wanted = {place[1] for _, place in lines.values() if place}
+    listing = Listing([], 0)
+    if not places.anywhere:
+        listing = list_videos(bases[name], lambda parent, directory: os.path.join(parent, directory) in wanted)
+    found = dict.fromkeys(((name, path) for path in listing.paths[: listing.num_files]), False)
+    found |= dict.fromkeys(((name, path) for path in listing.paths[listing.num_files :]), True)
+    # what no folder was listed for, or was entered by another name, a link to a directory, is looked for by its name
+    found |= _look(bases, {place for _, place in lines.values() if place and place not in found})
+    items: list[Item] = []
+    missing: list[DroppedEntry] = []
+    for entry in kept:
+        line, place = lines[entry]
+        if place is None:
+            problem = f"{line.path!r} is not below {shown(bases[name])}; `replace` can change how paths begin"
+            missing.append(DroppedEntry(entry.id, entry.split, Drop.NO_FILE, f"{entry.where} {problem}"))
+            continue
+        is_folder = found.get(place)
+        if is_folder is None:
+            missing.append(DroppedEntry(entry.id, entry.split, Drop.NO_FILE, f"{entry.where} lists it"))
+        elif not is_folder and (line.total or -1) > 0:
+            problem = f"wants {line.total} images, but it is a file; a video has the total -1"
+            missing.append(DroppedEntry(entry.id, entry.split, Drop.MALFORMED, f"{entry.where} {problem}"))
+        elif is_folder and line.total == -1:
+            problem = "wants a video, but it is a folder; a folder of frames has the total of its images"
+            missing.append(DroppedEntry(entry.id, entry.split, Drop.MALFORMED, f"{entry.where} {problem}"))
+        else:
+            items.append(Item(entry, line, *place, is_folder, *_how(name, place[1], is_folder, line, rate, sampling)))
+    items, unusable = _find_images(bases, items)
+    dropped += repeated + missing + unusable
+    requests = requests_table(
+        {
+            "source": name,
+            "root": [item.root for item in items],
+            "path": [item.path for item in items],
+            "kind": ["frames" if item.is_folder else "video" for item in items],
+            "split": [item.entry.split for item in items],
+            "label": [item.entry.label for item in items],
+            "seconds": [item.num_images / item.rate if item.num_images and item.rate else None for item in items],
+            "rate": [item.rate for item in items],
+            "first_frame": [item.first_frame for item in items],
+            "num_images": [item.num_images for item in items],
+            "sampling": [item.sampling for item in items],
+        },
+        len(items),
+    )
+    unlisted = np.array([place for place, path in enumerate(listing.paths) if path not in wanted], np.int64)
+    tables = [
+        dropped_entries(name, [replaced(entry, id=entry.id and shown(entry.id)) for entry in dropped]),
+        dropped_files(name, listing, unlisted, Drop.NOT_LISTED, "no list has it"),
+    ]
+    counts = {"listed": num_listed, "found": len(items), **count_reasons(tables)}
+    notes = []
+    if kept and not items:
+        notes.append(f"{name}: nothing of what the lists have is usable; the first line: {dropped[0].detail}")
+        if places.anywhere and any(place and place[0] != name for _, place in lines.values()):
+            notes.append(f"{name}: relative paths are taken from the list's own folder; --list-root names another")
+    return SourcePlan(requests=requests, dropped=pa.concat_tables(tables), counts=counts, notes=tuple(notes))
+
+
+def roots(
+    name: str, *, folder: AnyPath | None = None, train: Files = None, val: Files = None, test: Files = None, **others: object
+) -> dict[str, bytes]:
+    """Where the paths of a plan's requests lie, by the names of these folders; `others` are the plan's, too."""
+    if folder is not None:
+        return {name: existing_folder(folder)}
+    first = next((file for files in (train, val, test) for file in as_files(files)), b"")
+    own = _folder_of(first)
+    return {name: b"/", f"{name}:list": own} if own != b"/" else {name: b"/"}
+
+
+def searched(name: str, folder: AnyPath | None) -> dict[str, bytes]:
+    """The folder whose files are looked through, if one is."""
+    given = {} if folder is None else {name: existing_folder(folder)}
+    return {root: path for root, path in given.items() if not os.path.samefile(path, b"/")}
+
+
+def _folder_of(file: AnyPath) -> bytes:
+    """Of a list; a real one, so that its `..` is what the system takes it for."""
+    return os.path.realpath(os.path.dirname(os.path.abspath(os.fsencode(file))))
+
+
+class _Places:
+    """(list, path in it) -> (root, path relative to that), and what tells the video from others."""
+
+    def __init__(self, name: str, bases: Mapping[str, bytes], beside: bool) -> None:
+        """`beside`: relative paths begin in the list's own folder."""
+        self._name, self._bases, self._beside = name, bases, beside
+        self.anywhere = os.path.samefile(bases[name], b"/")
+        self._identities: dict[bytes, str] = {}
+        self._real: dict[bytes, bytes] = {}  # the folders of videos
+        self._folders: dict[bytes, bytes] = {}  # of lists
+
+    def find(self, file: AnyPath, text: str, replace: tuple[str, str] | None) -> tuple[tuple[str, bytes] | None, str]:
+        """None in place of (root, path) for a path that does not lie in the folder that was given."""
+        path = text
+        if replace is not None and path.startswith(replace[0]):
+            path = replace[1] + path.removeprefix(replace[0])
+        given = os.fsencode(path)
+        in_list = self._beside and not given.startswith(b"/")
+        base = self._folder_of(os.fsencode(file)) if in_list else self._bases[self._name]
+        absolute = b"/" + os.path.normpath(os.path.join(base, given)).lstrip(b"/")  # of two leading slashes both would stay
+        near = f"{self._name}:list"
+        if in_list and near in self._bases:
+            place = near, os.path.relpath(absolute, self._bases[near])
+        else:
+            prefix = self._bases[self._name].rstrip(b"/") + b"/"
+            if not absolute.startswith(prefix) or absolute == prefix:
+                return None, text
+            place = self._name, absolute[len(prefix) :]
+        return place, self._identity(absolute, place[1])
+
+    def _folder_of(self, file: bytes) -> bytes:
+        if file not in self._folders:
+            self._folders[file] = _folder_of(file)
+        return self._folders[file]
+
+    def _identity(self, absolute: bytes, path: bytes) -> str:
+        """A list may name a video by an absolute path and another by a relative one: then the first spelling counts."""
+        if not self.anywhere:
+            return os.fsdecode(path)
+        folder, name = os.path.split(absolute)
+        if folder not in self._real:
+            self._real[folder] = os.path.realpath(folder)
+        return self._identities.setdefault(os.path.join(self._real[folder], name), os.fsdecode(path))
+
+
+def _look(bases: Mapping[str, bytes], places: set[tuple[str, bytes]]) -> dict[tuple[str, bytes], bool]:
+    """Whether each place that is there is a folder; those that are not are left out. 16 at a time, as network file systems
+    wait; in batches, as handing a path to a thread takes ten times what a local disk takes."""
+    ordered = sorted(places)
+
+    def look(batch: list[tuple[str, bytes]]) -> list[tuple[tuple[str, bytes], bool]]:
+        found = []
+        for root, path in batch:
+            whole = os.path.join(bases[root], path)
+            if os.path.isfile(whole):
+                found.append(((root, path), False))
+            elif os.path.isdir(whole):
+                found.append(((root, path), True))
+        return found
+
+    batches = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
+    with ThreadPoolExecutor(16) as pool:
+        return dict(entry for found in pool.map(look, batches) for entry in found)
+
+
+def _how(
+    name: str, path: bytes, is_folder: bool, line: Line, rate: float | None, sampling: str | None
+) -> tuple[float | None, str]:
+    """(frames per second of a folder of frames, sampling); raises ValueError if the rate is not known."""
+    if line.total is not None and line.label is None:  # a pre-training list
+        for word, (official_rate, official_sampling) in OFFICIAL.items():
+            if word in path:
+                return (rate or official_rate) if is_folder else None, sampling or official_sampling
+    if is_folder and rate is None:
+        raise ValueError(
+            f"source {name}: {shown(path)} is a folder of frames, and no file says how many a second they were extracted at; "
+            "give `rate`, in frames per second"
+        )
+    return rate if is_folder else None, sampling or SAMPLING
+
+
+def _find_images(bases: Mapping[str, bytes], items: list[Item]) -> tuple[list[Item], list[DroppedEntry]]:
+    """Put places in the sorted folder for the numbers in image names; what is not all there is dropped.
+
+    Each folder is read once, 16 at a time, because on a network file system reading waits.
+    """
+    of_folder: dict[bytes, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.is_folder:
+            of_folder.setdefault(os.path.join(bases[item.root], item.path), []).append(place)
+
+    def find(folder: bytes) -> list[tuple[int, Item | str]]:
+        try:
+            numbers = [image_number(image) for image in image_names(os.listdir(folder))]
+        except OSError as error:
+            return [(place, f"cannot be read: {error.strerror}") for place in of_folder[folder]]
+        place_of = {number: place for place, number in reversed([*enumerate(numbers)])}
+        return [(place, _locate(items[place], numbers, place_of)) for place in of_folder[folder]]
+
+    found: list[Item | str] = list(items)
+    with ThreadPoolExecutor(16) as pool:
+        for results in tqdm(pool.map(find, of_folder), total=len(of_folder), desc="folders", disable=None):
+            for place, result in results:
+                found[place] = result
+    dropped = [
+        DroppedEntry(item.entry.id, item.entry.split, Drop.NO_FILE, f"{item.entry.where}: {result}")
+        for item, result in zip(items, found, strict=True)
+        if isinstance(result, str)
+    ]
+    return [item for item in found if isinstance(item, Item)], dropped
+
+
+def _locate(item: Item, numbers: list[int | None], place_of: dict[int | None, int]) -> Item | str:
+    """An item and the numbers of its folder's images -> the item with places, or what is missing."""
+    start, total = item.line.start, item.line.total
+    if not numbers:
+        return "the folder holds no images"
+    if start is None:
+        if total is not None and total > len(numbers):
+            return f"{total} images are wanted, the folder holds {len(numbers)}"
+        return replaced(item, first_frame=0, num_images=total or len(numbers))
+    assert total is not None
+    first = place_of.get(start, len(numbers))
+    if numbers[first : first + total] != [*range(start, start + total)]:
+        there = sum(number in place_of for number in range(start, start + total))
+        return f"the images {start} to {start + total - 1} are wanted, and {there} of these {total} are there"
+    return replaced(item, first_frame=first, num_images=total)

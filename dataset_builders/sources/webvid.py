@@ -1,0 +1,179 @@
+"""WebVid: short stock footage with captions; the paper picks 250,000 training videos of its 2.5 million at random.
+
+Annotation files, `results_2M_train.csv` and `results_2M_val.csv` (WebVid-10M's have the same columns): with a header, and
+captions that may hold commas and quotes: `videoid,name,page_idx,page_dir,duration,contentUrl`, where the duration is like
+`PT00H00M17S`. Files are `PAGE_DIR/VIDEOID.mp4`; they are found by their id wherever they lie below the folder.
+
+Which are chosen depends on seed and id, among the videos whose files are there: see choice.py. So the choice from a complete
+copy is the same for everybody, and that from a partial copy changes little as the copy grows.
+"""
+
+import re
+from collections.abc import Collection
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
+from dataset_builders.sources.annotations import SPLITS, AnyPath, Files, as_files, shown
+from dataset_builders.sources.choice import check_number, choose
+from dataset_builders.sources.listing import count_reasons, dropped_files, existing_folder, list_videos, match
+
+NUMBER = 250_000
+SAMPLING = "stride:4"
+_DURATION = re.compile(rb"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?")
+
+
+def plan(
+    name: str,
+    *,
+    folder: AnyPath,
+    train: Files = None,
+    val: Files = None,
+    splits: Collection[str] = SPLITS,
+    number: int | None = NUMBER,
+    seed: int = 0,
+    sampling: str = SAMPLING,
+) -> SourcePlan:
+    """`number` of the training videos in `folder` (None: all), and all validation videos, in the order of the lists.
+
+    UnlabeledHybrid takes training videos only (appendix C.1). Rows without a file and videos that were not chosen can be
+    millions: they go into the counts. Raises ValueError if a file or the folder is missing, or a list has no column videoid.
+    """
+    check_number(name, number)
+    if not (train or val):
+        raise ValueError(f"source {name}: none of the annotation files train and val is given")
+    root = existing_folder(folder)
+    tables, malformed = [], []
+    for split, files in (("train", train), ("val", val)):
+        for file in as_files(files):
+            rows, rejected = _read(file, split)
+            tables.append(rows)
+            malformed += [(split, detail) for detail in rejected]
+    rows, repeated, leaked = _settle(pa.concat_tables(tables))
+    listing = list_videos(root)
+    matched = match(rows["videoid"].combine_chunks(), listing)
+    split = rows["split"].to_numpy(zero_copy_only=False)
+    wanted = np.isin(split, list(splits))
+    there = (matched.chosen >= 0) & wanted
+    candidates = np.flatnonzero(there & (split == "train"))
+    chosen = there & (split != "train")
+    if number is not None and number < len(candidates):
+        ids = rows["videoid"].take(pa.array(candidates)).cast(pa.binary()).to_pylist()
+        candidates = candidates[choose(ids, number, seed)]
+    chosen[candidates] = True
+    places = np.flatnonzero(chosen)
+    taken = rows.take(pa.array(places))
+    requests = requests_table(
+        {
+            "source": name,
+            "root": name,
+            "path": [listing.paths[place] for place in matched.chosen[places]],
+            "kind": "video",
+            "split": taken["split"],
+            "source_id": taken["videoid"],
+            "seconds": taken["seconds"],
+            "sampling": sampling,
+        },
+        len(taken),
+    )
+    dropped = [
+        dropped_table(
+            {
+                "source": name,
+                "split": [split for split, _ in malformed],
+                "reason": str(Drop.MALFORMED),
+                "detail": [detail for _, detail in malformed],
+            },
+            len(malformed),
+        ),
+        _dropped_rows(name, repeated, Drop.DUPLICATE, "the lists have this id before"),
+        _dropped_rows(name, leaked, Drop.LEAK, "the training list has it, and the validation list too"),
+        dropped_files(name, listing, matched.repeated, Drop.DUPLICATE, "a file of the same name is taken already"),
+        dropped_files(name, listing, matched.unlisted, Drop.NOT_LISTED, "no annotation file lists it"),
+    ]
+    counts = {
+        "listed": int(wanted.sum()) + len(repeated) + len(leaked) + len(malformed),
+        "found": int(there.sum()),
+        "chosen": len(taken),
+        str(Drop.NOT_CHOSEN): int(there.sum()) - len(taken),
+        str(Drop.NO_FILE): int((wanted & ~there).sum()),
+        **count_reasons(dropped),
+    }
+    notes = []
+    if number is not None and "train" in splits and (short := number - len(candidates)) > 0:
+        notes.append(f"{name}: {number:,} training videos were asked for and {len(candidates):,} are there: {short:,} fewer")
+    return SourcePlan(requests=requests, dropped=pa.concat_tables(dropped), counts=counts, notes=tuple(notes))
+
+
+def _dropped_rows(name: str, rows: pa.Table, reason: Drop, detail: str) -> pa.Table:
+    columns = {"split": rows["split"], "source_id": rows["videoid"], "reason": str(reason), "detail": detail}
+    return dropped_table({"source": name, **columns}, len(rows))
+
+
+def _settle(rows: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Rows -> (one for each id, later rows of the same id, training rows of an id that is in the validation list)."""
+    held_out = pc.is_in(rows["videoid"], value_set=rows.filter(pc.equal(rows["split"], "val"))["videoid"].combine_chunks())
+    leak = pc.and_(held_out, pc.equal(rows["split"], "train"))
+    rows, leaked = rows.filter(pc.invert(leak)), rows.filter(leak)
+    _, first = np.unique(rows["videoid"].combine_chunks().dictionary_encode().indices.to_numpy(), return_index=True)
+    once = np.zeros(len(rows), bool)
+    once[first] = True
+    return rows.filter(pa.array(once)), rows.filter(pa.array(~once)), leaked
+
+
+def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[str]]:
+    """A list -> (rows with videoid, seconds, split; a detail for each row that cannot be understood).
+
+    2.5 million rows (690 MB) take 0.7 s in one thread; more gain nothing, and could not say which line is wrong.
+    """
+    details: list[str] = []
+    wrong: list[int] = []  # their rows, from 1, the header being row 1
+
+    def wrong_columns(row: pyarrow.csv.InvalidRow) -> str:
+        wrong.append(row.number)
+        text = row.text[:100]
+        details.append(f"{shown(file)}:{row.number}: {row.actual_columns} columns instead of {row.expected_columns}: {text!r}")
+        return "skip"
+
+    try:
+        with open(file, "rb") as opened:
+            table = pyarrow.csv.read_csv(
+                opened,
+                read_options=pyarrow.csv.ReadOptions(use_threads=False),
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=wrong_columns),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    # not string: a row that is not UTF-8 must not cost the whole file
+                    column_types={"videoid": pa.binary(), "duration": pa.binary()},
+                    include_columns=["videoid", "duration"],
+                    include_missing_columns=True,
+                ),
+            )
+    except OSError as error:
+        raise ValueError(f"annotation file {shown(file)} cannot be read: {error.strerror}") from None
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{shown(file)}: is no CSV list of videos: {error}") from None
+    if table["videoid"].null_count:  # what include_missing_columns puts there; an empty cell is no null
+        raise ValueError(f"{shown(file)}: has no column videoid; the first line of WebVid's lists names the columns")
+    valid = pc.match_substring_regex(table["videoid"], "^[0-9A-Za-z_-]{1,64}$")
+    for place in np.flatnonzero(~valid.to_numpy(zero_copy_only=False)).tolist():
+        line = place + 2
+        for number in wrong:
+            line += number <= line
+        details.append(f"{shown(file)}:{line}: videoid {table['videoid'][place].as_py()!r} is no id")
+    table = table.filter(valid)
+    columns = {"videoid": table["videoid"].cast(pa.string()), "seconds": _seconds(table["duration"])}
+    return pa.table(columns | {"split": pa.repeat(pa.scalar(split), len(table))}), details
+
+
+def _seconds(durations: pa.ChunkedArray) -> pa.Array:
+    """`PT00H00M17S` -> 17.0; null for anything else. A few hundred different ones are in a list of millions."""
+    encoded = durations.combine_chunks().cast(pa.binary()).dictionary_encode()
+    values: list[float | None] = []
+    for text in encoded.dictionary.to_pylist():
+        found = _DURATION.fullmatch(text)
+        hours, minutes, seconds = (float(part or 0) for part in found.groups()) if found else (0.0, 0.0, 0.0)
+        values.append(3600 * hours + 60 * minutes + seconds or None)
+    return pa.array(values, pa.float64()).take(encoded.indices)

@@ -1,0 +1,270 @@
+"""The videos of a WebDataset tar, and what lies beside them: decoded where they lie and described for the manifest."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from dataset_builders.media.clip import ClipRequest, Reject
+from dataset_builders.media.decode_check import verify
+from dataset_builders.media.rejects import Reason, RejectedError
+from dataset_builders.tars.headers import Member, read_members
+from dataset_builders.tars.remote import read_remote_members
+from pipeline.storage import files, remote
+from pipeline.storage.manifest import content_hash
+from pipeline.storage.remote import StorageError, WrongBytesError, is_url
+
+# what of a tar is taken for a video; WebDataset has no rule, and a tar holds text, sound and pictures beside them
+VIDEO_EXTENSIONS = (
+    "3gp",
+    "avi",
+    "flv",
+    "m2ts",
+    "m4v",
+    "mkv",
+    "mov",
+    "mp4",
+    "mpeg",
+    "mpg",
+    "mts",
+    "ogv",
+    "ts",
+    "video",
+    "webm",
+    "wmv",
+)
+
+
+MAX_SIDE_FILE = 1 << 20  # bytes of KEY.json, KEY.cls, KEY.txt; larger ones are not what this is for
+
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A member that is asked for, and what lies beside it."""
+
+    member: Member
+    side_files: tuple[tuple[str, Member], ...]  # (json, cls or txt; the member)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedClip:
+    """A clip that was taken where it lies. `row` has the manifest's columns, shard, offset and size among them."""
+
+    row: dict[str, Any]
+
+
+def is_utf8(text: str) -> bool:
+    """Whether it can be written as such: names of files may hold surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def list_videos(file: str | os.PathLike[str]) -> tuple[dict[str, Video], RejectedError | None]:
+    """A tar -> (its videos by name, in their order; what is wrong with the tar as a whole).
+
+    WebDataset's rule, members side by side whose names agree up to the first dot, says which .json, .cls and .txt belong to
+    a video; one that agrees up to its last dot comes first. Of two members with one name the first counts. Raises OSError.
+    """
+    members, fault = read_remote_members(os.fspath(file)) if is_url(file) else read_members(file)
+    videos: dict[str, Video] = {}
+    for sample in _samples(members):
+        beside = {member.name: member for member in sample}
+        for member in sample:
+            stem, extension = os.path.splitext(member.name)
+            if extension[1:].lower() not in VIDEO_EXTENSIONS or member.name in videos:
+                continue
+            side_files = []
+            for kind in ("json", "cls", "txt"):
+                found = beside.get(f"{stem}.{kind}") or beside.get(f"{_sample_key(member.name)}.{kind}")
+                if found:
+                    side_files.append((kind, found))
+            videos[member.name] = Video(member, tuple(side_files))
+    if not fault and not videos:
+        wanted = ", ".join(VIDEO_EXTENSIONS)
+        fault = RejectedError(Reason.NOT_VIDEO, f"none of its {len(members)} members has the extension of a video ({wanted})")
+    return videos, fault
+
+
+def _samples(members: list[Member]) -> Iterator[list[Member]]:
+    """Runs of members with one WebDataset key."""
+    sample: list[Member] = []
+    for member in members:
+        if sample and _sample_key(sample[-1].name) != _sample_key(member.name):
+            yield sample
+            sample = []
+        sample.append(member)
+    if sample:
+        yield sample
+
+
+def _sample_key(name: str) -> str:
+    """WebDataset's: the path up to the first dot of its last part."""
+    folder, base = os.path.split(name)
+    return os.path.join(folder, base.split(".", 1)[0])
+
+
+def _changed(file: str) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=64)
+def _exists(url: str) -> bool:
+    return files.exists(url)
+
+
+@lru_cache(maxsize=4)  # a worker's clips come tar by tar
+def _listed(file: str, changed: tuple[int, int]) -> tuple[dict[str, Video], RejectedError | None]:
+    return list_videos(file)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberIndexer:
+    """Callable for worker processes: a request of kind "member" -> IndexedClip or Reject."""
+
+    dataset: str  # a tar inside it is named relative to it, so that both can move together; others by their absolute path
+    min_frames: int = 16
+
+    def __call__(self, request: ClipRequest) -> Iterator[IndexedClip | Reject]:
+        try:
+            yield self.make(request)
+        except RejectedError as error:
+            yield Reject(error.reason, error.detail)
+
+    def make(self, request: ClipRequest) -> IndexedClip:
+        """Find the member and what lies beside it, decode it whole; raises RejectedError, or StorageError if it is not the
+        member's fault that it cannot be read."""
+        try:
+            return self._make(request)
+        except WrongBytesError as error:
+            raise RejectedError(Reason.UNREADABLE, str(error)) from None
+        except StorageError as error:
+            if remote.is_missing(error):
+                raise RejectedError(Reason.UNREADABLE, str(error)) from None
+            raise
+        except OSError as error:
+            raise RejectedError(Reason.UNREADABLE, error.strerror or str(error)) from None
+
+    def _make(self, request: ClipRequest) -> IndexedClip:
+        file, name = split_member(request.folder, request.path)
+        videos, fault = _listed(file, (0, 0) if is_url(file) else _changed(file))
+        if name not in videos:
+            if not name and fault:
+                raise RejectedError(fault.reason, fault.detail)  # a new one: this one is kept for the next request
+            raise RejectedError(Reason.UNREADABLE, "it is no longer in the tar, which has changed since the plan was made")
+        member = videos[name].member
+        if member.problem:
+            raise RejectedError(member.problem.reason, member.problem.detail)
+        with member_reader(file) as read:
+            data = read(member)
+            known = read_side_files(read, videos[name].side_files)
+        verified = verify(data)
+        if verified.num_frames < self.min_frames:
+            detail = f"{verified.num_frames} frames decode; --min-frames is {self.min_frames}"
+            raise RejectedError(Reason.TOO_SHORT, detail)
+        if min(verified.width, verified.height) < 16:
+            raise RejectedError(Reason.TOO_SMALL, f"{verified.width}x{verified.height} pixels; at least 16x16 are needed")
+        row = {
+            "key": request.key,
+            "source": request.source,
+            "split": known.get("split", request.split),
+            "label": known.get("label"),
+            "shard": shard_name(self.dataset, file),
+            "offset": member.offset,
+            "size": member.size,
+            **asdict(verified),
+            "sampling": request.sampling,
+            "path": request.path,
+            "source_id": known.get("source_id", _text(os.path.basename(_sample_key(name)))),
+            "start": known.get("start"),
+            "end": known.get("end"),
+            "content_hash": content_hash(data),
+        }
+        return IndexedClip(row)
+
+
+def split_member(folder: bytes, path: bytes) -> tuple[str, str]:
+    """The path TAR/MEMBER below a folder -> (the tar's own path, the member's name: empty if the tar itself is meant)."""
+    parts = path.split(b"/")
+    for number in range(1, len(parts) + 1):
+        file = os.fsdecode(os.path.join(folder, *parts[:number]))
+        if _exists(file) if is_url(file) else os.path.isfile(file):
+            return file, os.fsdecode(b"/".join(parts[number:]))
+    raise RejectedError(Reason.UNREADABLE, "its tar has vanished")
+
+
+def shard_name(dataset: str, file: str) -> str:
+    """What the manifest calls a tar: readers join it to the dataset's path, which leaves an absolute one as it is, or a URL."""
+    if is_url(file):
+        return file
+    home, real = os.path.realpath(dataset), os.path.realpath(file)
+    return os.path.relpath(real, home) if real.startswith(home + os.sep) else os.path.abspath(file)
+
+
+@contextmanager
+def member_reader(file: str) -> Iterator[Callable[[Member], bytes]]:
+    """A tar -> what gives the bytes of its members; that raises OSError."""
+    if is_url(file):
+        yield lambda member: files.read_range(file, member.offset, member.offset + member.size)
+    else:
+        with open(file, "rb", buffering=0) as tar:
+            yield lambda member: os.pread(tar.fileno(), member.size, member.offset)
+
+
+def read_side_files(read: Callable[[Member], bytes], side_files: Sequence[tuple[str, Member]]) -> dict[str, Any]:
+    """What lies beside a video -> columns of the manifest that it knows: split, label, source_id, start, end.
+
+    The label is the JSON's "label", else the text of the .cls, else that of the .txt (a class name or a caption). Other
+    members stay in the tar for readers of WebDataset. Raises RejectedError(damaged) for text that cannot be read: a label
+    that is lost in silence would be worse.
+    """
+    known: dict[str, Any] = {}
+    for kind, member in side_files:
+        if member.size > MAX_SIDE_FILE or member.problem:
+            detail = member.problem.detail if member.problem else f"it has {member.size} bytes, more than {MAX_SIDE_FILE}"
+            raise RejectedError(Reason.UNSUPPORTED, f"the .{kind} beside it cannot be read: {detail}")
+        try:
+            text = read(member).decode()
+            content = json.loads(text) if kind == "json" else text.strip()
+        except (ValueError, RecursionError) as error:
+            raise RejectedError(Reason.DAMAGED, f"the .{kind} beside it cannot be read: {error}") from None
+        if kind != "json":
+            if content and "label" not in known:
+                known["label"] = content
+        elif isinstance(content, dict):
+            known |= _from_json(content)
+    return known
+
+
+def _from_json(content: dict[str, Any]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    if (label := _text(content.get("label"))) is not None:
+        known["label"] = label
+    if content.get("split") in SPLITS:
+        known["split"] = content["split"]
+    for name in ("source_id", "youtube_id", "videoid", "video_id", "id"):  # video2dataset writes "videoid"
+        if (value := _text(content.get(name))) is not None:
+            known["source_id"] = value
+            break
+    start, end = content.get("start"), content.get("end")
+    numbers = type(start) in (int, float) and type(end) in (int, float)
+    if numbers and 0 <= start < end < math.inf:  # type: ignore[operator]
+        known |= {"start": float(start), "end": float(end)}  # type: ignore[arg-type]
+    return known
+
+
+def _text(value: Any) -> str | None:
+    """A string or whole number as UTF-8 can hold it (JSON can escape lone surrogates); None for anything else or nothing."""
+    if type(value) not in (int, str) or value == "":
+        return None
+    return str(value).encode("utf-8", "replace").decode()

@@ -1,0 +1,1 @@
+"""Encoded bytes -> uint8 views, by libav or DALI, under one contract. Begin with decode.py."""

@@ -1,0 +1,366 @@
+"""Encoded clip -> cropped uint8 views: the decoder contract, and its implementation on libav.
+
+The contract: `(encoded bytes, frame indices, crop boxes) -> uint8 (R, T, size, size, 3)`, RGB, full range. Frame indices and
+boxes come from `sampling`, never from a decoder, and a decoder is exact: frame i is the i-th in presentation order, its
+rotation, YCbCr matrix and range are those of the manifest, and what cannot be delivered raises `DecodeError`; no frame is
+ever guessed, repeated or left black. The R views share one decode.
+"""
+
+import io
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from itertools import chain
+
+import av
+import numpy as np
+
+from pipeline.decoding.colour import Region, RgbConverter, region_around
+from pipeline.decoding.resize import crop_resizer
+from pipeline.stage_meters import ClipMeter
+from pipeline.storage.manifest import Clip
+
+
+class Failure(StrEnum):
+    """Why a clip could not be delivered; the reasons in a run's ledger and in failures.jsonl."""
+
+    READ = "read"  # its bytes could not be read
+    DAMAGED = "damaged"  # the decoder refused them
+    MISSING_FRAMES = "missing_frames"  # it decodes, but not to the frames the manifest promises
+    TIMEOUT = "timeout"  # decoding took longer than the limit and was killed
+    CRASH = "crash"  # decoding killed its process
+
+
+class DecodeError(Exception):
+    """A clip that cannot be delivered, with a reason from the closed list and the detail."""
+
+    def __init__(self, reason: Failure, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    """What to decode: `frames` int64, ascending, with repeats, (T,) if the R views share them, (R, T) if each has its own (the
+    union is decoded once); `boxes` (R, 4) int64 (x, y, width, height), in pixels of the displayed (rotated) frame. The decoder
+    adds to `meter` what its stages took."""
+
+    clip: Clip
+    data: bytes
+    frames: np.ndarray
+    boxes: np.ndarray
+    meter: ClipMeter = field(default_factory=ClipMeter, compare=False, repr=False)
+
+
+Decoder = Callable[[ClipRequest, np.ndarray], None]
+"""Fills a uint8 array (R, T, size, size, 3) or raises DecodeError."""
+
+
+def decode_libav(request: ClipRequest, views: np.ndarray) -> None:
+    """The contract on libav, one thread: seek to the key frame, decode to the last wanted frame, convert what the crops show.
+
+    Crops of a converted frame are resized at once, while it is in the cache, see `resize`.
+    """
+    clip, meter, clock = request.clip, request.meter, time.perf_counter_ns
+    wanted, places = np.unique(request.frames, return_inverse=True)
+    began = clock()
+    region = None if clip.rotation else region_around(request.boxes, clip.width, clip.height)
+    boxes = request.boxes - [*region[:2], 0, 0] if region else request.boxes
+    resizer = crop_resizer(len(wanted), places.reshape(request.frames.shape), boxes, views)
+    resizing = clock() - began
+    try:
+        take = _turning(clip, resizer.frame) if clip.rotation else resizer.frame
+        decode_each(clip, request.data, wanted, take, meter, region)
+    except (av.FFmpegError, ValueError, EOFError) as error:
+        raise DecodeError(Failure.DAMAGED, f"{type(error).__name__}: {error}") from error
+    began = clock()
+    resizer.finish()
+    meter.resize += resizing + clock() - began
+
+
+def decode_frames(clip: Clip, data: bytes, wanted: np.ndarray) -> np.ndarray:
+    """Frame indices (n,), ascending and distinct -> uint8 (n, height, width, 3) RGB, upright. Raises as `decode_each`."""
+    frames = np.empty((len(wanted), clip.height, clip.width, 3), np.uint8)
+
+    def keep(number: int, rows: np.ndarray) -> None:
+        frames[number] = rows[:, : 3 * clip.width].reshape(frames.shape[1:])
+
+    decode_each(clip, data, wanted, _turning(clip, keep) if clip.rotation else keep)
+    return frames
+
+
+Take = Callable[[int, np.ndarray], None]
+"""Is given the place of a frame among the wanted ones, and uint8 (height, line size): RGB from the first byte of a row on. They
+are valid until it returns."""
+
+
+def _turning(clip: Clip, take: Take) -> Take:
+    """The same for a clip whose frames lie on their side, or upside down."""
+    width = clip.height if clip.rotation % 180 else clip.width  # as stored
+
+    def turn(number: int, rows: np.ndarray) -> None:
+        upright = np.rot90(rows[:, : 3 * width].reshape(len(rows), width, 3), clip.rotation // 90)
+        take(number, np.ascontiguousarray(upright).reshape(clip.height, -1))
+
+    return turn
+
+
+def open_clip(data: bytes, careful: bool = False) -> av.container.InputContainer:
+    """The container of an encoded clip. Raises what libav raises on damaged data.
+
+    From memory: nothing is written, and one range request fetched all there is. libav decodes the first frames to learn how far
+    behind its packets a stream's frames come out; where they are in order that is for nothing, and there is no other way to
+    tell it so: 0.14 ms, and 0.63 with that. `careful` has it look in any case.
+    """
+    if not careful and _is_in_order(data):
+        options = {"codec_whitelist": "none"}
+        container = av.open(io.BytesIO(data), "r", format="mov", metadata_errors="replace", container_options=options)
+        if len(container.streams.video) == 1:
+            return container
+        container.close()  # which of several is the best is known after a look only
+    return av.open(io.BytesIO(data), "r", metadata_errors="replace")
+
+
+def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of a stream, then an empty one, for any reader that may leave before the end.
+
+    PyAV's own generator (18.1) does not clean up when it is dropped, only when it is closed, which `yield from` does. What it
+    reads into, 144 bytes, would stay behind; and with such a crumb in each of the heap's holes, a process that decodes grew by
+    3.8 kB a clip.
+    """
+    yield from container.demux(stream)
+
+
+def _is_in_order(data: bytes) -> bool:
+    """Whether it is an mp4 as `h264-fast` makes them: its index first, H.264, no offsets between decoding and display."""
+    if data[4:8] != b"ftyp":
+        return False
+    begin = int.from_bytes(data[:4], "big")
+    index = data[begin : begin + int.from_bytes(data[begin : begin + 4], "big")]
+    return index[4:8] == b"moov" and b"avcC" in index and b"ctts" not in index
+
+
+def find_video(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The stream a player would show: libav's best one, never a cover picture. The one choice for whoever opens a video."""
+    moving = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if len(moving) < 2:
+        return moving[0] if moving else None
+    best = container.streams.best("video")
+    return best if best in moving else moving[0]
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The same, set to decode on one thread; raises DecodeError if there is none."""
+    stream = find_video(container)
+    if stream is None:
+        raise DecodeError(Failure.DAMAGED, "it has no video stream")
+    if stream.codec_context is None:
+        raise DecodeError(Failure.DAMAGED, "FFmpeg has no decoder for its codec")
+    stream.thread_type = "NONE"  # parallel over clips instead: no thread hand-over for frames of 0.15 ms
+    return stream
+
+
+def decode_each(
+    clip: Clip,
+    data: bytes,
+    wanted: np.ndarray,
+    take: Take,
+    meter: ClipMeter | None = None,
+    region: Region | None = None,
+) -> None:
+    """Hand the frames with the indices (n,), ascending and distinct, to `take` as they are stored, not turned; of each a region
+    if one is given.
+
+    Raises DecodeError if a frame does not come out or has another size than the manifest says, and what libav raises on
+    damaged data.
+    """
+    clock = time.perf_counter_ns
+    converting = taking = 0  # ns
+    width, height = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
+    with RgbConverter(clip.matrix, clip.range, region or (0, 0, width, height)) as converter:
+        for i, frame in decoded_frames(clip, data, wanted, meter):
+            if (frame.width, frame.height) != (width, height):
+                sizes = f"frames are {frame.width} x {frame.height}, the manifest says {width} x {height}"
+                raise DecodeError(Failure.DAMAGED, sizes + (" before rotation" if clip.rotation else ""))
+            began = clock()
+            rows = converter.rows(frame)
+            converting += (converted := clock()) - began
+            take(i, rows)
+            taking += clock() - converted
+    if meter:
+        meter.colour, meter.resize = meter.colour + converting, meter.resize + taking
+        meter.frames_kept, meter.frames_spanned = len(wanted), int(wanted[-1] - wanted[0]) + 1
+
+
+class Manner(Enum):
+    """How a clip is walked through. Each asks less of the file than the one before, and takes longer."""
+
+    SEEK = 0  # to the key frame before the first wanted frame; groups of pictures without a wanted one are left out
+    TIME = 1  # from the beginning, as the builder did; frames are known by their time stamps
+    COUNT = 2  # from the beginning; frames are counted, whatever stamps they carry
+    COUNT_ALL = 3  # the same to the end, to see that there are as many as the manifest says: that none was lost on the way
+
+
+class _TryNextError(Exception):
+    """This manner does not do for the clip, the one it is raised with may."""
+
+
+def decoded_frames(
+    clip: Clip, data: bytes, wanted: np.ndarray, meter: ClipMeter | None = None
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames with the indices (n,), ascending and distinct, as libav has them: each with its place among the wanted ones.
+
+    They are what decoding from the beginning gives, or there is an error. Where seeking gives anything unexpected (an error,
+    stamps that are not those of the frames, a key frame that is none), the clip is walked through from its beginning, and
+    frames that were given come once more. Raises as `decode_each`, but does not look at sizes.
+    """
+    manner = Manner.SEEK
+    while True:
+        try:
+            yield from _walk(clip, data, wanted, manner, meter or ClipMeter())
+            return
+        except _TryNextError as error:
+            manner = error.args[0]
+        except av.FFmpegError:
+            if manner is not Manner.SEEK:
+                raise
+            manner = _slower(clip)
+
+
+def _slower(clip: Clip) -> Manner:
+    """The manner for a clip in which seeking fails. The builder saw that the stamps are those of the frames where there is a
+    step; without one that is as doubtful as that no frame is lost."""
+    return Manner.TIME if clip.pts_step else Manner.COUNT_ALL
+
+
+def _walk(clip: Clip, data: bytes, wanted: np.ndarray, manner: Manner, meter: ClipMeter) -> Iterator[tuple[int, av.VideoFrame]]:
+    clock = time.perf_counter_ns
+    decoding = bytes_used = frames_decoded = 0  # ns, and counts
+    began = clock()
+    place = {number: i for i, number in enumerate(wanted.tolist())}
+    with open_clip(data, careful=manner is not Manner.SEEK) as container:
+        stream = video_stream(container)
+        sought = _Sought(clip, container, stream, wanted) if manner is Manner.SEEK else None
+        stamps = _equal_steps(clip)
+        lap = opened = clock()
+        for packet in packets_of(container, stream):
+            if sought and sought.is_needless(packet):
+                continue
+            decoded = packet.decode()
+            bytes_used += packet.size
+            for counted, frame in enumerate(decoded, frames_decoded):
+                if sought:
+                    number = sought.number(frame)
+                elif manner is Manner.TIME:
+                    number = stamps.index(frame.pts) if frame.pts is not None and frame.pts in stamps else -1
+                else:
+                    number = counted
+                if (i := place.pop(number, None)) is not None:
+                    decoding += clock() - lap
+                    yield i, frame
+                    lap = clock()
+            frames_decoded += len(decoded)
+            if not place and manner is not Manner.COUNT_ALL:
+                break
+    meter.demux += opened - began + clock() - lap  # opening and closing
+    meter.decode += decoding
+    meter.bytes_used, meter.frames_decoded = meter.bytes_used + bytes_used, meter.frames_decoded + frames_decoded
+    if place and sought:
+        raise _TryNextError(_slower(clip))
+    if place:
+        raise DecodeError(
+            Failure.MISSING_FRAMES,
+            f"{len(place)} of {len(wanted)} frames did not come out, the first is {min(place)} of {clip.num_frames}",
+        )
+    if manner is Manner.COUNT_ALL and frames_decoded != clip.num_frames:
+        raise DecodeError(Failure.MISSING_FRAMES, f"{frames_decoded} of {clip.num_frames} frames came out")
+
+
+class _Sought:
+    """A container at the key frame before the first wanted frame: which packets to pass over, and which frame is which.
+
+    All groups of pictures that are needed are decoded whole, so it is known which frame comes next; its time stamp must agree.
+    """
+
+    def __init__(self, clip: Clip, container: av.container.InputContainer, stream: av.VideoStream, wanted: np.ndarray) -> None:
+        self._slower = _slower(clip)
+        self._stamps = stamps = _time_stamps(clip, container, stream, int(wanted[-1]))
+        edges = [0, *(k for k in clip.keyframes if 0 < k < len(stamps)), len(stamps)]  # of the groups of pictures
+        groups = sorted({bisect_right(edges, number) - 1 for number in wanted.tolist()})
+        start = edges[groups[0]]
+        self._first, self._begun = stamps[start], False
+        self._waiting = bool(start or not clip.pts_step)  # for the key packet of that frame, or of one before it
+        if self._waiting:
+            container.seek(self._first, stream=stream, backward=True)
+        # groups without a wanted frame are not decoded: of mjpeg, 16 frames instead of 61. The manifest only counts key frames
+        # that nothing is shown before and decoded after, so a packet's time stamp tells its group.
+        self._order: Iterator[int]
+        if len(groups) <= groups[-1] - groups[0]:
+            self._starts = [stamps[k] for k in edges[1:-1]]
+            self._needed = set(groups)
+            self._order = chain.from_iterable(range(edges[group], edges[group + 1]) for group in groups)
+            self._entries = {edges[group] for group in groups if group - 1 not in self._needed} - {0}
+        else:
+            self._starts, self._needed = [], {0}
+            self._order, self._entries = iter(range(start, len(stamps))), {start} - {0}
+
+    def is_needless(self, packet: av.Packet) -> bool:
+        """Whether a packet need not be decoded."""
+        if self._waiting and packet.size:
+            if not packet.is_keyframe:  # MPEG-TS is sought to the middle of a group
+                return True
+            if packet.pts is None or packet.pts > self._first:
+                raise _TryNextError(self._slower)
+            self._waiting = False
+        # what an edit list hides may be needed for what it shows, and its time stamps lie elsewhere
+        if not self._starts or packet.pts is None or packet.is_discard:
+            return False
+        return bisect_right(self._starts, packet.pts) not in self._needed
+
+    def number(self, frame: av.VideoFrame) -> int:
+        """Which frame it is; -1 for one before the key frame."""
+        if not self._begun and frame.pts is not None and frame.pts < self._first:
+            return -1
+        self._begun = True
+        number = next(self._order, None)
+        if number is None or frame.pts != self._stamps[number]:
+            raise _TryNextError(self._slower)
+        # some containers call every packet a key frame; a palette may have come with the first packet only
+        if number in self._entries and (not frame.key_frame or frame.format.has_palette):
+            raise _TryNextError(self._slower)
+        return number
+
+
+def _equal_steps(clip: Clip) -> range:
+    """Time stamps of the frames of a clip where they are equally spaced; empty elsewhere."""
+    return range(clip.pts_start, clip.pts_start + clip.pts_step * clip.num_frames, clip.pts_step or 1)
+
+
+def _time_stamps(clip: Clip, container: av.container.InputContainer, stream: av.VideoStream, last: int) -> Sequence[int]:
+    """Of the frames, in the order of display, that of the `last` wanted among them: from the manifest where they are equally
+    spaced; otherwise from the packets, which costs a pass over them."""
+    if clip.pts_step:
+        stamps: Sequence[int] = _equal_steps(clip)
+        num_packets = clip.num_frames
+    else:
+        codec = stream.codec_context.name
+        packets = (p for p in packets_of(container, stream) if p.size and not p.is_discard and not is_hidden(codec, p))
+        known = [packet.pts for packet in packets]
+        stamps, num_packets = sorted(stamp for stamp in known if stamp is not None), len(known)
+    if last >= num_packets:
+        raise DecodeError(Failure.MISSING_FRAMES, f"frame {last} was asked for, there are packets of {num_packets}")
+    if len(stamps) != clip.num_frames or (not clip.pts_step and _is_misnumbered(container, stream)):
+        raise _TryNextError(Manner.COUNT)
+    return stamps
+
+
+def _is_misnumbered(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
+    """AVI numbers frames in the order of decoding, also those that only hold a place."""
+    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+
+
+def is_hidden(codec: str, packet: av.Packet) -> bool:
+    """VP8's alternate reference frames are packets of their own that show nothing (RFC 6386, section 9.1: show_frame)."""
+    return codec == "vp8" and packet.size > 0 and not memoryview(packet)[0] >> 4 & 1

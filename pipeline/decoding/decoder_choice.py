@@ -1,0 +1,80 @@
+"""Who decodes a dataset's clips for a device: libav, DALI, or both. No DALI is needed to answer."""
+
+import ctypes
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+import torch
+
+from pipeline.decoding.trim import can_decode
+from pipeline.storage.manifest import Clip, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderChoice:
+    """Which decoder takes a dataset on a device, and why."""
+
+    name: str  # "libav", "dali", "both", or the name of a function that was given
+    reasons: dict[str, int] = field(default_factory=dict)  # why clips are left to libav -> how many
+
+    def __str__(self) -> str:
+        """`both: libav takes 2 clips (DALI decodes ... on a GPU, not mpeg4)`"""
+        left = ", ".join(f"libav takes {count} clips ({reason})" for reason, count in self.reasons.items())
+        return f"{self.name}: {left}" if left else self.name
+
+
+def choose_decoder(
+    manifest: Manifest, device: str | torch.device, asked: Literal["auto", "libav", "dali"] = "auto"
+) -> DecoderChoice:
+    """Who decodes for a device. "auto": on a CPU libav, three times as fast there; on a GPU DALI, where it is installed, for
+    what it can decode. "dali" insists: on a CPU, too. What DALI does not take is libav's in any case.
+
+    Raises ValueError if DALI was asked for and takes none of the clips.
+    """
+    kind, count = torch.device(device).type, len(manifest)
+    if asked == "libav":
+        return DecoderChoice("libav", {"as asked for": count})
+    if asked == "dali" and kind == "cuda" and (lacks := what_dali_lacks()) is not None:
+        raise ValueError(f"decoder 'dali' cannot be had: {lacks}; or take decoder 'libav'")
+    if asked not in ("auto", "dali"):
+        raise ValueError(f"decoder {asked!r} is not known; allowed are 'auto', 'libav', 'dali', or a function")
+    if asked == "auto":
+        if kind == "cpu":
+            return DecoderChoice("libav", {"the batch is wanted on a CPU": count})
+        if (reason := what_dali_lacks()) is not None:
+            return DecoderChoice("libav", {reason: count})
+    reasons = _left_to_libav(manifest, kind)
+    left = sum(reasons.values())
+    if asked == "dali" and left == count:
+        raise ValueError(f"DALI takes none of the {count} clips: {'; '.join(reasons)}. Take decoder 'libav' or 'auto'")
+    return DecoderChoice("dali" if not left else "libav" if left == count else "both", reasons)
+
+
+def what_dali_lacks() -> str | None:
+    """None if DALI can be expected to decode on this machine's GPU, else what is missing."""
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        return "nvidia-dali-cuda130 is not installed"
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError:  # Docker gives "compute,utility" to those who do not ask
+        return "NVDEC's libnvcuvid.so.1 is not there; start containers with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+    return None
+
+
+def _left_to_libav(manifest: Manifest, kind: str) -> dict[str, int]:
+    """Why DALI does not take clips on a "cpu" or "cuda" device -> how many."""
+    names = ["codec", "width", "height", "rotation"]
+    columns = pa.table({name: manifest.column(name).cast(pa.string()) for name in names})
+    rows = columns.group_by(names).aggregate([([], "count_all")]).to_pylist()  # 1.35 million rows are some hundred kinds
+    reasons: dict[str, int] = {}
+    for row in rows:
+        clip = _sketch(row["codec"], int(row["width"]), int(row["height"]), int(row["rotation"]))
+        if (reason := can_decode(clip, kind)) is not None:
+            reasons[reason] = reasons.get(reason, 0) + row["count_all"]
+    return reasons
+
+
+def _sketch(codec: str, width: int, height: int, rotation: int) -> Clip:
+    return Clip(0, "", "", 0, 0, 0, width, height, codec, rotation, "", "", 0, 0, (), "")

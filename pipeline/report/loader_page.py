@@ -1,0 +1,159 @@
+"""A loader's profile: the measured numbers, the verdict on them, and the page that shows both.
+
+A profile is a dict of plain values, what report.json holds: `figures` (see `loader_figures`) of the loader at work, `run` the
+same of training, `rates` in views/s, `stages_alone`, `target`, `settings`, `verdict`. report.html is made of it alone.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.report import sections
+from pipeline.report.charts import shown
+from pipeline.report.limits import Evidence, ceilings
+from pipeline.report.verdict import judge
+from pipeline.sampling.samples import SamplingRecipe
+from pipeline.storage.manifest import Manifest
+
+FORMAT = 1
+STYLE = Path(__file__).with_name("loader_page.css")
+
+
+def assemble(
+    *,
+    manifest: Manifest,
+    recipe: SamplingRecipe,
+    loader: Mapping[str, Any],
+    run: Mapping[str, Any] | None,
+    rates: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    machine: str,
+    title: str,
+    stages_alone: Mapping[str, Any] | None = None,
+    target: float | None = None,
+) -> dict[str, Any]:
+    """Put a profile together and judge it. `loader` are `figures` of the loader at full speed (of a live run: of the run);
+    `run` of training; `rates` {"loader": {"median", "rounds"}, ...} in views/s, of `sections.RATES` what was measured."""
+    evidence = evidence_of(loader, run, rates, settings, stages_alone, target)
+    return {
+        "format": FORMAT,
+        "title": title,
+        "time": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": machine,
+        "dataset": {
+            "path": manifest.place,
+            "clips": len(manifest),
+            "version": manifest.version,
+            "fingerprint": manifest.fingerprint,
+        },
+        "recipe": asdict(recipe),
+        "settings": dict(settings),
+        "rates": {name: dict(rate) for name, rate in rates.items()},
+        "figures": dict(loader),
+        "run": dict(run) if run else None,
+        "stages_alone": dict(stages_alone) if stages_alone else None,
+        "ceilings": ceilings(evidence),
+        "target": needs(loader, target, rates) if target else None,
+        "verdict": asdict(judge(evidence)),
+    }
+
+
+def evidence_of(
+    loader: Mapping[str, Any],
+    run: Mapping[str, Any] | None,
+    rates: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    stages_alone: Mapping[str, Any] | None,
+    target: float | None,
+) -> Evidence:
+    """What the rules look at."""
+    medians = {name: rate["median"] for name, rate in rates.items()}
+    spreads = [(max(rate["rounds"]) - min(rate["rounds"])) / rate["median"] for rate in rates.values()]
+    batches = (run or {}).get("batches") or {}
+    per_batch = batches["seconds"] / max(batches["batches"] - 1, 1) if batches else 0.0
+    copied = batches.get("copy_ms")
+    return Evidence(
+        views_per_clip=loader["views_per_clip"],
+        cores=settings["cores"],
+        workers=settings["workers"],
+        prefetch=settings["prefetch"],
+        shares_cores=settings["device"] == "cpu" and run is not None,
+        loader=medians.get("loader"),
+        model=medians.get("model"),
+        cached=medians.get("cached"),
+        together=medians.get("together"),
+        target=target,
+        spread=max(spreads, default=0.0),
+        batches=batches.get("batches", 0),
+        seconds_per_batch=per_batch,
+        wait_share=batches.get("wait_share") or 0.0,
+        worst_share=batches.get("worst_share", 0.0),
+        longest_wait=(batches.get("wait_ms") or {}).get("max", 0.0) / 1e3,
+        copy_share=copied["p50"] / 1e3 / per_batch if copied and per_batch else 0.0,
+        busy=loader["busy"],
+        core_ms={stage["name"]: stage["core_ms"] for stage in loader["stages"]},
+        wall_ms={stage["name"]: stage["ms"]["mean"] for stage in loader["stages"]},
+        work_per_core=loader["work_per_core"],
+        frames_decoded=loader["frames"]["decoded"],
+        frames_spanned=loader["frames"]["spanned"],
+        fetch_rate=max(stages_alone["clips_per_s"]["fetch"]) if stages_alone else None,
+        sources=[(line["name"], line["samples"], line["time"]) for line in loader["groups"]["source"]],
+        neighbours=settings.get("neighbours", 0.0),
+        clips=loader["clips"],
+    )
+
+
+def needs(loader: Mapping[str, Any], target: float, rates: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What `target` views/s take, and whether the loader alone gives them."""
+    clips = target / loader["views_per_clip"]
+    have = rates["loader"]["median"] if "loader" in rates else rates["together"]["median"]
+    return {
+        "views_per_s": target,
+        "clips_per_s": clips,
+        "have": have,
+        "met": have >= target,
+        "cores": clips * loader["core_ms"] / 1e3,
+        "mb_per_s": clips * loader["bytes"]["read"] / 1e6,
+        "frames_per_s": clips * loader["frames"]["decoded"],
+        "nvdec_engines": clips * loader["frames"]["decoded"] / sections.NVDEC_FRAMES,
+    }
+
+
+def write_report(folder: Path, profile: Mapping[str, Any]) -> Path:
+    """Write report.html and report.json, each at once -> the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("report.json", json.dumps(profile) + "\n"), ("report.html", page(profile))):
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text(text)
+        temporary.replace(folder / name)
+    return folder / "report.html"
+
+
+def page(profile: Mapping[str, Any]) -> str:
+    """The whole document. Its policy forbids every request, so that nothing in it can reach a network."""
+    name = shown(Path(profile["dataset"]["path"]).resolve().name)
+    parts = [
+        sections.verdict(profile),
+        sections.target(profile),
+        sections.proof(profile),
+        sections.stages(profile),
+        sections.alone(profile),
+        sections.over_time(profile),
+        sections.used(profile),
+        sections.groups(profile),
+        sections.slowest(profile),
+        sections.failures(profile),
+        sections.setting(profile),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name} – loader report</title><style>{STYLE.read_text()}</style></head>\n"
+        f"<body><header><h1>{name}</h1><p>Loader report, {shown(profile['time'])}; {shown(profile['machine'])}</p></header>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</body></html>\n"
+    )

@@ -1,0 +1,96 @@
+"""A loader's profile as text: a terminal's summary, and two profiles side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.report.limits import STAGE_NAMES
+from pipeline.report.sections import RATES
+
+
+def summary(profile: Mapping[str, Any]) -> str:
+    """The four lines, rates and stages, and the target."""
+    found, figures = profile["verdict"], profile["figures"]
+    lines = [
+        f"What limits       {found['limits']}",
+        f"The one change    {found['change']}",
+        f"The next ceiling  {found['following']}",
+        f"How sure          {found['sure']}",
+        "",
+        *(
+            f"{title:<31}{profile['rates'][name]['median']:>9,.1f} views/s"
+            for name, title in RATES.items()
+            if name in profile["rates"]
+        ),
+    ]
+    if profile["run"]:
+        lines.append(f"{'waiting for data':<31}{profile['run']['batches']['wait_share']:>9.1%} of the time")
+    lines += ["", f"{'stage':<34}{'core-ms':>9}{'P50 ms':>9}{'P99 ms':>9}"]
+    for stage in figures["stages"]:
+        lines.append(
+            f"{STAGE_NAMES[stage['name']]:<34}{stage['core_ms']:>9.2f}{stage['ms']['p50']:>9.2f}{stage['ms']['p99']:>9.2f}"
+        )
+    whole = figures["clip_ms"]
+    lines.append(f"{'a clip':<34}{figures['core_ms']:>9.2f}{whole['p50']:>9.2f}{whole['p99']:>9.2f}")
+    frames, sizes = figures["frames"], figures["bytes"]
+    lines += [
+        "",
+        f"{frames['decoded']:.0f} frames decoded a clip for {frames['kept']:.0f}; {sizes['read'] / 1e3:,.0f} kB read, "
+        f"{sizes['used'] / 1e3:,.0f} used; {figures['failures']['attempts']} failed attempts",
+    ]
+    if wanted := profile["target"]:
+        lines.append(
+            f"target {wanted['views_per_s']:,.0f} views/s: {'met' if wanted['met'] else 'MISSED'}, the loader gives "
+            f"{wanted['have']:,.0f}; it takes {wanted['cores']:.1f} cores or {wanted['nvdec_engines']:.1f} NVDEC engines, "
+            f"{wanted['mb_per_s']:.1f} MB/s"
+        )
+    return "\n".join(lines)
+
+
+def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Every figure of two profiles with their ratio; what differs in how they were measured comes first."""
+    lines = [f"{'':<40}{'A':>14}{'B':>14}{'B / A':>9}"]
+    one, other = _flat(before), _flat(after)
+    lines += [
+        f"{name:<40}{_told(one.get(name)):>14}{_told(other.get(name)):>14}{_ratio(one.get(name), other.get(name)):>9}"
+        for name in {**one, **other}
+    ]
+    differing = [
+        f"{part}.{name}: {before[part].get(name)} in A, {after[part].get(name)} in B"
+        for part in ("dataset", "recipe", "settings")
+        for name in {**before[part], **after[part]}
+        if name not in ("path", "first_batch_s", "neighbours") and before[part].get(name) != after[part].get(name)
+    ]
+    if before["machine"] != after["machine"]:
+        differing.insert(0, f"machine: {before['machine']} in A, {after['machine']} in B")
+    verdicts = [f"{side}: {profile['verdict']['limits']}" for side, profile in (("A", before), ("B", after))]
+    return "\n".join(
+        [*verdicts, "", *(["measured differently: ", *(f"  {line}" for line in differing), ""] if differing else []), *lines]
+    )
+
+
+def _flat(profile: Mapping[str, Any]) -> dict[str, float]:
+    """name -> figure."""
+    figures, found = profile["figures"], {}
+    for name, title in RATES.items():
+        if name in profile["rates"]:
+            found[f"{title}, views/s"] = profile["rates"][name]["median"]
+    if profile["run"]:
+        found["waiting for data, share"] = profile["run"]["batches"]["wait_share"]
+    for stage in figures["stages"]:
+        found[f"{STAGE_NAMES[stage['name']]}, core-ms"] = stage["core_ms"]
+    found |= {
+        "a clip, core-ms": figures["core_ms"],
+        "a clip, P50 ms": figures["clip_ms"]["p50"],
+        "a clip, P99 ms": figures["clip_ms"]["p99"],
+    }
+    found |= {"frames decoded a clip": figures["frames"]["decoded"], "frames kept": figures["frames"]["kept"]}
+    found |= {"kB read a clip": figures["bytes"]["read"] / 1e3, "failed attempts": float(figures["failures"]["attempts"])}
+    return found
+
+
+def _told(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _ratio(before: float | None, after: float | None) -> str:
+    return f"{after / before:.2f}" if before and after is not None else "–"

@@ -1,0 +1,29 @@
+"""The arithmetic of a sample: (dataset, recipe, epoch, position) -> clip, frames, crops, masks. Begin with samples.py."""
+
+from pipeline.sampling.frames import segment_frames, start_range, validation_frames, window_frames
+from pipeline.sampling.order import Order, order_of
+from pipeline.sampling.recipe import SamplingRecipe
+from pipeline.sampling.samples import (
+    ClipSamples,
+    multi_view_clips,
+    sample_clips,
+    sample_masks,
+    steps_per_epoch,
+    validation_clips,
+)
+
+__all__ = [
+    "ClipSamples",
+    "Order",
+    "SamplingRecipe",
+    "multi_view_clips",
+    "order_of",
+    "sample_clips",
+    "sample_masks",
+    "segment_frames",
+    "start_range",
+    "steps_per_epoch",
+    "validation_clips",
+    "validation_frames",
+    "window_frames",
+]

@@ -1,0 +1,251 @@
+"""The process beside a trainer that plans its rank's batches and has them decoded, into the ring.
+
+One per rank, so that neither the trainer's GIL nor its garbage collector stands in the way. It forks a process for every clip
+that is decoded at once, and has a thread wait for each: what one of these says goes on to the trainer, one that crashes or
+hangs is replaced. The trainer sends how many batches it has consumed; it is told which are ready, and which clips failed.
+
+It does without torch, whose import takes seconds, where `resize` has its own kernel.
+"""
+
+import gc
+import itertools
+import mmap
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import stop_signals
+from pipeline.decoding.colour import load_swscale
+from pipeline.decoding.decode import Decoder, Failure
+from pipeline.decoding.resize import kernel
+from pipeline.sampling.samples import Order, SamplingRecipe, order_of, sample_clips, sample_masks
+from pipeline.storage.manifest import Clip, Manifest
+from pipeline.storage.remote import is_url
+from pipeline.storage.shards import ShardReader
+from pipeline.storage.watch import StorageTrouble, StorageWatch, Unreadable
+from pipeline.workers.decoders import DecoderThreads
+from pipeline.workers.delivery import BytesWanted, ClipDelivery, Delivery, FailedClip, answer, sample_position
+from pipeline.workers.fork_server import ForkServer, ProcessDiedError, ServerDiedError
+from pipeline.workers.read_plan import ReadPlan
+from pipeline.workers.ring import Ring
+from pipeline.workers.tuning import Tuner, Tuning
+
+TICK = 0.1  # seconds between looks at the pool, while numbers of workers are tried
+CRASHES = 3  # of a process in a row, before the clip that it was at is to blame and not the machine's troubles
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What a sidecar has to do; pickled to it as the first message."""
+
+    dataset: Path
+    version: int
+    recipe: SamplingRecipe
+    decoder: Decoder
+    rank: int
+    world_size: int
+    clips: int  # of one batch of this rank
+    epoch: int
+    step: int  # of the epoch, the first to deliver
+    part: int  # of that step: a rank's share of a step may be several batches
+    number: int  # of the first batch to deliver; batch n lies in slot n modulo the number of slots
+    num_slots: int
+    most_workers: int
+    memfd: int
+    tuner: Tuner
+    patience: float  # seconds for one reading of a clip from behind a URL
+    clip_timeout: float  # seconds after which a clip is given up
+    packs_for: str | None = None  # "cpu" or "cuda": what DALI decodes there is trimmed only, for the trainer to decode
+    failed: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the ledger: (epoch, position) -> failed attempts
+
+
+def batches(job: Job, order: Order) -> Iterator[tuple[int, np.ndarray]]:
+    """(epoch, positions (clips,)) of this rank's batches, from the job's first one on, without end."""
+    epoch, step, part = job.epoch, job.step, job.part
+    while True:
+        positions = order.rank_positions(step, job.rank, job.world_size).reshape(-1, job.clips)
+        for chunk in positions[part:]:
+            yield epoch, chunk
+        part = 0
+        epoch, step = (epoch, step + 1) if step + 1 < order.steps_per_epoch else (epoch + 1, 0)
+
+
+class Sidecar:
+    """The process's state: memory, threads and their processes, and the two directions of the connection."""
+
+    def __init__(self, job: Job, connection: Connection) -> None:
+        self.job, self.connection = job, connection
+        self.manifest = Manifest(job.dataset, job.version)
+        self.reader = ShardReader(job.dataset, patience=job.patience)
+        self.ring = Ring(job.recipe, job.clips, job.num_slots, job.memfd)
+        self._reading = mmap.mmap(-1, job.most_workers)  # a byte for each: whether it waits for a disk
+        delivery = ClipDelivery(
+            self.manifest, job.recipe, self.reader, job.decoder, self.ring, job.packs_for, reading=self._reading
+        )
+        prepare_to_fork()
+        self.processes = ForkServer(delivery.serve, unneeded=(connection,))
+        self._send_lock, self._announcing = threading.Lock(), threading.Lock()
+        self._watch = StorageWatch(self.reader, self.manifest, self._send)
+        self.tuner = job.tuner
+        self.pool = DecoderThreads(job.tuner.workers, job.most_workers)
+        self._here = self.pool.here
+        self._complete: set[int] = set()  # batches that wait for an earlier one
+        self._announced = job.number  # the next batch to tell the trainer of
+
+    def run(self) -> None:
+        """Keep every free slot in work until the trainer closes the connection."""
+        consumed = self.connection.recv()  # not job.number: the trainer still holds batches that were ready before
+        order = order_of(self.manifest, self.job.recipe)
+        work = batches(self.job, order)
+        if is_url(self.reader.root):
+            work = ReadPlan(self.reader, self.manifest, self.job.recipe).ahead_of(work)
+        for number, (epoch, positions) in enumerate(work, self.job.number):
+            while number > consumed + self.tuner.prefetch:
+                if self.connection.poll(None if self.tuner.settled else TICK):
+                    message = self.connection.recv()
+                    if isinstance(message, Delivery):
+                        self.pool.submit_urgent(self._repeat, message)
+                    else:
+                        consumed = message
+                self._tune(consumed)
+            self.ring.place(number, consumed)
+            self._submit(number, epoch, positions)
+
+    def _tune(self, consumed: int) -> None:
+        done, waiting = self.pool.done, self.pool.waiting
+        if self.tuner.observe(time.monotonic(), consumed=consumed, decoded=done, waiting=waiting):
+            self.pool.use(self.tuner.workers)
+            self._send(self.tuner.tuning)
+
+    def _submit(self, number: int, epoch: int, positions: np.ndarray) -> None:
+        slot, began = self.ring[number], time.thread_time_ns()
+        attempts = np.array([self.job.failed.get((epoch, int(p)), 0) for p in positions])
+        slot.positions[:] = positions
+        slot.visible[:], slot.decoded[:], slot.loss_weight[:] = sample_masks(self.job.recipe, epoch, positions)
+        # for the whole batch: 34 µs a clip, 0.4 ms one by one
+        samples = sample_clips(self.manifest, self.job.recipe, epoch, positions, attempts)
+        slot.records["submitted"] = time.perf_counter_ns()
+        slot.records["plan"] = (time.thread_time_ns() - began) // len(positions)
+        delivered = itertools.count(1)
+        for i, (position, attempt) in enumerate(zip(positions.tolist(), attempts.tolist(), strict=True)):
+            task = Delivery(number=number, place=i, epoch=epoch, position=position, attempt=attempt, sample=samples.one(i))
+            self.pool.submit(self._decode, task, delivered)
+
+    def _decode(self, task: Delivery, delivered: Iterator[int]) -> None:
+        """A thread's task: a clip, and the news of its batch if it is the last one of that."""
+        with self._reported():
+            self._deliver(task)
+            if next(delivered) == self.job.clips:
+                self._announce(task.number)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Errors of a thread go to the trainer."""
+        try:
+            yield
+        except BrokenPipeError:  # the trainer is gone
+            pass
+        except ServerDiedError:  # the trainer starts another sidecar
+            os._exit(1)
+        except Exception:
+            with suppress(BrokenPipeError):
+                self._send(traceback.format_exc())
+
+    def _deliver(self, task: Delivery) -> None:
+        """Have the thread's process do it. A clip that hangs or crashes it is given up, and the process replaced; one that
+        the storage does not give is waited for, as `StorageWatch` says."""
+        crashes = unreadable = 0
+        while True:
+            process = getattr(self._here, "process", None) or self.processes.fork()
+            self._here.process = None  # until it has done this
+            try:
+                process.send(replace(task, worker=self._here.row))
+                while (message := process.receive(self.job.clip_timeout)) is not None:
+                    if isinstance(message, BytesWanted):
+                        process.send(answer(message, self.manifest, self.reader.read))
+                    elif isinstance(message, Unreadable):
+                        unreadable += 1
+                        process.send(self._watch.gives_up(self.manifest.clip(message.row), message, unreadable))
+                    elif isinstance(message, FailedClip):
+                        self._send(message)
+                        task, crashes, unreadable = task.next_attempt(message.attempt + 1), 0, 0
+                    else:
+                        raise RuntimeError(message)
+                if unreadable:
+                    self._watch.passed()
+                self._here.process = process
+                return
+            except ProcessDiedError as error:
+                crashes += 1
+                if crashes < CRASHES:
+                    continue
+                reason, detail = Failure.CRASH, f"the process that decoded it died with {error}, {crashes} times in a row"
+            except TimeoutError:
+                reason, detail = Failure.TIMEOUT, f"over {self.job.clip_timeout:g} s"
+            clip = self._clip(task)
+            if reason is Failure.TIMEOUT and self._reading[self._here.row]:
+                self._reading[self._here.row] = 0
+                unreadable += 1
+                where = os.path.join(self.reader.root, clip.shard)
+                trouble = Unreadable(clip.row, f"{where}: reading it hangs, for over {self.job.clip_timeout:g} s", True)
+                self._watch.gives_up(clip, trouble, unreadable, hung=True)
+                continue
+            self._send(FailedClip(task.epoch, task.position, task.attempt, clip.row, clip.key, reason, detail))
+            task, crashes, unreadable = task.next_attempt(task.attempt + 1), 0, 0
+
+    def _clip(self, task: Delivery) -> Clip:
+        """That stands there."""
+        sample = sample_position(self.manifest, self.job.recipe, task.epoch, task.position, task.attempt)
+        return self.manifest.clip(int(sample.rows[0]))
+
+    def _repeat(self, task: Delivery) -> None:
+        """The trainer could not decode a trimmed clip, and wants another attempt in its place."""
+        with self._reported():
+            self._deliver(task)
+            self._send(task)
+
+    def _announce(self, number: int) -> None:
+        """Tell the trainer, in order, which batches are complete."""
+        with self._announcing:
+            self._complete.add(number)
+            while self._announced in self._complete:
+                self._complete.remove(self._announced)
+                self._send(self._announced)
+                self._announced += 1
+
+    def _send(self, message: int | str | FailedClip | Delivery | Tuning | StorageTrouble) -> None:
+        with self._send_lock:
+            self.connection.send(message)
+
+
+def prepare_to_fork() -> None:
+    """Load what all processes that decode need, so that they share it."""
+    if not kernel():
+        import torch  # noqa: F401
+    load_swscale()
+    gc.collect()
+    gc.freeze()  # their garbage collectors would touch, and so copy, every page
+
+
+def main() -> None:
+    """Serve the trainer at the other end of the connection whose descriptor is the first argument, until it closes."""
+    stop_signals.ignore()
+    connection = Connection(int(sys.argv[1]))
+    try:
+        Sidecar(connection.recv(), connection).run()
+    except (EOFError, ConnectionResetError, BrokenPipeError):
+        pass  # the trainer closed the connection or died
+    except Exception:
+        connection.send(traceback.format_exc())
+    # not waiting for threads; the processes that decode leave with this one
+    sys.stdout.flush()
+    os._exit(0)

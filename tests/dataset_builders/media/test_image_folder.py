@@ -1,0 +1,122 @@
+"""Folders of images as sources."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from small_videos import make_clips, run_ffmpeg
+from test_clip_maker import ENCODING, numbered_video, numbers, rejected, taken
+
+from dataset_builders.media.image_folder import ImageFolder
+from dataset_builders.media.presets import EncodeOptions
+from dataset_builders.media.rejects import Reason, RejectedError
+
+EXTENSIONS = {"jpg": ["-q:v", "2"], "png": [], "webp": ["-quality", "90"]}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """{jpg,png,webp}/img_1 ... img_120, without leading zeros."""
+    root: Path = tmp_path_factory.mktemp("images")
+    video = numbered_video(root / "x.mp4", "-c:v", "libx264", "-qp", "4", frames=120)
+    for extension, quality in EXTENSIONS.items():
+        (root / extension).mkdir()
+        codec = ["-c:v", "libwebp"] if extension == "webp" else []
+        run_ffmpeg("-i", video, *codec, *quality, root / extension / f"img_%d.{extension}")
+    return root
+
+
+@pytest.fixture
+def folder(images: Path, tmp_path: Path) -> Path:
+    """A copy of the JPEGs to do harm to."""
+    return Path(shutil.copytree(images / "jpg", tmp_path / "folder"))
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+@pytest.mark.parametrize("preset", ENCODING)
+def test_images_in_the_order_of_their_numbers(images: Path, extension: str, preset: str) -> None:
+    (clip,) = taken(make_clips(images / extension, EncodeOptions(preset), kind="frames", rate=12.0))
+    assert numbers(clip) == list(range(120))
+    row = clip.row
+    assert (row["fps"], row["start"], row["end"], row["path"]) == (12.0, None, None, extension.encode())
+    assert (row["matrix"], row["range"], row["width"], row["height"]) == ("bt601", "limited", 160, 32)
+
+
+def test_some_of_the_images(images: Path) -> None:
+    (clip,) = taken(make_clips(images / "jpg", kind="frames", rate=10.0, first_frame=20, num_images=50))
+    assert numbers(clip) == list(range(20, 70))
+    assert (clip.row["start"], clip.row["end"]) == (2.0, 7.0)
+    reject = rejected(make_clips(images / "jpg", kind="frames", rate=10.0, first_frame=100, num_images=30))
+    assert (reject.reason, reject.detail) == (
+        Reason.TRUNCATED,
+        "30 images are wanted from place 100 on, the folder holds 120 in all",
+    )
+    assert rejected(make_clips(images / "jpg", kind="frames", rate=10.0, first_frame=200)).reason is Reason.TRUNCATED
+
+
+def test_many_images_are_cut(images: Path) -> None:
+    clips = taken(make_clips(images / "png", EncodeOptions(max_seconds=2.0), kind="frames", rate=20.0))
+    assert [numbers(clip) for clip in clips] == [list(range(first, first + 40)) for first in (0, 40, 80)]
+    assert [(clip.row["start"], clip.row["end"]) for clip in clips] == [(0, 2), (2, 4), (4, 6)]
+
+
+@pytest.mark.parametrize("harm", ["empty", "half", "text", "noise", "vanished", "directory"])
+@pytest.mark.parametrize("name", ["img_1.jpg", "img_77.jpg", "img_120.jpg"])
+def test_a_broken_image_is_named(folder: Path, harm: str, name: str) -> None:
+    image = folder / name
+    data = image.read_bytes()
+    noise = bytearray(data)
+    noise[len(data) // 2 : len(data) // 2 + 200] = b"\xff\x00\xab\xcd" * 50
+    image.unlink()
+    if harm == "vanished":
+        image.symlink_to("nowhere")
+    elif harm == "directory":
+        image.mkdir()
+    else:
+        image.write_bytes(
+            {"empty": b"", "half": data[: len(data) // 2], "text": b"no image " * 99, "noise": bytes(noise)}[harm]
+        )
+    reject = rejected(make_clips(folder, kind="frames", rate=10.0))
+    assert reject.reason is (Reason.UNREADABLE if harm in ("vanished", "directory") else Reason.DAMAGED)
+    assert name in reject.detail
+
+
+def test_a_change_of_size_is_named(folder: Path) -> None:
+    run_ffmpeg("-f", "lavfi", "-i", "testsrc2=size=96x64", "-frames:v", "1", folder / "img_50.jpg")
+    reject = rejected(make_clips(folder, kind="frames", rate=10.0))
+    assert (reject.reason, reject.detail) == (Reason.UNSUPPORTED, "img_50.jpg is 96x64 pixels, img_1.jpg is 160x32")
+
+
+def test_images_of_another_kind_in_the_clothes_of_a_jpeg(folder: Path, images: Path) -> None:
+    shutil.copy(images / "png" / "img_60.png", folder / "img_60.jpg")
+    reject = rejected(make_clips(folder, kind="frames", rate=10.0))
+    assert reject.reason is Reason.DAMAGED
+    assert "img_60.jpg" in reject.detail
+
+
+def test_folders_that_are_no_source(tmp_path: Path, folder: Path, images: Path) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").touch()
+    assert rejected(make_clips(tmp_path / "none", kind="frames", rate=9.0)).reason is Reason.NOT_VIDEO
+    assert rejected(make_clips(tmp_path / "nowhere", kind="frames", rate=9.0)).reason is Reason.UNREADABLE
+    assert rejected(make_clips(folder, kind="frames")).reason is Reason.UNSUPPORTED  # at which rate?
+    assert rejected(make_clips(folder, kind="frames", rate=0.0)).reason is Reason.UNSUPPORTED
+    shutil.copy(images / "png" / "img_1.png", folder / "other.png")
+    reject = rejected(make_clips(folder, kind="frames", rate=9.0))
+    assert (reject.reason, reject.detail) == (Reason.UNSUPPORTED, "the folder holds images of 2 formats: jpeg, png")
+
+
+def test_names_are_sorted_by_their_numbers_and_may_be_anything(tmp_path: Path, images: Path) -> None:
+    names = [b"-i 1.jpg", b"2.jpg", b"10.jpg", b"a%04d.JPG", b"frame\n3.jpeg", b"frame\xff20.jpg"]
+    for number, name in enumerate(names, start=1):
+        shutil.copy(images / "jpg" / f"img_{number}.jpg", os.path.join(os.fsencode(tmp_path), name))
+    order = [b"2.jpg", b"10.jpg", b"-i 1.jpg"]
+    listed = ImageFolder.list(os.fsencode(tmp_path), 10).names
+    assert [name for name in listed if name in order] == order
+    options = EncodeOptions(min_frames=1)
+    (clip,) = taken(make_clips(tmp_path, options, kind="frames", rate=10.0))
+    assert sorted(numbers(clip)) == list(range(6))
+    assert numbers(clip) == [names.index(name) for name in listed]
+    with pytest.raises(RejectedError):
+        ImageFolder.list(os.fsencode(tmp_path / "nowhere"), 10)

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from dataset_builders.plan import REQUEST_SCHEMA
+from dataset_builders.sources import ucf101
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    (folder / "classInd.txt").write_bytes(b"1 Archery\r\n2 YoYo\r\n")
+    (folder / "trainlist02.txt").write_bytes(
+        b"Archery/v_Archery_g08_c01.avi 1\r\nYoYo/v_YoYo_g08_c01.avi 1\r\nYoYo/v_YoYo_g09_c01.avi 2\r\nJuggling/x.avi 3\r\n\r\n"
+        b"YoYo/v_YoYo_g01_c01.avi 2\r\n"
+    )
+    (folder / "testlist02.txt").write_bytes(b"YoYo/v_YoYo_g01_c01.avi\r\nArchery/v_Archery_g01_c01.avi 1\r\n")
+    return folder
+
+
+def test_a_split(lists: Path, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    for name in ("Archery/v_Archery_g08_c01.avi", "v_YoYo_g01_c01.mp4", "YoYo/v_YoYo_g09_c01/i_0001.jpg", "YoYo/other.avi"):
+        (videos / name).parent.mkdir(parents=True, exist_ok=True)
+        (videos / name).touch()
+    planned = ucf101.plan("ucf", folder=videos, annotations=lists, number=2)
+    assert planned.requests.schema == REQUEST_SCHEMA
+    columns = ("path", "kind", "split", "label", "rate")
+    assert [tuple(row[name] for name in columns) for row in planned.requests.to_pylist()] == [
+        (b"Archery/v_Archery_g08_c01.avi", "video", "train", "Archery", None),
+        (b"YoYo/v_YoYo_g09_c01", "frames", "train", "YoYo", 25.0),
+        (b"v_YoYo_g01_c01.mp4", "video", "test", "YoYo", None),
+    ]
+    assert planned.counts == {"listed": 7, "found": 3, "not_listed": 1, "leak": 1, "malformed": 3}
+    assert planned.dropped["detail"][0].as_py() == (
+        f"{lists}/trainlist02.txt:2: 'YoYo/v_YoYo_g08_c01.avi 1' is not CLASS/NAME.avi NUMBER, "
+        "with class and number as in classInd.txt"
+    )
+    assert planned.files == {"label_map_ucf.json": ["Archery", "YoYo"]}
+
+
+def test_errors(lists: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="split 4 of UCF101 does not exist"):
+        ucf101.plan("ucf", folder=tmp_path, annotations=lists, number=4)
+    with pytest.raises(ValueError, match=r"trainlist01\.txt cannot be read"):
+        ucf101.plan("ucf", folder=tmp_path, annotations=lists)
+    for wrong in ("2 YoYo\n", "", "1 Archery\n3 YoYo\n", "1 Yo Yo\n"):
+        (lists / "classInd.txt").write_text(wrong)
+        with pytest.raises(ValueError, match=r"classInd\.txt: "):
+            ucf101.plan("ucf", folder=tmp_path, annotations=lists, number=2)
+
+
+def test_real_annotations(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "YoYo").mkdir()
+    (tmp_path / "YoYo" / "v_YoYo_g25_c05.avi").touch()
+    planned = ucf101.plan("ucf", folder=tmp_path, annotations=shared / "annotations" / "ucf101")
+    assert planned.counts == {"listed": 9537 + 3783, "found": 1, "no_file": 13_319}
+    assert len(planned.files["label_map_ucf.json"]) == 101
+    assert planned.requests["label"].to_pylist() == ["YoYo"]

@@ -1,0 +1,59 @@
+"""Who decodes, and how the loader says so."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.decoding import decoder_choice
+from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
+from pipeline.storage.manifest import Manifest
+from tests.manifest_rows import row, write_rows
+
+LEFT = "DALI decodes h264, hevc, vp8, vp9 on a GPU, not mpeg4"
+
+
+def manifest(folder: Path, *codecs: str) -> Manifest:
+    write_rows(folder, [row(i, codec=codec) for i, codec in enumerate(codecs)])
+    return Manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("device", "codecs", "name", "reasons"),
+    [
+        ("cpu", ("vp9", "vp9", "vp9"), "libav", {"the batch is wanted on a CPU": 3}),
+        ("cuda", ("h264", "h264", "vp9"), "dali", {}),
+        ("cuda:1", ("h264", "mpeg4", "mpeg4"), "both", {LEFT: 2}),
+        ("cuda", ("mpeg4", "mpeg4", "mpeg4"), "libav", {LEFT: 3}),
+    ],
+)
+def test_auto_goes_by_codec_and_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, codecs: tuple[str, ...], name: str, reasons: dict[str, int]
+) -> None:
+    monkeypatch.setattr(decoder_choice, "what_dali_lacks", lambda: None)
+    assert choose_decoder(manifest(tmp_path, *codecs), device) == DecoderChoice(name, reasons)
+
+
+def test_what_is_asked_for_is_given_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = manifest(tmp_path, "h264", "vp9", "mpeg4")
+    left = "DALI decodes vp8, vp9, mjpeg on a CPU, not "
+    on_cpu = choose_decoder(clips, "cpu", "dali")
+    assert on_cpu == DecoderChoice("both", {f"{left}h264": 1, f"{left}mpeg4": 1})
+    assert str(on_cpu) == f"both: libav takes 1 clips ({left}h264), libav takes 1 clips ({left}mpeg4)"
+    assert choose_decoder(clips, "cuda", "libav").name == "libav"
+    monkeypatch.setattr(decoder_choice, "what_dali_lacks", lambda: "NVDEC is not there")
+    assert choose_decoder(clips, "cuda") == DecoderChoice("libav", {"NVDEC is not there": 3})
+    with pytest.raises(ValueError, match="decoder 'dali' cannot be had: NVDEC is not there; or take decoder 'libav'"):
+        choose_decoder(clips, "cuda", "dali")
+
+
+def test_a_missing_package_or_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert decoder_choice.what_dali_lacks() is None
+    monkeypatch.setattr("ctypes.CDLL", absent)
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in str(decoder_choice.what_dali_lacks())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert decoder_choice.what_dali_lacks() == "nvidia-dali-cuda130 is not installed"

@@ -1,0 +1,125 @@
+"""Crops, resized: the compiled kernel against torch, byte for byte."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import interpolate
+
+from pipeline.decoding import resize
+from pipeline.decoding.resize import CropResizer, TorchResizer, axis, crop_resizer, kernel
+
+FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+needs_kernel = pytest.mark.skipif("avx2" not in FLAGS or not shutil.which("cc"), reason="no AVX2, or no C compiler")
+
+
+@pytest.fixture
+def fresh_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """An empty cache, and a process that has not looked into it yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel.cache_clear()
+    yield tmp_path
+    kernel.cache_clear()
+
+
+def resized(
+    resizer: type[CropResizer] | type[TorchResizer], frames: np.ndarray, places: np.ndarray, boxes: np.ndarray, size: int
+) -> np.ndarray:
+    num_views, num_frames = len(boxes), places.shape[-1]
+    # views with other bytes before and after them, which must stay
+    memory = np.full((num_views + 2, num_frames, size, size, 3), 7, np.uint8)
+    views = memory[1:-1]
+    made = resizer(places, boxes, views) if resizer is CropResizer else TorchResizer(len(frames), places, boxes, views)
+    for number, frame in enumerate(frames):
+        made.frame(number, frame.reshape(len(frame), -1))
+    made.finish()
+    assert (memory[0] == 7).all()
+    assert (memory[-1] == 7).all()
+    return views
+
+
+@pytest.fixture(params=[True, False], ids=["16 at a time, where the processor can", "8 at a time"], scope="module")
+def rows(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to do the rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.param:
+            patch.setattr(resize, "by_16", lambda: False)
+        axis.cache_clear()
+        yield
+    axis.cache_clear()
+
+
+@needs_kernel
+@pytest.mark.usefixtures("rows")
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_the_kernel_is_torch_bit_for_bit(data: st.DataObject) -> None:
+    def number(low: int, high: int) -> int:
+        return data.draw(st.integers(low, high))
+
+    size, height, width = number(1, 80), number(1, 300), number(1, 300)
+    boxes = []
+    for _ in range(number(1, 3)):
+        w = number(1, width) if number(0, 3) else min(width, size)  # sides that stay as they are, too
+        h = number(1, height) if number(0, 3) else min(height, size)
+        boxes.append((number(0, width - w), number(0, height - h), w, h))
+    distinct, shown = number(1, 3), number(3, 5)
+    rng = np.random.default_rng(number(0, 2**32))
+    frames = rng.integers(0, 256, (distinct, height, width, 3), np.uint8)
+    if number(0, 1):  # the views share their frames, some of which stand twice
+        places = np.sort(np.concatenate([np.arange(distinct), rng.integers(0, distinct, shown - distinct)]))
+    else:
+        places = np.sort(rng.integers(0, distinct, (len(boxes), shown)), axis=1)
+        used, places = np.unique(places, return_inverse=True)
+        frames, places = frames[used], places.reshape(len(boxes), shown)
+    ours = resized(CropResizer, frames, places, np.array(boxes), size)
+    np.testing.assert_array_equal(ours, resized(TorchResizer, frames, places, np.array(boxes), size))
+
+
+@needs_kernel
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("side", [112, 224])
+def test_all_shapes_of_multi_scale_crop(side: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (1, 256, 340, 3), np.uint8)
+    sides = (256, 224, 192, 168)
+    boxes = np.array([(340 - w, 256 - h, w, h) for w in sides for h in sides])
+    ours = resized(CropResizer, frames, np.array([0]), boxes, side)
+    for view, (x, y, w, h) in zip(ours, boxes.tolist(), strict=True):
+        crop = torch.from_numpy(frames[:, y : y + h, x : x + w]).permute(0, 3, 1, 2)
+        expected = interpolate(crop, (side, side), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+        np.testing.assert_array_equal(view, expected.numpy())
+
+
+@needs_kernel
+def test_it_is_compiled_once(fresh_kernel: Path) -> None:
+    assert kernel() is not None
+    (library,) = fresh_kernel.glob("tubecell/*")
+    before = library.stat().st_mtime_ns
+    kernel.cache_clear()
+    assert kernel() is not None
+    assert library.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("compiler", ["", "false"])
+def test_without_a_compiler_torch_does_it(fresh_kernel: Path, monkeypatch: pytest.MonkeyPatch, compiler: str) -> None:
+    monkeypatch.setenv("CC", compiler)
+    if not compiler:
+        monkeypatch.setenv("PATH", str(fresh_kernel))
+    views = np.zeros((1, 1, 8, 8, 3), np.uint8)
+    made = crop_resizer(1, np.array([0]), np.array([[0, 0, 16, 16]]), views)
+    assert isinstance(made, TorchResizer)
+    made.frame(0, np.full((16, 48), 9, np.uint8))
+    made.finish()
+    assert (views == 9).all()
+    assert not list(fresh_kernel.glob("tubecell/*")), "nothing half-made is left"
+
+
+def test_weights_are_those_of_a_triangle() -> None:
+    first, weights, precision = resize.taps(4, 8)  # twice as large: 3/4 and 1/4
+    assert first.tolist() == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert (weights / (1 << precision)).tolist()[1:3] == [[0.75, 0.25], [0.25, 0.75]]

@@ -1,0 +1,109 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.storage.manifest import Manifest, parse_sampling
+from tests.manifest_rows import row, write_rows
+
+ROWS = [row(i) for i in range(5)]
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    write_rows(tmp_path, ROWS, [{"path": b"x", "source": "made-up", "reason": "too_short", "detail": "3 frames"}])
+    opened = Manifest(tmp_path)
+    assert len(opened) == 5
+    assert opened.num_frames.tolist() == [50, 51, 52, 53, 54]
+    assert opened.stride.tolist() == [0, 4, 0, 4, 0]
+    assert opened.interval.tolist() == [0.125, 0, 0.125, 0, 0.125]
+    clip = opened.clip(3)
+    assert (clip.key, clip.offset, clip.size, clip.keyframes) == ("clip-3", 1536, 403, (0, 32))
+    assert pq.read_table(tmp_path / "manifest.parquet")["path"][0].as_py() == b"not utf-8 \xff.mp4"
+    assert pq.read_table(tmp_path / "rejects.parquet")["reason"].to_pylist() == ["too_short"]
+
+
+def test_columns_are_mapped_not_copied(tmp_path: Path) -> None:
+    write_rows(tmp_path, ROWS)
+    assert not Manifest(tmp_path).num_frames.flags.owndata
+    cached = list((tmp_path / ".cache").iterdir())
+    assert len(cached) == 1
+    before = cached[0].stat().st_mtime_ns
+    Manifest(tmp_path)
+    assert cached[0].stat().st_mtime_ns == before
+
+
+def test_versions_append(tmp_path: Path) -> None:
+    write_rows(tmp_path, ROWS[:3])
+    first = Manifest(tmp_path)
+    write_rows(tmp_path, ROWS[:3])
+    assert len(Manifest(tmp_path).versions) == 1
+    write_rows(tmp_path, ROWS)
+    latest, old = Manifest(tmp_path), Manifest(tmp_path, version=1)
+    assert (latest.version, len(latest), len(old)) == (2, 5, 3)
+    assert old.fingerprint == first.fingerprint != latest.fingerprint
+    assert np.array_equal(old.num_frames, first.num_frames)
+    with pytest.raises(ValueError, match="versions 1 to 2"):
+        Manifest(tmp_path, version=3)
+    with pytest.raises(ValueError, match="does not begin with the rows of version 1"):
+        write_rows(tmp_path, [row(7), *ROWS])
+
+
+@pytest.mark.parametrize("column", ["content_hash", "num_frames", "fps", "width", "sampling", "rotation", "key"])
+def test_fingerprint_covers_what_a_batch_depends_on(tmp_path: Path, column: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    write_rows(tmp_path / "a", ROWS)
+    changed = {
+        "content_hash": "00" * 16,
+        "num_frames": 99,
+        "fps": 25.0,
+        "width": 16,
+        "sampling": "stride:2",
+        "rotation": 90,
+        "key": "k",
+    }
+    write_rows(tmp_path / "b", [row(0, **{column: changed[column]}), *ROWS[1:]])
+    assert Manifest(tmp_path / "a").fingerprint != Manifest(tmp_path / "b").fingerprint
+
+
+def test_read_only_datasets_are_cached_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    write_rows(data, ROWS)
+    (data / ".cache").write_text("a file where the folder should be, which even root cannot write into")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert len(Manifest(data)) == 5
+    assert len(list((tmp_path / "home" / "tubecell").iterdir())) == 1
+
+
+def test_errors_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"build one with dataset_builders"):
+        Manifest(tmp_path)
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(ValueError, match="interrupted; run the build command again"):
+        Manifest(tmp_path)
+    with pytest.raises(ValueError, match="'clip-1'"):
+        write_rows(tmp_path, [ROWS[1], ROWS[1]])
+    with pytest.raises(ValueError, match="holds a dot"):
+        write_rows(tmp_path, [row(0, key="a.b")])
+    table = pq.read_table(_written(tmp_path)).replace_schema_metadata({b"tubecell": json.dumps({"format": 99})})
+    pq.write_table(table, tmp_path / "manifest.parquet")
+    with pytest.raises(ValueError, match="format 99"):
+        Manifest(tmp_path)
+
+
+def _written(folder: Path) -> Path:
+    write_rows(folder, ROWS)
+    assert sorted(os.listdir(folder)) == ["manifest.parquet", "rejects.parquet", "shards"]  # no temporary file stays
+    return folder / "manifest.parquet"
+
+
+def test_sampling_texts() -> None:
+    assert parse_sampling("stride:2") == (2, 0.0)
+    assert parse_sampling("seconds:0.133333") == (0, 0.133333)
+    for wrong in ("stride:0", "stride:1.5", "seconds:0", "seconds:-1", "every:2", "4", "seconds:nan"):
+        with pytest.raises(ValueError, match="allowed are"):
+            parse_sampling(wrong)

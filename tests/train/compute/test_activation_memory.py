@@ -1,0 +1,148 @@
+"""Predictions of memory against what autograd saves and what the allocator hands out."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.activation_memory import measure, measured_peak, predicted_peak
+from model.config import MODELS
+from model.layers import Block
+from model.videomae import VideoMAE
+from pipeline.sampling.masking import token_counts
+from train.compute.activation_checkpointing import checkpoint_block, recomputed_blocks, within_budget
+from train.compute.memory import (
+    GIB,
+    BlockShape,
+    activation_bytes,
+    block_shapes,
+    largest,
+    parameter_sizes,
+    recomputed_share,
+    step_memory,
+)
+from train.compute.precision import PRECISIONS
+from train.config import ComputeConfig, Policy
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tolerance"),
+    [
+        ("tiny", "fp32", 0.0),
+        ("tiny", "paper", 1e-3),
+        ("vit-s", "fp32", 0.0),
+        pytest.param("vit-s", "bf16", 1e-3, marks=pytest.mark.slow),
+    ],
+)
+def test_activations_are_those_that_autograd_saves(name: str, precision: str, tolerance: float) -> None:
+    """To the byte in float32, but for the loss's own 4; a CPU has smaller statistics of half-precision norms."""
+    config, dtypes = MODELS[name], PRECISIONS[precision]
+    tokens = token_counts(config.grid, 0.9, 0.5)
+    plain = None
+    for text in ("none", "every:3", "full"):
+        recomputed = recomputed_blocks(Policy.parse(text), config, dtypes)
+        found = measure(config, tokens, dtypes, recomputed)
+        plain = plain or found
+        predicted = activation_bytes(config, tokens, dtypes, recomputed)
+        assert predicted - found.kept_bytes == pytest.approx(-4, abs=tolerance * predicted), text
+        again = (found.step_flops - plain.step_flops) / (3 * plain.forward_flops)
+        assert again == pytest.approx(recomputed_share(config, tokens, dtypes, recomputed), rel=1e-9), text
+
+
+@pytest.mark.parametrize(
+    ("precision", "policy", "defer"), [("fp32", "none", False), ("fp32", "full", False), ("bf16", "every:2", False)]
+)
+@pytest.mark.slow
+def test_the_peak_of_a_step_is_what_a_dry_run_says(precision: str, policy: str, defer: bool) -> None:
+    config, views = MODELS["tiny"], 4
+    tokens = token_counts(config.grid, 0.9, 0.5)
+    # the closed form is of flash attention; "auto" on a CPU in bf16 keeps the matrices of pairs, too
+    options = {"precision": precision, "attention": "flash", "activation_checkpointing": policy, "defer_gradients": defer}
+    compute = ComputeConfig(**options)  # type: ignore[arg-type]
+    peak = measured_peak(config, compute, tokens, views)
+    # of one process on a CPU, gradients lie in memory that stays from step to step (kept_gradients), which no step allocates
+    kept = 4 * sum(parameter.numel() for parameter in VideoMAE(config).parameters())
+    assert predicted_peak(config, compute, tokens, views) == pytest.approx(peak + kept, rel=0.03)
+
+
+def test_state_of_vit_g_on_eight_ranks() -> None:
+    """16 bytes a parameter over eight ranks, and its copy in bf16; the decoder's 2,234 rows are shared as 280 each."""
+    config, dtypes = MODELS["vit-g"], PRECISIONS["bf16"]
+    tokens = token_counts(config.grid, 0.9, 0.5)
+    none = [False] * 44
+    memory = step_memory(config, tokens, dtypes, none, views=128, shard=8)
+    parameters = 1_026_306_560
+    assert memory.parameters + memory.moments + memory.gradients == pytest.approx(2 * parameters, rel=1e-3)
+    assert memory.gathered == 2 * parameters
+    assert memory.activations == 128 * activation_bytes(config, tokens, dtypes, none)
+    resharded = step_memory(config, tokens, dtypes, none, views=128, shard=8, reshard=True).gathered
+    sizes = parameter_sizes(config)
+    assert resharded == 2 * (parameters - sum(sizes.blocks) + 3 * max(sizes.blocks))
+    deferred = step_memory(config, tokens, dtypes, none, views=128, shard=8, defer=True)
+    assert deferred.gradients - memory.gradients == 4 * parameters
+
+
+def test_a_budget_takes_the_fewest_flops_that_fit() -> None:
+    config, dtypes, views = MODELS["tiny"], PRECISIONS["fp32"], 10
+    tokens = token_counts(config.grid, 0.9, 0.5)
+    shapes = block_shapes(config, tokens, dtypes)
+    least = activation_bytes(config, tokens, dtypes, [True] * len(shapes))
+    most = activation_bytes(config, tokens, dtypes)
+    assert within_budget(config, dtypes, tokens, views, views * most) == [False] * len(shapes)
+    assert within_budget(config, dtypes, tokens, views, views * least) == [True] * len(shapes)
+    budget = views * (least + most) / 2
+    chosen = within_budget(config, dtypes, tokens, views, budget)
+
+    def kept(choice: list[bool]) -> int:
+        return views * activation_bytes(config, tokens, dtypes, choice)
+
+    def cost(choice: list[bool]) -> float:
+        return recomputed_share(config, tokens, dtypes, choice)
+
+    assert kept(chosen) <= budget
+    for number in range(2 ** len(shapes)):
+        other = [bool(number >> i & 1) for i in range(len(shapes))]
+        assert kept(other) > budget or cost(other) >= cost(chosen) * (1 - 1e-12)
+    with pytest.raises(ValueError, match=r"10 views keep .* GiB even if every block runs again; .*views-per-forward to 9 or"):
+        within_budget(config, dtypes, tokens, views, views * least - 1)
+
+
+@pytest.mark.parametrize("text", ["", "some", "full:2", "every", "every:0", "every:2.5", "budget", "budget:-1", "budget:inf"])
+def test_other_policies_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match='must be "none", "full", "every:K"'):
+        ComputeConfig(activation_checkpointing=text)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.slow
+def test_a_compiled_block_keeps_the_same(again: bool) -> None:
+    """Dynamo takes the whole block, and its partitioner saves what eager mode does, or the input alone."""
+    views, dim, mlp_dim, heads, tokens = 2, 64, 256, 2, 24
+    torch._dynamo.reset()
+    block = Block(dim, heads, mlp_dim)
+    if again:
+        checkpoint_block(block)
+    block.compile(fullgraph=True, dynamic=False, backend="aot_eager_decomp_partition")
+    own = {tensor.untyped_storage()._cdata for tensor in (*block.parameters(), *block.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        block(torch.randn(views, tokens, dim, requires_grad=True)).sum().backward()
+    shape = BlockShape(tokens=tokens, queries=tokens, dim=dim, mlp_dim=mlp_dim, heads=heads, dtype=torch.float32)
+    kept = sum(storage.nbytes() for storage in saved.values())
+    assert kept == views * (shape.input_bytes if again else shape.kept_bytes)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 100, 127, 128, 129])
+def test_the_largest_that_fits(limit: int) -> None:
+    assert largest(lambda number: number <= limit) == limit
+
+
+def test_gib() -> None:
+    assert Policy.parse("budget:1.5") == Policy("budget", 1.5)
+    assert GIB == 1024**3

@@ -1,0 +1,90 @@
+"""Several processes compute what one computes, whatever the mesh; bounds are relative L2 distances."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train import parallel_cases
+from tests.train.parallel_cases import Case, step
+from train.compute.parallel import build_model, shard_size, started
+from train.config import ComputeConfig
+
+BOUNDS = {"fp32": 1e-6, "bf16": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """The whole batch in one pass of one process."""
+    with started("cpu") as ranks:
+        return {precision: step(Case(shard=1, precision=precision), ranks) for precision in BOUNDS}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """{processes: results}"""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, parallel_cases.__file__, folder, "2", "4"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {ranks: torch.load(folder / f"{ranks}.pt", weights_only=True) for ranks in (2, 4)}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_processes_compute_what_one_computes(
+    ranks: int, alone: dict[str, Any], together: dict[int, list[dict[str, Any]]]
+) -> None:
+    results = together[ranks]
+    assert [Case(**result["case"]) for result in results] == parallel_cases.cases(ranks)
+    for result in results:
+        expected, bound = alone[result["case"]["precision"]], BOUNDS[result["case"]["precision"]]
+        assert result["wrong"] == [], "initial values"
+        assert result["loss"] == pytest.approx(expected["loss"], rel=bound), result["case"]
+        assert result["norm"] == pytest.approx(expected["norm"], rel=bound), result["case"]
+        assert set(result["gradients"]) == set(expected["gradients"])
+        pairs = [(result["gradients"][name], gradient) for name, gradient in expected["gradients"].items()]
+        distance = torch.stack([(mine - theirs).norm() for mine, theirs in pairs]).norm() / expected["norm"]
+        assert distance < bound, result["case"]
+
+
+def test_one_process_with_every_option(alone: dict[str, Any]) -> None:
+    """Accumulated, resharded, deferred, everything running again; and a budget."""
+    assert alone["fp32"]["wrong"] == []
+    with started("cpu") as ranks:
+        for case in parallel_cases.cases(1)[1:]:
+            result, expected = step(case, ranks), alone[case.precision]
+            pairs = [(result["gradients"][name], gradient) for name, gradient in expected["gradients"].items()]
+            distance = torch.stack([(mine - theirs).norm() for mine, theirs in pairs]).norm() / expected["norm"]
+            assert distance < BOUNDS[case.precision], case
+
+
+@pytest.mark.parametrize(
+    ("shard", "world", "local", "expected"), [(None, 8, 8, 8), (None, 16, 8, 8), (1, 8, 8, 1), (4, 8, 2, 4), (8, 8, 4, 8)]
+)
+def test_a_copy_is_shared_by_a_node_unless_told(shard: int | None, world: int, local: int, expected: int) -> None:
+    assert shard_size(shard, world, local) == expected
+
+
+def test_ranks_that_cannot_be_divided_are_told_how_they_can() -> None:
+    with pytest.raises(ValueError, match=r"--compute.shard: 3 must divide the 8 ranks; possible: 1, 2, 4, 8"):
+        shard_size(3, 8, 8)
+    with pytest.raises(ValueError, match="the 3 ranks of this node must divide the 7 ranks"):
+        shard_size(None, 7, 3)
+
+
+@pytest.fixture
+def one_rank() -> Iterator[Any]:
+    with started("cpu") as ranks:
+        yield ranks
+
+
+def test_a_budget_needs_the_tokens(one_rank: Any) -> None:
+    compute = ComputeConfig(precision="fp32", activation_checkpointing="budget:1")
+    with pytest.raises(ValueError, match="budget:1 needs to know the tokens of a view"):
+        build_model(parallel_cases.MODEL, compute, 0, one_rank)

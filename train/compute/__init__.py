@@ -1,0 +1,1 @@
+"""The step on its device: parallelism, precision, memory, optimizer. Begin with parallel.py."""

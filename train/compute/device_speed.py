@@ -1,0 +1,74 @@
+"""How fast the training device is: by its data sheet, and measured with the one operation that training consists of."""
+
+import os
+import time
+
+import psutil
+import torch
+
+from train.compute.precision import Precision
+
+# dense bf16 and fp16 TFLOP/s of the data sheets, by a part of the device's name, the longer names first
+PEAK_TFLOPS = {
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H200 NVL": 835.0,
+    "GB200": 2500.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "A100": 312.0,
+    "B200": 2250.0,
+    "L40S": 362.0,
+}
+
+
+def peak_flops(device: torch.device, precision: Precision) -> float | None:
+    """FLOP/s of a GPU's data sheet, None where it is not known or encoder and decoder have different ones: MFU is then not
+    given, rather than guessed. On all these cards TF32 has half the rate of bf16."""
+    plain_fp32 = precision.encoder == torch.float32 and not precision.tf32
+    if device.type != "cuda" or plain_fp32 or precision.encoder != precision.decoder:
+        return None
+    name = torch.cuda.get_device_name(device)
+    tflops = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+    return tflops and tflops * (0.5e12 if precision.tf32 else 1e12)
+
+
+def gemm_flops(device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 8) -> float:
+    """FLOP/s of square matrix products, under the settings of matmul that hold now.
+
+    On a GPU `repeats` products of 8192³ (1.1 TFLOP each) follow each other and their mean counts, so what heat and the power
+    limit leave does. On a CPU it is the fastest of products of 512³: others use its cores, too.
+    """
+    size = size or (8192 if device.type == "cuda" else 512)
+    generator = torch.Generator(device).manual_seed(0)  # not the run's; and not zeros, which take less power
+    factors = torch.randn(2, size, size, device=device, dtype=dtype, generator=generator)
+    product = torch.mm(*factors)  # the first one chooses a kernel
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(repeats):
+            torch.mm(*factors, out=product)
+        end.record()
+        end.synchronize()
+        seconds = begin.elapsed_time(end) / 1e3 / repeats
+    else:
+        seconds = min(_seconds(factors, product) for _ in range(repeats))
+    return 2 * size**3 / seconds
+
+
+def _seconds(factors: torch.Tensor, product: torch.Tensor) -> float:
+    began = time.perf_counter()
+    torch.mm(*factors, out=product)
+    return time.perf_counter() - began
+
+
+def device_name(device: torch.device) -> str:
+    """What the data sheet calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{len(os.sched_getaffinity(0))} CPU cores"
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of the GPU since the start, or the resident memory of this process, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30

@@ -1,0 +1,211 @@
+"""Processes, mesh and sharding: one FSDP2 path from a single CPU process to any number of GPUs.
+
+The order matters: build on meta -> checkpoint activations -> compile -> shard -> fill with NaN -> initialise. The NaN make
+a parameter that nobody initialised visible at once.
+
+`--compute.shard S` says how many ranks share one copy of parameters, gradients and moments. With all of them the mesh has one
+dimension; with fewer it has two, W / S replicas of S shards (S = 1: plain data parallelism). S neighbouring ranks share, those
+of a node by default: weights then travel inside nodes only, and between nodes one S-th of the gradients, once a step.
+"""
+
+import gc
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from model.config import Implementation, ModelConfig
+from model.initialization import initial_value
+from model.layers import activate_flash_attention_3
+from model.videomae import VideoMAE
+from pipeline.sampling.masking import TokenCounts
+from train.compute.activation_checkpointing import checkpoint_blocks, recomputed_blocks
+from train.compute.kept_gradients import keep_gradients
+from train.compute.precision import PRECISIONS
+from train.compute.startup import keep_memory
+from train.config import ComputeConfig, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    def mesh(self, shard: int | None) -> DeviceMesh:
+        """The ranks as ("shard",), or as ("replicate", "shard") where `shard` of them, by default those of a node, are fewer
+        than all. Every rank calls it. Raises ValueError if the ranks cannot be divided so."""
+        size = shard_size(shard, self.world_size, self.local_world_size)
+        if size == self.world_size:
+            return init_device_mesh(self.device.type, (size,), mesh_dim_names=("shard",))
+        shape = (self.world_size // size, size)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: how ranks agree to stop. Goes over gloo, so the device is not waited for."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes)
+        return bool(votes)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Over all ranks, on the device; in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """A picklable value from every rank, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def started(device: str) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, or be alone without it; leave them at the end.
+
+    Raises ValueError if a GPU is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--compute.device cuda: torch sees no CUDA device; use --compute.device auto or cpu")
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    here = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(here)
+    else:
+        keep_memory()
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        meet(backend)
+    else:
+        be_alone(backend)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), here)
+    finally:
+        gc.collect()  # gloo aborts if sharded parameters outlive their group
+        dist.destroy_process_group()
+
+
+def be_alone(backend: str) -> None:
+    """A process group of one rank, which needs no network. Raises ValueError where this torch cannot do without."""
+    try:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    except RuntimeError as error:  # gloo wants the address of an interface, if only the loopback's, also where nobody will call
+        import torch.testing._internal.distributed.fake_pg
+
+        dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=1)
+        given, taken = torch.ones(1), torch.zeros(2)
+        dist.all_gather_into_tensor(taken[:1], given)
+        dist.reduce_scatter_tensor(taken[1:], given)
+        if not taken.all():  # before torch 2.15 it may take without giving
+            dist.destroy_process_group()
+            raise ValueError(f"there is no network interface; bring up the loopback: ip link set lo up ({error})") from error
+
+
+def meet(backend: str) -> None:
+    """Join the process group, in a corner of the store to which no earlier start of these ranks has written.
+
+    torchrun keeps its store over restarts (torch 2.15): a rank that is early finds there the addresses of dead ones, and fails
+    (gloo) or hangs (NCCL).
+    """
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    if rank == 0:
+        store.set("tubecell", uuid.uuid4().hex)
+    corner = store.get("tubecell").decode()
+    dist.init_process_group(backend, store=dist.PrefixStore(corner, store), rank=rank, world_size=world_size)
+    if rank == 0:
+        store.delete_key("tubecell")  # gloo has connected all ranks, so all have read it; those of the next start must not
+
+
+def shard_size(shard: int | None, world_size: int, local_world_size: int) -> int:
+    """Ranks that share one copy of the state. Raises ValueError, with what is possible, if it does not divide the ranks."""
+    size = local_world_size if shard is None else shard
+    if size < 1 or world_size % size:
+        possible = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        given = f"the {size} ranks of this node" if shard is None else f"{size}"
+        raise ValueError(f"--compute.shard: {given} must divide the {world_size} ranks; possible: {possible}")
+    return size
+
+
+def build_model(
+    config: ModelConfig, compute: ComputeConfig, seed: int, ranks: Ranks, tokens: TokenCounts | None = None
+) -> VideoMAE:
+    """The sharded model with its initial weights: bit-equal for any number of ranks and any mesh.
+
+    `tokens` of a view are needed for the activation checkpointing "budget:GIB" only. Sets torch's precision of float32
+    products for the whole process. Raises ValueError for a mesh or a budget that cannot be.
+    """
+    precision = PRECISIONS[compute.precision]
+    torch.set_float32_matmul_precision("high" if precision.tf32 else "highest")
+    mesh = ranks.mesh(compute.shard)
+    policy = Policy.parse(compute.activation_checkpointing)
+    recomputed = recomputed_blocks(policy, config, precision, tokens, compute.views_per_forward)
+    if compute.attention == "flash3":
+        activate_flash_attention_3()
+    on_gpu = ranks.device.type == "cuda"
+    align_mlp = compute.align_mlp if compute.align_mlp is not None else on_gpu
+    with torch.device("meta"):
+        model = VideoMAE(config, Implementation(tokens=compute.tokens, attention=compute.attention, align_mlp=align_mlp))
+    checkpoint_blocks(list(model.blocks()), recomputed)
+    if compute.compile if compute.compile is not None else on_gpu:
+        for block in model.blocks():
+            block.compile(fullgraph=True, dynamic=False)
+    # weights are handed out in the compute type, gradients reduced in float32, master weights stay float32; the latent
+    # leaves the encoder in the decoder's type
+    latent = precision.decoder if precision.decoder != precision.encoder else None
+    encoder = MixedPrecisionPolicy(param_dtype=precision.encoder, reduce_dtype=torch.float32)
+    decoder = MixedPrecisionPolicy(param_dtype=precision.decoder, reduce_dtype=torch.float32)
+    for part, mixed in ((model.encoder, encoder), (model.decoder, decoder)):
+        for block in part.blocks:
+            fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=compute.reshard_after_forward)
+    fully_shard(model.encoder, mesh=mesh, mp_policy=replace(encoder, output_dtype=latent), reshard_after_forward=False)
+    fully_shard(model.decoder, mesh=mesh, mp_policy=decoder, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=decoder, reshard_after_forward=False)
+    model.to_empty(device=ranks.device)
+    initialise(model, seed)
+    if ranks.world_size == 1 and not on_gpu:
+        keep_gradients(model)
+    return model
+
+
+def exchange_gradients(model: VideoMAE, compute: ComputeConfig, *, last: bool) -> None:
+    """Call it before each forward pass of an accumulated step: what its backward pass sends.
+
+    Replicas sum their shards of the gradient after the step's last pass only, which costs nothing. Inside a copy every pass
+    is reduced, too, unless `--compute.defer-gradients` keeps each rank's own sum of it, unsharded, until the last.
+    """
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(last or not compute.defer_gradients)
+    model.set_requires_all_reduce(last)
+
+
+@torch.no_grad()
+def initialise(model: VideoMAE, seed: int) -> None:
+    """Initialise parameter by parameter: every rank computes the full tensor from (seed, official name) and keeps its part.
+
+    (`nn.init` on a sharded parameter draws the same numbers on every rank.)
+    """
+    for parameter in model.parameters():
+        parameter.fill_(float("nan"))
+    model.reset_buffers()
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        value = initial_value(name, tuple(parameter.shape), seed, model.config.patch_values)
+        part = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.copy_(part)

@@ -1,0 +1,1 @@
+"""What a run's report shows. Begin with sections.py."""

@@ -1,0 +1,151 @@
+"""What a run would be, without data, model or GPU."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+import torch
+
+from model.flops import executed_gmac, paper_gmac
+from pipeline.sampling import steps_per_epoch
+from pipeline.sampling.order import order_of
+from pipeline.storage.manifest import Manifest
+from train.compute.activation_checkpointing import recomputed_blocks
+from train.compute.memory import (
+    GIB,
+    HEADROOM,
+    StepMemory,
+    activation_bytes,
+    largest,
+    parameter_sizes,
+    recomputed_share,
+    step_memory,
+)
+from train.compute.parallel import shard_size
+from train.compute.precision import PRECISIONS
+from train.config import Policy, PretrainConfig
+
+NODE = 8  # GPUs of a node, for numbers of ranks that are only thought of
+CARDS = {"40 GB": 40e9, "80 GB": 80e9, "141 GB": 141e9}  # A100, A100 and H100, H200: bytes by the data sheets
+POLICIES = ("none", "every:4", "every:2", "full")
+
+
+def describe(config: PretrainConfig, world_size: int) -> str:
+    """The resolved configuration and the figures that follow from it, as text.
+
+    Raises ValueError for what the run itself would refuse: views that cannot be shared, too few clips.
+    """
+    parameters = parameter_sizes(config.model).whole
+    sampling = config.sampling
+    tokens, views = sampling.tokens, config.views.views_per_step
+    manifest = Manifest(config.data) if config.data else None
+    clips = len(manifest) if manifest else config.expected_clips
+    epoch = order_of(manifest, sampling).steps_per_epoch if manifest else steps_per_epoch(clips, sampling)
+    steps = config.total_steps(epoch)
+    executed = executed_gmac(config.model, tokens.visible, tokens.decoded, tokens.loss)
+    source = f"of {config.data}" if config.data else "expected; --data DATASET counts them"
+    lines = {
+        "clips": f"{clips:,} ({source})",
+        "parameters": f"{parameters:,}",
+        "tokens of a view": f"{tokens.visible} visible + {tokens.decoded} decoded, {tokens.loss} in the loss, "
+        f"of {config.model.num_tokens}",
+        "forward": f"{paper_gmac(config.model, tokens.visible, tokens.decoded):.2f} GMAC a view as the paper counts, "
+        f"{executed:.2f} executed; {6 * executed / 1e3:.3g} TFLOP a view in training",
+        "steps": f"{steps:,} ({epoch:,} an epoch, {steps / epoch:g} epochs; warm-up {config.warmup_steps(steps):,})",
+        "learning rate": f"peak {config.peak_lr:.2e}, end {config.final_lr:.2e} "
+        f"({config.optim.base_lr:g} and {config.optim.base_min_lr:g} for 256 views)",
+        "batch": f"{views:,} views = {sampling.clips_per_step:,} clips x {config.views.views_per_clip}",
+        "whole run": f"{steps * views:,} views, {6e9 * executed * steps * views / 1e21:.3g} ZFLOP",
+    }
+    for ranks in dict.fromkeys((world_size, 8, 64)):
+        try:
+            passes = config.accumulation(ranks)
+            share = views // ranks
+            lines[f"on {ranks} rank{'s' if ranks > 1 else ''}"] = (
+                f"{share:,} views a rank and step in {passes} forward pass{'es' if passes > 1 else ''} of {share // passes}"
+            )
+        except ValueError:
+            if ranks == world_size:
+                raise
+    width = max(map(len, lines))
+    figures = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    plans = ["\n".join(memory_plan(config, world_size))]
+    if world_size < NODE:
+        with contextlib.suppress(ValueError):  # what eight ranks cannot share
+            plans.append("\n".join(memory_plan(config, NODE)))
+    return "\n\n".join([json.dumps(asdict(config), indent=1, default=str), figures, *plans])
+
+
+def predicted_memory(config: PretrainConfig, world_size: int, views: int) -> StepMemory:
+    """Of a forward and backward pass over `views` on one of `world_size` ranks, on nodes of at most eight. Raises ValueError if
+    `--compute.shard` does not divide them, or a budget of activations cannot be kept."""
+    compute, tokens, precision = config.compute, config.sampling.tokens, PRECISIONS[config.compute.precision]
+    policy = Policy.parse(compute.activation_checkpointing)
+    return step_memory(
+        config.model,
+        tokens,
+        precision,
+        recomputed_blocks(policy, config.model, precision, tokens, views),
+        views=views,
+        shard=shard_size(compute.shard, world_size, min(world_size, NODE)),
+        reshard=compute.reshard_after_forward,
+        defer=compute.defer_gradients,
+    )
+
+
+def largest_views(config: PretrainConfig, world_size: int, card: float) -> int:
+    """The most views of a forward pass, whole clips, that fit a card of so many bytes with `HEADROOM` to spare; 0 if none."""
+    clip = config.views.views_per_clip
+
+    def fits(clips: int) -> bool:
+        try:
+            return predicted_memory(config, world_size, clips * clip).total <= (1 - HEADROOM) * card
+        except ValueError:  # more than its budget of activations
+            return False
+
+    shard_size(config.compute.shard, world_size, min(world_size, NODE))
+    return clip * largest(fits)
+
+
+def memory_plan(config: PretrainConfig, world_size: int) -> Iterator[str]:
+    """What a rank holds, and how many views fit with each way of activation checkpointing."""
+    compute, tokens, precision = config.compute, config.sampling.tokens, PRECISIONS[config.compute.precision]
+    views = config.sampling.views_per_step // world_size // config.accumulation(world_size)
+    memory = predicted_memory(config, world_size, views)
+    gathered = [
+        predicted_memory(replace(config, compute=replace(compute, reshard_after_forward=reshard)), world_size, views).gathered
+        for reshard in (False, True)
+    ]
+    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
+    shard = shard_size(compute.shard, world_size, min(world_size, NODE))
+    yield f"memory of one of {ranks}, {shard} to a copy of the state, in GiB ({compute.precision})"
+    yield (
+        f"  master weights {memory.parameters / GIB:.2f}, moments {memory.moments / GIB:.2f}, gradients "
+        f"{memory.gradients / GIB:.2f}, gathered weights {gathered[0] / GIB:.2f} (resharded {gathered[1] / GIB:.2f})"
+    )
+    yield (
+        f"  {views} views a forward pass, {compute.activation_checkpointing}: activations {memory.activations / GIB:.2f}, "
+        f"passing {memory.passing / GIB:.2f}, inputs {memory.inputs / GIB:.2f}; in all {memory.total / GIB:.2f}"
+    )
+    yield f"most views a forward pass, with {HEADROOM:.0%} of the card to spare"
+    cards = planned_cards(config)
+    columns = "".join(f"{card:>10}" for card in cards)
+    yield f"  {'activation checkpointing':<26}{'kept by a view':>16}{'FLOPs again':>13}{columns}"
+    for policy in dict.fromkeys((*POLICIES, compute.activation_checkpointing)):
+        chosen = replace(config, compute=replace(compute, activation_checkpointing=policy))
+        again = recomputed_blocks(Policy.parse(policy), config.model, precision, tokens, views)
+        kept = activation_bytes(config.model, tokens, precision, again) / 2**20
+        share = recomputed_share(config.model, tokens, precision, again)
+        fitting = "".join(f"{largest_views(chosen, world_size, size) or '-':>10}" for size in cards.values())
+        yield f"  {policy:<26}{kept:>12.1f} MiB{share:>13.1%}{fitting}"
+
+
+def planned_cards(config: PretrainConfig) -> dict[str, float]:
+    """{name: bytes} of the cards to plan for."""
+    if config.compute.memory_gib is not None:
+        return {f"{config.compute.memory_gib:g} GiB": config.compute.memory_gib * GIB}
+    if torch.cuda.is_available():
+        size = torch.cuda.get_device_properties(0).total_memory
+        return {f"{size / GIB:.1f} GiB": size}
+    return CARDS

@@ -1,0 +1,1 @@
+"""What is seen of a run while it goes: meters, guard, profiles. Begin with meters.py."""
