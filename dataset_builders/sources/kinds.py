@@ -17,7 +17,6 @@ from dataset_builders.sources import (
     ava,
     folder,
     frames,
-    hmdb51,
     indexed_tars,
     instagram,
     kinetics,
@@ -35,13 +34,13 @@ KINDS: dict[str, Callable[..., SourcePlan]] = {
     "ava": ava.plan,
     "folder": folder.plan,
     "frames": frames.plan,
-    "hmdb51": hmdb51.plan,
+    "hmdb51": ucf101.plan_hmdb51,
     "index": indexed_tars.plan,
     "instagram": instagram.plan,
     "kinetics": kinetics.plan,
     "lists": lists.plan,
     "something": something.plan,
-    "ucf101": ucf101.plan,
+    "ucf101": ucf101.plan_ucf101,
     "webvid": webvid.plan,
 }
 PATHS = (AnyPath, AnyPath | None, Files)  # what parameters that are paths are annotated with

@@ -1,29 +1,30 @@
-"""UCF101: 13,320 videos of 101 classes, in three official splits ("UCF101TrainTestSplits-RecognitionTask").
+"""UCF101 and HMDB51: videos of short actions, in three official splits.
 
-Annotation files: `classInd.txt` with lines `1 ApplyEyeMakeup`; `trainlist01.txt` with lines
-`ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1`; `testlist01.txt`, the same without the number. Lines end with CR LF. Videos
-have 25 frames a second, and are found by name with any extension, or as folders `v_ApplyEyeMakeup_g08_c01/` of frames.
+UCF101, 13,320 videos of 101 classes ("UCF101TrainTestSplits-RecognitionTask"): `classInd.txt` with lines `1 ApplyEyeMakeup`;
+`trainlist01.txt` with lines `ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1`; `testlist01.txt`, the same without the number.
+Lines end with CR LF. 25 frames a second.
+
+HMDB51, 6,766 videos of 51 classes ("testTrainMulti_7030_splits"): `CLASS_test_split1.txt` for each class, with lines
+`NAME.avi 1 ` (and a space at the end): 1 is training, 2 test, 0 is in neither. Classes are in alphabetical order. 30 frames a
+second; the official fine-tuning samples every second frame, where it takes every fourth of UCF101.
+
+Videos are found by name with any extension, or as folders `NAME/` of frames.
 """
 
 import os
+import re
+from collections.abc import Iterable
 
 from dataset_builders.plan import Drop, SourcePlan
 from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, is_text, read_lines, settle, shown
 from dataset_builders.sources.frames import check_rate
 from dataset_builders.sources.listing import existing_folder, list_videos, plan_entries
 
-RATE = 25.0
-SAMPLING = "stride:4"
+HMDB51_SPLITS = {"0": "unused", "1": "train", "2": "test"}
 
 
-def plan(
-    name: str,
-    *,
-    folder: AnyPath,
-    annotations: AnyPath,
-    number: int = 1,
-    rate: float = RATE,
-    sampling: str = SAMPLING,
+def plan_ucf101(
+    name: str, *, folder: AnyPath, annotations: AnyPath, number: int = 1, rate: float = 25.0, sampling: str = "stride:4"
 ) -> SourcePlan:
     """Official split `number` (1, 2 or 3) of the videos in `folder`: its training list as "train", its test list as "test".
 
@@ -31,13 +32,10 @@ def plan(
     label_map_NAME.json, in the order of classInd.txt. Raises ValueError if a file or folder is missing, or classInd.txt is
     not numbered from 1.
     """
-    check_rate(name, rate)
-    if number not in (1, 2, 3):
-        raise ValueError(f"source {name}: split {number} of UCF101 does not exist; allowed are 1, 2 and 3")
-    root, lists = existing_folder(folder), existing_folder(annotations)
+    _check(name, "UCF101", number, rate)
+    lists = existing_folder(annotations)
     classes = _read_classes(os.path.join(lists, b"classInd.txt"))
-    entries: list[Entry] = []
-    malformed: list[DroppedEntry] = []
+    entries: list[Entry | DroppedEntry] = []
     for split, kind in (("train", b"trainlist"), ("test", b"testlist")):
         file = os.path.join(lists, b"%s%02d.txt" % (kind, number))
         for line, text in enumerate(read_lines(file), start=1):
@@ -50,14 +48,55 @@ def plan(
             elif path:
                 wanted = "CLASS/NAME.avi" + (" NUMBER, with class and number as in classInd.txt" if split == "train" else "")
                 detail = f"{shown(file)}:{line}: {text!r} is not {wanted}"
-                malformed.append(DroppedEntry(None, split, Drop.MALFORMED, detail))
-    entries, dropped = settle(entries)
+                entries.append(DroppedEntry(None, split, Drop.MALFORMED, detail))
+    return _plan(name, folder, entries, classes, rate, sampling)
+
+
+def plan_hmdb51(
+    name: str, *, folder: AnyPath, annotations: AnyPath, number: int = 1, rate: float = 30.0, sampling: str = "stride:2"
+) -> SourcePlan:
+    """Official split `number` (1, 2 or 3) of the videos in `folder`; those that it does not use are counted and left out.
+
+    As `plan_ucf101`. Raises ValueError if a folder is missing, or has no list of that split.
+    """
+    _check(name, "HMDB51", number, rate)
+    lists = existing_folder(annotations)
+    ending = f"_test_split{number}.txt"
+    files = [file for file in map(os.fsdecode, os.listdir(lists)) if file.endswith(ending) and is_text(file)]
+    classes = sorted(file.removesuffix(ending) for file in files)  # not of the files: climb comes before climb_stairs
+    if not classes:
+        raise ValueError(f"source {name}: there is no file CLASS{ending} in {shown(annotations)}")
+    entries: list[Entry | DroppedEntry] = []
+    for label in classes:
+        path = os.path.join(lists, os.fsencode(label + ending))
+        for line, text in enumerate(read_lines(path), start=1):
+            found = re.fullmatch(r"(.+)\.[A-Za-z0-9]{1,4} +([012])", text.strip())
+            if found and is_text(found[1]) and "/" not in found[1]:
+                entries.append(Entry(found[1], HMDB51_SPLITS[found[2]], label, shown(path), line))
+            elif text.strip():
+                detail = f"{shown(path)}:{line}: {text!r} is not 'NAME.avi 0', 1 (training) or 2 (test)"
+                entries.append(DroppedEntry(None, "train", Drop.MALFORMED, detail))
+    return _plan(name, folder, entries, classes, rate, sampling)
+
+
+def _check(name: str, dataset: str, number: int, rate: float) -> None:
+    check_rate(name, rate)
+    if number not in (1, 2, 3):
+        raise ValueError(f"source {name}: split {number} of {dataset} does not exist; allowed are 1, 2 and 3")
+
+
+def _plan(
+    name: str, folder: AnyPath, lines: Iterable[Entry | DroppedEntry], classes: list[str], rate: float, sampling: str
+) -> SourcePlan:
+    """`lines` of the lists, those that are malformed as dropped ones."""
+    root, lines = existing_folder(folder), list(lines)
+    entries, dropped = settle([line for line in lines if isinstance(line, Entry)])
     names = {os.fsencode(entry.id) for entry in entries}
     return plan_entries(
         name,
         list_videos(root, lambda parent, directory: directory in names),
         entries,
-        [*malformed, *dropped],
+        [*(line for line in lines if isinstance(line, DroppedEntry)), *dropped],
         splits=("train", "test"),
         columns={"sampling": sampling},
         frames_columns={"rate": float(rate)},
