@@ -102,7 +102,7 @@ class Implementation:
     """What makes patches and targets of uint8 views; see `model.patches.token_function`."""
     attention: AttentionKernel = "flash"
     """Whose kernels attention takes on CUDA in bf16 and fp16; see `model.layers.sdpa_backends`. "auto" is "flash", but on a
-    CPU in bf16 up to 256 tokens plain products; see `model.layers.plain_attention`."""
+    CPU in bf16 up to 256 tokens plain products; see `train/compute/on_cpu.py`."""
     align_mlp: bool = False
     """Compute MLPs at the next multiple of 64 of their hidden width: 2240 for the 2234 of ViT-g's decoder."""
 

@@ -3,7 +3,9 @@
 B views, N tokens, D width, H heads.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ LAYER_NORM_EPS = 1e-6  # everywhere, as the official code
 
 ALIGNED = 64  # columns; tensor cores read whole 16 bytes, which are 8 values of bf16
 DEFAULT = Implementation()
-SHORT = 256  # tokens, up to which plain products are quicker on a CPU in bf16; at 944 they are not
 # A fixed order makes the choice, and so the bits of a run, the same from one start to the next. Flash takes every head size
 # here (32, 64, 80, 88); fp32 on CUDA takes the second, fp64 there the third.
 SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -33,15 +34,10 @@ def sdpa_backends(kernel: AttentionKernel) -> list[SDPBackend]:
     return [SDPBackend.CUDNN_ATTENTION, *SDPA_BACKENDS] if kernel == "cudnn" else SDPA_BACKENDS
 
 
-def plain_attention(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> Tensor:
-    """Attention as three operations, whose matrix of all pairs is kept.
-
-    The backward pass of torch's flash kernel for CPUs is slow in bf16: 8 views of ViT-B's encoder (160 tokens), one core with
-    AMX, take 9 + 107 ms of CPU time, this 12 + 16. Scores are rounded to bf16: gradients are within 0.9 % of float64's, where
-    the kernel's are within 0.4 % (relative L2, random inputs).
-    """
-    scores = torch.matmul(q_BHNd * q_BHNd.shape[-1] ** -0.5, k_BHNd.transpose(-1, -2))
-    return torch.matmul(scores.softmax(-1), v_BHNd)
+def product(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, kernel: AttentionKernel = "auto") -> Tensor:
+    """Softmax of the scores, times the values: (B, H, n, d), (B, H, N, d) twice -> (B, H, n, d)."""
+    with sdpa_kernel(sdpa_backends(kernel), set_priority=True):
+        return scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd)
 
 
 def activate_flash_attention_3() -> None:
@@ -72,6 +68,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.kernel = how.attention
+        self.product: Callable[[Tensor, Tensor, Tensor], Tensor] = partial(product, kernel=how.attention)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
@@ -88,11 +85,7 @@ class Attention(nn.Module):
         q_BHNd, k_BHNd, v_BHNd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if queries is not None:
             q_BHNd = q_BHNd[:, :, queries]
-        if self.kernel == "auto" and N <= SHORT and x_BND.device.type == "cpu" and x_BND.dtype == torch.bfloat16:
-            x_BHNd = plain_attention(q_BHNd, k_BHNd, v_BHNd)
-        else:
-            with sdpa_kernel(sdpa_backends(self.kernel), set_priority=True):
-                x_BHNd = scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd)
+        x_BHNd = self.product(q_BHNd, k_BHNd, v_BHNd)
         return self.proj(x_BHNd.transpose(1, 2).reshape(B, -1, D))
 
 

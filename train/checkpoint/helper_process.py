@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline import stop_signals
 from pipeline.workers.fork_server import die_with_parent
-from train.compute.startup import keep_memory
+from train.compute.on_cpu import keep_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 # Trainer and loader come first. A step that computes on the cores, and waits for each of them, took 6.9 s instead of 1.1 while

@@ -28,9 +28,8 @@ from model.layers import activate_flash_attention_3
 from model.videomae import VideoMAE
 from pipeline.sampling.masking import TokenCounts
 from train.compute.activation_checkpointing import checkpoint_blocks, recomputed_blocks
-from train.compute.kept_gradients import keep_gradients
+from train.compute.on_cpu import attend_plainly, keep_gradients, keep_memory
 from train.compute.precision import PRECISIONS
-from train.compute.startup import keep_memory
 from train.config import ComputeConfig, Policy
 
 
@@ -162,6 +161,8 @@ def build_model(
     align_mlp = compute.align_mlp if compute.align_mlp is not None else on_gpu
     with torch.device("meta"):
         model = VideoMAE(config, Implementation(tokens=compute.tokens, attention=compute.attention, align_mlp=align_mlp))
+    if not on_gpu:
+        attend_plainly(model)
     checkpoint_blocks(list(model.blocks()), recomputed)
     if compute.compile if compute.compile is not None else on_gpu:
         for block in model.blocks():

@@ -1,9 +1,7 @@
 """The time from the start of the process to the first new step, by its parts, and what keeps it short."""
 
-import ctypes
 import os
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -11,7 +9,6 @@ import psutil
 from pipeline.storage.file_lock import can_lock
 
 LOCK = ".lock"  # in a run's folder: one run writes to it
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # <malloc.h>
 
 
 class Startup:
@@ -45,12 +42,3 @@ def keep_compiled(run: Path) -> None:
     if not can_lock(run / LOCK):  # torch locks what it compiles, and fails where it cannot
         return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str((run / "compiled").absolute()))
-
-
-def keep_memory() -> None:
-    """Have the C library keep what a step on a CPU gives back: the next one asks for the same, and pages that come fresh from
-    the system cost time. ViT-B in bf16, 8 views, two cores with AMX: 1.90 s a step instead of 2.23."""
-    with suppress(OSError, AttributeError):  # not glibc
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(M_MMAP_MAX, 0)  # large blocks, too, from the heap
-        mallopt(M_TRIM_THRESHOLD, -1)  # which never shrinks

@@ -59,7 +59,7 @@ def test_the_peak_of_a_step_is_what_a_dry_run_says(precision: str, policy: str, 
     options = {"precision": precision, "attention": "flash", "activation_checkpointing": policy, "defer_gradients": defer}
     compute = ComputeConfig(**options)  # type: ignore[arg-type]
     peak = measured_peak(config, compute, tokens, views)
-    # of one process on a CPU, gradients lie in memory that stays from step to step (kept_gradients), which no step allocates
+    # of one process on a CPU, gradients lie in memory that stays from step to step (on_cpu.py), which no step allocates
     kept = 4 * sum(parameter.numel() for parameter in VideoMAE(config).parameters())
     assert predicted_peak(config, compute, tokens, views) == pytest.approx(peak + kept, rel=0.03)
 

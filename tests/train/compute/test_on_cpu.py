@@ -1,14 +1,17 @@
-"""Gradients in memory that stays are the same gradients."""
+"""What makes a step quick on a CPU changes nothing else: gradients in memory that stays, attention in plain products."""
 
 import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model.config import Implementation
+from model.layers import Attention
 from model.videomae import VideoMAE
 from tests.train.parallel_cases import MODEL, TOKENS
 from train.compute import parallel
-from train.compute.kept_gradients import KeptGradients
+from train.compute.on_cpu import KeptGradients, attend_plainly
 from train.compute.parallel import build_model, started
 from train.config import ComputeConfig
 
@@ -73,3 +76,27 @@ def test_the_memory_stays_and_nothing_is_copied_twice() -> None:
         assert held == sum(parameter.numel() for parameter in model.parameters())
         del model, groups, states, reducers
     assert addresses[0] == addresses[1] == addresses[2]
+
+
+def test_plain_products_are_taken_for_few_tokens_in_bf16() -> None:
+    """Their output and gradients are those of SDPA in float64, to bf16's rounding."""
+    layer = Attention(24, 3, Implementation(attention="auto"))
+    attend_plainly(layer)
+    kernels = set()
+
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            kernels.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    results = {}
+    for dtype, tokens in ((torch.float64, 9), (torch.bfloat16, 9), (torch.bfloat16, 257)):
+        layer.to(dtype)
+        x = torch.randn(2, tokens, 24, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16).to(dtype).requires_grad_()
+        kernels.clear()
+        with Kernels():
+            y = layer(x, slice(2, 6))
+        assert ("_softmax" in kernels) == (dtype == torch.bfloat16 and tokens == 9)
+        results[dtype, tokens] = y, torch.autograd.grad(y.square().sum(), x)[0]
+    for got, want in zip(results[torch.bfloat16, 9], results[torch.float64, 9], strict=True):
+        assert (got.double() - want).norm() < 0.03 * want.norm()
