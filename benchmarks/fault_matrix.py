@@ -42,7 +42,7 @@ from benchmarks.parts.trainer_faults import Fault
 STEPS = 60
 RECIPE = [
     "tiny",
-    *("--views.views-per-step", "16", "--views.workers", "1", "--steps", str(STEPS), "--log-every", "1", "--save-every", "5"),
+    *("--views.views-per-step", "16", "--compute.workers", "1", "--steps", str(STEPS), "--log-every", "1", "--save-every", "5"),
     *("--model.input-size", "32", "--model.num-frames", "8"),
     *("--model.encoder-dim", "32", "--model.encoder-depth", "2", "--model.encoder-heads", "2"),
     *("--model.decoder-dim", "16", "--model.decoder-depth", "1", "--model.decoder-heads", "2"),

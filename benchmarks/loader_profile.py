@@ -7,7 +7,7 @@
     python benchmarks/loader_profile.py --data DATASET --replay KEY [--frames 3:64:4]    one clip again, stage by stage
     python benchmarks/loader_profile.py --compare A.json B.json                          two runs side by side
 
-Besides the flags below it takes those of train/pretrain.py (--views.workers 8, --model.input-size 112 ...). Ends with 1 if
+Besides the flags below it takes those of train/pretrain.py (--compute.workers 8, --model.input-size 112 ...). Ends with 1 if
 the target is missed.
 """
 

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 Kind = TypeVar("Kind")
 RENAMED = {  # old name -> new: of flags and config.json ("group.field"), of recipes in states and of TOML files ("field")
-    "views.threads": "views.workers",
+    "views.threads": "compute.workers",
+    "views.workers": "compute.workers",
+    "views.prefetch": "compute.prefetch",
     "label_from_folder": "labels_from_folder",
 }
 

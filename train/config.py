@@ -6,13 +6,12 @@ another run.
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
-from pipeline.sampling import SamplingRecipe
-from pipeline.sampling.masking import ARITHMETIC
+from pipeline.sampling import SamplingRecipe, Views
 from pipeline.settings import flag, flatten, renamed, setting
 from pipeline.storage.remote import as_given, is_url
 
@@ -44,38 +43,6 @@ class Policy:
         raise ValueError(
             f'{CHECKPOINTING} {text}: must be "none", "full", "every:K" (a whole K from 1) or "budget:GIB" (over 0)'
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """What a step takes from the dataset."""
-
-    views_per_step: int = 8192
-    """Batch size in views over all ranks and all gradient accumulation, the paper's batch size."""
-    views_per_clip: int = 4
-    """R, repeated augmentation: views cropped and masked from one decoded clip."""
-    mask_ratio: float = 0.9
-    """Share of the tubes hidden from the encoder."""
-    decoder_mask_ratio: float = 0.5
-    """Share of the tokens the decoder leaves out: 0.25, 0.5, 0.75, or 0 for encoder-only masking (VideoMAE V1)."""
-    shuffle: Literal["global", "window"] = "global"
-    """Order of an epoch: one permutation of all clips, or, for object storage, shuffled windows of runs of clips (lanes)."""
-    lanes: int | None = None
-    """Lanes of shuffle "window", a multiple of the ranks; by default 768, or fewer for less than 12,288 clips."""
-    window: int = 64
-    """Clips of a window of shuffle "window", which a rank reads in one go from each of its lanes."""
-    mixture: tuple[tuple[str, float], ...] = ()
-    """SOURCE WEIGHT ...: how many times an epoch takes each clip of a source; 1 for sources that are not named."""
-    sampling: str = "manifest"
-    """Distance of a view's frames: "manifest", as each source was built, or "stride:4", "seconds:0.25", "fps:4" for all."""
-    fresh_windows: bool = False
-    """Draw frames anew for each of a clip's views (mae_st); the paper's views share theirs."""
-    arithmetic: Literal[1, 2] = setting(ARITHMETIC, was=1)
-    """Version of what turns seed and position into draws; see `SamplingRecipe`. A run goes on with the one it began with."""
-    workers: int | None = setting(None, may_change=True)
-    """Processes of a rank that decode; by default found in the first seconds, between one and four for each of its cores."""
-    prefetch: int | None = setting(None, may_change=True)
-    """Batches decoded ahead; by default what the trainer takes in 5 s, in a quarter of the memory, shared by a node's ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +125,10 @@ class ComputeConfig:
     decoder: Literal["auto", "libav", "dali"] = "auto"
     """Of the clips: libav on the CPU's cores, or DALI, NVDEC on a GPU; the pixels differ by half a level in the mean. "auto"
     takes DALI on a GPU, where it is installed, for the clips that it can decode, and libav for the others."""
+    workers: int | None = None
+    """Processes of a rank that decode; by default found in the first seconds, between one and four for each of its cores."""
+    prefetch: int | None = None
+    """Batches decoded ahead; by default what the trainer takes in 5 s, in a quarter of the memory, shared by a node's ranks."""
 
     def __post_init__(self) -> None:
         Policy.parse(self.activation_checkpointing)
@@ -207,7 +178,7 @@ class PretrainConfig:
     """Clips to reckon with in a dry run without --data (UnlabeledHybrid: the paper's Table 8)."""
 
     model: ModelConfig = field(default_factory=lambda: MODELS["vit-b"])
-    views: DataConfig = field(default_factory=DataConfig)
+    views: Views = field(default_factory=Views)
     optim: OptimConfig = setting(default_factory=OptimConfig, may_change=True)
     compute: ComputeConfig = setting(default_factory=ComputeConfig, may_change=True)
 
@@ -234,24 +205,9 @@ class PretrainConfig:
     @property
     def sampling(self) -> SamplingRecipe:
         """What decides the batches. Raises ValueError if the views cannot be masked so."""
-        return SamplingRecipe(
-            seed=self.seed,
-            views_per_step=self.views.views_per_step,
-            views_per_clip=self.views.views_per_clip,
-            num_frames=self.model.num_frames,
-            input_size=self.model.input_size,
-            tubelet_size=self.model.tubelet_size,
-            patch_size=self.model.patch_size,
-            mask_ratio=self.views.mask_ratio,
-            decoder_mask_ratio=self.views.decoder_mask_ratio,
-            shuffle=self.views.shuffle,
-            lanes=self.views.lanes,
-            window=self.views.window,
-            mixture=self.views.mixture,
-            sampling=self.views.sampling,
-            fresh_windows=self.views.fresh_windows,
-            arithmetic=self.views.arithmetic,
-        )
+        sizes = {name: getattr(self.model, name) for name in ("num_frames", "input_size", "tubelet_size", "patch_size")}
+        views = {each.name: getattr(self.views, each.name) for each in fields(self.views)}
+        return SamplingRecipe(seed=self.seed, **sizes, **views)
 
     @property
     def peak_lr(self) -> float:

@@ -11,8 +11,9 @@ from dataclasses import replace
 import tyro
 
 from model.config import MODELS
+from pipeline.sampling import Views
 from pipeline.settings import RENAMED, flag_name, translated
-from train.config import ComputeConfig, DataConfig, OptimConfig, PretrainConfig
+from train.config import ComputeConfig, OptimConfig, PretrainConfig
 
 SSV2_TRAIN_CLIPS = 168_913  # the official training list
 
@@ -23,7 +24,7 @@ def tiny() -> PretrainConfig:
         model=MODELS["tiny"],
         steps=1500,
         epochs=None,
-        views=DataConfig(views_per_step=16, views_per_clip=2),
+        views=Views(views_per_step=16, views_per_clip=2),
         optim=OptimConfig(base_lr=2.4e-2, base_min_lr=2.4e-4, clip_grad=1.0),
         compute=ComputeConfig(precision="fp32"),
         log_every=25,
@@ -43,7 +44,7 @@ def vit_b_hybrid() -> PretrainConfig:
     return PretrainConfig(
         model=MODELS["vit-b"],
         epochs=200,
-        views=DataConfig(views_per_step=4096),
+        views=Views(views_per_step=4096),
         optim=OptimConfig(base_lr=2.5e-4),
     )
 
@@ -54,7 +55,7 @@ def vit_l_hybrid() -> PretrainConfig:
     return PretrainConfig(
         model=MODELS["vit-l"],
         epochs=300,
-        views=DataConfig(views_per_step=6144),
+        views=Views(views_per_step=6144),
         optim=OptimConfig(base_lr=2.5e-4),
     )
 
@@ -66,7 +67,7 @@ def vit_h_hybrid() -> PretrainConfig:
     return PretrainConfig(
         model=MODELS["vit-h"],
         epochs=300,
-        views=DataConfig(views_per_step=8192),
+        views=Views(views_per_step=8192),
         optim=OptimConfig(base_lr=2.5e-4),
         compute=ComputeConfig(activation_checkpointing="full"),
     )
@@ -79,7 +80,7 @@ def vit_g_hybrid() -> PretrainConfig:
     return PretrainConfig(
         model=MODELS["vit-g"],
         epochs=300,
-        views=DataConfig(views_per_step=8192),
+        views=Views(views_per_step=8192),
         optim=OptimConfig(base_lr=1.5e-4, clip_grad=0.02),
         compute=ComputeConfig(activation_checkpointing="full"),
     )
@@ -92,7 +93,7 @@ def vit_b_ssv2() -> PretrainConfig:
     return PretrainConfig(
         model=MODELS["vit-b"],
         epochs=200,
-        views=DataConfig(views_per_step=1024),
+        views=Views(views_per_step=1024),
         optim=OptimConfig(base_lr=1.5e-4, warmup_share=0.05),
         expected_clips=SSV2_TRAIN_CLIPS,
     )

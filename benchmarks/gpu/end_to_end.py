@@ -22,9 +22,10 @@ from benchmarks.parts.stopwatch import Part, Stopwatch
 from model.config import MODELS
 from pipeline.decoding.decoder_choice import choose_decoder
 from pipeline.machine import usable_cores
+from pipeline.sampling import Views
 from pipeline.storage.manifest import Manifest
 from train.compute.parallel import started
-from train.config import ComputeConfig, DataConfig, PretrainConfig
+from train.config import ComputeConfig, PretrainConfig
 
 VIEWS = {"vit-g": 128, "vit-b": 256}  # of a step, in one forward pass: 64 clips of ViT-B at R = 4
 BAR = 0.97  # of the rate on cached batches
@@ -143,11 +144,17 @@ def record(bench: Bench, name: str, work: Any, file: Path) -> None:
 
 
 def configuration(bench: Bench, name: str) -> PretrainConfig:
-    """A step of one forward pass; `tiny` in a dry walk. Threads and prefetch are given: to find them takes a loader 20 s."""
+    """A step of one forward pass; `tiny` in a dry walk. Workers and prefetch are given: to find them takes a loader 20 s."""
     views = bench.size(VIEWS[name], 4)
-    compute = ComputeConfig(views_per_forward=views, precision=bench.size("bf16", "fp32"), device=bench.device.type)  # type: ignore[arg-type]
-    data = DataConfig(views_per_step=views, views_per_clip=bench.size(4, 2), workers=usable_cores(), prefetch=3)
-    return PretrainConfig(model=MODELS[bench.size(name, "tiny")], views=data, compute=compute)
+    compute = ComputeConfig(
+        views_per_forward=views,
+        precision=bench.size("bf16", "fp32"),
+        device=bench.device.type,  # type: ignore[arg-type]
+        workers=usable_cores(),
+        prefetch=3,
+    )
+    per_clip = Views(views_per_step=views, views_per_clip=bench.size(4, 2))
+    return PretrainConfig(model=MODELS[bench.size(name, "tiny")], views=per_clip, compute=compute)
 
 
 def dataset_of(bench: Bench) -> Path:

@@ -28,7 +28,7 @@ WAITED = 1e-3  # seconds for a batch; less is what a ready one costs
 
 
 def decoding_processes(config: PretrainConfig) -> int:
-    return config.views.workers or usable_cores()
+    return config.compute.workers or usable_cores()
 
 
 class LoaderWork:
@@ -50,8 +50,8 @@ class LoaderWork:
             recipe,
             device=stopwatch.device,
             clips_per_batch=clips_per_batch,
-            workers=config.views.workers,
-            prefetch=config.views.prefetch or PREFETCH,
+            workers=config.compute.workers,
+            prefetch=config.compute.prefetch or PREFETCH,
             decoder=decoder,
         )
         batch = next(self.loader)

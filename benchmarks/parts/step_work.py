@@ -13,10 +13,11 @@ from benchmarks.parts.stopwatch import Part, Stopwatch
 from model.config import ModelConfig
 from model.flops import executed_gmac
 from pipeline.loader import Batch
+from pipeline.sampling import Views
 from pipeline.sampling.masking import TokenCounts, mask_indices, token_counts
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
-from train.config import ComputeConfig, DataConfig, OptimConfig, PretrainConfig
+from train.config import ComputeConfig, OptimConfig, PretrainConfig
 
 MASK_RATIO, DECODER_MASK_RATIO = 0.9, 0.5  # the paper's; a decoder mask ratio of 0 is encoder-only masking
 CLIP_GRAD = 0.02  # ViT-g's
@@ -79,7 +80,7 @@ def step_work(config: ModelConfig, views: int, compute: ComputeConfig, ranks: Ra
     ratio = DECODER_MASK_RATIO if dual else 0.0
     recipe = PretrainConfig(
         model=config,
-        views=DataConfig(views_per_step=views, views_per_clip=1, mask_ratio=MASK_RATIO, decoder_mask_ratio=ratio),
+        views=Views(views_per_step=views, views_per_clip=1, mask_ratio=MASK_RATIO, decoder_mask_ratio=ratio),
         optim=OptimConfig(clip_grad=CLIP_GRAD),
         compute=replace(compute, views_per_forward=views),
     )

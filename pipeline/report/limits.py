@@ -170,7 +170,7 @@ def rare_batches(evidence: Evidence) -> Finding | None:
         "tail",
         f"Rare slow batches: one in twenty makes {evidence.worst_share:.0%} of the waiting, the longest took "
         f"{evidence.longest_wait:.2f} s; mostly the loader is fast enough",
-        f"--views.prefetch {deep} instead of {evidence.prefetch}, which lasts through the longest wait seen",
+        f"--compute.prefetch {deep} instead of {evidence.prefetch}, which lasts through the longest wait seen",
         "memory for each batch",
         gain=1 / (1 - evidence.wait_share * evidence.worst_share),
     )
@@ -187,7 +187,7 @@ def storage(evidence: Evidence) -> Finding | None:
     possible = ceilings(evidence).get("storage", float("inf"))  # what it gives to many at once
     if wanted > evidence.workers and possible > 1.1 * ceilings(evidence)["workers"]:
         more = wanted / evidence.workers
-        change = f"--views.workers {wanted} instead of {evidence.workers}: more requests at the same time"
+        change = f"--compute.workers {wanted} instead of {evidence.workers}: more requests at the same time"
         return Finding("storage", limits, change, "no cores, they wait", {"workers": more})
     without = evidence.clip_ms / (evidence.clip_ms - waiting)
     return Finding(
@@ -237,7 +237,7 @@ def planning(evidence: Evidence) -> Finding | None:
     return Finding(
         "planning",
         f"Handing out work: the workers are busy only {evidence.busy:.0%} of the time",
-        f"--views.prefetch {2 * evidence.prefetch} instead of {evidence.prefetch}, so that there is always a clip to decode",
+        f"--compute.prefetch {2 * evidence.prefetch} instead of {evidence.prefetch}, so that there is always a clip to decode",
         "memory for each batch",
         gain=1 / max(evidence.busy, 0.1),
     )
@@ -251,7 +251,7 @@ def few_workers(evidence: Evidence) -> Finding | None:
     return Finding(
         "workers",
         f"{workers} always busy: {evidence.cores} cores could decode",
-        f"--views.workers {evidence.cores}",
+        f"--compute.workers {evidence.cores}",
         f"{evidence.cores - evidence.workers} more cores decode",
         {"workers": evidence.cores / evidence.workers},
     )

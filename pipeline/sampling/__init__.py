@@ -2,7 +2,7 @@
 
 from pipeline.sampling.frames import segment_frames, start_range, validation_frames, window_frames
 from pipeline.sampling.order import Order, order_of
-from pipeline.sampling.recipe import SamplingRecipe
+from pipeline.sampling.recipe import SamplingRecipe, Views
 from pipeline.sampling.samples import (
     ClipSamples,
     multi_view_clips,
@@ -16,6 +16,7 @@ __all__ = [
     "ClipSamples",
     "Order",
     "SamplingRecipe",
+    "Views",
     "multi_view_clips",
     "order_of",
     "sample_clips",

@@ -3,29 +3,55 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.sampling import frames, masking
 from pipeline.settings import kept, read, setting, with_values
 
 CROPS = ("multi_scale", "random_resized")
-SHUFFLES = ("global", "window")
-ARITHMETICS = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingRecipe:
-    """What decides a batch besides the dataset. Defaults: VideoMAE V2, Table 10, with the official code's counts.
+class Views:
+    """What a step takes from the dataset. Defaults: VideoMAE V2, Table 10, with the official code's counts."""
+
+    views_per_step: int = 8192
+    """Batch size in views (crops with masks) over all ranks and all gradient accumulation, the paper's batch size."""
+    views_per_clip: int = 4
+    """R, repeated augmentation: views cropped and masked from one decoded clip, which share its frames."""
+    mask_ratio: float = 0.9
+    """Share of the tubes hidden from the encoder."""
+    decoder_mask_ratio: float = 0.5
+    """Share of the tokens the decoder leaves out: 0.25, 0.5, 0.75, or 0 for encoder-only masking (VideoMAE V1)."""
+    shuffle: Literal["global", "window"] = "global"
+    """Order of an epoch: one permutation of all clips, or, for object storage, shuffled windows of runs of clips (lanes)."""
+    lanes: int | None = None
+    """Lanes of shuffle "window", a multiple of the ranks; by default 768 = 2⁸ · 3, or its largest divisor that leaves a lane 16
+    clips: fewer for less than 12,288 clips."""
+    window: int = 64
+    """Clips of a window of shuffle "window", which a rank reads in one go from each of its lanes (about 30 MB of clips of
+    10 s). Lanes times window, 49,152 clips, are mixed at any time; about half of them wait in memory, over all ranks."""
+    mixture: tuple[tuple[str, float], ...] = ()
+    """SOURCE WEIGHT ...: how many times an epoch takes each clip of a source; 1 for sources that are not named."""
+    sampling: str = "manifest"
+    """Distance of a view's frames: "manifest", as each source was built, or "stride:4", "seconds:0.25", "fps:4" for all."""
+    fresh_windows: bool = False
+    """Draw frames anew for each of a clip's views (mae_st); the paper's views share theirs."""
+    arithmetic: Literal[1, 2] = setting(masking.ARITHMETIC, was=1)
+    """Version of what turns seed and position into draws: 2, or 1 for runs that began before it, where the phase of the
+    decoder's mask hung on one tube's noise and permutations of 16 clips and fewer were not uniform. What was begun with one
+    goes on with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingRecipe(Views):
+    """What decides a batch besides the dataset. A mixture may be given as a mapping.
 
     Raises ValueError for what cannot be. Plain values: `SamplingRecipe.of(json.loads(json.dumps(asdict(recipe))))` is equal.
     """
 
     seed: int = 0
     """Of the order, the frames, the crops and the masks."""
-    views_per_step: int = 8192
-    """Views (crops with masks) in one optimizer step over all ranks; what the paper calls the batch size."""
-    views_per_clip: int = 4
-    """R, repeated augmentation: views that share one decoded clip and its frames."""
     num_frames: int = 16
     """T, frames of a view."""
     input_size: int = 224
@@ -34,34 +60,13 @@ class SamplingRecipe:
     """Frames of a token."""
     patch_size: int = 16
     """Side of a token in pixels."""
-    mask_ratio: float = 0.9
-    """Share of the tubes hidden from the encoder."""
-    decoder_mask_ratio: float = 0.5
-    """Share of the tokens the decoder leaves out: 0.25, 0.5, 0.75, or 0 for encoder-only masking (VideoMAE V1)."""
-    shuffle: str = "global"
-    """Order of an epoch: "global", one permutation of all clips; or "window", for object storage: see `sampling.order`."""
-    lanes: int | None = None
-    """L of shuffle "window". None: 768 = 2⁸ · 3, or its largest divisor that leaves a lane 16 clips."""
-    window: int = 64
-    """Clips that shuffle "window" shuffles together in each lane, read in one go (about 30 MB of clips of 10 s). L · window
-    clips, 49,152, are mixed at any time; about half of them wait in memory, over all ranks."""
-    mixture: tuple[tuple[str, float], ...] = ()
-    """(source, weight): how many times a source's clips are taken in an epoch. Sources that are not named have weight 1, all
-    of them without a mixture: natural proportions. A mapping is accepted as well."""
-    sampling: str = "manifest"
-    """Distance of frames: "manifest", as each source was built, or for all "stride:4", "seconds:0.25", "fps:4"."""
     temporal: str = "stride"
     """Where the frames of a view lie: "stride" (pre-training), "linspace", "tsn", "tsn_video" (see `sampling.frames`)."""
-    fresh_windows: bool = False
-    """Draw every view's frames anew (mae_st), instead of sharing them among the R views of a clip (the paper)."""
     crop: str = "multi_scale"
     """"multi_scale" (pre-training) or "random_resized" (fine-tuning)."""
-    arithmetic: int = setting(masking.ARITHMETIC, was=1)
-    """Version of what turns keys into draws: 2, or 1 for runs that began before it, where the phase of the decoder's mask hung
-    on one tube's noise and permutations of 16 clips and fewer were not uniform. A state goes on with its own."""
 
     def __post_init__(self) -> None:
-        choices = {"shuffle": SHUFFLES, "temporal": frames.TEMPORAL, "crop": CROPS, "arithmetic": ARITHMETICS}
+        choices = {"shuffle": ("global", "window"), "temporal": frames.TEMPORAL, "crop": CROPS, "arithmetic": (1, 2)}
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.sampling import Views
 from train import recipes
-from train.config import ComputeConfig, DataConfig, OptimConfig, PretrainConfig
+from train.config import ComputeConfig, OptimConfig, PretrainConfig
 from train.pretrain import main
 from train.run.dry_run import describe
 
@@ -54,7 +55,7 @@ def test_every_recipe_can_be_described_and_says_where_it_is_from(name: str) -> N
     [(64, 8192, 128, 1), (8, 8192, 128, 8), (1, 24, 16, 2), (1, 20, 16, 5), (3, 24, 128, 1), (2, 40, 12, 5)],
 )
 def test_accumulation_takes_the_fewest_equal_passes(world_size: int, views: int, per_forward: int, expected: int) -> None:
-    config = PretrainConfig(views=DataConfig(views_per_step=views), compute=ComputeConfig(views_per_forward=per_forward))
+    config = PretrainConfig(views=Views(views_per_step=views), compute=ComputeConfig(views_per_forward=per_forward))
     passes = config.accumulation(world_size)
     assert passes == expected
     assert views / world_size / passes <= per_forward
@@ -62,7 +63,7 @@ def test_accumulation_takes_the_fewest_equal_passes(world_size: int, views: int,
 
 def test_mismatches_name_the_numbers() -> None:
     with pytest.raises(ValueError, match=r"views-per-step 24 are 6 clips of 4 views, which 4 ranks .* 1, 2, 3, 6"):
-        PretrainConfig(views=DataConfig(views_per_step=24)).accumulation(4)
+        PretrainConfig(views=Views(views_per_step=24)).accumulation(4)
     with pytest.raises(ValueError, match="views-per-forward 2 must be at least"):
         PretrainConfig(compute=ComputeConfig(views_per_forward=2)).accumulation(1)
     with pytest.raises(ValueError, match="warmup-share 1"):
@@ -143,5 +144,5 @@ def test_every_field_is_read() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    for config in (PretrainConfig, DataConfig, OptimConfig, ComputeConfig):
+    for config in (PretrainConfig, Views, OptimConfig, ComputeConfig):
         assert {field.name for field in fields(config)} - read == set(), config.__name__

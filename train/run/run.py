@@ -65,8 +65,8 @@ class Run:
             state=progress.loader if progress else None,
             device=ranks.device,
             clips_per_batch=config.sampling.clips_per_step // ranks.world_size // accumulation,
-            workers=config.views.workers,
-            prefetch=config.views.prefetch,
+            workers=config.compute.workers,
+            prefetch=config.compute.prefetch,
             decoder=config.compute.decoder,
         )
         cleanup.callback(self.loader.close)
