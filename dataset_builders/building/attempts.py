@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dataset_builders.building.jobs import Attempt, BuildState, Job
 from dataset_builders.executors import Failure
-from dataset_builders.media.clip import Clip
+from dataset_builders.media.clip import EncodedClip
 from dataset_builders.media.rejects import MACHINE, Reason
 from dataset_builders.tars.members import IndexedClip
 from dataset_builders.tars.writer import ShardWriter, tar_members
@@ -113,7 +113,7 @@ class Kept:
             if left := sorted(keys - attempt.tried):
                 self.rejects.setdefault(left[0], []).append(reject)
 
-    def clip(self, row: Mapping[str, Any]) -> Clip:
+    def clip(self, row: Mapping[str, Any]) -> EncodedClip:
         """The bytes of a row, from the shard as it was; raises OSError."""
         shard = self._state.dataset / row["shard"]
         if not self._names:
@@ -122,7 +122,7 @@ class Kept:
             self._names = {offset: name for name, offset, _ in tar_members(shard)}
         with shard.open("rb") as file:
             data = os.pread(file.fileno(), row["size"], row["offset"])
-        return Clip(data, self._names[row["offset"]].rpartition(".")[2], dict(row))
+        return EncodedClip(data, self._names[row["offset"]].rpartition(".")[2], dict(row))
 
 
 def _fetch(shard: Path, url: str) -> None:
@@ -152,7 +152,7 @@ class Shard:
             else:
                 self._waiting.append(row)
 
-    def add(self, clip: Clip | IndexedClip, root: str) -> None:
+    def add(self, clip: EncodedClip | IndexedClip, root: str) -> None:
         self.changed = True
         row = {**clip.row, "root": root}
         self.hashes[row["key"]] = row["content_hash"]
@@ -163,7 +163,7 @@ class Shard:
             self._writer = ShardWriter(self._state.dataset, self._job.name)
             waiting, self._waiting = self._waiting, []
             self.keep(waiting)
-        self._writer.add(Clip(clip.data, clip.extension, row))
+        self._writer.add(EncodedClip(clip.data, clip.extension, row))
 
     def finish(self) -> tuple[list[dict[str, Any]], int]:
         """(rows of all clips, bytes of the shard)"""
@@ -206,7 +206,7 @@ def write_shard(
                 continue
             new, left_out, failed = False, False, len(rejects)
             for result in chain.from_iterable(iter(results.__next__, None)):
-                if not isinstance(result, Clip | IndexedClip):
+                if not isinstance(result, EncodedClip | IndexedClip):
                     where = {} if isinstance(result, Failure) else {"start": result.start, "end": result.end}
                     rejects.append({**request, **where, "reason": str(result.reason), "detail": result.detail})
                 elif result.row["key"] in before:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dataset_builders.media.clip import Clip, ClipRequest, Reject
+from dataset_builders.media.clip import ClipRequest, EncodedClip, Reject
 from dataset_builders.media.clip_maker import ClipMaker
 from dataset_builders.media.presets import EncodeOptions
 from dataset_builders.tars.members import IndexedClip, MemberIndexer
@@ -23,7 +23,7 @@ class Worker:
     scratch: str  # a folder for temporary files
     options: EncodeOptions
 
-    def __call__(self, request: ClipRequest) -> Iterator[Clip | IndexedClip | Reject]:
+    def __call__(self, request: ClipRequest) -> Iterator[EncodedClip | IndexedClip | Reject]:
         member = request.kind == "member"
         make = MemberIndexer(self.dataset, self.options.min_frames) if member else ClipMaker(self.options, self.scratch)
         for result in make(request):

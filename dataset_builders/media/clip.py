@@ -28,7 +28,7 @@ class ClipRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class EncodedClip:
     """A clip that was taken. `row` has the manifest's columns but for shard, offset and size."""
 
     data: bytes

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
-from dataset_builders.media.clip import Clip, ClipRequest, Reject
+from dataset_builders.media.clip import ClipRequest, EncodedClip, Reject
 from dataset_builders.media.decode_check import verify
 from dataset_builders.media.image_folder import ImageFolder
 from dataset_builders.media.presets import ENCODERS, EncodeOptions
@@ -26,7 +26,7 @@ class ClipMaker:
     options: EncodeOptions
     scratch: str | None = None
 
-    def __call__(self, request: ClipRequest) -> Iterator[Clip | Reject]:
+    def __call__(self, request: ClipRequest) -> Iterator[EncodedClip | Reject]:
         try:
             if self.options.preset == "copy":
                 yield from self._copy(request)
@@ -35,7 +35,7 @@ class ClipMaker:
         except RejectedError as error:
             yield Reject(error.reason, error.detail, request.start, request.end)
 
-    def _copy(self, request: ClipRequest) -> Iterator[Clip | Reject]:
+    def _copy(self, request: ClipRequest) -> Iterator[EncodedClip | Reject]:
         asked = {"a part of a file": request.start is not None or request.end is not None, "another rate": bool(request.rate)}
         asked |= {"clips of equal length": bool(request.clip_frames)}
         refused = ["a folder of images"] if request.kind == "frames" else [what for what, is_asked in asked.items() if is_asked]
@@ -46,7 +46,7 @@ class ClipMaker:
         data, extension = copy_file(path, probe(path))
         yield self._check(request, request.key, data, extension, None, None, None)
 
-    def _transcode(self, request: ClipRequest) -> Iterator[Clip | Reject]:
+    def _transcode(self, request: ClipRequest) -> Iterator[EncodedClip | Reject]:
         path = os.path.join(request.folder, request.path)
         rate = None
         if request.rate is not None:
@@ -84,7 +84,7 @@ class ClipMaker:
         num_frames: int | None,
         start: float | None,
         end: float | None,
-    ) -> Clip:
+    ) -> EncodedClip:
         """Decode a clip whole; raises RejectedError. `num_frames` went into it, None if nobody counted them."""
         try:
             verified = verify(data)
@@ -114,7 +114,7 @@ class ClipMaker:
             "end": None if end is None else round(end, 6),
             "content_hash": content_hash(data),
         }
-        return Clip(data, extension, row)
+        return EncodedClip(data, extension, row)
 
 
 def _key(request: ClipRequest, piece: Piece) -> str:

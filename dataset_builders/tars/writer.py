@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dataset_builders.media.clip import Clip
+from dataset_builders.media.clip import EncodedClip
 from pipeline.storage.files import sync_directory, write_durably
 
 
@@ -32,7 +32,7 @@ class ShardWriter:
         # names are ASCII and below 100 bytes, so USTAR's plain 512-byte headers suffice
         self._tar = TarWriter(self._file, user="tubecell", group="tubecell", mode=0o644, mtime=0, encoder=False)
 
-    def add(self, clip: Clip) -> None:
+    def add(self, clip: EncodedClip) -> None:
         """Append a clip and its side file."""
         row = clip.row
         self._rows[f"{row['key']}.{clip.extension}"] = row

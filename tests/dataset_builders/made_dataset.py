@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from small_videos import make_video
 
-from dataset_builders.media.clip import Clip
+from dataset_builders.media.clip import EncodedClip
 from dataset_builders.media.decode_check import verify
 from dataset_builders.tars.writer import ShardWriter
 from pipeline.storage.manifest import REJECT_SCHEMA, SCHEMA, content_hash, write_manifest
@@ -38,7 +38,7 @@ def make_dataset(dataset: Path, videos: Sequence[bytes], per_shard: int = 3, **c
     for number, first in enumerate(range(0, len(videos), per_shard)):
         writer = ShardWriter(dataset, f"v-{number:06d}")
         for place, data in enumerate(videos[first : first + per_shard], first):
-            writer.add(Clip(data, "mp4", made_row(KEYS[place], data, **columns)))
+            writer.add(EncodedClip(data, "mp4", made_row(KEYS[place], data, **columns)))
         rows += writer.finish()
         (dataset / ".build" / "done" / f"v-{number:06d}.json").write_text("{}")
     (dataset / ".build" / "finished.json").write_text("{}")

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from dataset_builders.media.clip import Clip, ClipRequest, Reject
+from dataset_builders.media.clip import ClipRequest, EncodedClip, Reject
 from dataset_builders.media.clip_maker import ClipMaker
 from dataset_builders.media.ffmpeg_process import ffmpeg_path
 from dataset_builders.media.presets import EncodeOptions
@@ -27,13 +27,13 @@ def make_video(
     return path
 
 
-def make_clips(path: Path, options: EncodeOptions | None = None, **request: object) -> list[Clip | Reject]:
+def make_clips(path: Path, options: EncodeOptions | None = None, **request: object) -> list[EncodedClip | Reject]:
     """What the builder makes of a request."""
     folder, name = os.path.split(os.fsencode(path))
     return list(ClipMaker(options or EncodeOptions())(ClipRequest(folder, name, "test", "key", **request)))
 
 
-def make_clip(path: Path, **options: object) -> Clip | Reject:
+def make_clip(path: Path, **options: object) -> EncodedClip | Reject:
     """What the builder makes of one whole file, which is one clip."""
     (made,) = make_clips(path, EncodeOptions(**options))
     return made

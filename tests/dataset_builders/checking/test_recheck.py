@@ -171,12 +171,12 @@ def test_a_clip_that_does_not_decode(tmp_path: Path, videos: list[bytes]) -> Non
     dataset = tmp_path / "dataset"
     row = made_row("clip-0", videos[0])
     (dataset / "shards").mkdir(parents=True)
-    from dataset_builders.media.clip import Clip
+    from dataset_builders.media.clip import EncodedClip
     from dataset_builders.tars.writer import ShardWriter
     from pipeline.storage.manifest import content_hash
 
     writer = ShardWriter(dataset, "v-000000")
-    writer.add(Clip(bytes(damaged), "mp4", {**row, "content_hash": content_hash(bytes(damaged))}))
+    writer.add(EncodedClip(bytes(damaged), "mp4", {**row, "content_hash": content_hash(bytes(damaged))}))
     finish(dataset, writer.finish())
     [finding] = check(dataset)
     assert (finding.what, finding.key) == (Fault.DECODING, "clip-0")

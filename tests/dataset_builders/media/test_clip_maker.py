@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_videos import X264, make_clips, run_ffmpeg
 
-from dataset_builders.media.clip import Clip, ClipRequest, Reject
+from dataset_builders.media.clip import ClipRequest, EncodedClip, Reject
 from dataset_builders.media.clip_maker import ClipMaker
 from dataset_builders.media.presets import EncodeOptions
 from dataset_builders.media.rejects import Reason
@@ -28,20 +28,20 @@ def numbered_video(path: Path, *output: str, rate: str = "25", frames: int = 100
     return path
 
 
-def numbers(clip: Clip | bytes) -> list[int]:
+def numbers(clip: EncodedClip | bytes) -> list[int]:
     """What the frames of a clip show."""
-    with av.open(io.BytesIO(clip.data if isinstance(clip, Clip) else clip)) as container:
+    with av.open(io.BytesIO(clip.data if isinstance(clip, EncodedClip) else clip)) as container:
         pictures = [frame.to_ndarray(format="gray")[:32, : 16 * BITS] for frame in container.decode(video=0)]
     bars = np.stack(pictures).reshape(len(pictures), 32, BITS, 16).mean(axis=(1, 3)) > 120
     return (bars @ (1 << np.arange(BITS))).tolist()
 
 
-def taken(made: list[Clip | Reject]) -> list[Clip]:
-    assert all(isinstance(clip, Clip) for clip in made), made
-    return [clip for clip in made if isinstance(clip, Clip)]
+def taken(made: list[EncodedClip | Reject]) -> list[EncodedClip]:
+    assert all(isinstance(clip, EncodedClip) for clip in made), made
+    return [clip for clip in made if isinstance(clip, EncodedClip)]
 
 
-def rejected(made: list[Clip | Reject]) -> Reject:
+def rejected(made: list[EncodedClip | Reject]) -> Reject:
     (reject,) = made
     assert isinstance(reject, Reject), reject
     return reject
@@ -226,7 +226,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     options = EncodeOptions(max_seconds=1.0)
     assert len(make_clips(path, options)) == 4
     unfinished = ClipMaker(options)(ClipRequest(os.fsencode(tmp_path), b"x.mp4", "test", "key"))
-    assert isinstance(next(unfinished), Clip)
+    assert isinstance(next(unfinished), EncodedClip)
     assert not list((tmp_path / "scratch").iterdir())
     unfinished.close()
     assert set(os.listdir("/proc/self/fd")) == before

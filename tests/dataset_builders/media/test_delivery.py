@@ -12,8 +12,7 @@ from small_videos import make_clip, make_video, run_ffmpeg
 
 from dataset_builders.checking.shard_checker import Checker, ClipTask, Fault
 from dataset_builders.media import decode_check as verify_file
-from dataset_builders.media.clip import Clip as BuiltClip
-from dataset_builders.media.clip import Reject
+from dataset_builders.media.clip import EncodedClip, Reject
 from dataset_builders.media.rejects import Reason
 from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, decode_frames
 from pipeline.decoding.trim import UnsupportedClipError, trim
@@ -119,7 +118,7 @@ def whole(data: bytes, clip: Clip) -> list[np.ndarray]:
     return frames
 
 
-def described(built: BuiltClip) -> Clip:
+def described(built: EncodedClip) -> Clip:
     columns = {name: built.row[name] for name in Clip.__dataclass_fields__ if name in built.row}
     return Clip(row=0, shard="", offset=0, size=len(built.data), **columns | {"keyframes": tuple(built.row["keyframes"])})
 
@@ -127,7 +126,7 @@ def described(built: BuiltClip) -> Clip:
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_copied_is_delivered(name: str, tmp_path: Path, source: Callable[..., Path]) -> None:
     built = make_clip(CASES[name](tmp_path, source), preset="copy", min_frames=1)
-    assert isinstance(built, BuiltClip), built
+    assert isinstance(built, EncodedClip), built
     clip = described(built)
     right = [read_number(frame) for frame in whole(built.data, clip)]
     assert len(right) >= 16

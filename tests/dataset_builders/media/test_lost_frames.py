@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_videos import make_clips
 
-from dataset_builders.media.clip import Clip, Reject
+from dataset_builders.media.clip import EncodedClip, Reject
 from dataset_builders.media.decode_check import verify
 from dataset_builders.media.presets import EncodeOptions
 from dataset_builders.media.rejects import Reason, RejectedError
@@ -109,7 +109,7 @@ def test_a_source_that_lost_frames_is_damaged(tmp_path: Path, silent_loss: tuple
         assert "give no frame; hevc: " in reject.detail
     for request in ({}, {"rate": 15.0}):
         (clip,) = make_clips(path, EncodeOptions(min_frames=1), start=0.0, end=lost[0] - 0.05, **request)
-        assert isinstance(clip, Clip)
+        assert isinstance(clip, EncodedClip)
 
 
 @pytest.mark.parametrize("name", ["hevc with open groups", "h264", "mpeg4", "mpeg2"])

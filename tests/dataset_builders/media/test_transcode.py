@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_videos import X264, make_clip, make_clips, make_video, run_ffmpeg
 
-from dataset_builders.media.clip import Clip, Reject
+from dataset_builders.media.clip import EncodedClip, Reject
 from dataset_builders.media.ffmpeg_process import ffmpeg_path
 from dataset_builders.media.presets import PRESETS, EncodeOptions
 from dataset_builders.media.probe import probe
@@ -23,9 +23,9 @@ ENCODING = ["h264-fast", "vp9", "mjpeg"]
 CODECS = {"h264-fast": "h264", "vp9": "vp9", "mjpeg": "mjpeg"}
 
 
-def taken(path: Path, **options: object) -> Clip:
+def taken(path: Path, **options: object) -> EncodedClip:
     clip = make_clip(path, **options)
-    assert isinstance(clip, Clip), clip
+    assert isinstance(clip, EncodedClip), clip
     return clip
 
 
@@ -237,7 +237,7 @@ def test_broken_files_are_clips_or_rejects(shared: Path, preset: str) -> None:
             assert isinstance(made, Reject), path.name
             assert made.reason in rejected[path.name], path.name
             continue
-        assert isinstance(made, Clip), (path.name, made)
+        assert isinstance(made, EncodedClip), (path.name, made)
         if preset == "copy" or path.name not in ("vfr.mp4", "rotated_90.mp4"):  # these are resampled
             assert made.row["num_frames"] == frames[path.name], path.name
         assert preset == "copy" or made.row["rotation"] == 0

@@ -6,24 +6,24 @@ from pathlib import Path
 import pytest
 from small_videos import make_clip, make_video
 
-from dataset_builders.media.clip import Clip
+from dataset_builders.media.clip import EncodedClip
 from dataset_builders.tars.writer import ShardWriter
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[EncodedClip]:
     folder = tmp_path_factory.mktemp("clips")
     made = []
     for number in range(3):
         clip = make_clip(make_video(folder / f"{number}.mp4", frames=16 + number))
-        assert isinstance(clip, Clip)
+        assert isinstance(clip, EncodedClip)
         clip.row["key"] = f"key-{number}"
         made.append(clip)
-    made.append(Clip(b"x" * 1000, "avi", {**made[0].row, "key": "odd", "path": b"not-utf8-\xff"}))
+    made.append(EncodedClip(b"x" * 1000, "avi", {**made[0].row, "key": "odd", "path": b"not-utf8-\xff"}))
     return made
 
 
-def write(folder: Path, clips: list[Clip]) -> list[dict]:
+def write(folder: Path, clips: list[EncodedClip]) -> list[dict]:
     (folder / "shards").mkdir(parents=True)
     writer = ShardWriter(folder, "name-000000")
     for clip in clips:
@@ -31,7 +31,7 @@ def write(folder: Path, clips: list[Clip]) -> list[dict]:
     return writer.finish()
 
 
-def test_rows_and_index_say_where_the_bytes_are(tmp_path: Path, clips: list[Clip]) -> None:
+def test_rows_and_index_say_where_the_bytes_are(tmp_path: Path, clips: list[EncodedClip]) -> None:
     rows = write(tmp_path, clips)
     data = (tmp_path / "shards" / "name-000000.tar").read_bytes()
     assert [row["key"] for row in rows] == ["key-0", "key-1", "key-2", "odd"]
@@ -52,7 +52,7 @@ def test_rows_and_index_say_where_the_bytes_are(tmp_path: Path, clips: list[Clip
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_any_webdataset_reader_can_use_it(tmp_path: Path, clips: list[Clip]) -> None:
+def test_any_webdataset_reader_can_use_it(tmp_path: Path, clips: list[EncodedClip]) -> None:
     """(webdataset's own reader leaves the file open, hence the filters.)"""
     import webdataset
 
@@ -63,7 +63,7 @@ def test_any_webdataset_reader_can_use_it(tmp_path: Path, clips: list[Clip]) -> 
     assert [json.loads(sample["json"])["num_frames"] for sample in samples] == [16, 17, 18]
 
 
-def test_bytes_depend_on_the_clips_alone(tmp_path: Path, clips: list[Clip]) -> None:
+def test_bytes_depend_on_the_clips_alone(tmp_path: Path, clips: list[EncodedClip]) -> None:
     write(tmp_path / "a", clips)
     write(tmp_path / "b", clips)
     for name in ("name-000000.tar", "name-000000.idx"):
@@ -74,7 +74,7 @@ def test_bytes_depend_on_the_clips_alone(tmp_path: Path, clips: list[Clip]) -> N
         }
 
 
-def test_a_shard_is_whole_or_not_there(tmp_path: Path, clips: list[Clip]) -> None:
+def test_a_shard_is_whole_or_not_there(tmp_path: Path, clips: list[EncodedClip]) -> None:
     (tmp_path / "shards").mkdir()
     writer = ShardWriter(tmp_path, "name-000000")
     writer.add(clips[0])
