@@ -48,7 +48,8 @@ from dataset_builders.media.probe import VideoInfo, probe
 from dataset_builders.media.transcode import MUXING, SCALER
 from dataset_builders.sources.kinds import Source
 from pipeline.machine import usable_cores
-from pipeline.storage.manifest import Manifest, write_manifest
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.manifest_writer import write_manifest
 from pipeline.storage.shards import ShardReader
 
 OPTIONS = EncodeOptions()

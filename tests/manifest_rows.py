@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.storage.manifest import REJECT_SCHEMA, SCHEMA, content_hash, write_manifest
+from pipeline.storage.manifest import content_hash
+from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA, write_manifest
 
 
 def row(i: int, **changes: object) -> dict[str, object]:

@@ -11,7 +11,7 @@ import pytest
 from dataset_builders import build_dataset
 from dataset_builders.checking import recheck
 from pipeline.console import open_streams
-from pipeline.storage.manifest import write_manifest
+from pipeline.storage.manifest_writer import write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 ASCII = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -20,7 +20,8 @@ from dataset_builders.media.decode_check import VerifiedClip, verify
 from dataset_builders.media.presets import ENCODERS
 from pipeline.decoding.decode import ClipRequest
 from pipeline.machine import usable_cores
-from pipeline.storage.manifest import REJECT_SCHEMA, SCHEMA, Clip, content_hash, write_manifest
+from pipeline.storage.manifest import Clip, content_hash
+from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA, write_manifest
 
 FPS = 30
 # what is no preset of the builder; of the same kind: closed GOPs, quick to encode

@@ -22,7 +22,7 @@ from dataset_builders.media.rejects import MACHINE, Reason
 from dataset_builders.tars.members import IndexedClip
 from dataset_builders.tars.writer import ShardWriter, tar_members
 from pipeline.storage import files
-from pipeline.storage.manifest import REJECT_SCHEMA
+from pipeline.storage.manifest_writer import REJECT_SCHEMA
 
 COLUMNS = ["key", "root", "path", "source", "split", "source_id"]
 LATER = "it was not taken when its shard was first made, and is now: the next build takes it"

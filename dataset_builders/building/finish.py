@@ -25,7 +25,8 @@ from dataset_builders.pages.counts import class_lines
 from dataset_builders.plan import Drop, Plan
 from dataset_builders.report import write_report
 from pipeline.storage.files import write_durably
-from pipeline.storage.manifest import read_versions, write_manifest
+from pipeline.storage.manifest import read_versions
+from pipeline.storage.manifest_writer import write_manifest
 
 
 def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = None, tally: Tally | None = None) -> int:

@@ -41,7 +41,7 @@ from dataset_builders.plan import Plan
 from pipeline.settings import completed, renamed
 from pipeline.storage.file_lock import lock
 from pipeline.storage.files import write_durably
-from pipeline.storage.manifest import REJECT_SCHEMA, SCHEMA
+from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ from pipeline.console import check_printed
 from pipeline.machine import usable_cores
 from pipeline.sampling.keyed import sample_rows
 from pipeline.storage import files
-from pipeline.storage.manifest import SCHEMA, Fingerprint, read_versions
+from pipeline.storage.manifest import read_versions
+from pipeline.storage.manifest_writer import SCHEMA, Fingerprint
 from pipeline.storage.remote import is_url
 
 BATCH = 4096  # rows of the manifest that are held as Python objects at once, about 2 kB each

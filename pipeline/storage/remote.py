@@ -15,12 +15,12 @@ import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-
-import fsspec
-import fsspec.asyn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.console import complain
+
+if TYPE_CHECKING:
+    import fsspec  # where it is needed only: asyncio comes with it, a fifth of the imports of a process that decodes
 
 Result = TypeVar("Result")
 
@@ -107,7 +107,7 @@ def on_disk(text: str) -> Path:
     return Path(text)
 
 
-_filesystems: dict[tuple[int, str], fsspec.AbstractFileSystem] = {}
+_filesystems: dict[tuple[int, str], "fsspec.AbstractFileSystem"] = {}
 _lock = threading.Lock()
 
 
@@ -119,7 +119,7 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-def filesystem(url: str) -> fsspec.AbstractFileSystem:
+def filesystem(url: str) -> "fsspec.AbstractFileSystem":
     """The file system of a URL's protocol, one for all threads of a process; fsspec's do not survive a fork.
 
     Endpoint and credentials are the environment's (AWS_ENDPOINT_URL, AWS_PROFILE ...) and fsspec's own configuration
@@ -153,7 +153,9 @@ def _look_for_renewed_credentials() -> None:
         forget_connections()
 
 
-def _connect(protocol: str) -> fsspec.AbstractFileSystem:
+def _connect(protocol: str) -> "fsspec.AbstractFileSystem":
+    import fsspec
+
     configured = fsspec.config.conf.get(protocol, {})
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if protocol in ("s3", "s3a"):
@@ -187,6 +189,8 @@ def call(url: str, method: str, *arguments: Any, timeout: float, **options: Any)
     files = filesystem(url)
     if not files.async_impl:
         return getattr(files, method)(*arguments, **options)
+    import fsspec.asyn
+
     return fsspec.asyn.sync(files.loop, getattr(files, f"_{method}"), *arguments, timeout=timeout, **options)
 
 

@@ -50,7 +50,7 @@ class StorageWatch:
     ) -> None:
         """`limit` in seconds; by default the environment's, or PASSING and LASTING. Raises ValueError for one that is none."""
         self._reader, self._say, self._limit = reader, say, patience() if limit is None else limit
-        self._shards: list[str] = manifest.column("shard").chunk(0).dictionary.to_pylist() if len(manifest) else []
+        self._shards: list[str] = manifest.shards
         self._lock = threading.Lock()
         self._since: float | None = None  # when the trouble was noticed that is not over
         self._looked: dict[str, tuple[float, bool]] = {}  # folder of shards -> when its shards were tried, and what came of it

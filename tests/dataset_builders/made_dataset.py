@@ -14,7 +14,8 @@ from small_videos import make_video
 from dataset_builders.media.clip import EncodedClip
 from dataset_builders.media.decode_check import verify
 from dataset_builders.tars.writer import ShardWriter
-from pipeline.storage.manifest import REJECT_SCHEMA, SCHEMA, content_hash, write_manifest
+from pipeline.storage.manifest import content_hash
+from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA, write_manifest
 
 KEYS = [f"clip-{number}" for number in range(6)]
 

@@ -18,7 +18,8 @@ from small_videos import make_video, tree
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.media.presets import PRESETS
 from dataset_builders.sources.folder import list_files
-from pipeline.storage.manifest import SCHEMA, Manifest, content_hash
+from pipeline.storage.manifest import Manifest, content_hash
+from pipeline.storage.manifest_writer import SCHEMA
 
 SCRIPT = Path(build_unlabeled_hybrid.__file__)
 

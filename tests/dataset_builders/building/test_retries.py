@@ -16,7 +16,8 @@ from dataset_builders.executors import Failure
 from dataset_builders.media.rejects import MACHINE, Reason, retried
 from dataset_builders.plan import SourcePlan, assemble, dropped_table, requests_table
 from pipeline.storage import files
-from pipeline.storage.manifest import SCHEMA, Manifest, content_hash
+from pipeline.storage.manifest import Manifest, content_hash
+from pipeline.storage.manifest_writer import SCHEMA
 from tests.pipeline.s3_server import BUCKET, S3Server
 
 pytestmark = pytest.mark.usefixtures("halfway")

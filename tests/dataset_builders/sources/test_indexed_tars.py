@@ -14,7 +14,8 @@ from dataset_builders.media.rejects import Reason, RejectedError
 from dataset_builders.sources.indexed_tars import find_tars, plan, root
 from dataset_builders.tars.headers import read_members
 from dataset_builders.tars.members import IndexedClip, MemberIndexer, list_videos
-from pipeline.storage.manifest import SCHEMA, content_hash
+from pipeline.storage.manifest import content_hash
+from pipeline.storage.manifest_writer import SCHEMA
 
 
 @pytest.fixture(scope="module")

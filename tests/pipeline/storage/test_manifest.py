@@ -1,5 +1,8 @@
 import json
 import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +29,24 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_columns_are_mapped_not_copied(tmp_path: Path) -> None:
+    """Also where no pyarrow is imported, in a sidecar."""
     write_rows(tmp_path, ROWS)
-    assert not Manifest(tmp_path).num_frames.flags.owndata
+    opened = Manifest(tmp_path)
+    assert not opened.num_frames.flags.owndata
     cached = list((tmp_path / ".cache").iterdir())
     assert len(cached) == 1
     before = cached[0].stat().st_mtime_ns
     Manifest(tmp_path)
     assert cached[0].stat().st_mtime_ns == before
+    cached[0].unlink()  # it is made again
+    sent = pickle.dumps((opened, [opened.clip(row) for row in range(5)]))
+    code = (
+        "import pickle, sys, pipeline.sidecar; manifest, clips = pickle.load(sys.stdin.buffer)\n"
+        "assert [manifest.clip(row) for row in range(len(manifest))] == clips\n"
+        "print(manifest.stride, manifest.sources, {'pyarrow', 'fsspec', 'torch'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, cwd=Path(__file__).parents[2])
+    assert done.stdout == b"[0 4 0 4 0] ['made-up'] set()\n", done.stderr
 
 
 def test_versions_append(tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""Writes a manifest: its columns, its fingerprint, and the versions of a dataset that grows. `manifest` reads it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.storage.manifest import FORMAT, METADATA_KEY, read_versions
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # unique, without dots: the WebDataset sample key
+        ("source", pa.string()),
+        ("split", pa.string()),  # "train", "val" or "test"
+        ("label", pa.string()),  # class name, null without labels
+        ("shard", pa.string()),  # path relative to the dataset, or a URL
+        ("offset", pa.int64()),  # of the encoded clip's first byte in the shard
+        ("size", pa.int64()),  # bytes
+        ("num_frames", pa.int32()),  # counted by decoding the whole clip
+        ("fps", pa.float64()),  # frames per second; the mean rate where frames are not equally spaced
+        ("width", pa.int32()),  # pixels as displayed, that is after `rotation`
+        ("height", pa.int32()),
+        ("codec", pa.string()),  # FFmpeg's name: h264, vp9, mjpeg ...
+        ("duration", pa.float64()),  # seconds
+        ("rotation", pa.int16()),  # degrees counter-clockwise to turn a decoded frame by: 0, 90, 180, 270
+        ("matrix", pa.string()),  # YCbCr matrix: bt601, bt709, bt2020
+        ("range", pa.string()),  # "limited" or "full"
+        ("sampling", pa.string()),  # "stride:4" or "seconds:0.133333", see `parse_sampling`
+        ("keyframes", pa.list_(pa.int32())),  # presentation indices of the frames a decoder can start at
+        ("pts_start", pa.int64()),  # time stamp of frame 0, in the stream's time base
+        ("pts_step", pa.int64()),  # time stamp distance of consecutive frames; 0 where it is not constant
+        ("root", pa.string()),  # name of the folder that the source file was found in, as dataset.json lists them
+        ("path", pa.binary()),  # of the source file in it: bytes, because a Linux path need not be UTF-8
+        ("source_id", pa.string()),  # YouTube id and the like, null without one
+        ("start", pa.float64()),  # seconds in the source file where a cut clip begins and ends, null if it is whole
+        ("end", pa.float64()),
+        ("content_hash", pa.string()),  # XXH3-128 of the encoded clip, hexadecimal
+    ]
+)
+REJECT_SCHEMA = pa.schema(
+    [
+        ("root", pa.string()),
+        ("path", pa.binary()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("source_id", pa.string()),
+        ("start", pa.float64()),  # seconds in the source file where a rejected piece begins and ends, null for a whole file
+        ("end", pa.float64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+ROW_GROUP = 1 << 16  # rows that are held in memory while a manifest is written
+
+
+def write_manifest(root: Path, parts: Iterable[tuple[pa.Table, pa.Table]]) -> list[dict[str, Any]]:
+    """Write rejects.parquet and manifest.parquet, each under a temporary name that is renamed at the end.
+
+    `parts` are (rows with SCHEMA, rejects with REJECT_SCHEMA), in their final order; they are streamed, so memory does not
+    grow with their number. An existing manifest must be their beginning, and the rows after it become a new version (no new
+    row, no new version). Returns the list of versions. Raises ValueError for rows that would change those of an existing
+    version, for a duplicate key, or a key that holds a dot.
+    """
+    manifest = root / "manifest.parquet"
+    versions = read_versions(manifest) if manifest.exists() else []
+    digest, prefix = hashlib.blake2b(digest_size=16), _Prefix(root, versions)
+    with _ParquetFile(manifest, SCHEMA) as rows, _ParquetFile(root / "rejects.parquet", REJECT_SCHEMA) as rejects:
+        for table, rejected in parts:
+            rows.write(table)
+            rejects.write(rejected)
+            prefix.update(table)
+            for batch in table.combine_chunks().to_batches():
+                digest.update(batch.serialize())
+        versions = prefix.finish()
+        rows.add_metadata({"format": FORMAT, "versions": versions, "digest": digest.hexdigest()})
+        rows.close()
+        _check_keys(rows.temporary, root)
+        rejects.commit()
+        rows.commit()
+    return versions
+
+
+def _check_keys(file: Path, root: Path) -> None:
+    """On the finished file, because only the keys of one column are needed at once: about 45 bytes a clip."""
+    keys = pq.read_table(file, columns=["key"])["key"]
+    if pc.any(pc.match_substring(keys, ".")).as_py():
+        dotted = keys.filter(pc.match_substring(keys, "."))[0].as_py()
+        raise ValueError(f"{root}: key {dotted!r} holds a dot, which WebDataset takes for the beginning of the extension")
+    if pc.count_distinct(keys).as_py() < len(keys):
+        counts = pc.value_counts(keys.combine_chunks())
+        duplicate = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+        raise ValueError(f"{root}: two clips have the key {duplicate!r}")
+
+
+class Fingerprint:
+    """Digest of everything that decides what a (seed, epoch, position) means: order, content, length, rate, size.
+
+    Fed with tables of consecutive rows; how they are divided does not matter.
+    """
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def update(self, table: pa.Table) -> None:
+        """Rows with (at least) the columns of SCHEMA that count."""
+        columns = []
+        for name in ("key", "content_hash", "num_frames", "fps", "width", "height", "rotation", "source", "sampling"):
+            column = table[name].combine_chunks()
+            if pa.types.is_floating(column.type):  # by its bits: how a number is printed may change
+                column = column.cast(pa.float64()).view(pa.int64())
+            columns.append(column.cast(pa.string()))
+        lines = pc.binary_join_element_wise(*columns, pa.scalar("\n"), "\0")
+        for chunk in lines.chunks if isinstance(lines, pa.ChunkedArray) else [lines]:
+            if len(chunk):
+                assert not chunk.null_count and chunk.offset == 0
+                self._digest.update(memoryview(chunk.buffers()[2])[: _text_size(chunk)])
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _text_size(strings: pa.StringArray) -> int:
+    return int(np.frombuffer(strings.buffers()[1], np.int32)[len(strings)])
+
+
+class _Prefix:
+    """Checks, while rows stream by, that they begin with those of the versions so far, and makes the next version."""
+
+    def __init__(self, root: Path, versions: list[dict[str, Any]]) -> None:
+        self._root, self._versions = root, versions
+        self._pending = list(enumerate(versions, start=1))
+        self._fingerprint, self._rows = Fingerprint(), 0
+
+    def update(self, table: pa.Table) -> None:
+        while self._pending and self._rows + len(table) >= self._pending[0][1]["rows"]:
+            number, entry = self._pending.pop(0)
+            inside = entry["rows"] - self._rows
+            self._take(table.slice(0, inside))
+            table = table.slice(inside)
+            if self._fingerprint.hexdigest() != entry["fingerprint"]:
+                raise ValueError(f"{self._root}: the new manifest does not begin with the rows of version {number}")
+        self._take(table)
+
+    def _take(self, table: pa.Table) -> None:
+        self._fingerprint.update(table)
+        self._rows += len(table)
+
+    def finish(self) -> list[dict[str, Any]]:
+        if self._pending:
+            raise ValueError(f"{self._root}: the new manifest does not begin with the rows of version {self._pending[0][0]}")
+        if not self._versions or self._rows > self._versions[-1]["rows"]:
+            return [*self._versions, {"rows": self._rows, "fingerprint": self._fingerprint.hexdigest()}]
+        return self._versions
+
+
+class _ParquetFile:
+    """A parquet file under a temporary name, written in large row groups; it disappears unless it is committed."""
+
+    def __init__(self, file: Path, schema: pa.Schema) -> None:
+        self._file, self.temporary = file, file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        self._writer = pq.ParquetWriter(self.temporary, schema, compression="zstd")
+        self._schema, self._waiting, self._rows = schema, [schema.empty_table()], 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        self._waiting.append(table.select(self._schema.names).cast(self._schema))
+        self._rows += len(table)
+        if self._rows >= ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        # whole groups only: bytes must not depend on how rows arrive
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        whole = len(table) // ROW_GROUP * ROW_GROUP
+        if whole:
+            self._writer.write_table(table.slice(0, whole), row_group_size=ROW_GROUP)
+        self._waiting, self._rows = [table.slice(whole)], len(table) - whole
+
+    def add_metadata(self, description: dict[str, Any]) -> None:
+        self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(description).encode()})
+
+    def close(self) -> None:
+        if self._writer.is_open:
+            self._flush()
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks(), row_group_size=ROW_GROUP)
+            self._writer.close()
+
+    def commit(self) -> None:
+        self.close()
+        with self.temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self.temporary, self._file)
