@@ -12,6 +12,7 @@ recipe give the same bytes of every global batch for any world size, thread coun
 import contextlib
 import math
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ from pipeline.storage.watch import VARIABLE, StorageTrouble, patience
 from pipeline.workers.delivery import Delivery, FailedClip
 from pipeline.workers.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
 from pipeline.workers.ring import Ring, Slot, slot_size
-from pipeline.workers.sidecar import Job
+from pipeline.workers.sidecar import COMMAND, Job
 from pipeline.workers.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -280,7 +281,7 @@ class ClipLoader:
         ours, theirs = Pipe()
         with stop_signals.blocked():
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "from pipeline.workers.sidecar import main; main()", str(theirs.fileno())],
+                [*COMMAND, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(), self._ring.memfd),
                 env=sidecar_environment(),
                 stdin=subprocess.DEVNULL,
@@ -292,9 +293,9 @@ class ClipLoader:
         ours.send(
             Job(
                 dataset=self.manifest.root.resolve(),
-                version=self.manifest.version,
+                manifest=self.manifest,
                 recipe=self.recipe,
-                decoder=self.decoder,
+                decoder=pickle.dumps(self.decoder),
                 rank=self.rank,
                 world_size=self.world_size,
                 clips=self.clips,
@@ -512,6 +513,7 @@ def sidecar_environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *(folder or os.getcwd() for folder in sys.path)]),
         "CUDA_VISIBLE_DEVICES": "",  # libav needs none of the GPU's memory
         "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which it starts when it is imported; and what has threads is not forked
     }
 
 

@@ -1,7 +1,9 @@
 """Processes that share what their owner has loaded, made while it still has no threads, or later from a copy of that moment.
 
 A fork is milliseconds, and takes no memory for what nobody changes; a fork of a process with threads may hang for ever, in a
-lock that one of them held. (multiprocessing's fork server begins with a fresh interpreter, and imports everything again.)
+lock that one of them held. Some libraries start threads when they are imported, such as pyarrow, and NumPy where OpenBLAS may
+have more than one. So the kernel is asked: what has a second thread is not forked. (multiprocessing's fork server begins with a
+fresh interpreter, and imports everything again.)
 """
 
 import ctypes
@@ -10,14 +12,16 @@ import signal
 import socket
 import struct
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-MESSAGE = struct.Struct("<cq")  # what to do, or was done; a process, or the status it ended with
-FORK, REAP = b"f", b"r"
+MESSAGE = struct.Struct("<cq")  # what to do, or was done; a number: of threads, a process, or the status it ended with
+PREPARE, FORK, REAP = b"p", b"f", b"r"
+FAILED = b"e"  # instead, with as many bytes of text behind it
 PR_SET_PDEATHSIG = 1
 
 
@@ -63,20 +67,34 @@ class ForkedProcess:
         return signal.Signals(-code).name if code < 0 else f"status {code}"
 
 
+Serve = Callable[[Connection], None]
+"""What a process does, until the connection is closed."""
+
+
 class ForkServer:
     """A process that was forked when this was made, does nothing, and forks."""
 
-    def __init__(self, serve: Callable[[Connection], None], *, unneeded: tuple[Connection, ...] = ()) -> None:
-        """`serve(connection)` is what its processes do, until the connection is closed. They close what is `unneeded`."""
-        ours, theirs = socket.socketpair()
-        self._pid = os.fork()
-        if self._pid == 0:
-            _never_return(_serve_forks, theirs, serve, (ours, *unneeded))
-        theirs.close()
-        self._socket, self._lock = ours, threading.Lock()
+    def __init__(self, prepare: Callable[[], Serve], *, unneeded: tuple[Connection, ...] = ()) -> None:
+        """Its processes do what `prepare()` returns. It is called in the server, so that they share what it loads, or in each
+        of them if it starts threads. They close what is `unneeded`.
+
+        Raises RuntimeError if this process has more than one thread, or `prepare` fails; ServerDiedError.
+        """
+        self._lock = threading.Lock()
+        self._start(prepare, unneeded)
+        if self._ask(PREPARE, 0, []):
+            self.close()
+            self._start(prepare, unneeded)
+
+    def _start(self, prepare: Callable[[], Serve], unneeded: tuple[Connection, ...]) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._pid = fork_alone()
+            if self._pid == 0:
+                _never_return(_serve_forks, theirs, prepare, (self._socket, *unneeded))
 
     def fork(self) -> ForkedProcess:
-        """A new one. Raises ServerDiedError."""
+        """A new one. Raises ServerDiedError, and RuntimeError if the server has more than one thread."""
         ours, theirs = Pipe()
         with theirs:
             return ForkedProcess(self._ask(FORK, 0, [theirs.fileno()]), ours, self)
@@ -95,30 +113,65 @@ class ForkServer:
         try:
             with self._lock:
                 socket.send_fds(self._socket, [MESSAGE.pack(what, pid)], descriptors)
-                return int(MESSAGE.unpack(self._socket.recv(MESSAGE.size, socket.MSG_WAITALL))[1])
+                answer, number = MESSAGE.unpack(self._socket.recv(MESSAGE.size, socket.MSG_WAITALL))
+                text = self._socket.recv(number, socket.MSG_WAITALL).decode() if answer == FAILED else ""
         except (OSError, struct.error) as error:
             raise ServerDiedError from error
+        if text:
+            raise RuntimeError(text)
+        return int(number)
 
 
-def _serve_forks(control: socket.socket, serve: Callable[[Connection], None], unneeded: tuple[Any, ...]) -> None:
+def fork_alone() -> int:
+    """As `os.fork`. Raises RuntimeError if this process has more than one thread."""
+    if threads := other_threads():
+        raise RuntimeError(
+            f"process {os.getpid()} has {1 + len(threads)} threads, {', '.join(threads)} beside the first, and is not forked: "
+            "the fork might wait for ever for a lock of theirs. What starts threads whenever Python starts (sitecustomize, "
+            "LD_PRELOAD, debuggers and profilers that follow child processes) has to leave this process alone"
+        )
+    return os.fork()
+
+
+def other_threads() -> list[str]:
+    """Names of this process's threads but the first, libraries' own among them."""
+    names, pythons = [], {thread.native_id: thread.name for thread in threading.enumerate()}
+    for task in map(int, os.listdir("/proc/self/task")):
+        if task != os.getpid():
+            with suppress(OSError), open(f"/proc/self/task/{task}/comm") as name:  # OSError: it ended just now
+                names.append(pythons.get(task) or name.read().strip())
+    return names
+
+
+def _serve_forks(control: socket.socket, prepare: Callable[[], Serve], unneeded: tuple[Any, ...]) -> None:
     for each in unneeded:
         each.close()
     die_with_parent(os.getppid())
+    serve: Serve = lambda connection: prepare()(connection)  # noqa: E731
     while True:
         message, descriptors, *_ = socket.recv_fds(control, MESSAGE.size, 1)
         if not message:  # the owner is gone; with this process go all that it has forked
             return
-        kind, pid = MESSAGE.unpack(message)
-        if kind == REAP:
-            answer = os.waitpid(pid, 0)[1]
-        else:
-            server, answer = os.getpid(), os.fork()
-            if answer == 0:
-                control.close()
-                die_with_parent(server)
-                _never_return(serve, Connection(descriptors[0]))
-            os.close(descriptors[0])
-        control.sendall(MESSAGE.pack(kind, answer))
+        kind, number = MESSAGE.unpack(message)
+        try:
+            if kind == PREPARE:
+                serve = prepare()
+                number = len(other_threads())
+            elif kind == REAP:
+                number = os.waitpid(number, 0)[1]
+            else:
+                server, number = os.getpid(), fork_alone()
+                if number == 0:
+                    control.close()
+                    die_with_parent(server)
+                    _never_return(serve, Connection(descriptors[0]))
+                os.close(descriptors[0])
+            control.sendall(MESSAGE.pack(kind, number))
+        except Exception as error:
+            if kind != PREPARE and not isinstance(error, RuntimeError):
+                raise
+            text = traceback.format_exc().encode()
+            control.sendall(MESSAGE.pack(FAILED, len(text)) + text)
 
 
 def die_with_parent(parent: int) -> None:

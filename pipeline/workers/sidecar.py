@@ -4,13 +4,15 @@ One per rank, so that neither the trainer's GIL nor its garbage collector stands
 that is decoded at once, and has a thread wait for each: what one of these says goes on to the trainer, one that crashes or
 hangs is replaced. The trainer sends how many batches it has consumed; it is told which are ready, and which clips failed.
 
-It does without torch, whose import takes seconds, where `resize` has its own kernel.
+It does without torch, whose import takes seconds, where `resize` has its own kernel, and without what starts threads when it is
+imported, pyarrow above all: its processes could not be forked.
 """
 
 import gc
 import itertools
 import mmap
 import os
+import pickle
 import sys
 import threading
 import time
@@ -25,20 +27,21 @@ import numpy as np
 
 from pipeline import stop_signals
 from pipeline.decoding.colour import load_swscale
-from pipeline.decoding.decode import Decoder, Failure
+from pipeline.decoding.decode import Failure
 from pipeline.decoding.resize import kernel
-from pipeline.sampling.samples import Order, SamplingRecipe, order_of, sample_clips, sample_masks
+from pipeline.sampling import Order, SamplingRecipe, order_of, sample_clips, sample_masks
 from pipeline.storage.manifest import Clip, Manifest
 from pipeline.storage.remote import is_url
 from pipeline.storage.shards import ShardReader
 from pipeline.storage.watch import StorageTrouble, StorageWatch, Unreadable
 from pipeline.workers.decoders import DecoderThreads
 from pipeline.workers.delivery import BytesWanted, ClipDelivery, Delivery, FailedClip, answer, sample_position
-from pipeline.workers.fork_server import ForkServer, ProcessDiedError, ServerDiedError
+from pipeline.workers.fork_server import ForkServer, ProcessDiedError, Serve, ServerDiedError, other_threads
 from pipeline.workers.read_plan import ReadPlan
 from pipeline.workers.ring import Ring
 from pipeline.workers.tuning import Tuner, Tuning
 
+COMMAND = (sys.executable, "-P", "-c", f"from {__name__} import main; main()")  # and its connection's descriptor
 TICK = 0.1  # seconds between looks at the pool, while numbers of workers are tried
 CRASHES = 3  # of a process in a row, before the clip that it was at is to blame and not the machine's troubles
 
@@ -48,9 +51,9 @@ class Job:
     """What a sidecar has to do; pickled to it as the first message."""
 
     dataset: Path
-    version: int
+    manifest: Manifest
     recipe: SamplingRecipe
-    decoder: Decoder
+    decoder: bytes  # a pickled Decoder: what it imports may start threads
     rank: int
     world_size: int
     clips: int  # of one batch of this rank
@@ -84,15 +87,11 @@ class Sidecar:
 
     def __init__(self, job: Job, connection: Connection) -> None:
         self.job, self.connection = job, connection
-        self.manifest = Manifest(job.dataset, job.version)
+        self.manifest = job.manifest
         self.reader = ShardReader(job.dataset, patience=job.patience)
         self.ring = Ring(job.recipe, job.clips, job.num_slots, job.memfd)
         self._reading = mmap.mmap(-1, job.most_workers)  # a byte for each: whether it waits for a disk
-        delivery = ClipDelivery(
-            self.manifest, job.recipe, self.reader, job.decoder, self.ring, job.packs_for, reading=self._reading
-        )
-        prepare_to_fork()
-        self.processes = ForkServer(delivery.serve, unneeded=(connection,))
+        self.processes = ForkServer(self._prepare, unneeded=(connection,))
         self._send_lock, self._announcing = threading.Lock(), threading.Lock()
         self._watch = StorageWatch(self.reader, self.manifest, self._send)
         self.tuner = job.tuner
@@ -100,6 +99,17 @@ class Sidecar:
         self._here = self.pool.here
         self._complete: set[int] = set()  # batches that wait for an earlier one
         self._announced = job.number  # the next batch to tell the trainer of
+
+    def _prepare(self) -> Serve:
+        """In the fork server: load what all processes that decode need, so that they share it."""
+        job, decoder = self.job, pickle.loads(self.job.decoder)
+        delivery = ClipDelivery(self.manifest, job.recipe, self.reader, decoder, self.ring, job.packs_for, self._reading)
+        if not kernel():
+            import torch  # noqa: F401
+        load_swscale()
+        gc.collect()
+        gc.freeze()  # their garbage collectors would touch, and so copy, every page
+        return delivery.serve
 
     def run(self) -> None:
         """Keep every free slot in work until the trainer closes the connection."""
@@ -227,18 +237,13 @@ class Sidecar:
             self.connection.send(message)
 
 
-def prepare_to_fork() -> None:
-    """Load what all processes that decode need, so that they share it."""
-    if not kernel():
-        import torch  # noqa: F401
-    load_swscale()
-    gc.collect()
-    gc.freeze()  # their garbage collectors would touch, and so copy, every page
-
-
 def main() -> None:
     """Serve the trainer at the other end of the connection whose descriptor is the first argument, until it closes."""
     stop_signals.ignore()
+    if other_threads() and len(sys.argv) == 2:
+        # of a library that is preloaded (Nsight Systems', jemalloc's), or of a debugger that follows the interpreters that are
+        # started, but not through `env`. This process would not be forked; so it begins again, once, without them
+        os.execvp("env", ["env", "-u", "LD_PRELOAD", *COMMAND, sys.argv[1], "again"])
     connection = Connection(int(sys.argv[1]))
     try:
         Sidecar(connection.recv(), connection).run()

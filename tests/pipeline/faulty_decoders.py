@@ -48,6 +48,19 @@ def storage_in_trouble(request: ClipRequest, views: np.ndarray) -> None:
     decode_libav(request, views)
 
 
+class Importing:
+    """One that imports what starts threads."""
+
+    def __init__(self) -> None:
+        import pyarrow  # noqa: F401
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Importing, ()
+
+    def __call__(self, request: ClipRequest, views: np.ndarray) -> None:
+        decode_libav(request, views)
+
+
 def slow(request: ClipRequest, views: np.ndarray) -> None:
     time.sleep(0.1)
     decode_libav(request, views)

@@ -25,8 +25,9 @@ for step in range(5):
 state = loader.state()
 """
 LOOK = """
-import json, pathlib
+import json, pathlib, psutil
 maps = [pathlib.Path(f"/proc/{pid}/maps").read_text() for pid in ("self", loader._process.pid)]
+(server,) = psutil.Process(loader._process.pid).children()
 again = ClipLoader(sys.argv[1], recipe, rank=0, world_size=2, state=state)
 print(json.dumps({
     "distributed": torch.distributed.is_initialized(),
@@ -35,6 +36,8 @@ print(json.dumps({
     "next": bool((next(loader).views == next(again).views).all()),
     "shm": [line for text in maps for line in text.splitlines() if "/dev/shm" in line],
     "memfd": [text.count("memfd:tubecell-ring") for text in maps],
+    "arrow": ["libarrow" in text for text in maps],
+    "threads": [process.num_threads() for process in (server, *server.children())],
 }))
 """
 
@@ -61,3 +64,6 @@ def test_fifteen_lines_are_a_trainer(dataset: Path, tmp_path: Path) -> None:
     assert said["where"] == [1, 2] and said["next"]
     # works with a /dev/shm of 64 MB, or none
     assert said["shm"] == [] and min(said["memfd"]) >= 1
+    # pyarrow's threads are the trainer's alone; the process that forks has none, and so neither have those that decode
+    assert said["arrow"] == [True, False]
+    assert len(said["threads"]) > 1 and set(said["threads"]) == {1}

@@ -41,11 +41,11 @@ def test_columns_are_mapped_not_copied(tmp_path: Path) -> None:
     cached[0].unlink()  # it is made again
     sent = pickle.dumps((opened, [opened.clip(row) for row in range(5)]))
     code = (
-        "import pickle, sys, pipeline.sidecar; manifest, clips = pickle.load(sys.stdin.buffer)\n"
+        "import pickle, sys, pipeline.workers.sidecar; manifest, clips = pickle.load(sys.stdin.buffer)\n"
         "assert [manifest.clip(row) for row in range(len(manifest))] == clips\n"
         "print(manifest.stride, manifest.sources, {'pyarrow', 'fsspec', 'torch'} & sys.modules.keys())"
     )
-    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, cwd=Path(__file__).parents[3])
     assert done.stdout == b"[0 4 0 4 0] ['made-up'] set()\n", done.stderr
 
 

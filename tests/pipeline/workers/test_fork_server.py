@@ -1,19 +1,21 @@
+import functools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from pipeline.workers.fork_server import ForkServer, ProcessDiedError, ServerDiedError
+from pipeline.workers.fork_server import ForkServer, ProcessDiedError, Serve, ServerDiedError
 
-ROOT = Path(__file__).resolve().parents[3]
-SHARED = ["made before"]
+HERE = f"import sys; sys.path = {sys.path!r}; from {__name__} import "
+SHARED = ["not prepared"]
 
 
 def serve(connection: Connection) -> None:
@@ -26,12 +28,26 @@ def serve(connection: Connection) -> None:
         connection.send((os.getpid(), message, SHARED[0]))
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    made = ForkServer(serve)
-    SHARED[0] = "changed after"
-    yield made
-    made.close()
+def prepare() -> Serve:
+    SHARED[0] = "prepared"
+    return serve
+
+
+def start_a_thread(*_: object) -> Serve:
+    threading.Thread(target=threading.Event().wait, name="of a library", daemon=True).start()
+    return serve
+
+
+def alone(test: Callable[[], None]) -> Callable[[], None]:
+    """In an interpreter of its own; that of the tests has threads."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        code = f"{HERE}{test.__name__} as run; run.__wrapped__()"
+        done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 0, done.stderr
+
+    return run
 
 
 def gone(pid: int) -> bool:
@@ -45,44 +61,67 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_they_are_copies_of_the_moment_when_the_server_was_made(server: ForkServer) -> None:
-    processes = [server.fork() for _ in range(3)]
-    for number, process in enumerate(processes):
-        process.send(str(number))
-    answers = [process.receive(10) for process in processes]
-    assert answers == [(process.pid, str(number), "made before") for number, process in enumerate(processes)]
-    assert len({os.getpid(), *(process.pid for process in processes)}) == 4
-    for process in processes:
-        process.close()
-        assert gone(process.pid)
+@alone
+def test_they_are_copies_of_the_server_when_it_was_prepared() -> None:
+    with closing(ForkServer(prepare)) as server:
+        processes = [server.fork() for _ in range(3)]
+        for number, process in enumerate(processes):
+            process.send(str(number))
+        answers = [process.receive(10) for process in processes]
+        assert answers == [(process.pid, str(number), "prepared") for number, process in enumerate(processes)]
+        assert len({os.getpid(), *(process.pid for process in processes)}) == 4 and SHARED == ["not prepared"]
+        for process in processes:
+            process.close()
+            assert gone(process.pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_how_one_ended_is_named_and_others_go_on(server: ForkServer, number: signal.Signals) -> None:
-    dying, other = server.fork(), server.fork()
-    dying.send(number)
-    with pytest.raises(ProcessDiedError, match=number.name):
-        dying.receive(10)
-    other.send("still")
-    assert other.receive(10)[1] == "still"
-    other.close()
+@alone
+def test_how_one_ended_is_named_and_others_go_on() -> None:
+    with closing(ForkServer(prepare)) as server:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            dying, other = server.fork(), server.fork()
+            dying.send(number)
+            with pytest.raises(ProcessDiedError, match=number.name):
+                dying.receive(10)
+            other.send("still")
+            assert other.receive(10)[1] == "still"
+        other.send("sleep")
+        with pytest.raises(TimeoutError):
+            other.receive(0.2)
+        assert gone(other.pid)
+        one = server.fork()
+        os.kill(server._pid, signal.SIGKILL)
+        os.waitpid(server._pid, 0)
+        assert gone(one.pid)
+        with pytest.raises(ServerDiedError):
+            server.fork()
 
 
-def test_one_that_says_nothing_is_killed(server: ForkServer) -> None:
-    process = server.fork()
-    process.send("sleep")
-    with pytest.raises(TimeoutError):
-        process.receive(0.2)
-    assert gone(process.pid)
+@alone
+def test_what_has_threads_is_not_forked() -> None:
+    refused = "has 2 threads, of a library beside the first, and is not forked"
+    with closing(ForkServer(start_a_thread)) as server:  # in each of its processes, then
+        process = server.fork()
+        process.send("sleep")
+        assert [len(os.listdir(f"/proc/{server._pid}/task")), gone(process.pid)] == [1, False]
+    with closing(ForkServer(lambda: signal.signal(signal.SIGUSR1, start_a_thread) and serve)) as server:
+        os.kill(server._pid, signal.SIGUSR1)
+        with pytest.raises(RuntimeError, match=refused):
+            server.fork()
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        ForkServer(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
+    start_a_thread()
+    with pytest.raises(RuntimeError, match=refused):
+        ForkServer(prepare)
 
 
 def test_all_leave_with_their_owner_even_from_inside_a_decoder() -> None:
     code = (
-        "import os, sys, time; from tests.pipeline.workers.test_fork_server import ForkServer, serve\n"
-        "server = ForkServer(serve); one = server.fork(); one.send('sleep')\n"
+        f"{HERE}ForkServer, prepare, time\n"
+        "server = ForkServer(prepare); one = server.fork(); one.send('sleep')\n"
         "print(one.pid, flush=True); time.sleep(1000)"
     )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     sleeper = int(owner.stdout.readline())
     server = int(Path(f"/proc/{sleeper}/status").read_text().split("PPid:")[1].split()[0])
@@ -90,15 +129,3 @@ def test_all_leave_with_their_owner_even_from_inside_a_decoder() -> None:
     owner.wait()
     owner.stdout.close()
     assert gone(server) and gone(sleeper)
-
-
-def test_without_the_server_nothing_is_forked() -> None:
-    with closing(ForkServer(serve)) as server:
-        one = server.fork()
-        parent = int(Path(f"/proc/{one.pid}/status").read_text().split("PPid:")[1].split()[0])
-        os.kill(parent, signal.SIGKILL)
-        os.waitpid(parent, 0)
-        assert gone(one.pid)
-        with pytest.raises(ServerDiedError):
-            server.fork()
-        one.close()
