@@ -141,7 +141,11 @@ def _start(function: Callable[[Any], Iterable[Any]], memory_limit: int) -> _Work
             *map(str, (theirs.fileno(), os.getpid())),
         ],
         pass_fds=(theirs.fileno(),),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *(folder or os.getcwd() for folder in sys.path)])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *(folder or os.getcwd() for folder in sys.path)]),
+            "OPENBLAS_NUM_THREADS": "1",  # or NumPy starts one a core: 41 MB of the limit each, in a process that forks FFmpeg
+        },
         stdin=subprocess.DEVNULL,
     )
     theirs.close()
