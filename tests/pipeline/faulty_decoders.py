@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow  # noqa: F401  starts a thread, as what a user's decoder imports may
 
 from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, decode_libav
 from pipeline.storage.remote import StorageError
@@ -46,19 +47,6 @@ def storage_in_trouble(request: ClipRequest, views: np.ndarray) -> None:
         mark.touch()
         raise StorageError("no proper answer: made to fail", transient=True)
     decode_libav(request, views)
-
-
-class Importing:
-    """One that imports what starts threads."""
-
-    def __init__(self) -> None:
-        import pyarrow  # noqa: F401
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return Importing, ()
-
-    def __call__(self, request: ClipRequest, views: np.ndarray) -> None:
-        decode_libav(request, views)
 
 
 def slow(request: ClipRequest, views: np.ndarray) -> None:

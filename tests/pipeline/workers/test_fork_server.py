@@ -1,12 +1,10 @@
-import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 
 from pipeline.workers.fork_server import ForkServer, ProcessDiedError, Serve, ServerDiedError
 
-HERE = f"import sys; sys.path = {sys.path!r}; from {__name__} import "
+HERE = f"import sys; sys.path = {sys.path!r}; from {__name__} import *\n"
 SHARED = ["not prepared"]
 
 
@@ -38,31 +36,24 @@ def start_a_thread(*_: object) -> Serve:
     return serve
 
 
-def alone(test: Callable[[], None]) -> Callable[[], None]:
-    """In an interpreter of its own; that of the tests has threads."""
-
-    @functools.wraps(test)
-    def run() -> None:
-        code = f"{HERE}{test.__name__} as run; run.__wrapped__()"
-        done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-        assert done.returncode == 0, done.stderr
-
-    return run
-
-
 def gone(pid: int) -> bool:
     for _ in range(200):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.02)
+        with suppress(OSError):
+            if ") Z " not in Path(f"/proc/{pid}/stat").read_text():
+                time.sleep(0.02)
+                continue
+        return True
     return False
 
 
-@alone
-def test_they_are_copies_of_the_server_when_it_was_prepared() -> None:
+@pytest.mark.parametrize("case", ["copies_of_the_server", "others_go_on", "nothing_that_has_threads_is_forked"])
+def test_in_an_interpreter_of_its_own(case: str) -> None:
+    """That of the tests has threads."""
+    done = subprocess.run([sys.executable, "-c", f"{HERE}{case}()"], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def copies_of_the_server() -> None:
     with closing(ForkServer(prepare)) as server:
         processes = [server.fork() for _ in range(3)]
         for number, process in enumerate(processes):
@@ -75,8 +66,7 @@ def test_they_are_copies_of_the_server_when_it_was_prepared() -> None:
             assert gone(process.pid)
 
 
-@alone
-def test_how_one_ended_is_named_and_others_go_on() -> None:
+def others_go_on() -> None:
     with closing(ForkServer(prepare)) as server:
         for number in (signal.SIGTERM, signal.SIGKILL):
             dying, other = server.fork(), server.fork()
@@ -91,37 +81,26 @@ def test_how_one_ended_is_named_and_others_go_on() -> None:
         assert gone(other.pid)
         one = server.fork()
         os.kill(server._pid, signal.SIGKILL)
-        os.waitpid(server._pid, 0)
         assert gone(one.pid)
         with pytest.raises(ServerDiedError):
             server.fork()
 
 
-@alone
-def test_what_has_threads_is_not_forked() -> None:
-    refused = "has 2 threads, of a library beside the first, and is not forked"
+def nothing_that_has_threads_is_forked() -> None:
     with closing(ForkServer(start_a_thread)) as server:  # in each of its processes, then
-        process = server.fork()
-        process.send("sleep")
-        assert [len(os.listdir(f"/proc/{server._pid}/task")), gone(process.pid)] == [1, False]
+        server.fork().send("x")
+        assert len(os.listdir(f"/proc/{server._pid}/task")) == 1
     with closing(ForkServer(lambda: signal.signal(signal.SIGUSR1, start_a_thread) and serve)) as server:
         os.kill(server._pid, signal.SIGUSR1)
-        with pytest.raises(RuntimeError, match=refused):
+        with pytest.raises(RuntimeError, match="has 2 threads, of a library beside the first, and is not forked"):
             server.fork()
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         ForkServer(lambda: 1 // 0)  # type: ignore[arg-type,return-value]
-    start_a_thread()
-    with pytest.raises(RuntimeError, match=refused):
-        ForkServer(prepare)
 
 
 def test_all_leave_with_their_owner_even_from_inside_a_decoder() -> None:
-    code = (
-        f"{HERE}ForkServer, prepare, time\n"
-        "server = ForkServer(prepare); one = server.fork(); one.send('sleep')\n"
-        "print(one.pid, flush=True); time.sleep(1000)"
-    )
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    code = "server = ForkServer(prepare); one = server.fork(); one.send('sleep'); print(one.pid, flush=True); time.sleep(1000)"
+    owner = subprocess.Popen([sys.executable, "-c", HERE + code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     sleeper = int(owner.stdout.readline())
     server = int(Path(f"/proc/{sleeper}/status").read_text().split("PPid:")[1].split()[0])
