@@ -86,14 +86,18 @@ def check_printed() -> None:
         raise ValueError(f"what was printed could not all be written: {fault}")
 
 
-def complain(text: str) -> None:
-    """A line for people that is no result; whether anybody can hear it is no concern of the caller."""
+_told: set[str] = set()
+
+
+def complain(text: str, *, once: bool = False) -> None:
+    """A line for people that is no result; whether anybody can hear it is no concern of the caller. `once` in a process."""
+    if once:
+        if text in _told:
+            return
+        _told.add(text)
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr:
             print(text, file=sys.stderr, flush=True)
-
-
-_told: set[str] = set()
 
 
 @contextlib.contextmanager

@@ -139,6 +139,8 @@ class ClipLoader:
             if callable(decoder)
             else choose_decoder(self.manifest, self.device, decoder)
         )
+        for slow in self.decoder_choice.slow if rank == 0 else ():
+            complain(f"warning: {slow}", once=True)
         on_device = self.decoder_choice.name in ("dali", "both") and not callable(decoder)
         self.decoder = decoder if callable(decoder) else decode_libav  # the sidecar's
         self.clip_timeout, self.max_failure_share = clip_timeout, max_failure_share

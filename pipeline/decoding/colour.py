@@ -24,6 +24,7 @@ MATRICES = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709, "bt2020": Co
 RANGES = {"limited": ColorRange.MPEG, "full": ColorRange.JPEG}
 PLANAR = {"yuv420p": 0, "yuvj420p": 12}  # AVPixelFormat; the second is always of full range
 RGB24 = 2
+SWSCALE_MAJOR = 9  # FFmpeg 8: what is called here, and the numbers above, are its
 UNITY = 1 << 16  # contrast and saturation
 ALIGNED = 32  # pixels: where a region begins, so that rows of chroma begin as aligned as those of a frame
 PAD = 64  # bytes between rows, and after the last: vectors write beyond a row
@@ -115,22 +116,32 @@ class RgbConverter:
         return np.frombuffer(memoryview(plane), np.uint8).reshape(frame.height, plane.line_size)
 
 
-@functools.cache
 def load_swscale() -> ctypes.CDLL | None:
-    """The library that PyAV has loaded; None where it cannot be found that way."""
+    """The library that PyAV has loaded; None where it cannot be called, for the reason that `find_swscale` gives."""
+    found = find_swscale()
+    return None if isinstance(found, str) else found
+
+
+@functools.cache
+def find_swscale() -> ctypes.CDLL | str:
+    """PyAV's own swscale among the libraries of this process, of the one version that is known here; or why it is not taken."""
+    version = av.library_versions["libswscale"]
+    if version[0] != SWSCALE_MAJOR:
+        return f"PyAV's libswscale is {version[0]}, and {SWSCALE_MAJOR} is known here"
     try:
         mapped = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return None
-    path = next((line.split(maxsplit=5)[-1] for line in mapped if "libswscale" in line), None)
-    if path is None:
-        return None
-    library = ctypes.CDLL(path)
+        paths = dict.fromkeys(line.split(maxsplit=5)[-1] for line in mapped if "libswscale" in line)
+        libraries = [ctypes.CDLL(path) for path in paths]  # decord, OpenCV and others have one of their own
+    except OSError as error:
+        return str(error)
     number, pointer = ctypes.c_int, ctypes.c_void_p
-    library.sws_getContext.restype = library.sws_getCoefficients.restype = pointer
-    library.sws_getContext.argtypes = [*[number] * 7, *[pointer] * 3]
-    library.sws_getCoefficients.argtypes = [number]
-    library.sws_setColorspaceDetails.argtypes = [pointer, pointer, number, pointer, *[number] * 4]
-    library.sws_scale.argtypes = [pointer, pointer, pointer, number, number, pointer, pointer]
-    library.sws_freeContext.argtypes = [pointer]
-    return library
+    for library in libraries:
+        if library.swscale_version() == int.from_bytes(version):
+            library.sws_getContext.restype = library.sws_getCoefficients.restype = pointer
+            library.sws_getContext.argtypes = [*[number] * 7, *[pointer] * 3]
+            library.sws_getCoefficients.argtypes = [number]
+            library.sws_setColorspaceDetails.argtypes = [pointer, pointer, number, pointer, *[number] * 4]
+            library.sws_scale.argtypes = [pointer, pointer, pointer, number, number, pointer, pointer]
+            library.sws_freeContext.argtypes = [pointer]
+            return library
+    return "PyAV's libswscale is not among the libraries of this process"

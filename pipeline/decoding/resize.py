@@ -1,25 +1,22 @@
 """Crops of RGB frames, resized to a view's size: antialiased bilinear on uint8, what PIL does in the official loader.
 
 Two implementations, the same bytes. torch's `interpolate` works anywhere. `resize.c` does its arithmetic on AVX2 or AVX-512,
-frame by frame while a frame is in the cache, and straight into the batch; a C compiler has to be there once, at first use.
+frame by frame while a frame is in the cache, and straight into the batch; where a C compiler is, it is built at install.
 A view of 16 x 224² from sides of 168 to 256 px, in the cache: 0.44 ms in the mean, 0.59 without AVX-512, torch 1.1 (one core of
 an Intel Xeon).
 """
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
-import shutil
-import subprocess
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.decoding.resize_library import compile_library, library_file
 from pipeline.storage.files import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -211,28 +208,21 @@ def by_16() -> bool:
     return library is not None and library.supported() == 2
 
 
-@functools.cache
 def kernel() -> ctypes.CDLL | None:
-    """resize.c as a library, compiled on first use; None where there is no AVX2 or no C compiler.
+    """resize.c as a library; None where torch does its work, for the reason that `find_kernel` gives."""
+    found = find_kernel()
+    return None if isinstance(found, str) else found
 
-    It lies in the user's cache folder, named by what it was made of.
-    """
+
+@functools.cache
+def find_kernel() -> ctypes.CDLL | str:
+    """The library, or why there is none. It lies beside resize.c, or in the user's cache folder, where this makes it."""
     if platform.machine() != "x86_64":
-        return None
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+        return f"it is written for x86-64, and this is {platform.machine()}"
     try:
-        home = cache_folder()
-        file = home / f"resize-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
-        if not file.exists():
-            if compiler is None:
-                return None
-            with tempfile.TemporaryDirectory(dir=home) as folder:  # several processes may be at it
-                made = os.path.join(folder, file.name)
-                command = [*compiler.split(), "-O3", "-shared", "-fPIC", os.fspath(SOURCE), "-o", made]
-                subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-                os.replace(made, file)
-        library = ctypes.CDLL(os.fspath(file))
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        file = library_file(SOURCE, SOURCE.parent)
+        library = ctypes.CDLL(os.fspath(file if file.exists() else compile_library(SOURCE, cache_folder())))
+    except OSError as error:
+        return str(error)
     library.resize_views.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
-    return library if library.supported() else None
+    return library if library.supported() else "the processor has no AVX2"

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.decoding import colour
-from pipeline.decoding.colour import MATRICES, RANGES, RgbConverter, load_swscale, region_around
+from pipeline.decoding.colour import MATRICES, RANGES, RgbConverter, find_swscale, load_swscale, region_around
 
 
 def frame_of(width: int, height: int, pixels: str = "yuv420p") -> av.VideoFrame:
@@ -70,3 +70,9 @@ def test_without_swscale_the_bytes_are_the_same(monkeypatch: pytest.MonkeyPatch)
 def test_the_library_is_found() -> None:
     """On Linux it always is."""
     assert load_swscale() is not None
+
+
+@pytest.mark.parametrize(("version", "why"), [((10, 0, 100), "libswscale is 10"), ((9, 0, 1), "is not among the libraries")])
+def test_another_version_is_not_called(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int], why: str) -> None:
+    monkeypatch.setitem(av.library_versions, "libswscale", version)
+    assert why in find_swscale.__wrapped__()

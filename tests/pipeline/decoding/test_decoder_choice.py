@@ -6,6 +6,8 @@ import pytest
 
 from pipeline.decoding import decoder_choice
 from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
+from pipeline.loader import ClipLoader
+from pipeline.sampling.samples import SamplingRecipe
 from pipeline.storage.manifest import Manifest
 from tests.manifest_rows import row, write_rows
 
@@ -38,12 +40,25 @@ def test_what_is_asked_for_is_given_or_refused(tmp_path: Path, monkeypatch: pyte
     left = "DALI decodes vp8, vp9, mjpeg on a CPU, not "
     on_cpu = choose_decoder(clips, "cpu", "dali")
     assert on_cpu == DecoderChoice("both", {f"{left}h264": 1, f"{left}mpeg4": 1})
-    assert str(on_cpu) == f"both: libav takes 1 clips ({left}h264), libav takes 1 clips ({left}mpeg4)"
+    assert str(on_cpu).startswith(f"both: libav takes 1 clips ({left}h264), libav takes 1 clips ({left}mpeg4); crops: ")
     assert choose_decoder(clips, "cuda", "libav").name == "libav"
     monkeypatch.setattr(decoder_choice, "what_dali_lacks", lambda: "NVDEC is not there")
     assert choose_decoder(clips, "cuda") == DecoderChoice("libav", {"NVDEC is not there": 3})
     with pytest.raises(ValueError, match="decoder 'dali' cannot be had: NVDEC is not there; or take decoder 'libav'"):
         choose_decoder(clips, "cuda", "dali")
+
+
+def test_what_makes_crops_and_colours_is_named_and_a_slow_one_is_told_once(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decoder_choice, "find_kernel", lambda: "there is no C compiler")
+    monkeypatch.setattr(decoder_choice, "find_swscale", lambda: "PyAV's libswscale is 10")
+    for rank in (1, 0, 0):
+        choice = ClipLoader(dataset, SamplingRecipe(views_per_step=8), rank=rank, world_size=2).decoder_choice
+    assert str(choice).endswith("; crops: torch, colours: PyAV")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all(line.startswith("warning: ") for line in told)
+    assert told[0].endswith(": there is no C compiler") and told[1].endswith(": PyAV's libswscale is 10")
 
 
 def test_a_missing_package_or_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Crops, resized: the compiled kernel against torch, byte for byte."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from pipeline.decoding import resize
-from pipeline.decoding.resize import CropResizer, TorchResizer, axis, crop_resizer, kernel
+from pipeline.decoding.resize import CropResizer, TorchResizer, axis, crop_resizer, find_kernel, kernel
+from pipeline.decoding.resize_library import compile_library
 
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 needs_kernel = pytest.mark.skipif("avx2" not in FLAGS or not shutil.which("cc"), reason="no AVX2, or no C compiler")
@@ -20,11 +23,12 @@ needs_kernel = pytest.mark.skipif("avx2" not in FLAGS or not shutil.which("cc"),
 
 @pytest.fixture
 def fresh_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty cache, and a process that has not looked into it yet."""
+    """resize.c with nothing beside it, an empty cache, and a process that has not looked into it yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kernel.cache_clear()
+    monkeypatch.setattr(resize, "SOURCE", Path(shutil.copy(resize.SOURCE, tmp_path)))
+    find_kernel.cache_clear()
     yield tmp_path
-    kernel.cache_clear()
+    find_kernel.cache_clear()
 
 
 def resized(
@@ -96,17 +100,33 @@ def test_all_shapes_of_multi_scale_crop(side: int) -> None:
 
 
 @needs_kernel
-def test_it_is_compiled_once(fresh_kernel: Path) -> None:
-    assert kernel() is not None
-    (library,) = fresh_kernel.glob("tubecell/*")
-    before = library.stat().st_mtime_ns
-    kernel.cache_clear()
-    assert kernel() is not None
-    assert library.stat().st_mtime_ns == before
+def test_of_many_processes_one_compiles(fresh_kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = fresh_kernel / "count"
+    (fresh_kernel / "cc").write_text(f'#!/bin/sh\necho once >> {count}\nsleep 0.3\nexec {shutil.which("cc")} "$@"\n')
+    (fresh_kernel / "cc").chmod(0o755)
+    monkeypatch.setenv("CC", str(fresh_kernel / "cc"))
+    code = f"from pipeline import resize\nresize.SOURCE = resize.Path({str(resize.SOURCE)!r})\nassert resize.kernel()"
+    ranks = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3]) for _ in range(3)]
+    assert [rank.wait() for rank in ranks] == [0, 0, 0]
+    assert kernel() is not None and count.read_text() == "once\n"
+    assert [file.suffix for file in fresh_kernel.glob("tubecell/*")] == [".so"]
 
 
-@pytest.mark.parametrize("compiler", ["", "false"])
-def test_without_a_compiler_torch_does_it(fresh_kernel: Path, monkeypatch: pytest.MonkeyPatch, compiler: str) -> None:
+@needs_kernel
+def test_what_the_installation_built_is_taken_unless_the_source_is_another(fresh_kernel: Path) -> None:
+    built = compile_library(resize.SOURCE, fresh_kernel)
+    assert kernel() is not None and find_kernel()._name == str(built)
+    resize.SOURCE.write_text(resize.SOURCE.read_text() + "/* changed */")
+    find_kernel.cache_clear()
+    assert kernel() is not None and Path(find_kernel()._name).parent == fresh_kernel / "tubecell"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "why"), [("", "there is no C compiler"), ("false", "false cannot compile resize.c: status 1")]
+)
+def test_without_a_compiler_torch_does_it_and_says_so(
+    fresh_kernel: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, why: str
+) -> None:
     monkeypatch.setenv("CC", compiler)
     if not compiler:
         monkeypatch.setenv("PATH", str(fresh_kernel))
@@ -116,6 +136,7 @@ def test_without_a_compiler_torch_does_it(fresh_kernel: Path, monkeypatch: pytes
     made.frame(0, np.full((16, 48), 9, np.uint8))
     made.finish()
     assert (views == 9).all()
+    assert why in find_kernel()
     assert not list(fresh_kernel.glob("tubecell/*")), "nothing half-made is left"
 
 
