@@ -11,16 +11,15 @@ has another outcome than it should.
 import sys
 from pathlib import Path
 
-ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
-sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
-
 if __name__ == "__main__":
+    if not __package__:  # a script: its own folder leads the path, where the checkout is to
+        sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
     from pipeline.console import prepare
 
     prepare()
 
 import json
-import os
 import random
 import signal
 import statistics
@@ -35,9 +34,12 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
+from benchmarks.parts import trainer_faults
 from benchmarks.parts.generated_dataset import generated_dataset
 from benchmarks.parts.results import describe_machine
 from benchmarks.parts.trainer_faults import Fault
+from pipeline.children import environment
+from train import pretrain
 
 STEPS = 60
 RECIPE = [
@@ -90,13 +92,13 @@ class Matrix:
         launcher = (
             ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *torchrun] if ranks > 1 else []
         )
-        script = [str(Path(HERE) / "trainer_faults.py"), json.dumps([asdict(fault) for fault in faults])]
-        if not faults:
-            script = [str(Path(ROOT) / "train" / "pretrain.py")]
-        command = [sys.executable, "-u", *launcher, *script, *RECIPE, "--data", str(self.dataset), "--out", str(out), *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        program = ["-m", pretrain.__name__]
+        if faults:
+            program = ["-m", trainer_faults.__name__, json.dumps([asdict(fault) for fault in faults])]
+        command = [sys.executable, *launcher, *program, *RECIPE, "--data", str(self.dataset), "--out", str(out), *options]
+        variables = environment(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", PYTHONSAFEPATH="1")
         with out.with_suffix(".log").open("a") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, text=True)
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables, text=True)
 
     def run(self, out: Path, *options: str, **how: Any) -> int:
         """To the end -> exit code."""

@@ -31,10 +31,10 @@ Without --kit it encodes clips of its own, of moving textures, which decode like
 import sys
 from pathlib import Path
 
-ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
-sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
-
 if __name__ == "__main__":
+    if not __package__:  # a script: its own folder leads the path, where the checkout is to
+        sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
     from pipeline.console import prepare
 
     prepare()
@@ -42,7 +42,6 @@ if __name__ == "__main__":
 import argparse
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 import traceback
@@ -57,6 +56,7 @@ from benchmarks.gpu.report import Report, assemble, write
 from benchmarks.gpu.supervisor import Places, put_off, supervise, time_for
 from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
+from pipeline.version import git_commit
 
 SECOND_ROUND = 20.0  # seconds that must be left at the end for a part to be started again, for what there was no time for
 DRY_MINUTES = 14.0  # of a dry walk, which takes half of one: on a busy machine it must not be cut
@@ -173,15 +173,6 @@ def measure(
         signal.signal(signal.SIGTERM, before)
         tell()
         shutil.rmtree(work, ignore_errors=True)
-
-
-def git_commit() -> str | None:
-    """Of this checkout; None outside of git. (`train.run.folder` knows it, too, but takes torch along, which may be broken.)"""
-    command = ["git", "-C", ROOT, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

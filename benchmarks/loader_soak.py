@@ -12,10 +12,10 @@ times first, because that is where leaks hide. Exit code 1 if something grows.
 import sys
 from pathlib import Path
 
-ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
-sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
-
 if __name__ == "__main__":
+    if not __package__:  # a script: its own folder leads the path, where the checkout is to
+        sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
     from pipeline.console import prepare
 
     prepare()

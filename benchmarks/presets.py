@@ -14,10 +14,10 @@ source brought to the same size, over all planes. DIR/presets.png shows the same
 import sys
 from pathlib import Path
 
-ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
-sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
-
 if __name__ == "__main__":
+    if not __package__:  # a script: its own folder leads the path, where the checkout is to
+        sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
     from pipeline.console import prepare
 
     prepare()
@@ -52,6 +52,7 @@ from pipeline.decoding.decode import decode_frames, video_stream
 from pipeline.sampling.frames import window_frames
 from pipeline.storage.manifest import Clip
 from pipeline.storage.output_folder import refuse_dataset
+from pipeline.version import CHECKOUT
 
 LONGEST = 60.0  # seconds; what is longer would be cut by the builder
 LOSSLESS = {"c:v": "libx264", "qp": 0, "preset": "ultrafast", "threads": 1}
@@ -71,7 +72,7 @@ class Options:
     """A folder of videos, at any depth; by default three generated ones."""
     clips: int = 8
     """How many of them to take, at random but always the same; those longer than 60 s are passed over."""
-    out: Path = Path(ROOT) / "data" / "presets"
+    out: Path = (CHECKOUT or Path()) / "data" / "presets"
     """Folder for presets.png; it is made."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """File to write the figures to: a list of name, value, unit, baseline, ratio; the baseline is preset copy."""

@@ -13,10 +13,10 @@ new version, and otherwise does nothing.
 import sys
 from pathlib import Path
 
-ROOT = str(Path(__file__).resolve().parent.parent)
-sys.path[:] = [ROOT, *(path for path in sys.path if path not in (ROOT, str(Path(__file__).resolve().parent)))]
-
 if __name__ == "__main__":
+    if not __package__:  # a script: its own folder leads the path, where the checkout is to
+        sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
     from pipeline.console import prepare
 
     prepare()

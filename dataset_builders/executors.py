@@ -21,13 +21,12 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from dataset_builders.media.rejects import Reason
+from pipeline.children import command, environment
 from pipeline.storage.remote import StorageError
 
-ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
 MAX_WAITING_BYTES = 512 << 20  # of results that wait for those of an earlier task; then workers are left to wait, too
 READY, RESULT, END, TROUBLE = b"\0", b"\1", b"\2", b"\3"  # first byte of what a worker sends
@@ -133,19 +132,10 @@ def _start(function: Callable[[Any], Iterable[Any]], memory_limit: int) -> _Work
     ours, theirs = multiprocessing.Pipe()
     # not multiprocessing's spawn, which imports the user's script once more in every worker
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-P",
-            "-c",
-            "from dataset_builders.executors import serve; serve()",
-            *map(str, (theirs.fileno(), os.getpid())),
-        ],
+        command(serve, theirs.fileno(), os.getpid()),
         pass_fds=(theirs.fileno(),),
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *(folder or os.getcwd() for folder in sys.path)]),
-            "OPENBLAS_NUM_THREADS": "1",  # or NumPy starts one a core: 41 MB of the limit each, in a process that forks FFmpeg
-        },
+        # or NumPy starts a thread a core: 41 MB of the limit each, in a process that forks FFmpeg
+        env=environment(OPENBLAS_NUM_THREADS="1"),
         stdin=subprocess.DEVNULL,
     )
     theirs.close()

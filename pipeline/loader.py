@@ -14,7 +14,6 @@ import math
 import os
 import pickle
 import subprocess
-import sys
 import time
 import weakref
 from collections import Counter
@@ -22,13 +21,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from pipeline import sampling, stop_signals
+from pipeline.children import command, environment
 from pipeline.console import complain
 from pipeline.decoding.decode import Decoder, Failure, decode_libav
 from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
@@ -42,10 +41,10 @@ from pipeline.storage.watch import VARIABLE, StorageTrouble, patience
 from pipeline.workers.delivery import Delivery, FailedClip
 from pipeline.workers.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
 from pipeline.workers.ring import Ring, Slot, slot_size
-from pipeline.workers.sidecar import COMMAND, Job
+from pipeline.workers.sidecar import Job
+from pipeline.workers.sidecar import main as sidecar
 from pipeline.workers.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST_DEATHS = 3  # of the sidecar in a row
 MOST_FAILURES, MOST_REMEMBERED = 10_000, 50_000  # of the last ones, 0.4 kB each, and where they were, 0.1 kB
 BETWEEN_COMPLAINTS = 30.0  # seconds, of a storage in trouble
@@ -283,7 +282,7 @@ class ClipLoader:
         ours, theirs = Pipe()
         with stop_signals.blocked():
             process = subprocess.Popen(
-                [*COMMAND, str(theirs.fileno())],
+                command(sidecar, theirs.fileno()),
                 pass_fds=(theirs.fileno(), self._ring.memfd),
                 env=sidecar_environment(),
                 stdin=subprocess.DEVNULL,
@@ -510,12 +509,8 @@ def sidecar_environment() -> dict[str, str]:
         # a heap for every thread that reads ahead is full of holes: with 256 MiB of room, 120 of it in use, 669 MiB after
         # 96,000 clips, and growing; from one heap for all never more than 240 (glibc; other libraries pass it by)
         "MALLOC_ARENA_MAX": "1",
-        **os.environ,
-        # our package before one of that name where the user is (hence -P), and the user's modules, for decoders
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *(folder or os.getcwd() for folder in sys.path)]),
-        "CUDA_VISIBLE_DEVICES": "",  # libav needs none of the GPU's memory
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",  # NumPy's, which it starts when it is imported; and what has threads is not forked
+        # libav needs none of the GPU's memory; and what has threads, as NumPy starts them when it is imported, is not forked
+        **environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
     }
 
 

@@ -9,10 +9,10 @@ The page is a single file without scripts. A run may be at work still; ask again
 import sys
 from pathlib import Path
 
-ROOT, HERE = (str(Path(__file__).resolve().parents[i]) for i in (1, 0))
-sys.path[:] = [ROOT, *(folder for folder in sys.path if folder not in (ROOT, HERE))]
-
 if __name__ == "__main__":
+    if not __package__:  # a script: its own folder leads the path, where the checkout is to
+        sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
     from pipeline.console import prepare
 
     prepare()

@@ -94,13 +94,13 @@ PARTS = (
     Part(
         "machine",
         "The machine",
-        "benchmarks.gpu.machine",
+        f"{__package__}.machine",
         (Measurement("ceilings", 12, ("copy", *(f"gemm/{kind}" for kind in ("bf16", "fp16", "tf32")), "host_to_device")),),
     ),
     Part(
         "steps",
         "Training steps",
-        "benchmarks.gpu.steps",
+        f"{__package__}.steps",
         (
             Measurement(
                 "vit_g",
@@ -119,7 +119,7 @@ PARTS = (
     Part(
         "decoding",
         "NVDEC through DALI",
-        "benchmarks.gpu.decoding",
+        f"{__package__}.decoding",
         (
             Measurement("in_flight", 22, tuple(f"in_flight/{codec}/{number}" for codec in CODECS for number in IN_FLIGHT)),
             Measurement("modes", 9, ("mode/dynamic", "mode/pipeline")),
@@ -133,7 +133,7 @@ PARTS = (
     Part(
         "parity",
         "Parity of the decoders",
-        "benchmarks.gpu.parity",
+        f"{__package__}.parity",
         (
             Measurement("decoders", 10, tuple(parity_name(case) for case in PARITY)),
             Measurement("matrices", 3, tuple(f"matrix/{tag}" for tag in TAGS)),
@@ -144,7 +144,7 @@ PARTS = (
     Part(
         "end_to_end",
         "End to end",
-        "benchmarks.gpu.end_to_end",
+        f"{__package__}.end_to_end",
         (
             Measurement("vit_g", 55, end_to_end_figures("vit-g")),
             Measurement("vit_b", 45, (*end_to_end_figures("vit-b"), "vit-b/trace")),
@@ -153,7 +153,7 @@ PARTS = (
     Part(
         "kernels",
         "Kernels",
-        "benchmarks.gpu.kernels",
+        f"{__package__}.kernels",
         (
             Measurement(
                 "tokens",
@@ -167,7 +167,7 @@ PARTS = (
     Part(
         "learning",
         "It learns there too",
-        "benchmarks.gpu.learning",
+        f"{__package__}.learning",
         (
             Measurement(
                 "quickstart", 40, tuple(f"quickstart/{what}" for what in ("seconds", "views", "first_loss", "last_loss"))

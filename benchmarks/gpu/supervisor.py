@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from benchmarks.gpu.bench import Job
+from benchmarks.gpu.bench import Job, main
 from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.plan import Measurement, Part
+from pipeline.children import command, environment
 
-ROOT = Path(__file__).resolve().parents[2]
 START = 60.0  # seconds that a process may take until its first measurement: imports on a cold disk
 START_DRY = 600.0  # the same beside other programs
 GRACE = 20.0  # seconds that a measurement may go beyond its part's time
@@ -126,11 +125,16 @@ def _one_process(
 
 def _start(job: Job, log: BinaryIO) -> subprocess.Popen:
     site = str(Path(job.kit) / "site") if job.kit else None  # last, so that the machine's own packages come first
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH"), site]))
-    environment = {**os.environ, "PYTHONPATH": path, **({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if job.dry else {})}
-    command = [sys.executable, "-u", "-P", "-c", "from benchmarks.gpu.bench import main; main()", json.dumps(asdict(job))]
+    variables = environment(PYTHONUNBUFFERED="1", **({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if job.dry else {}))
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables["PYTHONPATH"], site]))
     return subprocess.Popen(
-        command, env=environment, cwd=job.work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        command(main, json.dumps(asdict(job))),
+        env=variables,
+        cwd=job.work,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     )
 
 

@@ -1,16 +1,14 @@
 """Processes that work side by side as the loader's do: fresh interpreters, without what has been done to this one."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from pipeline.children import command, environment
 
 
 class Crew:
@@ -20,16 +18,11 @@ class Crew:
         """`function(connection, *arguments)` is what each does; its module is imported there. OpenMP has one thread."""
         self.members: list[Connection] = []
         self._processes: list[subprocess.Popen] = []
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
-            "OMP_NUM_THREADS": "1",
-        }
         for _ in range(size):
             ours, theirs = Pipe()
             with theirs:
-                command = [sys.executable, "-P", "-c", "from benchmarks.parts.crew import main; main()", str(theirs.fileno())]
-                self._processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment))
+                how: dict[str, Any] = {"pass_fds": [theirs.fileno()], "env": environment(OMP_NUM_THREADS="1")}
+                self._processes.append(subprocess.Popen(command(main, theirs.fileno()), **how))
             self.members.append(ours)
         self.tell_all((function, arguments))
 

@@ -2,17 +2,18 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from dataset_builders import build_unlabeled_hybrid, generate_clips
 from dataset_builders.media.ffmpeg_process import ffmpeg_path
+from pipeline.children import command, environment
 from pipeline.storage.manifest import Manifest
+from pipeline.version import CHECKOUT
 
-ROOT = Path(__file__).resolve().parents[2]
 ENCODINGS = (
     "-c:v libx264 -preset veryfast",  # B-frames, groups of pictures of 250
     "-c:v libx264 -preset veryfast -tune fastdecode -bf 0 -g 32",  # as `h264-fast`
@@ -28,9 +29,9 @@ def generated_dataset() -> Path:
     """
 
     def draw(videos: Path) -> None:
-        _run("generate_clips.py", "--out", videos, "--clips", "64")
+        _run(generate_clips.main, "--out", videos, "--clips", "64")
 
-    return _dataset(ROOT / "data" / "throughput", draw, "h264-fast")
+    return _dataset((CHECKOUT or Path()) / "data" / "throughput", draw, "h264-fast")
 
 
 def varied_dataset() -> Path:
@@ -51,7 +52,7 @@ def varied_dataset() -> Path:
             if status := subprocess.run(command).returncode:
                 raise RuntimeError(f"FFmpeg ended with status {status} for {target}")
 
-    return _dataset(ROOT / "data" / "soak", draw, "copy")
+    return _dataset((CHECKOUT or Path()) / "data" / "soak", draw, "copy")
 
 
 def _dataset(folder: Path, draw: Callable[[Path], None], preset: str) -> Path:
@@ -64,13 +65,11 @@ def _dataset(folder: Path, draw: Callable[[Path], None], preset: str) -> Path:
     print(f"making clips and a dataset of them in {folder}, once", flush=True)
     videos = folder / "videos"
     draw(videos)
-    _run("build_unlabeled_hybrid.py", "--folder", f"generated={videos}", "--out", dataset, "--preset", preset)
+    _run(build_unlabeled_hybrid.main, "--folder", f"generated={videos}", "--out", dataset, "--preset", preset)
     return dataset
 
 
-def _run(script: str, *arguments: str | Path) -> None:
-    """A builder's script, in a process of its own, because the builder's workers import the main module: torch is not to be
-    among it."""
-    command = [sys.executable, *map(str, (ROOT / "dataset_builders" / script, *arguments))]
-    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise RuntimeError(f"{script} ended with status {status} with {command[-1]}; or give --data DATASET")
+def _run(program: Callable[..., int], *arguments: str | Path) -> None:
+    """One of the builder's, in a process of its own, without torch."""
+    if status := subprocess.run(command(program, *arguments), env=environment(), stdout=subprocess.DEVNULL).returncode:
+        raise RuntimeError(f"{program.__module__} ended with status {status} with {arguments[-1]}; or give --data DATASET")

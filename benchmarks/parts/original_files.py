@@ -4,7 +4,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,11 @@ from pathlib import Path
 import av
 import pyarrow.parquet as pq
 
+from dataset_builders import build_unlabeled_hybrid
+from pipeline.children import command, environment
 from pipeline.decoding.decode import find_video
 from pipeline.storage.manifest import Manifest
 
-ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 300.0  # seconds; longer files would be cut, and building clips of 40 films takes hours
 SEED = 0
 
@@ -121,11 +121,11 @@ def _fitting(paths: Sequence[bytes], narrowest: int, passed_over: Counter[str]) 
 
 
 def _build(videos: Path, preset: str, dataset: Path) -> Built:
-    """In a process of its own: the builder's workers import the main module, and torch is not to be among it."""
-    script = ROOT / "dataset_builders" / "build_unlabeled_hybrid.py"
+    """In a process of its own, without torch."""
     options = ["--folder", f"original={videos}", "--out", str(dataset), "--preset", preset]
     began = time.perf_counter()
-    status = subprocess.run([sys.executable, str(script), *options], stdout=subprocess.DEVNULL).returncode
+    builder = command(build_unlabeled_hybrid.main, *options)
+    status = subprocess.run(builder, env=environment(), stdout=subprocess.DEVNULL).returncode
     if status:
         raise RuntimeError(f"building {preset} clips of {videos} ended with status {status}")
     seconds = time.perf_counter() - began

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tomllib
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
@@ -27,6 +26,7 @@ from dataset_builders.report import write_report
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.manifest_writer import write_manifest
+from pipeline.version import version
 
 
 def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = None, tally: Tally | None = None) -> int:
@@ -144,9 +144,8 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 def tool_versions() -> dict[str, str]:
     """The programs and libraries that a clip's bytes depend on."""
-    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     return {
-        "tubecell": tomllib.loads(project.read_text())["project"]["version"],
+        "tubecell": version(),
         "ffmpeg": ffmpeg_banner(ffmpeg_path()),
         "av": av.__version__,
         "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),

@@ -1,7 +1,7 @@
 """The same jobs on a Ray cluster: each shard is a Ray task of one CPU (`--ray ADDRESS`, or `--ray local`).
 
-Every node must see the checkout, the sources and DATASET (or --work) under the same paths. A task whose node dies is started
-again by Ray; jobs are idempotent, so that costs time and nothing else. Ray is an optional extra: `pip install 'tubecell[ray]'`.
+Every node must see tubecell, the sources and DATASET (or --work) under the same paths. A task whose node dies is started again
+by Ray; jobs are idempotent, so that costs time and nothing else. Ray is an optional extra: `pip install 'tubecell[ray]'`.
 """
 
 import logging
@@ -13,9 +13,9 @@ from pathlib import Path
 from dataset_builders.building.attempts import Progress, Tally
 from dataset_builders.building.jobs import Attempt, BuildState, Hold, Job
 from dataset_builders.building.request import Build
+from pipeline.children import ROOT
 from pipeline.machine import usable_cores
 
-ROOT = Path(__file__).resolve().parents[2]
 RETRIES = 3  # of a task whose process or node died
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import stop_signals
+from pipeline.children import command
 from pipeline.decoding.colour import load_swscale
 from pipeline.decoding.decode import Failure
 from pipeline.decoding.resize import kernel
@@ -41,7 +42,6 @@ from pipeline.workers.read_plan import ReadPlan
 from pipeline.workers.ring import Ring
 from pipeline.workers.tuning import Tuner, Tuning
 
-COMMAND = (sys.executable, "-P", "-c", f"from {__name__} import main; main()")  # and its connection's descriptor
 TICK = 0.1  # seconds between looks at the pool, while numbers of workers are tried
 CRASHES = 3  # of a process in a row, before the clip that it was at is to blame and not the machine's troubles
 
@@ -243,7 +243,7 @@ def main() -> None:
     if other_threads() and len(sys.argv) == 2:
         # of a library that is preloaded (Nsight Systems', jemalloc's), or of a debugger that follows the interpreters that are
         # started, but not through `env`. This process would not be forked; so it begins again, once, without them
-        os.execvp("env", ["env", "-u", "LD_PRELOAD", *COMMAND, sys.argv[1], "again"])
+        os.execvp("env", ["env", "-u", "LD_PRELOAD", *command(main, sys.argv[1], "again")])
     connection = Connection(int(sys.argv[1]))
     try:
         Sidecar(connection.recv(), connection).run()

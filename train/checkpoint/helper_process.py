@@ -15,14 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from pipeline import stop_signals
+from pipeline.children import command, environment
 from pipeline.workers.fork_server import die_with_parent
 from train.compute.on_cpu import keep_memory
 
-ROOT = Path(__file__).resolve().parents[2]
 # Trainer and loader come first. A step that computes on the cores, and waits for each of them, took 6.9 s instead of 1.1 while
 # a checkpoint of 1.1 GB was written.
 NICE = 10
@@ -48,20 +47,11 @@ class HelperProcess:
 
     def __init__(self, post: Post) -> None:
         self._connection, theirs = Pipe()
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *(folder or os.getcwd() for folder in sys.path)]),
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-        }
         with stop_signals.blocked():
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-c", "from train.checkpoint.helper_process import main; main()"),
-                    *map(str, (theirs.fileno(), os.getpid())),
-                ],
+                command(main, theirs.fileno(), os.getpid()),
                 pass_fds=[theirs.fileno(), *([post.memfd] if post.memfd is not None else [])],
-                env=environment,
+                env=environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
                 stdin=subprocess.DEVNULL,
             )
         theirs.close()

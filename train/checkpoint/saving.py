@@ -102,7 +102,7 @@ class RunCheckpoints:
         self._staging = self._staging or Staging(self._ranks.device)
         group = self._ranks.gather(uuid.uuid4().hex)[0]
         self._writer = HelperProcess(
-            Post(self._ranks.rank, self._ranks.world_size, group, self._staging.memfd, "train.checkpoint.writer")
+            Post(self._ranks.rank, self._ranks.world_size, group, self._staging.memfd, Staging.__module__)
         )
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, background: bool = True) -> None:

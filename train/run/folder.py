@@ -4,14 +4,13 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
+from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pipeline.storage.file_lock import lock
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_for_run
+from pipeline.version import git_commit, version
 from train.checkpoint import state as checkpoints
 from train.checkpoint.files import clean_up
 from train.checkpoint.mirror import Mirror
@@ -34,7 +34,6 @@ from train.config import PretrainConfig, read_config
 from train.recipes import check_length, flags_of
 from train.watch.json_lines import keep_lines
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
 PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", "compiled", "loader_profile", "reconstructions", LOCK)  # before `begin`
 
@@ -203,6 +202,7 @@ def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "tubecell": version(),
         "commit": git_commit(),
         "dataset": {"fingerprint": manifest.fingerprint, "version": manifest.version, "clips": len(manifest)},
         "world_size": ranks.world_size,
@@ -210,20 +210,6 @@ def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "usable_cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("torch", "timm", "av", "numpy", "pyarrow")},
+        "packages": {name: metadata.version(name) for name in ("torch", "timm", "av", "numpy", "pyarrow")},
         "cuda": torch.version.cuda if on_gpu else None,
     }
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, with "+" if files were changed since; None outside a git checkout."""
-    try:
-        described = subprocess.run(
-            ["git", "-C", ROOT, "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
