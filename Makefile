@@ -1,5 +1,6 @@
 # make quickstart                    build a dataset of generated clips, pre-train a tiny model on it, draw what it learned
 # make quickstart VIDEOS=/my/videos  the same on a folder of your own videos
+# make install                       only .venv, for `source .venv/bin/activate`
 # make test                          lint, types and tests
 # make test-all                      the same with the slow ones, too: kills, full disks, torchrun
 # make clean                         remove the virtual environment and caches; datasets and runs stay
@@ -12,10 +13,12 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # or it would be compiled at every import, 17 s for torch
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart install test test-all lint clean
 
 quickstart: .venv/installed
 	@$(BIN)/python quickstart.py $(if $(VIDEOS),--videos "$(VIDEOS)")
+
+install: .venv/installed
 
 # two at a time: they wait for processes more than they compute
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
@@ -31,10 +34,10 @@ lint: .venv/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(f"tubecell needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable .
+	$(PIP) --editable '.[all]'
 	@touch $@
 
 # what the tests need besides: Ray, a local S3 server, the peers of the benchmarks
@@ -43,5 +46,6 @@ lint: .venv/dev
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache *.egg-info build
+	find . -name 'libresize-*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -99,10 +99,10 @@ class Implementation:
     """How a model is computed. None of it changes a parameter, or a result beyond rounding."""
 
     tokens: TokenMethod = "auto"
-    """What makes patches and targets of uint8 views; see `model.patches.token_function`."""
+    """What makes patches and targets of uint8 views; see `tubecell.model.patches.token_function`."""
     attention: AttentionKernel = "flash"
-    """Whose kernels attention takes on CUDA in bf16 and fp16; see `model.layers.sdpa_backends`. "auto" is "flash", but on a
-    CPU in bf16 up to 256 tokens plain products; see `train/compute/on_cpu.py`."""
+    """Whose kernels attention takes on CUDA in bf16 and fp16; see `tubecell.model.layers.sdpa_backends`. "auto" is "flash", but
+    on a CPU in bf16 up to 256 tokens plain products; see `train/compute/on_cpu.py`."""
     align_mlp: bool = False
     """Compute MLPs at the next multiple of 64 of their hidden width: 2240 for the 2234 of ViT-g's decoder."""
 

@@ -1,6 +1,6 @@
 """uint8 views -> patches and targets in one kernel: every needed byte is read once, every result written once. Needs Triton.
 
-`model.patches` has the plain reference and chooses between the two; only it imports this module, and only when asked.
+`patches.py` has the plain reference and chooses between the two; only it imports this module, and only when asked.
 
 B views, T frames, V visible tokens, L loss tokens, P values of a patch.
 """
@@ -25,7 +25,7 @@ def patches_and_targets(
     tubelet_size: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """As `model.patches.patches_and_targets`, whose values it gives: patches bit for bit, targets within 1e-5 (another order
+    """As `patches_and_targets`, whose values it gives: patches bit for bit, targets within 1e-5 (another order
     of summation). `dtype` is float32, bfloat16 or float16; targets are float32. Waits for nothing.
     """
     assert views_BTHWC.is_contiguous() and visible_idx.stride(1) == target_idx.stride(1) == 1

@@ -10,7 +10,11 @@ import os
 import select
 import sys
 from collections.abc import Iterator
+from traceback import walk_tb
+from types import TracebackType
 from typing import Any
+
+EXTRAS = {"tubecell.dataset_builders": "build", "tubecell.train": "train"}  # of programs in these packages; others want all
 
 
 class _Sink(io.FileIO):
@@ -40,6 +44,7 @@ def prepare() -> None:
     Python's UTF-8 mode (the default from 3.15 on).
     """
     open_streams()
+    sys.excepthook = _say_what_ended
     if os.environ.get("PYTHONUTF8") != "1" and sys.getfilesystemencoding() != "utf-8" and sys.executable and sys.orig_argv:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -84,6 +89,19 @@ def check_printed() -> None:
         sys.stdout.flush()
     if fault := getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "fault", ""):
         raise ValueError(f"what was printed could not all be written: {fault}")
+
+
+def _say_what_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A package that is not installed is a line with what to do; the rest is a traceback."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name or "." in error.name:
+        sys.__excepthook__(kind, error, trace)
+        return
+    packages = [frame.f_globals.get("__package__") or "" for frame, _ in walk_tb(trace)]  # from the program's own on
+    extra = next((EXTRAS[name] for name in packages if name in EXTRAS), "all")
+    todo = "run `make install` in the checkout, then `source .venv/bin/activate`"
+    if __name__.startswith("tubecell."):
+        todo = f"run `pip install 'tubecell[{extra}]'`"
+    complain(f"{os.path.basename(sys.argv[0])}: {error.name} is not installed for {sys.executable}; {todo}")
 
 
 _told: set[str] = set()

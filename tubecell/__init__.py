@@ -7,7 +7,7 @@ An installed package holds the folders themselves. In the checkout they lie besi
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_loader
 from pathlib import Path
@@ -16,7 +16,7 @@ from types import CodeType, ModuleType
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class _Checkout(MetaPathFinder):
+class _Checkout(MetaPathFinder, Loader):
     """Finds the checkout's modules, and loads them."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -24,9 +24,6 @@ class _Checkout(MetaPathFinder):
         known = package == __name__ and (ROOT / own.partition(".")[0] / "__init__.py").exists()
         found = find_spec(own) if known else None
         return spec_from_loader(name, self, origin=found.origin) if found else None
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        """As usual; it does not stay."""
 
     def exec_module(self, module: ModuleType) -> None:
         found = import_module(own := module.__name__.partition(".")[2])

@@ -12,19 +12,19 @@ from importlib import import_module
 from pathlib import Path
 
 FOLDERS = ("dataset_builders", "train", "benchmarks")
-NAMES = {"dataset_builders.build_dataset": "build", "dataset_builders.report": "report-dataset"}  # else as the file is called
+NAMES = {"dataset_builders/build_dataset.py": "build", "dataset_builders/report.py": "report-dataset"}
 IS_PROGRAM = '\nif __name__ == "__main__":\n'
 
 
 def programs() -> dict[str, tuple[str, str]]:
-    """name -> (module, the first line of what it says of itself), in the order of the folders."""
+    """name, the file's unless NAMES has another -> (module, the first line of what it says of itself); by folder."""
     found = {}
     for folder in FOLDERS:
         package = import_module(f"tubecell.{folder}")
         for file in sorted(Path(package.__path__[0]).glob("*.py")):
             if IS_PROGRAM in (text := file.read_text(encoding="utf-8")):
                 summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-                name = NAMES.get(f"{folder}.{file.stem}", file.stem.replace("_", "-"))
+                name = NAMES.get(f"{folder}/{file.name}", file.stem.replace("_", "-"))
                 found[name] = f"{package.__name__}.{file.stem}", summary
     return found
 

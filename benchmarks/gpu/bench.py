@@ -164,6 +164,6 @@ def run(job: Job) -> None:
 
 
 def main() -> None:
-    """`python -c "from benchmarks.gpu.bench import main; main()" JOB`"""
+    """A process of the supervisor's; the job is its argument."""
     job = json.loads(sys.argv[1])
     run(Job(**job))

@@ -52,7 +52,7 @@ def measure_step(
     """The trainer's own step: uint8 views -> loss -> gradients -> clipping -> fused AdamW, as `compute` says.
 
     `views` go through one forward pass. `dual` False is encoder-only masking (VideoMAE V1). `ranks` are from
-    `train.compute.parallel.started`. Raises torch.OutOfMemoryError where the device is too small.
+    `tubecell.train.compute.parallel.started`. Raises torch.OutOfMemoryError where the device is too small.
     """
     on_gpu = ranks.device.type == "cuda"
     if on_gpu:

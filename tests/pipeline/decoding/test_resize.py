@@ -105,7 +105,7 @@ def test_of_many_processes_one_compiles(fresh_kernel: Path, monkeypatch: pytest.
     (fresh_kernel / "cc").write_text(f'#!/bin/sh\necho once >> {count}\nsleep 0.3\nexec {shutil.which("cc")} "$@"\n')
     (fresh_kernel / "cc").chmod(0o755)
     monkeypatch.setenv("CC", str(fresh_kernel / "cc"))
-    code = f"from pipeline import resize\nresize.SOURCE = resize.Path({str(resize.SOURCE)!r})\nassert resize.kernel()"
+    code = f"from pipeline.decoding import resize\nresize.SOURCE = resize.Path({str(resize.SOURCE)!r})\nassert resize.kernel()"
     ranks = [subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[3]) for _ in range(3)]
     assert [rank.wait() for rank in ranks] == [0, 0, 0]
     assert kernel() is not None and count.read_text() == "once\n"
