@@ -40,13 +40,13 @@ def main() -> int:
         return report()
     try:
         if videos is None:
-            call("generating clips", "dataset_builders/generate_clips.py", "--out", run / "videos")
+            call("generating clips", "generate-clips", "--out", run / "videos")
             folder = f"generated={run / 'videos'}"
         else:
             folder = f"videos={videos.resolve()}"
-        call("building the dataset", "dataset_builders/build_unlabeled_hybrid.py", "--folder", folder, "--out", dataset)
-        call("pre-training", "train/pretrain.py", "tiny", "--data", dataset, "--out", run, *fewer_views(dataset))
-        call("drawing", "train/visualize.py", run)
+        call("building the dataset", "build-unlabeled-hybrid", "--folder", folder, "--out", dataset)
+        call("pre-training", "pretrain", "tiny", "--data", dataset, "--out", run, *fewer_views(dataset))
+        call("drawing", "visualize", run)
     except subprocess.CalledProcessError as error:
         return error.returncode if error.returncode > 0 else 1
     except ValueError as error:
@@ -96,11 +96,11 @@ def fewer_views(dataset: Path) -> list[str]:
 
 
 def call(what: str, *command: str | Path) -> None:
-    """Run one of the entry files, after printing how to call it."""
+    """Run one of the programs, after printing how to call it."""
     arguments = [str(relative(part)) if isinstance(part, Path) else part for part in command]
     print(f"\n\033[1m{what}\033[0m" if sys.stdout.isatty() else f"\n{what}")
-    print(f"$ python {shlex.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True)
+    print(f"$ tubecell {shlex.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", "tubecell", *arguments], cwd=ROOT, check=True)
 
 
 def relative(path: Path) -> Path:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What activation checkpointing saves and costs: bytes kept by a view, FLOPs run again, the peak of a step.
 
-    python benchmarks/activation_memory.py                        # ViT-B to ViT-g in bf16
-    python benchmarks/activation_memory.py --models vit-s --precision fp32 --peak-views 4
+    tubecell activation-memory                        # ViT-B to ViT-g in bf16
+    tubecell activation-memory --models vit-s --precision fp32 --peak-views 4
 
 Bytes and FLOPs come from the model itself, in its real size, on tensors without data: hooks on what autograd saves, and torch's
 counter of FLOPs. They stand beside the closed forms of train/compute/memory.py, which the trainer plans with. The attention

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast the builder encodes, beside plain FFmpeg doing the same transcodes in a loop.
 
-    python benchmarks/build_rate.py [--videos FOLDER] [--rounds 3] [--ray] [--json FILE]
+    tubecell build-rate [--videos FOLDER] [--rounds 3] [--ray] [--json FILE]
 
 They take turns, on one process and on one per core: FFmpeg's program in a loop with the builder's own filters and settings; the
 builder's shard jobs (probe, encode, decode check, hash, tar), without planning and report; and a local Ray cluster, its start

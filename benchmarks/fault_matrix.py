@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a training run survives: faults made to happen to the real command, under the real torchrun, and what came of each.
 
-    python benchmarks/fault_matrix.py [--kills 20] [--data DATASET] [--only WORD ...] [--table TABLE.md]
+    tubecell fault-matrix [--kills 20] [--data DATASET] [--only WORD ...] [--table TABLE.md]
 
 A two-layer model on a CPU, so that all of it takes minutes; the tests do the same with forks (tests/train/test_faults.py). A
 run that is not disturbed comes first: what the others leave is compared with its losses and weights. Exit code 1 if a fault
@@ -298,7 +298,7 @@ def table(outcomes: Sequence[Outcome], options: Options) -> str:
     rows = "\n".join(f"| {each.fault} | {'; '.join(each.wrong + each.facts)} |" for each in outcomes)
     return (
         "# What a training run survives\n\n"
-        f"`benchmarks/fault_matrix.py --kills {options.kills} --seed {options.seed}` on {describe_machine()}; a two-layer "
+        f"`tubecell fault-matrix --kills {options.kills} --seed {options.seed}` on {describe_machine()}; a two-layer "
         f"model, {STEPS} steps, a checkpoint every 5, written in the background.\n\n"
         f"| fault | outcome |\n|---|---|\n{rows}\n"
     )

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Everything about tubecell that only a GPU can show, unattended, in one command.
 
-    python benchmarks/gpu_suite.py --out DIR [--minutes 8] [--kit KIT] [--commit HASH]
-    python benchmarks/gpu_suite.py --prepare KIT [--videos FOLDER]      beforehand, on a machine that has everything
-    python benchmarks/gpu_suite.py --out DIR --dry                      every part at toy size on a CPU
+    tubecell gpu-suite --out DIR [--minutes 8] [--kit KIT] [--commit HASH]
+    tubecell gpu-suite --prepare KIT [--videos FOLDER]      beforehand, on a machine that has everything
+    tubecell gpu-suite --out DIR --dry                      every part at toy size on a CPU
 
 DIR gets eight files: gpu_suite.json, gpu_suite.md (what to set, the tables, what is absent and why, what failed),
 gpu_suite.log, decoding.png, steps.png, reconstruction.png, and the traces step.json.gz and end_to_end.json.gz. The first two

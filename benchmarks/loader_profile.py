@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Where a loader's time goes on this machine, what limits, and what to change: an HTML page, JSON, and a summary.
 
-    python benchmarks/loader_profile.py --data DATASET                 views of vit-b-hybrid
-    python benchmarks/loader_profile.py tiny --data DATASET            with a model that a CPU can train
-    python benchmarks/loader_profile.py vit-g-hybrid --data DATASET --target-views-per-s 310
-    python benchmarks/loader_profile.py --data DATASET --replay KEY [--frames 3:64:4]    one clip again, stage by stage
-    python benchmarks/loader_profile.py --compare A.json B.json                          two runs side by side
+    tubecell loader-profile --data DATASET                 views of vit-b-hybrid
+    tubecell loader-profile tiny --data DATASET            with a model that a CPU can train
+    tubecell loader-profile vit-g-hybrid --data DATASET --target-views-per-s 310
+    tubecell loader-profile --data DATASET --replay KEY [--frames 3:64:4]    one clip again, stage by stage
+    tubecell loader-profile --compare A.json B.json                          two runs side by side
 
-Besides the flags below it takes those of train/pretrain.py (--compute.workers 8, --model.input-size 112 ...). Ends with 1 if
+Besides the flags below it takes those of `tubecell pretrain` (--compute.workers 8, --model.input-size 112 ...). Ends with 1 if
 the target is missed.
 """
 
@@ -123,7 +123,7 @@ def configuration(arguments: Sequence[str]) -> PretrainConfig:
     """The training's configuration, with a step of one forward pass unless --views.views-per-step is given. On a CPU that is
     of 8 views and in fp32: most CPUs have no bf16 instructions. Raises ValueError for what cannot be."""
     named = bool(arguments) and not arguments[0].startswith("-")
-    config = from_command_line([*([] if named else ["vit-b-hybrid"]), *arguments], prog="loader_profile.py")
+    config = from_command_line([*([] if named else ["vit-b-hybrid"]), *arguments], prog=Path(sys.argv[0]).name)
     if config.data is None:
         raise ValueError("--data DATASET is needed")
     clips = len(Manifest(config.data))
@@ -281,7 +281,7 @@ def measure(config: PretrainConfig, options: argparse.Namespace, reason: str | N
             "no_model": reason,
         },
         machine=describe_machine(),
-        title="benchmarks/loader_profile.py",
+        title="tubecell loader-profile",
         stages_alone={"workers": concurrencies(usable_cores()), "clips_per_s": stages},
         target=options.target_views_per_s,
     )

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does the loader grow? Memory, open files and threads of the trainer, its sidecar and every decoding process, clip by clip.
 
-    python benchmarks/loader_soak.py [--clips 100000] [--data DATASET] [--json soak.json]
+    tubecell loader-soak [--clips 100000] [--data DATASET] [--json soak.json]
 
 Every decoding process decodes so many clips, of many sizes, lengths and rates, because holes of one size in a heap are filled
 again; nobody gives memory back for the measurement's sake. A line is fitted to the anonymous memory of each process over the

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """How fast a pre-training step is: beside HF transformers' VideoMAE, and beside the device's own matrix products.
 
-    python benchmarks/model_step.py                                    ViT-B, 8 views on a CPU, 64 on a GPU
-    python benchmarks/model_step.py --json step.json
-    python benchmarks/model_step.py --device cuda --model vit-g --views 64 --no-peer
+    tubecell model-step                                    ViT-B, 8 views on a CPU, 64 on a GPU
+    tubecell model-step --json step.json
+    tubecell model-step --device cuda --model vit-g --views 64 --no-peer
 
 A step is the trainer's own: uint8 views are gathered, normalised and made into targets, forward, backward, gradient
 clipping, fused AdamW; one forward pass, dual masking. All take turns, round after round; figures are the rounds' medians, and

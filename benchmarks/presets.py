@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measure what the builder's presets cost and give on your own videos: bytes, encoding, decoding, likeness to the source.
 
-    python benchmarks/presets.py --videos FOLDER                       8 of its videos, chosen by seed
-    python benchmarks/presets.py --videos FOLDER --clips 40 --out DIR --json presets.json
-    python benchmarks/presets.py                                       generated ones, to see what comes out
+    tubecell presets --videos FOLDER                       8 of its videos, chosen by seed
+    tubecell presets --videos FOLDER --clips 40 --out DIR --json presets.json
+    tubecell presets                                       generated ones, to see what comes out
 
 Every video becomes a clip with each preset at each short side, as the builder makes it; `copy` keeps the file and so knows no
 short side. Rates are per CPU-second of one core: other programs hardly change them. Decoding is the loader's, on one thread:

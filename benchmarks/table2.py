@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Dual masking against encoder-only masking: VideoMAE V2's Table 2 on this machine, beside the paper's figures.
 
-    python benchmarks/table2.py                         ViT-B on a CPU; ViT-B and ViT-g on a GPU
-    python benchmarks/table2.py --models vit-b vit-g --no-time --json table2.json
+    tubecell table2                         ViT-B on a CPU; ViT-B and ViT-g on a GPU
+    tubecell table2 --models vit-b vit-g --no-time --json table2.json
 
 FLOPs are multiply-accumulates of a view's forward pass: as the paper counts them, and as executed here, where only visible
 patches are embedded and only tokens of the loss predicted. Activations are the bytes that a view's forward pass keeps for the

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """How fast clips become training data on this machine, next to a PyTorch DataLoader, and whether loader or model limits.
 
-    python benchmarks/throughput.py --videos FOLDER      your files, before anything is built: what would tubecell gain?
-    python benchmarks/throughput.py --data DATASET       a dataset: builder, decoding, loader, model, all together, peers
-    python benchmarks/throughput.py                      generated clips and the recipe `tiny` (`vit-b-hybrid` on a GPU)
-    python benchmarks/throughput.py vit-b-hybrid --data DATASET --json throughput.json --plot throughput.png
+    tubecell throughput --videos FOLDER      your files, before anything is built: what would tubecell gain?
+    tubecell throughput --data DATASET       a dataset: builder, decoding, loader, model, all together, peers
+    tubecell throughput                      generated clips and the recipe `tiny` (`vit-b-hybrid` on a GPU)
+    tubecell throughput vit-b-hybrid --data DATASET --json throughput.json --plot throughput.png
 
 All take turns of a few seconds, round after round; every rate is the median of the rounds, and every ratio that of the rounds'
 ratios. Frames are taken at stride 4, so that all decode the same. A clip is decoded once and becomes R views.
@@ -43,7 +43,7 @@ from train.recipes import RECIPES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What is measured, and for how long. The flags of train/pretrain.py that matter here have the same names there and may
+    """What is measured, and for how long. The flags of `tubecell pretrain` that matter here have the same names there and may
     have their prefix: --views.views-per-clip is --views-per-clip."""
 
     recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None

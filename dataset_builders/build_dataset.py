@@ -1,11 +1,11 @@
 """Build a dataset from one source, with all of its splits and labels: for fine-tuning, evaluation, or a look at it.
 
-    python dataset_builders/build_dataset.py --ssv2 VIDEOS LISTS --out DATASET
-    python dataset_builders/build_dataset.py --ucf101 VIDEOS LISTS --out DATASET
-    python dataset_builders/build_dataset.py --k400 TRAIN LISTS --k400 VAL LISTS --out DATASET     # or one folder of both
-    python dataset_builders/build_dataset.py --list own=train.csv --list own:val=val.csv --out DATASET     # VideoMAE lists
-    python dataset_builders/build_dataset.py --folder own=TRAIN --folder own:val=VAL --labels-from-folder --out DATASET
-    python dataset_builders/build_dataset.py --index 'own=/data/{000..999}.tar' --out DATASET   # existing tars, no copy
+    tubecell build --ssv2 VIDEOS LISTS --out DATASET
+    tubecell build --ucf101 VIDEOS LISTS --out DATASET
+    tubecell build --k400 TRAIN LISTS --k400 VAL LISTS --out DATASET     # or one folder of both
+    tubecell build --list own=train.csv --list own:val=val.csv --out DATASET     # VideoMAE lists
+    tubecell build --folder own=TRAIN --folder own:val=VAL --labels-from-folder --out DATASET
+    tubecell build --index 'own=/data/{000..999}.tar' --out DATASET   # existing tars, no copy
 
 Several sources make a hybrid: see build_unlabeled_hybrid.py.
 """

@@ -1,6 +1,6 @@
 """Build LabeledHybrid: Kinetics-710, the union of Kinetics-400, 600 and 700 (VideoMAE V2, section 3.3 and appendix C).
 
-    python dataset_builders/build_labeled_hybrid.py --k400 VIDEOS LISTS --k600 VIDEOS LISTS --k700 VIDEOS LISTS --out DATASET
+    tubecell build-labeled-hybrid --k400 VIDEOS LISTS --k600 VIDEOS LISTS --k700 VIDEOS LISTS --out DATASET
 
 LISTS is an official CSV or JSON file, or a folder of them; VIDEOS may lack files. Training and validation lists are merged by
 YouTube id, classes grouped into 710, and ids that are in both kinds of lists leave training (--leaks). The maps of classes

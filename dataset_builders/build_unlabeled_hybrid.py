@@ -1,8 +1,8 @@
 """Build UnlabeledHybrid, the 1.35 million clips that VideoMAE V2 is pre-trained on, from what of it you have, or any videos.
 
-    python dataset_builders/build_unlabeled_hybrid.py --folder NAME=PATH [--folder NAME=PATH ...] --out DATASET
-    python dataset_builders/build_unlabeled_hybrid.py --k700 VIDEOS LISTS --ssv2 VIDEOS LISTS ... --out DATASET --plan
-    python dataset_builders/build_unlabeled_hybrid.py --config BUILD.toml
+    tubecell build-unlabeled-hybrid --folder NAME=PATH [--folder NAME=PATH ...] --out DATASET
+    tubecell build-unlabeled-hybrid --k700 VIDEOS LISTS --ssv2 VIDEOS LISTS ... --out DATASET --plan
+    tubecell build-unlabeled-hybrid --config BUILD.toml
 
 Of labelled sources the training lists are taken. Every file ends in DATASET/manifest.parquet, in DATASET/rejects.parquet with
 the reason, or in DATASET/dropped.parquet if it was not asked for. The build can be stopped at any moment and started again

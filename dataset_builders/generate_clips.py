@@ -1,6 +1,6 @@
 """Make short videos of moving shapes, to try everything without any footage of one's own.
 
-    python dataset_builders/generate_clips.py --out FOLDER [--clips 64] [--seed 0]
+    tubecell generate-clips --out FOLDER [--clips 64] [--seed 0]
 
 FOLDER/MOTION/0000-SEED.mp4 ...: three seconds each, 30 frames per second, 160x128 pixels, a folder per motion. A textured shape
 moves in the way that its folder names, over a textured background and beside a smaller one that drifts, so that what is

@@ -1,6 +1,6 @@
 """DATASET/report.html: what a dataset holds, where it came from and what was left out, in one file that needs no network.
 
-python dataset_builders/report.py DATASET
+tubecell report-dataset DATASET
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Recheck a finished dataset: say what is wrong with it, and how to repair it.
 
-python dataset_builders/verify.py DATASET [--sample N] [--no-decode] [--failures failures.jsonl]
+tubecell verify DATASET [--sample N] [--no-decode] [--failures failures.jsonl]
 """
 
 import sys

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """List a run's checkpoints, verify them, and make one file of the weights of one.
 
-    python train/inspect_checkpoints.py RUN
-    python train/inspect_checkpoints.py RUN --verify
-    python train/inspect_checkpoints.py RUN --consolidate model.safetensors [--step 500]
-    python train/inspect_checkpoints.py s3://bucket/run --verify
+    tubecell inspect-checkpoints RUN
+    tubecell inspect-checkpoints RUN --verify
+    tubecell inspect-checkpoints RUN --consolidate model.safetensors [--step 500]
+    tubecell inspect-checkpoints s3://bucket/run --verify
 
 RUN is a run's folder or the --mirror of one, whose checkpoints are downloaded, one after the other, to be looked into. The
 weights are float32 under their official names, as in the run's own model.safetensors. Ends with 1 if one is damaged.
@@ -39,7 +39,7 @@ from train.checkpoint.state import read_progress, read_weights, save_weights
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="folder of a run of train/pretrain.py, or its mirror's URL")
+    parser.add_argument("run", metavar="RUN", help="folder of a run of `tubecell pretrain`, or its mirror's URL")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare it with the checksums")
     parser.add_argument("--consolidate", type=on_disk, metavar="FILE", help="write the weights to one safetensors file")
     parser.add_argument("--step", type=int, metavar="N", help="look at the checkpoint of this step alone")
@@ -66,7 +66,7 @@ def inspect(run: str, verify: bool, consolidate: Path | None, step: int | None, 
     mirror = Mirror(run) if is_url(run) else None
     names = mirror.names() if mirror else [checkpoint.name for checkpoint in listed(Path(run) / "checkpoints")]
     if not names:
-        raise ValueError(f"{run} has no checkpoint; give the folder of a run of train/pretrain.py, or its --mirror")
+        raise ValueError(f"{run} has no checkpoint; give the folder of a run of `tubecell pretrain`, or its --mirror")
     if step is not None:
         if name_of(step) not in names:
             raise ValueError(f"{run} has no checkpoint of step {step}; it has {', '.join(names)}")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Pre-train a dual-masked autoencoder on a dataset of clips.
 
-    python train/pretrain.py tiny --data DATASET --out RUN
-    torchrun --nproc-per-node 8 train/pretrain.py vit-g-hybrid --data DATASET --out RUN
-    python train/pretrain.py vit-g-hybrid --dry-run
+    tubecell pretrain tiny --data DATASET --out RUN
+    torchrun --nproc-per-node 8 -m tubecell pretrain vit-g-hybrid --data DATASET --out RUN
+    tubecell pretrain vit-g-hybrid --dry-run
 
 Interrupted, the same command goes on from the last checkpoint with the same batches, on any number of GPUs. RUN holds
 config.json, environment.json, metrics.jsonl, skipped.jsonl, failures.jsonl, tensorboard/, checkpoints/ and, at the end,

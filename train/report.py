@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare pre-training runs on one page: losses by step and by time, rates, what went wrong, what differs between them.
 
-    python train/report.py RUN [RUN ...] [--out report.html]
+    tubecell report RUN [RUN ...] [--out report.html]
 
 The page is a single file without scripts. A run may be at work still; ask again for a newer page.
 """
@@ -31,7 +31,7 @@ from train.pages.run_record import RunRecord
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=on_disk, nargs="+", metavar="RUN", help="folder of a run of train/pretrain.py")
+    parser.add_argument("runs", type=on_disk, nargs="+", metavar="RUN", help="folder of a run of `tubecell pretrain`")
     parser.add_argument("--out", type=on_disk, help="the page (default: report.html in the first run's folder)")
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:

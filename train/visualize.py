@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw what a pre-training run has learned: RUN/loss.png and RUN/reconstruction.png.
 
-    python train/visualize.py RUN [--clips 6] [--frames 4]
+    tubecell visualize RUN [--clips 6] [--frames 4]
 
 What the picture shows: see train/reconstructions.py. (A run makes them itself with --reconstruct-every.)
 """
@@ -38,7 +38,7 @@ from train.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=on_disk, metavar="RUN", help="folder of a run of train/pretrain.py")
+    parser.add_argument("run", type=on_disk, metavar="RUN", help="folder of a run of `tubecell pretrain`")
     parser.add_argument("--clips", type=int, default=6, help="clips in the picture (default: 6)")
     parser.add_argument("--frames", type=int, default=4, help="frames of each, equally spaced (default: 4)")
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -63,7 +63,7 @@ def draw_loss(run: Path) -> None:
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     lines = [line for line in lines if line["loss"] is not None]
     if not lines:
-        raise ValueError(f"{file} has no losses yet; train first: python train/pretrain.py RECIPE --data DATASET --out {run}")
+        raise ValueError(f"{file} has no losses yet; train first: tubecell pretrain RECIPE --data DATASET --out {run}")
     steps, losses = np.array([line["step"] for line in lines]), np.array([line["loss"] for line in lines])
     window = max(1, len(losses) // 20)
     smooth = np.convolve(np.pad(losses, (window - 1, 0), mode="edge"), np.full(window, 1 / window), mode="valid")
@@ -92,9 +92,7 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
     """RUN's newest checkpoint and dataset -> RUN/reconstruction.png. Raises ValueError if the run has no checkpoint."""
     checkpoint = checkpoints.latest(run / "checkpoints")
     if checkpoint is None:
-        raise ValueError(
-            f"{run} has no checkpoint yet; train first: python train/pretrain.py RECIPE --data DATASET --out {run}"
-        )
+        raise ValueError(f"{run} has no checkpoint yet; train first: tubecell pretrain RECIPE --data DATASET --out {run}")
     config = read_config(run / "config.json")
     state = checkpoints.read_progress(checkpoint).loader
     recipe = SamplingRecipe.of(state.recipe)

@@ -66,7 +66,7 @@ def train_and_draw(bench: Bench, name: str, arguments: list[str], dataset: Path)
         f"{name}/last_loss", lines[-1]["loss"], "", lines[0]["loss"], curve=[(x["step"], x["loss"]) for x in lines][::5]
     )
     if visualize.main([str(run), "--clips", "4"]):
-        raise RuntimeError("train/visualize.py could not draw; its reason is in the log")
+        raise RuntimeError("`tubecell visualize` could not draw; its reason is in the log")
     shutil.copy(run / "reconstruction.png", bench.out / "reconstruction.png")
 
 
@@ -146,9 +146,9 @@ def pretrain(arguments: list[str], dataset: Path, run: Path) -> None:
     try:
         from train import pretrain as entry
     except ImportError as error:
-        raise AbsentError(f"train/pretrain.py does not start: {error}") from error
+        raise AbsentError(f"pretrain does not start: {error}") from error
     if status := entry.main([*arguments, "--data", str(dataset), "--out", str(run)]):
-        raise RuntimeError(f"train/pretrain.py {' '.join(arguments)} ended with status {status}; its reason is in the log")
+        raise RuntimeError(f"tubecell pretrain {' '.join(arguments)} ended with status {status}; its reason is in the log")
     gc.collect()
 
 

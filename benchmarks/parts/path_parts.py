@@ -107,7 +107,7 @@ class DecodeWork:
                     self.clips.append((clip, data[row], np.unique(frames)))
         reader.close()
         if not self.clips:
-            raise RuntimeError("no clip was delivered in its own place; look at the dataset with dataset_builders/verify.py")
+            raise RuntimeError("no clip was delivered in its own place; look at the dataset with `tubecell verify`")
         self.decoding.load(self.clips)
 
     def work(self) -> int:

@@ -1,6 +1,6 @@
 """Recheck a finished dataset: is it still what its manifest says, and if not, which clip is wrong and how is it repaired?
 
-    python dataset_builders/verify.py DATASET [--sample N | --failures RUN/failures.jsonl] [--no-decode]
+    tubecell verify DATASET [--sample N | --failures RUN/failures.jsonl] [--no-decode]
 
 Looked at: versions and fingerprints of the manifest, dataset.json, each shard's tar headers and DALI index, and of each clip
 the tar member it lies in, its bytes (content hash), the JSON beside it, and what it decodes to, whole and as training takes it.

@@ -54,7 +54,7 @@ def proof(profile: Profile) -> str:
         share = profile["figures"]["batches"]["wait_share"] or 0.0
         note = f"The run waited for data {share:.1%} of its time; what stands for the model alone is its rate without that."
         if "model" not in rates:
-            note = f"The run waited for data {share:.1%} of its time. benchmarks/loader_profile.py tries the parts alone."
+            note = f"The run waited for data {share:.1%} of its time. `tubecell loader-profile` tries the parts alone."
     note = f'<p class="note">views/s, the median of the rounds. {note}</p>'
     return f"<section><h2>Is data the problem?</h2>{bars(items)}{note}</section>"
 
@@ -195,7 +195,7 @@ def groups(profile: Profile) -> str:
 def slowest(profile: Profile) -> str:
     """With a command each."""
     recipe, rows, commands = profile["recipe"], [], []
-    base = f"python benchmarks/loader_profile.py --data {shlex.quote(profile['dataset']['path'])}"
+    base = f"tubecell loader-profile --data {shlex.quote(profile['dataset']['path'])}"
     flags = f"--views.views-per-clip {recipe['views_per_clip']} --model.input-size {recipe['input_size']}"
     flags += f" --model.num-frames {recipe['num_frames']}"
     for line in profile["figures"]["slowest"]:

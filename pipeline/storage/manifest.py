@@ -110,7 +110,7 @@ class Manifest:
             what = (
                 "is not finished: its build was interrupted; run the build command again"
                 if ((self.root / "shards").is_dir())
-                else "is no dataset: it has no manifest.parquet; build one with dataset_builders/build_unlabeled_hybrid.py"
+                else "is no dataset: it has no manifest.parquet; build one with `tubecell build-unlabeled-hybrid`"
             )
             raise ValueError(f"{self.place} {what}")
         description = _describe(manifest)

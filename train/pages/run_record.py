@@ -36,7 +36,7 @@ class RunRecord:
         lines = read_lines(path / "metrics.jsonl")
         if not lines:
             raise ValueError(
-                f"{path} has no metrics.jsonl with a line in it; give the --out folder of a run of train/pretrain.py"
+                f"{path} has no metrics.jsonl with a line in it; give the --out folder of a run of `tubecell pretrain`"
             )
         starts = path / "environment.json"
         return RunRecord(

@@ -64,7 +64,7 @@ class LiveProfile:
                 "cost_of_the_report": self._spent / max(began - self._began, 1e-9),
             },
             machine=self._machine,
-            title="train/pretrain.py --profile-loader",
+            title="tubecell pretrain --profile-loader",
         )
         write_report(self.folder, profile)
         now = time.perf_counter()
