@@ -27,14 +27,11 @@ def under_one_name(code: str, where: str) -> str:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = [name for name in NAME.findall(node.value) if is_module(*name.split(".")[:2])]
+            paths = {name: Path(*name.split(".")[:2]) for name in NAME.findall(node.value)}
+            names = [name for name, path in paths.items() if path.is_dir() or path.with_suffix(".py").exists()]
         if wrong := [name for name in names if re.match(rf"(?:{OURS})\b", name)]:
             raise SystemExit(f"{where}, line {node.lineno}: {wrong[0]} has another name in a wheel; import it by `from`")
     return code
-
-
-def is_module(package: str, name: str) -> bool:
-    return Path(package, f"{name}.py").exists() or Path(package, name, "__init__.py").exists()
 
 
 class BuildPy(build_py):
@@ -62,10 +59,9 @@ class Wheel(bdist_wheel):
     """The kernel is for this kind of machine, and for any Python."""
 
     def run(self) -> None:
-        try:
-            super().run()
-        finally:  # no second copy of the code stays, in which files would be that have gone
-            shutil.rmtree(self.get_finalized_command("build").build_base, ignore_errors=True)
+        shutil.rmtree(folder := self.get_finalized_command("build").build_base, ignore_errors=True)  # with files that have gone
+        super().run()
+        shutil.rmtree(folder)  # no second copy of the code stays
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

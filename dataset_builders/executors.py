@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from dataset_builders.media.rejects import Reason
-from pipeline.children import command, environment
+from pipeline.children import start
 from pipeline.storage.remote import StorageError
 
 PR_SET_PDEATHSIG = 1
@@ -131,13 +131,7 @@ def map_ordered(
 def _start(function: Callable[[Any], Iterable[Any]], memory_limit: int) -> _Worker:
     ours, theirs = multiprocessing.Pipe()
     # not multiprocessing's spawn, which imports the user's script once more in every worker
-    process = subprocess.Popen(
-        command(serve, theirs.fileno(), os.getpid()),
-        pass_fds=(theirs.fileno(),),
-        # or NumPy starts a thread a core: 41 MB of the limit each, in a process that forks FFmpeg
-        env=environment(OPENBLAS_NUM_THREADS="1"),
-        stdin=subprocess.DEVNULL,
-    )
+    process = start(serve, theirs.fileno(), os.getpid(), pass_fds=(theirs.fileno(),))
     theirs.close()
     with suppress(OSError):  # it has just died, which is found when it is listened to
         ours.send((function, memory_limit))

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from pipeline import sampling, stop_signals
-from pipeline.children import command, environment
+from pipeline.children import start
 from pipeline.console import complain
 from pipeline.decoding.decode import Decoder, Failure, decode_libav
 from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
@@ -45,6 +45,12 @@ from pipeline.workers.sidecar import Job
 from pipeline.workers.sidecar import main as sidecar
 from pipeline.workers.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
 
+SIDECAR = {  # of its environment
+    "CUDA_VISIBLE_DEVICES": "",  # libav needs none of the GPU's memory
+    # a heap for every thread that reads ahead is full of holes: with 256 MiB of room, 120 of it in use, 669 MiB after
+    # 96,000 clips, and growing; from one heap for all never more than 240 (glibc; other libraries pass it by)
+    "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "1"),
+}
 MOST_DEATHS = 3  # of the sidecar in a row
 MOST_FAILURES, MOST_REMEMBERED = 10_000, 50_000  # of the last ones, 0.4 kB each, and where they were, 0.1 kB
 BETWEEN_COMPLAINTS = 30.0  # seconds, of a storage in trouble
@@ -281,12 +287,7 @@ class ClipLoader:
         """Start a sidecar at the first batch that is not ready."""
         ours, theirs = Pipe()
         with stop_signals.blocked():
-            process = subprocess.Popen(
-                command(sidecar, theirs.fileno()),
-                pass_fds=(theirs.fileno(), self._ring.memfd),
-                env=sidecar_environment(),
-                stdin=subprocess.DEVNULL,
-            )
+            process = start(sidecar, theirs.fileno(), pass_fds=(theirs.fileno(), self._ring.memfd), **SIDECAR)
         theirs.close()
         # the place of the first batch that is not ready: the next one to hand out, and those that wait in the ring
         part = self._part + self._ready - self._consumed - self._holding
@@ -501,17 +502,6 @@ class ClipLoader:
             raise LoaderError(f"CUDA refused to pin {slot.nbytes >> 20} MiB (error {code}); lower memory_budget or prefetch")
         weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
         self._pinned.add(address)
-
-
-def sidecar_environment() -> dict[str, str]:
-    """Of the process that decodes."""
-    return {
-        # a heap for every thread that reads ahead is full of holes: with 256 MiB of room, 120 of it in use, 669 MiB after
-        # 96,000 clips, and growing; from one heap for all never more than 240 (glibc; other libraries pass it by)
-        "MALLOC_ARENA_MAX": "1",
-        # libav needs none of the GPU's memory; and what has threads, as NumPy starts them when it is imported, is not forked
-        **environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
-    }
 
 
 def _shut_down(process: subprocess.Popen, connection: Connection) -> None:

@@ -21,20 +21,12 @@ from tubecell.__main__ import programs
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("benchmarks", "dataset_builders", "model", "pipeline", "train", "tubecell", "pyproject.toml", "setup.py", "README.md")
-TRAINER = """
-from tubecell.pipeline.loader import ClipLoader
-from tubecell.pipeline.sampling import SamplingRecipe
-loader = ClipLoader("dataset", SamplingRecipe(views_per_step=8, num_frames=8, input_size=32, patch_size=8))
-print(next(loader).views.shape[0], loader.decoder_choice)
-"""
 
 
 def test_a_module_has_two_names_in_the_checkout_and_is_one() -> None:
     module = import_module("tubecell.pipeline.sampling.recipe")
     assert module is import_module("pipeline.sampling.recipe") and module.__spec__.name == "pipeline.sampling.recipe"
-    name = b"\x8c\x18pipeline.sampling.recipe"  # as it stands in a pickle, behind its length
-    pickled = pickle.dumps(recipe := module.SamplingRecipe(views_per_step=8))
-    assert name in pickled and pickle.loads(pickled.replace(name, b"\x8c\x21tubecell." + name[2:])[:2] + pickled[2:]) == recipe
+    assert pickle.loads(b"ctubecell.pipeline.sampling.recipe\nSamplingRecipe\n.") is module.SamplingRecipe
 
 
 def test_a_module_of_the_users_that_hides_ours_is_named(tmp_path: Path) -> None:
@@ -50,18 +42,14 @@ def test_every_entry_file_is_a_program() -> None:
     assert {"build", "verify", "pretrain", "report", "throughput"} <= found.keys()
 
 
-@pytest.mark.parametrize("code", ["import train.config", '"from train.config import x"', "def f():\n    'See train.config.'"])
-def test_a_name_that_a_wheel_does_not_have_ends_its_build(code: str) -> None:
-    with pytest.raises(SystemExit, match=r"file.py, line \d: train.config has another name"):
-        under_one_name(code, "file.py")
+def test_a_name_that_a_wheel_does_not_have_ends_its_build() -> None:
+    for code in ("import train.config", '"from train.config import x"', "def f():\n    'See train.config.'"):
+        with pytest.raises(SystemExit, match=r"file.py, line \d: train.config has another name"):
+            under_one_name(code, "file.py")
     fine = 'from tubecell.model import config\n"model.safetensors, train.csv"\nx = model.config\n'
     assert under_one_name(fine.replace("tubecell.", ""), "file.py") == fine
-
-
-def test_no_file_of_ours_has_such_a_name() -> None:
-    for package in PARTS[:6]:
-        for file in (ROOT / package).rglob("*.py"):
-            under_one_name(file.read_text(), str(file))
+    for file in (file for package in PARTS[:6] for file in (ROOT / package).rglob("*.py")):
+        under_one_name(file.read_text(), str(file))
 
 
 @pytest.mark.parametrize("script", ["train/pretrain.py", "dataset_builders/build_dataset.py", "benchmarks/throughput.py"])
@@ -74,10 +62,9 @@ def test_outside_of_the_environment_a_line_says_what_to_do(script: str, tmp_path
 @pytest.mark.timeout(1200)  # beside other programs; alone it takes two minutes
 def test_an_installed_copy_does_all_without_the_checkout(tmp_path: Path) -> None:
     checkout, user = tmp_path / "checkout", tmp_path / "user"
+    checkout.mkdir()
     for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        checkout.mkdir(exist_ok=True)
-        copy(ROOT / part, checkout / part)
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, checkout / part)
     pip = (sys.executable, "-m", "pip")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path), ".", cwd=checkout)
     shutil.rmtree(checkout)
@@ -106,14 +93,11 @@ def test_an_installed_copy_does_all_without_the_checkout(tmp_path: Path) -> None
     torchrun = f"{ours} -m torch.distributed.run --standalone --nproc-per-node 1 -m tubecell"
     tubecell(*train, "--steps", "7", launcher=torchrun)
     tubecell("report", "run")
-    tubecell("visualize", "run")
     assert sorted(losses(user / "run")) == [1, 2, 3, 4, 5, 6, 7]
     first, second = json.loads((user / "run" / "environment.json").read_text())
     assert (first["commit"], second["first_step"]) == (None, 5) and "crops: " in first["decoder"]
     for file in (file for file in (user / "run").rglob("*") if file.is_file() and file.suffix != ".html"):
         assert not (found := re.search(rb"tubecell\.\w+\.\w+", file.read_bytes())), f"{file}: {found}"
-    (user / "trainer.py").write_text(TRAINER)
-    assert run(ours, "-W", "error", "trainer.py", cwd=user).startswith("8 libav: ")
     assert installed == {file for file in site.rglob("*") if "__pycache__" not in file.parts}, "it may be read-only"
 
 

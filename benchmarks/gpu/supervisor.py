@@ -127,14 +127,9 @@ def _start(job: Job, log: BinaryIO) -> subprocess.Popen:
     site = str(Path(job.kit) / "site") if job.kit else None  # last, so that the machine's own packages come first
     variables = environment(PYTHONUNBUFFERED="1", **({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if job.dry else {}))
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables["PYTHONPATH"], site]))
+    line = command(main, json.dumps(asdict(job)))
     return subprocess.Popen(
-        command(main, json.dumps(asdict(job))),
-        env=variables,
-        cwd=job.work,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
+        line, env=variables, cwd=job.work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
 
 

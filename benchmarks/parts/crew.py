@@ -8,7 +8,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.children import command, environment
+from pipeline.children import start
 
 
 class Crew:
@@ -21,8 +21,7 @@ class Crew:
         for _ in range(size):
             ours, theirs = Pipe()
             with theirs:
-                how: dict[str, Any] = {"pass_fds": [theirs.fileno()], "env": environment(OMP_NUM_THREADS="1")}
-                self._processes.append(subprocess.Popen(command(main, theirs.fileno()), **how))
+                self._processes.append(start(main, theirs.fileno(), pass_fds=[theirs.fileno()], OMP_NUM_THREADS="1"))
             self.members.append(ours)
         self.tell_all((function, arguments))
 

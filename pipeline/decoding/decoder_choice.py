@@ -41,14 +41,11 @@ def choose_decoder(
     choice = _choose(manifest, device, asked)
     if choice.name == "dali":
         return choice
-    kernel, swscale = find_kernel(), find_swscale()
     crops, colours, slow = "AVX-512" if by_16() else "AVX2", "swscale {}.{}".format(*av.library_versions["libswscale"]), []
-    if isinstance(kernel, str):
-        crops = "torch"
-        slow.append(f"torch resizes the crops, at 2.5 times the cost of the compiled kernel: {kernel}")
-    if isinstance(swscale, str):
-        colours = "PyAV"
-        slow.append(f"PyAV converts the colours, of whole frames, at 1.7 times the cost of the crops' region: {swscale}")
+    if isinstance(why := find_kernel(), str):
+        crops, slow = "torch", [f"torch resizes crops, at 2.5 times the cost of the compiled kernel: {why}"]
+    if isinstance(why := find_swscale(), str):
+        colours, slow = "PyAV", [*slow, f"PyAV converts colours, of whole frames, at 1.7 times the cost of their crops: {why}"]
     return replace(choice, kernels=f"crops: {crops}, colours: {colours}", slow=tuple(slow))
 
 

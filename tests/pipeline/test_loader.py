@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.children import environment
 from pipeline.decoding.decode import Decoder, decode_libav
-from pipeline.loader import ClipLoader, LoaderError, LoaderState, sidecar_environment
+from pipeline.loader import SIDECAR, ClipLoader, LoaderError, LoaderState
 from pipeline.sampling import SamplingRecipe
 from pipeline.storage.manifest import Manifest
 from tests.pipeline import faulty_decoders
@@ -301,5 +302,5 @@ for reader in readers:
     reader.join()
 ahead.close()
 """
-    done = subprocess.run([sys.executable, "-c", code], env=sidecar_environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(**SIDECAR), capture_output=True, text=True, check=True)
     assert int(done.stdout) < 145, done.stdout

@@ -1,6 +1,5 @@
 """The loader in somebody else's trainer: a script in another folder, with nothing of ours but the installed package."""
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -9,8 +8,8 @@ from pathlib import Path
 
 TRAINER = """
 import sys, torch
-from pipeline.loader import ClipLoader
-from pipeline.sampling import SamplingRecipe
+from tubecell.pipeline.loader import ClipLoader
+from tubecell.pipeline.sampling import SamplingRecipe
 
 recipe = SamplingRecipe(views_per_step=8, views_per_clip=2, num_frames=8, input_size=32, patch_size=8)
 loader = ClipLoader(sys.argv[1], recipe, rank=0, world_size=2)
@@ -46,9 +45,7 @@ def test_fifteen_lines_are_a_trainer(dataset: Path, tmp_path: Path) -> None:
     assert len(TRAINER.strip().splitlines()) <= 15
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER + LOOK)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if not any(importlib.metadata.distributions(name="tubecell")):  # what an editable installation comes to
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # what an editable installation comes to
     done = subprocess.run(
         [sys.executable, "-W", "error", script, dataset],
         cwd=tmp_path,

@@ -8,7 +8,6 @@ hand at that moment (`PR_SET_PDEATHSIG`), so that it cannot write into what the 
 import importlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline import stop_signals
-from pipeline.children import command, environment
+from pipeline.children import start
 from pipeline.workers.fork_server import die_with_parent
 from train.compute.on_cpu import keep_memory
 
@@ -48,12 +47,9 @@ class HelperProcess:
     def __init__(self, post: Post) -> None:
         self._connection, theirs = Pipe()
         with stop_signals.blocked():
-            self._process = subprocess.Popen(
-                command(main, theirs.fileno(), os.getpid()),
-                pass_fds=[theirs.fileno(), *([post.memfd] if post.memfd is not None else [])],
-                env=environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"),
-                stdin=subprocess.DEVNULL,
-            )
+            files = [theirs.fileno(), *([post.memfd] if post.memfd is not None else [])]
+            variables = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+            self._process = start(main, theirs.fileno(), os.getpid(), pass_fds=files, **variables)
         theirs.close()
         self.pid = self._process.pid
         self._send(post)
