@@ -7,15 +7,12 @@ process holds more than a few. Workers are new interpreters (no fork of a proces
 function's module.
 """
 
-import ctypes
 import math
-import multiprocessing
 import os
 import pickle
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
@@ -24,10 +21,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from dataset_builders.media.rejects import Reason
-from pipeline.children import start
+from pipeline.children import how_it_ended, start
 from pipeline.storage.remote import StorageError
 
-PR_SET_PDEATHSIG = 1
 MAX_WAITING_BYTES = 512 << 20  # of results that wait for those of an earlier task; then workers are left to wait, too
 READY, RESULT, END, TROUBLE = b"\0", b"\1", b"\2", b"\3"  # first byte of what a worker sends
 START_LIMIT = 120.0  # seconds for a worker to import its function
@@ -129,10 +125,8 @@ def map_ordered(
 
 
 def _start(function: Callable[[Any], Iterable[Any]], memory_limit: int) -> _Worker:
-    ours, theirs = multiprocessing.Pipe()
     # not multiprocessing's spawn, which imports the user's script once more in every worker
-    process = start(serve, theirs.fileno(), os.getpid(), pass_fds=(theirs.fileno(),))
-    theirs.close()
+    process, ours = start(serve)
     with suppress(OSError):  # it has just died, which is found when it is listened to
         ours.send((function, memory_limit))
     return _Worker(process, ours, deadline=time.monotonic() + START_LIMIT)
@@ -144,7 +138,7 @@ def _bury(worker: _Worker, state: str, time_limit: float) -> Failure:
         worker.process.kill()
     code = worker.process.wait()
     worker.pipe.close()
-    ended = signal.Signals(-code).name if code < 0 else f"status {code}"
+    ended = how_it_ended(code)
     if not worker.ready:
         raise RuntimeError(f"a worker process did not start: {state} after at most {START_LIMIT:.0f} s, {ended}")
     if state == "overdue":
@@ -154,12 +148,8 @@ def _bury(worker: _Worker, state: str, time_limit: float) -> Failure:
     return Failure(Reason.CRASH, f"its process ended with {ended}")
 
 
-def serve() -> None:
-    """A worker's life; its arguments are the descriptor of its pipe and its parent."""
-    pipe, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        return
+def serve(pipe: Connection) -> None:
+    """A worker's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is the builder's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     function, memory_limit = pipe.recv()
@@ -168,10 +158,7 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     pipe.send_bytes(READY)
     while True:
-        try:
-            task = pipe.recv()
-        except EOFError:
-            return
+        task = pipe.recv()
         try:
             for result in function(task):
                 pipe.send_bytes(RESULT + pickle.dumps(result))

@@ -19,7 +19,6 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -285,10 +284,8 @@ class ClipLoader:
 
     def _start(self) -> None:
         """Start a sidecar at the first batch that is not ready."""
-        ours, theirs = Pipe()
-        with stop_signals.blocked():
-            process = start(sidecar, theirs.fileno(), pass_fds=(theirs.fileno(), self._ring.memfd), **SIDECAR)
-        theirs.close()
+        with stop_signals.blocked():  # not mortal: the thread that starts it may end before the loader
+            process, ours = start(sidecar, pass_fds=(self._ring.memfd,), mortal=False, **SIDECAR)
         # the place of the first batch that is not ready: the next one to hand out, and those that wait in the ring
         part = self._part + self._ready - self._consumed - self._holding
         step, part = self._step + part // self.batches_per_step, part % self.batches_per_step

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from benchmarks.gpu.bench import Job, main
 from benchmarks.gpu.notes import Notes
 from benchmarks.gpu.plan import Measurement, Part
-from pipeline.children import command, environment
+from pipeline.children import command, environment, how_it_ended
 
 START = 60.0  # seconds that a process may take until its first measurement: imports on a cold disk
 START_DRY = 600.0  # the same beside other programs
@@ -113,7 +113,15 @@ def _one_process(
                 if fresh:
                     on_news()
                 elif ended is not None:
-                    return (None if ended == 0 else _cause(ended)), handled, began
+                    return (
+                        (
+                            None
+                            if ended == 0
+                            else f"its process {'was ended by' if ended < 0 else 'ended with'} {how_it_ended(ended)}"
+                        ),
+                        handled,
+                        began,
+                    )
                 elif time.time() > kill_at:
                     return why, handled, began
                 time.sleep(0.05)
@@ -131,12 +139,6 @@ def _start(job: Job, log: BinaryIO) -> subprocess.Popen:
     return subprocess.Popen(
         line, env=variables, cwd=job.work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
-
-
-def _cause(status: int) -> str:
-    if status < 0:
-        return f"its process was ended by {signal.Signals(-status).name}"
-    return f"its process ended with status {status}"
 
 
 def _blame(notes: Notes, part: Part, measurement: Measurement, reason: str, log: Path) -> None:

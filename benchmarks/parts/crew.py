@@ -1,10 +1,7 @@
 """Processes that work side by side as the loader's do: fresh interpreters, without what has been done to this one."""
 
 import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,10 +16,9 @@ class Crew:
         self.members: list[Connection] = []
         self._processes: list[subprocess.Popen] = []
         for _ in range(size):
-            ours, theirs = Pipe()
-            with theirs:
-                self._processes.append(start(main, theirs.fileno(), pass_fds=[theirs.fileno()], OMP_NUM_THREADS="1"))
-            self.members.append(ours)
+            process, connection = start(main, mortal=False)
+            self._processes.append(process)
+            self.members.append(connection)
         self.tell_all((function, arguments))
 
     def tell_all(self, message: object) -> None:
@@ -42,9 +38,7 @@ class Crew:
             process.wait()
 
 
-def main() -> None:
-    """A member. Its connection's descriptor is the first argument."""
-    connection = Connection(int(sys.argv[1]))
-    with suppress(EOFError, ConnectionResetError, BrokenPipeError):
-        function, arguments = connection.recv()
-        function(connection, *arguments)
+def main(connection: Connection) -> None:
+    """A member."""
+    function, arguments = connection.recv()
+    function(connection, *arguments)

@@ -1,21 +1,20 @@
 """FFmpeg as one process for one source, without a shell, and what its log says that decides about a clip."""
 
-import ctypes
+import os
 import re
 import signal
 import subprocess
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import imageio_ffmpeg
 
 from dataset_builders.media.rejects import Reason, RejectedError
+from pipeline.children import die_with_parent
 
 LOGGING = ("-hide_banner", "-nostats", "-loglevel", "level+verbose")  # verbose: it counts packets, frames and errors
 # how FFmpeg and x264 put it; the second is what starting a thread fails with, the last what decoding does
 OUT_OF_MEMORY = ("Cannot allocate memory", "Resource temporarily unavailable", "malloc of size", "get_buffer() failed")
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @cache
@@ -70,7 +69,7 @@ def run_ffmpeg(command: list[str], descriptors: tuple[int, ...]) -> FfmpegLog:
         stderr=subprocess.PIPE,
         pass_fds=descriptors,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     ) as process:
         assert process.stderr is not None
         try:
@@ -99,7 +98,3 @@ def _read(log: FfmpegLog, line: str) -> None:
     log.out_of_memory |= any(sign in line for sign in OUT_OF_MEMORY)
     if not log.first_error and ("[error]" in line or "[fatal]" in line):
         log.first_error = re.sub(r"\[[^]]*\] ?", "", line).strip()
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,7 +6,6 @@ have more than one. So the kernel is asked: what has a second thread is not fork
 fresh interpreter, and imports everything again.)
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -19,10 +18,11 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
+from pipeline.children import die_with_parent, how_it_ended
+
 MESSAGE = struct.Struct("<cq")  # what to do, or was done; a number: of threads, a process, or the status it ended with
 PREPARE, FORK, REAP = b"p", b"f", b"r"
 FAILED = b"e"  # instead, with as many bytes of text behind it
-PR_SET_PDEATHSIG = 1
 
 
 class ProcessDiedError(Exception):
@@ -63,8 +63,7 @@ class ForkedProcess:
 
     def _ended(self) -> str:
         self.close()
-        code = os.waitstatus_to_exitcode(self._server.reap(self.pid))
-        return signal.Signals(-code).name if code < 0 else f"status {code}"
+        return how_it_ended(os.waitstatus_to_exitcode(self._server.reap(self.pid)))
 
 
 Serve = Callable[[Connection], None]
@@ -172,13 +171,6 @@ def _serve_forks(control: socket.socket, prepare: Callable[[], Serve], unneeded:
                 raise
             text = traceback.format_exc().encode()
             control.sendall(MESSAGE.pack(FAILED, len(text)) + text)
-
-
-def die_with_parent(parent: int) -> None:
-    """A process inside a decoder that hangs does not see that a connection closes."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
-        os._exit(1)
 
 
 def _never_return(function: Callable[..., None], *arguments: Any) -> NoReturn:

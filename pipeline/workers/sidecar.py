@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import stop_signals
-from pipeline.children import command
+from pipeline.children import command, serve
 from pipeline.decoding.colour import load_swscale
 from pipeline.decoding.decode import Failure
 from pipeline.decoding.resize import kernel
@@ -42,6 +42,7 @@ from pipeline.workers.read_plan import ReadPlan
 from pipeline.workers.ring import Ring
 from pipeline.workers.tuning import Tuner, Tuning
 
+AGAIN = "again"  # last argument of a sidecar that has begun once more
 TICK = 0.1  # seconds between looks at the pool, while numbers of workers are tried
 CRASHES = 3  # of a process in a row, before the clip that it was at is to blame and not the machine's troubles
 
@@ -237,20 +238,16 @@ class Sidecar:
             self.connection.send(message)
 
 
-def main() -> None:
-    """Serve the trainer at the other end of the connection whose descriptor is the first argument, until it closes."""
+def main(connection: Connection) -> None:
+    """Serve the trainer at the other end of the connection, until it closes."""
     stop_signals.ignore()
-    if other_threads() and len(sys.argv) == 2:
+    if other_threads() and sys.argv[-1] != AGAIN:
         # of a library that is preloaded (Nsight Systems', jemalloc's), or of a debugger that follows the interpreters that are
         # started, but not through `env`. This process would not be forked; so it begins again, once, without them
-        os.execvp("env", ["env", "-u", "LD_PRELOAD", *command(main, sys.argv[1], "again")])
-    connection = Connection(int(sys.argv[1]))
+        os.execvp("env", ["env", "-u", "LD_PRELOAD", *command(serve, *sys.argv[1:], AGAIN)])
     try:
         Sidecar(connection.recv(), connection).run()
     except (EOFError, ConnectionResetError, BrokenPipeError):
-        pass  # the trainer closed the connection or died
+        raise
     except Exception:
         connection.send(traceback.format_exc())
-    # not waiting for threads; the processes that decode leave with this one
-    sys.stdout.flush()
-    os._exit(0)

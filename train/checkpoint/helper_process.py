@@ -8,17 +8,14 @@ hand at that moment (`PR_SET_PDEATHSIG`), so that it cannot write into what the 
 import importlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline import stop_signals
-from pipeline.children import start
-from pipeline.workers.fork_server import die_with_parent
+from pipeline.children import how_it_ended, start
 from train.compute.on_cpu import keep_memory
 
 # Trainer and loader come first. A step that computes on the cores, and waits for each of them, took 6.9 s instead of 1.1 while
@@ -45,12 +42,9 @@ class HelperProcess:
     """
 
     def __init__(self, post: Post) -> None:
-        self._connection, theirs = Pipe()
         with stop_signals.blocked():
-            files = [theirs.fileno(), *([post.memfd] if post.memfd is not None else [])]
-            variables = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-            self._process = start(main, theirs.fileno(), os.getpid(), pass_fds=files, **variables)
-        theirs.close()
+            files = () if post.memfd is None else (post.memfd,)
+            self._process, self._connection = start(main, pass_fds=files, CUDA_VISIBLE_DEVICES="")
         self.pid = self._process.pid
         self._send(post)
 
@@ -72,9 +66,8 @@ class HelperProcess:
             return self._connection.recv()
         except (EOFError, ConnectionResetError):
             code = self._process.wait()
-            ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
             advice = "; the system does that when memory runs out" if code == -signal.SIGKILL else ""
-            return f"the process beside the trainer that does this was ended {ended}{advice}"
+            return f"the process beside the trainer that does this was ended by {how_it_ended(code)}{advice}"
 
     @property
     def alive(self) -> bool:
@@ -95,27 +88,20 @@ class HelperProcess:
 post = Post()  # of this process, if it is a helper
 
 
-def main() -> None:
-    """A helper's life; its arguments are the descriptor of its connection and its parent."""
+def main(connection: Connection) -> None:
+    """A helper's life."""
     global post
-    connection, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
-    die_with_parent(parent)
     os.nice(NICE)
     keep_memory()
-    try:
-        post = connection.recv()
-        if post.module:
-            importlib.import_module(post.module)
-        while True:
-            function, arguments = connection.recv()
-            try:
-                function(*arguments)
-                connection.send(None)
-            except OSError as error:
-                connection.send(str(error))
-            except Exception as error:
-                connection.send(f"{type(error).__name__}: {error}")
-    except (EOFError, ConnectionResetError, BrokenPipeError):
-        pass  # the trainer has closed the connection
-    sys.stdout.flush()
-    os._exit(0)  # not waiting for threads of libraries
+    post = connection.recv()
+    if post.module:
+        importlib.import_module(post.module)
+    while True:
+        function, arguments = connection.recv()
+        try:
+            function(*arguments)
+            connection.send(None)
+        except OSError as error:
+            connection.send(str(error))
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
