@@ -21,8 +21,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from pipeline.report.charts import shown
-from pipeline.report.loader_page import STYLE
+from pipeline.report.page import render
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from train.pages import sections
@@ -52,27 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def page(runs: Sequence[RunRecord]) -> str:
     """Self-contained HTML without scripts."""
-    title = " · ".join(run.name for run in runs)
-    parts = [
-        sections.summary(runs),
-        sections.learning(runs),
-        sections.speed(runs),
-        sections.differences(runs),
-        sections.troubles(runs),
-        sections.sources(runs),
-        sections.pictures(runs),
-        sections.environment(runs),
-    ]
-    style = STYLE.read_text() + Path(__file__).with_name("report.css").read_text()
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{shown(title)} – training report</title><style>{style}</style></head>\n"
-        f"<body><header><h1>{shown(title)}</h1><p>Training report, {time.strftime('%Y-%m-%d %H:%M')}</p></header>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</body></html>\n"
-    )
+    title, subtitle = " · ".join(run.name for run in runs), f"Training report, {time.strftime('%Y-%m-%d %H:%M')}"
+    return render(Path(__file__).with_name("report.html"), "training", title, subtitle, **sections.values(runs))
 
 
 if __name__ == "__main__":

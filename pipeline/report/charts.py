@@ -1,114 +1,181 @@
-"""Charts as inline SVG and HTML, coloured by the page's own variables, so that they follow its light and dark form."""
+"""Charts as inline SVG, drawn by matplotlib and coloured by the page's own variables, so that they follow its light and dark
+form. What a value is, tooltips say: of columns that lie over the drawing."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-WIDTH = 1120  # of a chart over the page's whole width, in SVG units
-LEFT = 78  # for the names of lanes
+import numpy as np
+from markupsafe import Markup
 
+from pipeline.report.page import COLOURS, shown
 
-def shown(value: object) -> str:
-    """Text from outside (keys, messages) for HTML: what is not printable is written as an escape."""
-    text = str(value)
-    return escape("".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text))
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], css: str = "numbers", foot: bool = False) -> str:
-    """Cells are HTML already."""
-    lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
-    for number, row in enumerate(rows):
-        kind = ' class="foot"' if foot and number == len(rows) - 1 else ""
-        lines.append(f"<tr{kind}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>")
-    return f'<div class="scroll"><table class="{css}">{"".join(lines)}</table></div>'
-
-
-def bars(items: Sequence[tuple[str, float, str, str]]) -> str:
-    """(name, value, its text, a note) as horizontal bars from 0."""
-    longest = max(value for _, value, _, _ in items)
-    rows = "".join(
-        f'<tr><th>{shown(name)}</th><td class="track"><i style="width:{100 * value / longest:.2f}%"></i></td>'
-        f"<td>{text}</td><td>{note}</td></tr>"
-        for name, value, text, note in items
-    )
-    return f'<table class="bars">{rows}</table>'
+INKS = ("soft", "line", "bar", *(f"c{number}" for number in range(COLOURS)))  # variables of the style sheet
+POINTS = 400  # of a curve; more lie closer than a pixel
+COLUMNS = 60  # of a curve that answer to the pointer with their values
+ROUND = (1, 2, 2.5, 5, 10)  # steps between ticks
+# what matplotlib writes and the page has no use for: every id and font, and clipping, as nothing reaches beyond the axes
+NEEDLESS = re.compile(
+    r"<\?xml.*?>|<!DOCTYPE.*?>|<defs>.*?</defs>| (id|clip-path|version|width|height|xmlns(:xlink)?)=\"[^\"]*\"|<g [^>]*/>"
+    r"|font-size: [^;]*; font-family: [^;\"]*(; )?| transform=\"rotate\(-0 [^\"]*\"",
+    re.DOTALL,
+)
 
 
-def stack(parts: Sequence[tuple[str, float, str]]) -> str:
-    """(name, amount, CSS class) side by side in one bar."""
-    total, cells = sum(part for _, part, _ in parts) or 1.0, []
-    for name, part, css in parts:
-        if part > 0:
-            text = f"{part / total:.0%}" if part / total > 0.04 else ""
-            title = f"{shown(name)}: {part / total:.1%}"
-            cells.append(f'<span class="{css}" style="flex-grow:{part / total:.6f}" title="{title}">{text}</span>')
-    return f'<div class="stack">{"".join(cells)}</div>'
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One run's values (n,) over x (n,) ascending; NaN where there is none. `marks` are places on x to draw a line at."""
+
+    name: str
+    colour: str
+    x: np.ndarray
+    y: np.ndarray
+    marks: Sequence[float] = ()
 
 
-def legend(items: Sequence[tuple[str, str]]) -> str:
-    """(name, CSS class)"""
-    dots = "".join(f'<span><span class="dot {css}"></span>{shown(name)}</span>' for name, css in items)
-    return f'<div class="legend">{dots}</div>'
+def histogram(counts: Sequence[int], names: Sequence[str], ticks: Sequence[tuple[float, str]], note: str) -> Markup:
+    """Counts of bins side by side. `names` say what each bin is, in a tooltip; `ticks` are (place in bins, label)."""
+    axes, total, highest = _axes(460, 170, 12, 12, 16, 22), sum(counts), max(counts)
+    places = np.flatnonzero(counts)
+    tall = np.maximum(np.array(counts)[places], highest / 132)  # a pixel at least
+    axes.bar(places + 0.5, tall, 1 - len(counts) / 436, color=_ink("bar"))
+    axes.set(xlim=(0, len(counts)), ylim=(0, highest), yticks=[])
+    axes.set_xticks(*map(list, zip(*ticks, strict=True)))
+    axes.annotate(f"{highest:,}", (0, 1), (0, 5), "axes fraction", "offset points", color=_ink("soft"))
+    return _svg(axes, note, [f"{name}: {n:,} ({n / total:.1%})" for name, n in zip(names, counts, strict=True)])
 
 
-def pair(samples: float, time: float) -> str:
-    """Two shares, one below the other."""
-    return (
-        f'<div title="{samples:.1%} of the samples"><i class="other" style="width:{100 * samples:.2f}%"></i></div>'
-        f'<div title="{time:.1%} of the time"><i style="width:{100 * time:.2f}%"></i></div>'
-    )
-
-
-def curve(x: Sequence[float], y: Sequence[int], top: int, note: str) -> str:
+def steps(x: Sequence[float], y: Sequence[int], top: int, note: str) -> Markup:
     """Steps y over seconds x, as an area from 0 to `top`."""
-    height, low, high = 150, 122, 12
-    span, wide = max(x[-1], 1e-9), WIDTH - LEFT - 10
-
-    def place(seconds: float, value: float) -> str:
-        return f"{LEFT + wide * seconds / span:.1f},{low - (low - high) * value / max(top, 1):.1f}"
-
-    steps = [place(0, y[0])]
-    for i in range(1, len(x)):
-        steps += [place(x[i], y[i - 1]), place(x[i], y[i])]
-    line = " ".join(steps)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(note)}">']
-    for value in sorted({0, top, *([top // 2] if top > 3 else [])}):
-        at = low - (low - high) * value / max(top, 1)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 10}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{value}</text>')
-    parts.append(f'<polygon class="area" points="{LEFT},{low} {line} {LEFT + wide},{low}"/>')
-    parts.append(f'<polyline class="curve" points="{line}"/>')
-    parts += _seconds(span, wide, low, height)
-    return "".join([*parts, "</svg>"])
+    axes, times, values = _axes(1120, 150, 78, 10, 12, 28), np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
+    axes.fill([*times, times[-1], times[0]], [*values, 0, 0], color=_ink("bar"), alpha=0.22, linewidth=0)
+    axes.plot(times, values, color=_ink("bar"), linewidth=1.4)
+    axes.set(xlim=(0, max(x[-1], 1e-9)), ylim=(0, max(top, 1)))
+    axes.set_yticks(sorted({0, top, *([top // 2] if top > 3 else [])}))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}" + (" s" if value == 0 else ""))
+    axes.grid(axis="y", color=_ink("line"))
+    return _svg(axes, note)
 
 
-def gantt(drawn: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Lanes of spans [stage, begin, ms] over a window -> SVG. `names` are the stages' for the tooltips."""
-    lanes, span = drawn["lanes"], max(drawn["ms"], 1e-3)
-    row, bottom, wide = 20, 24, WIDTH - LEFT - 10
-    low = row * len(lanes)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {low + bottom}" role="img" aria-label="What every worker did">']
-    for number, lane in enumerate(lanes):
-        y = row * number
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{shown(lane["name"])}</text>')
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 10}" y1="{y + row - 1}" y2="{y + row - 1}"/>')
-        for stage, begin, took in lane["spans"]:
-            x, w = LEFT + wide * begin / span, max(0.4, wide * took / span)
-            w -= 1 if stage == "step" and w > 3 else 0  # a gap between steps
-            box = f'x="{x:.1f}" y="{y + 2}" width="{w:.2f}" height="{row - 5}"'
-            parts.append(f'<rect class="f-{stage}" {box}><title>{names[stage]}: {took:.2f} ms</title></rect>')
-    return "".join([*parts, *_seconds(span / 1e3, wide, low, low + bottom), "</svg>"])
+def lines(
+    curves: Sequence[Curve],
+    x_name: str,
+    *,
+    noisy: bool = True,
+    log: bool = False,
+    zero: bool = False,
+    percent: bool = False,
+) -> Markup:
+    """Each run's values; if they are noisy, faint, and bold their running mean over a fortieth of the run. The axis fits all
+    but the 0.5 % of values at each end, or begins at `zero`. Without any value, a sentence that says so."""
+    curves = [curve for one in curves if len((curve := _finite(one, log)).x)]
+    if not curves:
+        return Markup('<p class="note">Nothing was logged.</p>')
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    means = [running_mean(curve.y, log) if noisy else curve.y for curve in curves]
+    low, high = np.quantile(np.concatenate([curve.y for curve in curves]), [0.005, 0.995]).tolist()
+    low, high = min(low, *(mean.min() for mean in means)), max(high, *(mean[len(mean) // 20 :].max() for mean in means))
+    right = max(curve.x[-1] for curve in curves) or 1.0
+    axes = _axes(540, 230, 52, 10, 12, 32)
+    if log:
+        axes.set_yscale("log")
+        logarithmic = LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=9)
+        axes.yaxis.set(
+            major_locator=logarithmic if high / low > 10 else MaxNLocator(6, steps=ROUND), minor_locator=NullLocator()
+        )
+        axes.set_ylim(low / 1.1, high * 1.1)
+    else:
+        if zero or high <= low:
+            low, high = min(0.0, low), max(0.0, high) or 1.0
+        ticks = MaxNLocator(6, steps=ROUND).tick_values(low, high)
+        axes.set(ylim=(ticks[0], ticks[-1]), yticks=ticks)
+    axes.set(xlim=(0, right))
+    axes.xaxis.set(major_locator=MaxNLocator(5, steps=ROUND), major_formatter=lambda value, _: f"{value:,g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %" if percent else f"{value:.4g}")
+    axes.set_xlabel(x_name, loc="right", color=_ink("soft"), labelpad=3)
+    axes.grid(axis="y", color=_ink("line"))
+    for curve, mean in zip(curves, means, strict=True):
+        axes.vlines(curve.marks, *axes.get_ylim(), colors=_ink(curve.colour), linestyles=(0, (2, 3)), linewidth=1)
+        for y, width, alpha in ((curve.y, 0.8, 0.35), (mean, 1.8, 1.0))[not noisy :]:
+            x, y = thinned(curve.x, np.clip(y, *axes.get_ylim()))
+            axes.plot(x, y, color=_ink(curve.colour), linewidth=width, alpha=alpha, zorder=2 + alpha)
+    tips = []
+    for x in right * (np.arange(COLUMNS) + 0.5) / COLUMNS:
+        values = [
+            (curve.name, mean[np.searchsorted(curve.x, x)])
+            for curve, mean in zip(curves, means, strict=True)
+            if x <= curve.x[-1]
+        ]
+        told = [f"{name}: {value:.1%}" if percent else f"{name}: {value:.5g}" for name, value in values]
+        tips.append(Markup("\n").join(map(shown, [f"{x_name} {x:,.4g}", *told])))
+    return _svg(axes, ", ".join(curve.name for curve in curves), tips)
 
 
-def _seconds(span: float, wide: float, low: float, height: float) -> list[str]:
-    """The axis below a chart over time."""
-    step = next(
-        step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600, 1e9) if span / step <= 10
+def running_mean(y: np.ndarray, log: bool = False) -> np.ndarray:
+    """(n,) -> (n,): of the last n / 40 values, geometric for a logarithmic axis."""
+    window = max(1, len(y) // 40)
+    sums = np.cumsum(np.r_[0.0, np.log(y) if log else y])
+    begin = np.maximum(np.arange(len(y)) + 1 - window, 0)
+    mean = (sums[1:] - sums[begin]) / (np.arange(len(y)) + 1 - begin)
+    return np.exp(mean) if log else mean
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `POINTS` of a curve's points: of each part of it the lowest and the highest, so that no spike is lost."""
+    if len(x) <= POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), POINTS // 2)
+    kept = np.unique([part[place] for part in parts for place in (y[part].argmin(), y[part].argmax())])
+    return x[kept], y[kept]
+
+
+def _finite(curve: Curve, log: bool) -> Curve:
+    keep = np.isfinite(curve.y) & ((curve.y > 0) | (not log))
+    return Curve(name=curve.name, colour=curve.colour, x=curve.x[keep], y=curve.y[keep], marks=curve.marks)
+
+
+def _axes(width: int, height: int, left: int, right: int, top: int, bottom: int) -> "Axes":
+    """On a figure of so many SVG units, with such margins."""
+    from matplotlib.figure import Figure  # here: half a second
+
+    figure = Figure(figsize=(width / 72, height / 72))
+    inner = (width - left - right) / width, (height - top - bottom) / height
+    axes = figure.add_axes((left / width, bottom / height, *inner))
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    axes.spines["bottom"].set(color=_ink("soft"), linewidth=0.7)
+    axes.tick_params(length=0, pad=7, labelcolor=_ink("soft"))
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _svg(axes: "Axes", note: str, tips: Sequence[str] = ()) -> Markup:
+    """The drawing, and over its inner part a column for each of `tips`."""
+    import matplotlib
+
+    axes.vlines(axes.get_xticks(), -0.03, 0, colors=_ink("soft"), linewidth=0.7, transform=axes.get_xaxis_transform())
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        axes.figure.savefig(  # type: ignore[union-attr]
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
+    drawn = " ".join(NEEDLESS.sub("", text.getvalue()).split())
+    drawn = re.sub(r' [dxy]="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), drawn)
+    drawn = re.sub(r"#0000(\d\d)", lambda found: f"var(--{INKS[int(found[1])]})", drawn)
+    drawn = drawn.replace("<svg", str(Markup('<svg role="img" aria-label="{}"').format(shown(note))), 1)
+    box = axes.get_position()
+    inset = " ".join(f"{100 * part:.2f}%" for part in (1 - box.y1, 1 - box.x1, box.y0, box.x0))
+    columns = Markup("").join(Markup('<i title="{}"></i>').format(tip) for tip in tips)
+    return Markup('<div class="chart">{}<div class="tips" style="inset:{}">{}</div></div>').format(
+        Markup(drawn), inset, columns
     )
-    parts = [f'<line class="axis" x1="{LEFT}" x2="{LEFT + wide}" y1="{low}" y2="{low}"/>']
-    for i in range(int(span / step + 1e-6) + 1):
-        x = LEFT + wide * i * step / span
-        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{low}" y2="{low + 4}"/>')
-        unit = " s" if i == 0 else ""
-        parts.append(f'<text x="{x:.1f}" y="{height - 6}" text-anchor="middle">{i * step:g}{unit}</text>')
-    return parts
+
+
+def _ink(name: str) -> str:
+    """A colour that stands for a variable of the style sheet until the SVG is written."""
+    return f"#0000{INKS.index(name):02d}"

@@ -56,6 +56,14 @@ class RunRecord:
         return next((start["total_steps"] for start in reversed(self.starts) if "total_steps" in start), None)
 
     @property
+    def state(self) -> str:
+        """How far it has come."""
+        done, total = self.lines[-1]["step"], self.total_steps
+        if self.complete or not total:
+            return f"{'complete' if self.complete else 'unfinished'}, {done:,} steps"
+        return f"{done / total:.0%} of {total:,} steps"
+
+    @property
     def steps(self) -> np.ndarray:
         return self.column("step")
 
@@ -72,6 +80,11 @@ class RunRecord:
         """The median, without the run's beginning; None if no line has one."""
         values = self.column(name)[int(STEADY * len(self.lines)) :]
         return float(np.nanmedian(values)) if np.isfinite(values).any() else None
+
+    def most(self, name: str) -> float | None:
+        """The largest; None if no line has one."""
+        values = self.column(name)
+        return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
     @property
     def loss(self) -> float | None:
