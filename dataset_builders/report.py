@@ -16,19 +16,14 @@ if __name__ == "__main__":
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-from dataset_builders.charts import shown
-from dataset_builders.pages import clips as report_clips
 from dataset_builders.pages import sections
-from dataset_builders.pages.contact_sheet import Picture, take_pictures
-from dataset_builders.pages.counts import DatasetCounts, SourceCounts, count_dataset
+from dataset_builders.pages.contact_sheet import take_pictures
+from dataset_builders.pages.counts import SourceCounts, count_dataset
+from pipeline.report.page import render
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.remote import on_disk
-
-STYLE = Path(__file__).with_name("report.css")
 
 
 def write_report(dataset: Path) -> Path:
@@ -44,38 +39,10 @@ def write_report(dataset: Path) -> Path:
     listed = {name: SourceCounts() for name in described.get("sources", {})}  # in its order, and those that gave nothing
     counts.sources = listed | counts.sources
     pictures = take_pictures(dataset, versions[-1]["fingerprint"]) if versions[-1]["rows"] else []
-    target = dataset / "report.html"
-    write_durably(target, page(dataset, counts, described, versions, pictures).encode())
+    target, template = dataset / "report.html", Path(__file__).with_name("report.html")
+    values = sections.values(counts, described, versions, pictures)
+    write_durably(target, render(template, "dataset", dataset.resolve().name, "Dataset report", **values).encode())
     return target
-
-
-def page(
-    dataset: Path,
-    counts: DatasetCounts,
-    described: Mapping[str, Any],
-    versions: Sequence[Mapping[str, Any]],
-    pictures: Sequence[Picture],
-) -> str:
-    """The whole document. Its policy forbids every request, so that nothing in it can reach a network."""
-    name = shown(dataset.resolve().name)
-    parts = [
-        sections.headline(counts, described, versions),
-        sections.sources(counts, described),
-        sections.labels(counts),
-        sections.shares(counts),
-        sections.paper(counts, described),
-        sections.left_out(counts),
-        report_clips.clips(counts),
-        report_clips.sheet(pictures),
-        sections.making(described, versions),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name} – dataset report</title><style>{STYLE.read_text()}</style></head>\n"
-        f"<body><header><h1>{name}</h1><p>Dataset report</p></header>\n" + "\n".join(filter(None, parts)) + "\n</body></html>\n"
-    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,12 +1,18 @@
-"""The sections of a dataset's report, each a piece of HTML."""
+"""What the page of a dataset's report shows besides its counts (see `dataset_builders/report.html`)."""
 
+import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataset_builders.charts import number, share, shown, size_unit, stack, table, time_unit
-from dataset_builders.pages.counts import DatasetCounts, Example, SourceCounts, classes
+import numpy as np
+from markupsafe import Markup
+
+from dataset_builders.pages.contact_sheet import Picture
+from dataset_builders.pages.counts import OCTAVE, TENTHS, DatasetCounts, classes, quantile
 from dataset_builders.paper import TABLE_8
+from pipeline.report.charts import histogram
+from pipeline.report.page import colour, share
 
 PAPER_NAMES = {
     "kinetics": ("K710", "658k"),
@@ -15,239 +21,123 @@ PAPER_NAMES = {
     "webvid": ("WebVid2M", "250k"),
     "instagram": ("self-collected Instagram", "250k"),
 }
-COLORS = 8  # that the style sheet has for sources; more share the last one
+UNITS = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20))
+MOST = 8  # of a list that may be long; the rest is added up
+TOLD = ("counts", "notes", "folders", "requested", "taken", "rejected", "dropped", "expected_clips")  # of a source, elsewhere
 
 
-def headline(counts: DatasetCounts, described: Mapping[str, Any], versions: Sequence[Mapping[str, Any]]) -> str:
-    total = counts.total
-    (time, seconds), (size, unit_bytes) = time_unit(total.seconds), size_unit(total.bytes)
-    splits = ", ".join(f"{shown(split)} {count:,}" for split, count in counts.splits.most_common())
-    numbers = [
-        (f"{total.clips:,}", "clips", splits if len(counts.splits) > 1 else f"of {total.files:,} files"),
-        (f"{total.seconds / seconds:,.1f}", time, f"{total.seconds / total.clips:.1f} s a clip" if total.clips else ""),
-        (
-            f"{total.bytes / unit_bytes:,.1f}",
-            size,
-            f"{total.bytes / total.clips / 1024:,.0f} KiB a clip" if total.clips else "",
-        ),
-        (f"{len(counts.sources)}", "sources" if len(counts.sources) != 1 else "source", ""),
-        (f"{total.rejected.total():,}", "rejected", f"{total.dropped.total():,} not asked for"),
-        (f"{len(versions)}", "versions" if len(versions) > 1 else "version", f"fingerprint {versions[-1]['fingerprint'][:8]}"),
-    ]
-    if preset := described.get("options", {}).get("preset"):
-        numbers.append((shown(str(preset)), "preset", ""))
-    cards = "".join(f"<div><b>{value}</b> {what}<small>{more}</small></div>" for value, what, more in numbers)
-    warning = (
-        "" if total.clips else '<p class="warning">There is no clip to train on: nothing that was asked for could be taken.</p>'
-    )
-    return f'<section class="cards">{cards}</section>{warning}'
-
-
-def sources(counts: DatasetCounts, described: Mapping[str, Any]) -> str:
-    """From what was asked for to what became of it."""
-    total = counts.total
-    hours, size = time_unit(total.seconds), size_unit(total.bytes)
-    told = described.get("sources", {})
-    rows = [
-        (_dot(place, name), *_source_cells(source, told.get(name, {}), hours, size))
-        for place, (name, source) in enumerate(counts.sources.items())
-    ]
-    if len(rows) > 1:
-        sums = {}
-        for field in ("requested", "expected_clips"):
-            values = [about.get(field) for about in told.values()]
-            sums[field] = None if None in values or not values else sum(values)
-        rows.append(("together", *_source_cells(total, sums, hours, size)))
-    head = (
-        "source",
-        "asked for",
-        "clips expected",
-        "files taken",
-        "clips",
-        "cut",
-        "rejected",
-        "not asked for",
-        hours[0],
-        size[0],
-    )
-    notes = [
-        f"<li><b>{shown(name)}:</b> {shown(str(note).removeprefix(f'{name}: '))}</li>"
-        for name, about in told.items()
-        for note in about.get("notes", [])
-    ]
-    return (
-        f"<section><h2>Sources</h2>{table(head, rows, foot=len(counts.sources) > 1)}"
-        '<p class="note">Clips expected: as far as the lists tell, one for a file of unknown length. Cut: files that gave '
-        "more than one clip. Rejected: asked for, but it could not be taken, whole or in part. Not asked for: known to a "
-        "source, but left out before any video was touched.</p>"
-        f"<ul>{''.join(notes)}</ul>{''.join(_about(*item) for item in told.items())}</section>"
-    )
-
-
-def _source_cells(
-    source: SourceCounts, about: Mapping[str, Any], hours: tuple[str, float], size: tuple[str, float]
-) -> tuple[str, ...]:
-    cut = f"{source.files_cut:,}<small>into {source.clips_of_cut:,}</small>" if source.files_cut else "–"
-    return (
-        *(number(about.get(field)) for field in ("requested", "expected_clips")),
-        number(source.files),
-        number(source.clips),
-        cut,
-        _reasons(source.rejected),
-        _reasons(source.dropped),
-        f"{source.seconds / hours[1]:,.1f}",
-        f"{source.bytes / size[1]:,.1f}",
-    )
-
-
-def _reasons(reasons: Counter[str]) -> str:
-    """A number and, below it, its reasons."""
-    told = "".join(f"<small>{count:,} {shown(reason)}</small>" for reason, count in reasons.most_common())
-    return f"{reasons.total():,}{told}" if reasons else "–"
-
-
-def _about(name: str, about: Mapping[str, Any]) -> str:
-    """What a source itself said of its lists and folders, and how it was set up."""
-    folders = about.get("folders", {})
-    known = ("counts", "notes", "folders", "requested", "taken", "rejected", "dropped", "expected_clips")
-    settings = {key: value for key, value in about.items() if key not in known}
-    entries = {**about.get("counts", {}), **{f"folder {key}": path for key, path in folders.items()}, **settings}
-    lines = "".join(f"<tr><th>{shown(str(key))}</th><td>{number(value)}</td></tr>" for key, value in entries.items())
-    return f"<details><summary>{shown(name)}: lists, folders, settings</summary><table>{lines}</table></details>"
-
-
-def labels(counts: DatasetCounts) -> str:
-    """How many classes each split has, and how even they are."""
-    found = classes(counts.labels, counts.splits)
-    if not found:
-        return ""
-    rows = [
-        (
-            shown(of.split),
-            number(of.classes),
-            f"{of.least:,}<small>{shown(of.smallest)}</small>",
-            f"{of.median:,.10g}",
-            f"{of.most:,}<small>{shown(of.largest)}</small>",
-            number(of.unlabelled),
-        )
-        for of in found
-    ]
-    head = ("split", "classes", "clips of the smallest", "median", "of the largest", "clips without a class")
+def values(
+    counts: DatasetCounts,
+    described: Mapping[str, Any],
+    versions: Sequence[Mapping[str, Any]],
+    pictures: Sequence[Picture],
+) -> dict[str, Any]:
+    """For the template: what has to be computed or drawn."""
+    total, told, made = counts.total, described.get("sources", {}), described.get("versions", [])
     known = {label for split, label in counts.labels if split == "train"}
-    new = sorted({label for split, label in counts.labels if split != "train"} - known) if known else []
-    strange = f'<p class="warning">{len(new):,} classes are in no training clip, such as {shown(new[0])}.</p>' if new else ""
-    return f"<section><h2>Classes</h2>{table(head, rows)}{strange}</section>"
+    rows, beside = _paper(counts, told)
+    return {
+        "counts": counts,
+        "versions": versions,
+        "pictures": pictures,
+        "told": told,
+        "options": described.get("options", {}),
+        "tools": [made[place].get("tools", {}) if place < len(made) else {} for place in range(len(versions))],
+        "time": ("hours", 3600.0) if total.seconds >= 7200 else ("minutes", 60.0),
+        "size": next((unit for unit in UNITS if total.bytes >= 2 * unit[1]), UNITS[-1]),
+        "sums": {field: _sum([about.get(field) for about in told.values()]) for field in ("requested", "expected_clips")},
+        "notes": [(name, str(note).removeprefix(f"{name}: ")) for name in told for note in told[name].get("notes", [])],
+        "abouts": {name: _about(about) for name, about in told.items()},
+        "classes": classes(counts.labels, counts.splits),
+        "strange": sorted({label for split, label in counts.labels if split != "train"} - known) if known else [],
+        "shares": {
+            what: [(name, getattr(of, field), colour(place)) for place, (name, of) in enumerate(counts.sources.items())]
+            for what, field in (("files", "files"), ("clips", "clips"), ("hours", "seconds"))
+        },
+        "paper": rows,
+        "beside": beside,
+        "left_out": [
+            ("Rejected", total.rejected, counts.rejects, "rejects.parquet"),
+            ("Not asked for", total.dropped, counts.drops, "dropped.parquet"),
+        ],
+        "charts": {"Duration": _durations(counts.durations), "Bytes per clip": _sizes(counts.sizes)} if total.clips else {},
+        "lists": [
+            ("Frames per second", *_longest(counts.rates, "{:g} fps")),
+            (f"Resolution ({len(counts.resolutions):,} different)", *_longest(counts.resolutions, "{0[0]} × {0[1]}")),
+            ("Codec", *_longest(counts.codecs, "{}")),
+        ],
+        "failed": sum(not picture.jpeg for picture in pictures),
+        "base64": lambda jpeg: base64.b64encode(jpeg).decode(),
+    }
 
 
-def shares(counts: DatasetCounts) -> str:
-    """What cutting long videos into clips does to a source's share of an epoch."""
-    total = counts.total
-    if not total.clips or len(counts.sources) < 2:
-        return ""
-    rows, stacks = [], {"files": [], "clips": [], "hours": []}  # type: ignore[var-annotated]
-    for place, (name, source) in enumerate(counts.sources.items()):
-        of_files, of_clips = source.files / total.files, source.clips / total.clips
-        of_hours = source.seconds / total.seconds if total.seconds else 0.0
-        for what, part in zip(stacks, (of_files, of_clips, of_hours), strict=True):
-            stacks[what].append((name, part, f"c{_color(place)}"))
-        factor = f"× {of_clips / of_files:.2f}" if of_files else "–"
-        mean = f"{source.seconds / source.clips:.1f} s" if source.clips else "–"
-        parts = ((source.files, total.files), (source.clips, total.clips), (source.seconds, total.seconds))
-        shares = [share(part, whole) if part else "–" for part, whole in parts]
-        rows.append((_dot(place, name), *shares, factor, mean))
-    cut = (
-        f"Of {total.files:,} files {total.files_cut:,} were cut into {total.clips_of_cut:,} clips, which changes how often a "
-        "source is seen."
-        if total.files_cut
-        else "No file was cut into several clips, so a source's share of files is its share of clips."
-    )
-    head = ("source", "of files", "of clips", "of hours", "clips / files", "a clip lasts")
-    drawn = "".join(f'<div class="row"><span>{what}</span>{stack(parts)}</div>' for what, parts in stacks.items())
-    return (
-        f"<section><h2>Shares</h2><p>An epoch takes every clip once: a source weighs as much as its share of clips. {cut}</p>"
-        f'<div class="stacks">{drawn}</div>'
-        f"{table(head, rows)}</section>"
-    )
+def _sum(numbers: list[int | None]) -> int | None:
+    """None unless each is known."""
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known and len(known) == len(numbers) else None
 
 
-def paper(counts: DatasetCounts, described: Mapping[str, Any]) -> str:
-    """The plan and what became of it against Table 8, in clips of the training split."""
-    told = described.get("sources", {})
+def _about(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a source itself said of its lists and folders, and how it was set up."""
+    folders = {f"folder {name}": path for name, path in about.get("folders", {}).items()}
+    return {**about.get("counts", {}), **folders, **{key: value for key, value in about.items() if key not in TOLD}}
+
+
+def _paper(counts: DatasetCounts, told: Mapping[str, Any]) -> tuple[list[tuple[Any, ...]], str]:
+    """The plan and what became of it against Table 8, in clips of the training split; the sources that are not in it."""
     of_kind = {kind: [name for name in counts.sources if told.get(name, {}).get("kind") == kind] for kind in TABLE_8}
     ours = [name for names in of_kind.values() for name in names]
-    if not ours:
-        return ""
+    lines = [(*PAPER_NAMES[kind], wanted, of_kind[kind], ", ".join(of_kind[kind]) or "–") for kind, wanted in TABLE_8.items()]
     rows = [
-        _against(PAPER_NAMES[kind], wanted, of_kind[kind], counts, told, shown(", ".join(of_kind[kind])) or "–")
-        for kind, wanted in TABLE_8.items()
+        (
+            *(name, in_print, wanted),
+            sum(told[source].get("expected_clips") or 0 for source in names),
+            sum(counts.sources[source].files for source in names),
+            sum(counts.sources[source].train_clips for source in names),
+            listed,
+        )
+        for name, in_print, wanted, names, listed in [*lines, ("UnlabeledHybrid", "1.348M", sum(TABLE_8.values()), ours, "")]
     ]
-    rows.append(_against(("UnlabeledHybrid", "1.348M"), sum(TABLE_8.values()), ours, counts, told, ""))
-    head = ("dataset", "paper", "planned", "files here", "training clips here", "of the paper's", "", "sources")
-    others = [name for name in counts.sources if name not in ours]
-    beside = f" Not in the paper and not counted here: {shown(', '.join(others))}." if others else ""
-    return (
-        "<section><h2>Against the paper</h2><p>VideoMAE V2, Table 8: how many clips each part of UnlabeledHybrid has. "
-        f"Instagram's are videos of 34 s on average, which may be cut here.{beside}</p>"
-        f"{table(head, rows, foot=True, css='numbers paper')}</section>"
-    )
+    return rows if ours else [], ", ".join(name for name in counts.sources if name not in ours)
 
 
-def _against(
-    printed: tuple[str, str],
-    wanted: int,
-    names: Sequence[str],
-    counts: DatasetCounts,
-    told: Mapping[str, Any],
-    ours: str,
-) -> tuple[str, ...]:
-    files, clips = (sum(getattr(counts.sources[name], of) for name in names) for of in ("files", "train_clips"))
-    planned = sum(told[name].get("expected_clips") or 0 for name in names)
-    bar = f'<span class="track wide"><i style="width:{min(100.0, 100 * clips / wanted):.2f}%"></i></span>' if clips else ""
-    in_print = f"{wanted:,}<small>{printed[1]} in print</small>"
-    return printed[0], in_print, number(planned), number(files), number(clips), share(clips, wanted), bar, ours
+def _longest(counted: Counter[Any], form: str) -> tuple[list[tuple[str, int, str, str]], bool]:
+    """The most frequent as bars, what is beyond them added up, and whether there was any."""
+    items = [(form.format(value), n) for value, n in counted.most_common()]
+    if rest := items[MOST:]:
+        items[MOST:] = [(f"{len(rest)} others", sum(n for _, n in rest))]
+    return [(name, n, f"{n:,}", share(n, counted.total())) for name, n in items], bool(rest)
 
 
-def left_out(counts: DatasetCounts) -> str:
-    """Reasons of rejects and of drops, an example of each."""
-    total = counts.total
-    parts = []
-    for title, reasons, examples, file in (
-        ("Rejected", total.rejected, counts.rejects, "rejects.parquet"),
-        ("Not asked for", total.dropped, counts.drops, "dropped.parquet"),
-    ):
-        if not reasons:
-            parts.append(f'<h3>{title}</h3><p class="note">Nothing.</p>')
-            continue
-        rows = [
-            (shown(why), number(n), share(n, reasons.total()), *_example(examples[why])) for why, n in reasons.most_common()
-        ]
-        drawn = table(("reason", "count", "share", "for example", "because"), rows, css="reasons")
-        parts.append(f'<h3>{title}</h3>{drawn}<p class="note">All of them: {file}</p>')
-    return f"<section><h2>What was left out</h2>{''.join(parts)}</section>"
+def _durations(tenths: np.ndarray) -> tuple[Markup, str]:
+    """Tenths of a second -> 20 to 40 bins up to where nearly all clips end, and one for the rest; what there is to say."""
+    end = quantile(tenths, 0.995) + 1
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if end / step <= 40)
+    number = -(-end // step)
+    inside = np.pad(tenths[: number * step], (0, max(0, number * step - TENTHS))).reshape(number, step).sum(1)
+    rest = int(tenths.sum() - inside.sum())
+    names = [f"{i * step / 10:g} to {(i + 1) * step / 10:g} s" for i in range(number)] + [f"over {number * step / 10:g} s"]
+    every = next(every for every in (1, 2, 5, 10, 20) if number / every <= 8)
+    ticks = [(float(i), f"{i * step / 10:g}" + (" s" if i == 0 else "")) for i in range(0, number + 1, every)]
+    low, middle, high = (quantile(tenths, part) / 10 for part in (0.05, 0.5, 0.95))
+    note = f"median {middle:.1f} s, 5 % under {low:.1f} s, 5 % over {high:.1f} s"
+    shown = number + (rest > 0)
+    return histogram([*inside.tolist(), rest][:shown], names[:shown], ticks, f"durations: {note}"), note
 
 
-def _example(example: Example) -> tuple[str, str]:
-    path = f"<code>{shown(example.path)}</code>" if example.path is not None else "no file"
-    return f"{shown(example.source)}: {path}", shown(example.detail)
+def _sizes(bins: np.ndarray) -> tuple[Markup, str]:
+    """Quarters of doublings -> the part of them that is used; what there is to say."""
+    used = np.flatnonzero(bins)
+    first, last = int(used[0]) // OCTAVE * OCTAVE, -(-(int(used[-1]) + 1) // OCTAVE) * OCTAVE
+    names = [f"{_size(i)} to {_size(i + 1)}" for i in range(first, last)]
+    every = OCTAVE * max(1, -(-(last - first) // (7 * OCTAVE)))
+    ticks = [(float(i - first), _size(i)) for i in range(first, last + 1, every)]
+    low, middle, high = (_size(quantile(bins, part) + 0.5) for part in (0.05, 0.5, 0.95))
+    note = f"median about {middle}, 5 % under {low}, 5 % over {high}; the axis doubles every {OCTAVE} bars"
+    return histogram(bins[first:last].tolist(), names, ticks, f"bytes per clip: {note}"), note
 
 
-def making(described: Mapping[str, Any], versions: Sequence[Mapping[str, Any]]) -> str:
-    """Versions, options, tools."""
-    entries = described.get("versions", [])
-    rows = []
-    for place, version in enumerate(versions):
-        tools = entries[place].get("tools", {}) if place < len(entries) else {}
-        told = "<br>".join(f"{shown(str(k))}: {shown(str(v).split(' Copyright')[0])}" for k, v in tools.items())
-        rows.append((str(place + 1), number(version["rows"]), f"<code>{shown(version['fingerprint'])}</code>", told))
-    options = "".join(f"<tr><th>{shown(str(k))}</th><td>{number(v)}</td></tr>" for k, v in described.get("options", {}).items())
-    chosen = f'<h3>Options</h3><table class="options">{options}</table>' if options else ""
-    head = ("version", "clips", "fingerprint", "made with")
-    return f"<section><h2>How it was made</h2>{table(head, rows, css='versions')}{chosen}</section>"
-
-
-def _dot(place: int, name: str) -> str:
-    return f'<i class="dot c{_color(place)}"></i>{shown(name)}'
-
-
-def _color(place: int) -> int:
-    return min(place, COLORS - 1)
+def _size(quarters: float) -> str:
+    value = 2 ** (quarters / OCTAVE)
+    unit = next(unit for unit in range(4) if value < 1000 * 1024**unit or unit == 3)
+    return f"{value / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
