@@ -150,6 +150,7 @@ def _axes(width: int, height: int, left: int, right: int, top: int, bottom: int)
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.spines["bottom"].set(color=_ink("soft"), linewidth=0.7)
     axes.tick_params(length=0, pad=7, labelcolor=_ink("soft"))
+    axes.tick_params("x", pad=9)
     axes.set_axisbelow(True)
     return axes
 

@@ -68,14 +68,15 @@ def _ms(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _alone(measured: Mapping[str, Any], settings: Mapping[str, Any]) -> list[tuple[str, list[float], float, bool]]:
-    """Each stage alone: name, rates by concurrency, growth from one worker to one a core, and whether that is alarming."""
+def _alone(measured: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """A line for each stage alone: name, rates by concurrency, growth from one worker to one a core, whether that alarms."""
     cores, lines = settings["cores"], []
+    head = ["clips/s", *(f"{n} worker{'s' * (n > 1)}" for n in measured["workers"]), f"{cores} cores against 1"]
     quiet = cores > 1 and settings.get("neighbours", 0.0) <= 0.1 * cores
     for name, rates in measured["clips_per_s"].items():
         grown = rates[measured["workers"].index(cores)] / rates[0]
         lines.append((ALONE[name], rates, grown, quiet and grown < 0.6 * cores))
-    return lines
+    return {"head": head, "lines": lines}
 
 
 def _commands(profile: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ class LiveProfile:
         views = batches["clips_per_s"] * loader.recipe.views_per_clip
         rates = {"together": {"median": views, "rounds": [views]}}
         if self._device != "cpu":  # elsewhere the model is slower beside a decoder than without one
-            alone = views / max(1 - batches["wait_share"], 1e-3)
+            alone = views / max(1 - (batches["wait_share"] or 0.0), 1e-3)
             rates["model"] = {"median": alone, "rounds": [alone]}
         profile = assemble(
             manifest=loader.manifest,
