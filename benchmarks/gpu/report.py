@@ -9,33 +9,18 @@ from typing import Any
 from benchmarks.gpu.plan import Part
 
 Report = dict[str, Any]
+# the list that notes of a kind go to
+LISTS = {kind: f"{kind}s" for kind in ("recommendation", "remark", "figure", "failure")} | {"absent": "absent"}
 
 
 def assemble(parts: Sequence[Part], notes: Iterable[Mapping[str, Any]], facts: Mapping[str, Any]) -> Report:
     """Figures, what is absent and why, failures, advice; every figure that a part owes is among the first two."""
-    report: Report = {
-        **facts,
-        "machine": {},
-        "parts": [],
-        "recommendations": [],
-        "remarks": [],
-        "measurements": [],
-        "figures": [],
-        "absent": [],
-        "failures": [],
-    }
-    kinds = {
-        "figure": "figures",
-        "absent": "absent",
-        "failure": "failures",
-        "recommendation": "recommendations",
-        "remark": "remarks",
-    }
+    report: Report = {**facts, "machine": {}, **{name: [] for name in ("parts", *LISTS.values(), "measurements")}}
     seconds: dict[str, float] = {}
     put_off: dict[tuple[str, str], str] = {}
     for note in notes:
-        if note["kind"] in kinds:
-            report[kinds[note["kind"]]].append({name: value for name, value in note.items() if name != "kind"})
+        if note["kind"] in LISTS:
+            report[LISTS[note["kind"]]].append({name: value for name, value in note.items() if name != "kind"})
         elif note["kind"] == "put off":
             put_off[note["part"], note["measurement"]] = f"no time: {note['reason']}"
         elif note["kind"] == "machine":

@@ -3,78 +3,64 @@
 from pathlib import Path
 from statistics import median
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.parts.results import describe_machine
 from benchmarks.parts.stopwatch import Part, ratios
 from benchmarks.parts.throughput_table import PEER_VIEWS, Measured, times
 
 GREY, BLUE, LIGHT = "#9a9a9a", "#1f6fb4", "#8fbce0"
+Rows = list[tuple[Part, str, str, str]]  # (part, its name, what to write beside its value, colour), from top to bottom
 
 
 def plot(measured: Measured, file: Path) -> None:
-    """Up to three panels of bars; the thin line on a bar spans the rounds."""
-    panels = [panel for panel in (_over_files, _of_decoding, _of_training) if panel(measured, None)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(1.2 + 4.6 * len(panels), 3.4), layout="constrained", squeeze=False)
-    for panel, axis in zip(panels, axes[0], strict=True):
-        panel(measured, axis)
+    """Up to three panels of bars, in views/s or else in clips/s; the thin line on a bar spans the rounds."""
+    files = measured.originals
+    where = f"{len(files.files)} video files, {files.width} × {files.height}: " if files else ""
+    panels = [
+        (_over_files(measured), True, f"{where}views/s, R = {PEER_VIEWS}"),
+        (_of_decoding(measured), False, "the loader beside decoding alone: clips/s"),
+        (_of_training(measured), True, f"training: views/s, R = {measured.views_per_clip}"),
+    ]
+    panels = [panel for panel in panels if panel[0]]
+    figure = Figure(figsize=(1.2 + 4.6 * len(panels), 3.4), layout="constrained")
+    for axis, (rows, in_views, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _bars(axis, rows, in_views)
+        axis.set_title(title, fontsize=10)
     figure.suptitle(f"{describe_machine()}; medians of {len(measured.parts[0].rates)} rounds", fontsize=9, color="#555555")
     figure.savefig(file, dpi=130)
-    plt.close(figure)
 
 
-def _over_files(measured: Measured, axis: Axes | None) -> bool:
+def _over_files(measured: Measured) -> Rows:
     """DataLoaders and tubecell on the same files."""
-    files, best = measured.originals, measured.best_peer
-    if files is None or best is None or measured.same_files is None or measured.h264_fast is None:
-        return False
-    if axis is not None:
-        rows = [(peer, peer.title.split(", R")[0], "", GREY) for peer in measured.peers]
-        for part, name, colour in (
-            (measured.same_files, "tubecell, as they are", LIGHT),
-            (measured.h264_fast, "tubecell, as h264-fast", BLUE),
-        ):
-            rows.append((part, name, f"{times(median(ratios(part, best, in_views=True)))} ×", colour))
-        _bars(axis, rows, in_views=True)
-        axis.set_title(
-            f"{len(files.files)} video files, {files.width} × {files.height}: views/s, R = {PEER_VIEWS}", fontsize=10
-        )
-    return True
+    same, fast, best = measured.same_files, measured.h264_fast, measured.best_peer
+    if measured.originals is None or best is None or same is None or fast is None:
+        return []
+    said = [f"{times(median(ratios(part, best, in_views=True)))} ×" for part in (same, fast)]
+    rows = [(peer, peer.title.split(", R")[0], "", GREY) for peer in measured.peers]
+    return [*rows, (same, "tubecell, as they are", said[0], LIGHT), (fast, "tubecell, as h264-fast", said[1], BLUE)]
 
 
-def _of_decoding(measured: Measured, axis: Axes | None) -> bool:
+def _of_decoding(measured: Measured) -> Rows:
     """The loaders, next to libav doing nothing but decoding."""
-    loaders = measured.loaders
-    if axis is not None:
-        rows = [(measured.decoding, "decode only", "", GREY)]
-        for part in loaders:
-            share = median(ratios(part, measured.decode_only[part.name], in_views=False))
-            rows.append((part, part.title, f"{share:.0%}", BLUE))
-        _bars(axis, rows, in_views=False)
-        axis.set_title("the loader beside decoding alone: clips/s", fontsize=10)
-    return bool(loaders)
+    alone = measured.decode_only
+    shares = [(part, median(ratios(part, alone[part.name], in_views=False))) for part in measured.loaders]
+    rows = [(part, part.title, f"{share:.0%}", BLUE) for part, share in shares]
+    return [(measured.decoding, "decode only", "", GREY), *rows] if rows else []
 
 
-def _of_training(measured: Measured, axis: Axes | None) -> bool:
+def _of_training(measured: Measured) -> Rows:
     """Loader, model, and both."""
-    model, end_to_end = measured.model, measured.end_to_end
-    if model is None or end_to_end is None:
-        return False
-    if axis is not None:
-        loader = next(part for part in measured.loaders if part.views_per_clip == measured.views_per_clip)
-        share = f"{median(ratios(end_to_end, model, in_views=True)):.0%} of the model"
-        rows = [(loader, "loader alone", "", BLUE), (model, "model alone", "", GREY), (end_to_end, "end to end", share, LIGHT)]
-        _bars(axis, rows, in_views=True)
-        axis.set_title(f"training: views/s, R = {measured.views_per_clip}", fontsize=10)
-    return True
+    model, both = measured.model, measured.end_to_end
+    if model is None or both is None:
+        return []
+    loader = next(part for part in measured.loaders if part.views_per_clip == measured.views_per_clip)
+    share = f"{median(ratios(both, model, in_views=True)):.0%} of the model"
+    return [(loader, "loader alone", "", BLUE), (model, "model alone", "", GREY), (both, "end to end", share, LIGHT)]
 
 
-def _bars(axis: Axes, rows: list[tuple[Part, str, str, str]], in_views: bool) -> None:
-    """(part, its name, what to write beside its value, colour), from top to bottom."""
+def _bars(axis: Axes, rows: Rows, in_views: bool) -> None:
     for place, (part, _, said, colour) in enumerate(rows):
         factor = part.views_per_clip if in_views else 1
         value, low, high = (factor * rate for rate in (part.clips, min(part.rates), max(part.rates)))

@@ -63,13 +63,7 @@ def steps(x: Sequence[float], y: Sequence[int], top: int, note: str) -> Markup:
 
 
 def lines(
-    curves: Sequence[Curve],
-    x_name: str,
-    *,
-    noisy: bool = True,
-    log: bool = False,
-    zero: bool = False,
-    percent: bool = False,
+    curves: Sequence[Curve], x_name: str, *, noisy: bool = True, log: bool = False, zero: bool = False, percent: bool = False
 ) -> Markup:
     """Each run's values; if they are noisy, faint, and bold their running mean over a fortieth of the run. The axis fits all
     but the 0.5 % of values at each end, or begins at `zero`. Without any value, a sentence that says so."""
@@ -107,11 +101,8 @@ def lines(
             axes.plot(x, y, color=_ink(curve.colour), linewidth=width, alpha=alpha, zorder=2 + alpha)
     tips = []
     for x in right * (np.arange(COLUMNS) + 0.5) / COLUMNS:
-        values = [
-            (curve.name, mean[np.searchsorted(curve.x, x)])
-            for curve, mean in zip(curves, means, strict=True)
-            if x <= curve.x[-1]
-        ]
+        there = [(curve, mean) for curve, mean in zip(curves, means, strict=True) if x <= curve.x[-1]]
+        values = [(curve.name, mean[np.searchsorted(curve.x, x)]) for curve, mean in there]
         told = [f"{name}: {value:.1%}" if percent else f"{name}: {value:.5g}" for name, value in values]
         tips.append(Markup("\n").join(map(shown, [f"{x_name} {x:,.4g}", *told])))
     return _svg(axes, ", ".join(curve.name for curve in curves), tips)
