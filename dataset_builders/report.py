@@ -27,8 +27,8 @@ from pipeline.storage.remote import on_disk
 
 
 def write_report(dataset: Path) -> Path:
-    """Write DATASET/report.html anew and return its path. 1.35 million clips: 1 s of a core,
-    and 2 s of another process that imports torch for the contact sheet. Raises ValueError without a
+    """Write DATASET/report.html anew and return its path. 1.35 million clips: 1 s of a core, another for
+    matplotlib's import, and 2 s of another process that imports torch for the contact sheet. Raises ValueError without a
     finished manifest of a known format."""
     if not (dataset / "manifest.parquet").is_file():
         raise ValueError(f"{dataset} has no manifest.parquet: it is no dataset, or its build is not finished (run it again)")

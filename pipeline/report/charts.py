@@ -133,7 +133,7 @@ def _finite(curve: Curve, log: bool) -> Curve:
 
 def _axes(width: int, height: int, left: int, right: int, top: int, bottom: int) -> "Axes":
     """On a figure of so many SVG units, with such margins."""
-    from matplotlib.figure import Figure  # here: half a second
+    from matplotlib.figure import Figure  # here: a second
 
     figure = Figure(figsize=(width / 72, height / 72))
     inner = (width - left - right) / width, (height - top - bottom) / height
