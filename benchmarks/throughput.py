@@ -22,19 +22,21 @@ if __name__ == "__main__":
     prepare()
 
 import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
 
-import torch
 import tyro
 
+from benchmarks.parts.generated_dataset import GENERATED
+from benchmarks.parts.measurable import measurable, on_gpu
 from benchmarks.parts.peers import STRIDE
+from benchmarks.parts.program import program
 from benchmarks.parts.results import check_json, check_numbers, write_json
 from benchmarks.parts.stopwatch import Stopwatch
 from benchmarks.parts.throughput_parts import Trial, measure_dataset, measure_files
 from benchmarks.parts.throughput_table import results, table, verdict
+from pipeline.settings import with_values
+from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
 from train.compute.parallel import started
 from train.config import PretrainConfig
@@ -84,42 +86,26 @@ class Options:
     """Compile the blocks; by default on a GPU only."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 when all was measured, 2 when it cannot be as asked, 1 when it failed, 130 if stopped by ^C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    plain = [re.sub(r"^--(model|views|compute)\.", "--", argument) for argument in arguments]
-    options = tyro.cli(Options, args=plain, description=__doc__)
-    try:
-        check(options)
-        config = configuration(options)
-        with started(config.compute.device) as ranks:
-            trial = Trial(config, Stopwatch(options.seconds, ranks.device), options.rounds, options.files)
-            if options.videos:
-                measured = measure_files(trial, options.videos, options.min_width or 0)
-            else:
-                narrowest = 300 if options.min_width is None else options.min_width
-                measured = measure_dataset(trial, ranks, narrowest if options.peers else None)
-        print(table(measured))
-        print(verdict(measured))
-        if options.plot:
-            from benchmarks.parts.throughput_plot import plot  # matplotlib takes a second
+@program(Options, smaller="--views-per-forward")
+def main(options: Options) -> None:
+    """See `program`."""
+    check(options)
+    config = configuration(options)
+    with started(config.compute.device) as ranks:
+        trial = Trial(config, Stopwatch(options.seconds, ranks.device), options.rounds, options.files)
+        if options.videos:
+            measured = measure_files(trial, options.videos, options.min_width or 0)
+        else:
+            narrowest = 300 if options.min_width is None else options.min_width
+            measured = measure_dataset(trial, ranks, narrowest if options.peers else None)
+    print(table(measured))
+    print(verdict(measured))
+    if options.plot:
+        from benchmarks.parts.throughput_plot import plot  # matplotlib takes a second
 
-            plot(measured, options.plot)
-        if options.json:
-            write_json(options.json, results(measured))
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"throughput: the GPU's memory is too small for this; lower --views-per-forward. {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("throughput: stopped, nothing is written", file=sys.stderr)
-        return 130
+        plot(measured, options.plot)
+    if options.json:
+        write_json(options.json, results(measured))
 
 
 def check(options: Options) -> None:
@@ -141,29 +127,22 @@ def check(options: Options) -> None:
 
 def configuration(options: Options) -> PretrainConfig:
     """The recipe with what the options change of it. Raises ValueError for what cannot be."""
-    on_gpu = options.device != "cpu" and torch.cuda.is_available()
-    name = options.recipe or ("vit-b-hybrid" if on_gpu or options.data or options.videos else "tiny")
+    name = options.recipe or ("vit-b-hybrid" if on_gpu(options.device) or options.data or options.videos else "tiny")
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
-    recipe = RECIPES[name]()
-    if not on_gpu and name != "tiny":  # 128 views of ViT-B take minutes there, and most CPUs have no bf16 instructions
-        few = max(recipe.views.views_per_clip, options.views_per_clip or 0, 8)
-        compute = replace(recipe.compute, precision="fp32", views_per_forward=min(recipe.compute.views_per_forward, few))
-        recipe = replace(recipe, compute=compute)
-    views, compute = overridden(recipe.views, options), overridden(recipe.compute, options)
-    views = replace(views, sampling=f"stride:{STRIDE}", shuffle="global")
-    if options.views_per_step is None:
-        whole_clips = compute.views_per_forward // views.views_per_clip * views.views_per_clip
-        views = replace(views, views_per_step=max(views.views_per_clip, min(whole_clips, recipe.views.views_per_step)))
-    config = replace(recipe, views=views, compute=compute, model=overridden(recipe.model, options), data=options.data)
-    config.accumulation(1)
-    return config
-
-
-def overridden(section: Any, options: Options) -> Any:
-    """A section of the configuration with the values of the options that have its fields' names and are given."""
-    given = {field.name: getattr(options, field.name, None) for field in fields(section)}
-    return replace(section, **{name: value for name, value in given.items() if value is not None})
+    config = RECIPES[name]()
+    values = {
+        f"{group}.{field.name}": value
+        for group in ("model", "views", "compute")
+        for field in fields(getattr(config, group))
+        if (value := getattr(options, field.name, None)) is not None
+    }
+    clip = options.views_per_clip or config.views.views_per_clip
+    whole = max(clip, config.views.views_per_step // clip * clip)  # a recipe's step may not be one of whole clips
+    always = {"views.sampling": f"stride:{STRIDE}", "views.shuffle": "global", "views.views_per_step": whole}
+    config = with_values(config, always | values | {"data": options.data})
+    clips = None if options.videos else len(Manifest(options.data)) if options.data else GENERATED
+    return measurable(config, name, values, clips)
 
 
 if __name__ == "__main__":

@@ -72,9 +72,9 @@ def measure(bench: Bench, name: str, trace: Path | None = None) -> None:
         cached = Part("cached", "model on a cached batch", config.views.views_per_clip, model)
         contestants = {"cached": cached}
         for decoder, loader in loaders.items():
-            training = EndToEndWork(model, loader.loader, stopwatch, loader.loader.prefetch)
+            training = EndToEndWork(model, loader.loader, stopwatch)
             contestants[decoder] = Part(decoder, f"end to end, {decoder}", config.views.views_per_clip, training)
-        discarding = DiscardingWork(model, default.loader, stopwatch, default.loader.prefetch)
+        discarding = DiscardingWork(model, default.loader, stopwatch)
         contestants["discarded"] = Part("discarded", "its batches thrown away", config.views.views_per_clip, discarding)
         nvdec: dict[str, list[float]] = {each: [] for each in contestants}
         for number in range(bench.size(3, 1)):
@@ -94,7 +94,7 @@ def measure(bench: Bench, name: str, trace: Path | None = None) -> None:
         bench.figure(f"{name}/discarded", lost.views, "views/s", cached.views, decoder=chosen, rounds=lost.rates)
         advise(bench, name, contestants, chosen)
         if trace:
-            training = EndToEndWork(model, default.loader, stopwatch, default.loader.prefetch)
+            training = EndToEndWork(model, default.loader, stopwatch)
             bench.attempt(f"{name}/trace", lambda: record(bench, name, training, trace))
             del training
         del model, contestants, cached, discarding, lost

@@ -14,6 +14,7 @@ from pipeline.children import command, environment
 from pipeline.storage.manifest import Manifest
 from pipeline.version import CHECKOUT
 
+GENERATED = 64  # clips
 ENCODINGS = (
     "-c:v libx264 -preset veryfast",  # B-frames, groups of pictures of 250
     "-c:v libx264 -preset veryfast -tune fastdecode -bf 0 -g 32",  # as `h264-fast`
@@ -29,7 +30,7 @@ def generated_dataset() -> Path:
     """
 
     def draw(videos: Path) -> None:
-        _run(generate_clips.main, "--out", videos, "--clips", "64")
+        _run(generate_clips.main, "--out", videos, "--clips", str(GENERATED))
 
     return _dataset((CHECKOUT or Path()) / "data" / "throughput", draw, "h264-fast")
 

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from pipeline.machine import usable_cores
+from pipeline.report.limits import DISTURBED
 from pipeline.storage.output_folder import refuse_dataset
 
 
@@ -65,13 +66,27 @@ def check_numbers(options: Any, *counts: str) -> None:
         raise ValueError(f"--seconds {options.seconds:g}: it must be more than 0 and at most 3600")
 
 
+def about_cpu(*names: str) -> str:
+    """What /proc/cpuinfo says first under one of these names, or nothing."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
+
+
 def describe_machine() -> str:
     """Cores, CPU, GPU, torch."""
-    cores = usable_cores()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    cores, cpu = usable_cores(), about_cpu("model name") or "unknown CPU"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{cores} core{'' if cores == 1 else 's'} of {cpu}, {gpu}, torch {torch.__version__}"
+
+
+def disturbance(cores: float) -> list[str]:
+    """What to say of so many cores that other programs had in use: a line, or none where they are too few to matter."""
+    if cores <= DISTURBED * usable_cores():
+        return []
+    return [
+        f"Other programs had up to {cores:.1f} of the {usable_cores()} cores in use meanwhile: what is said here holds beside "
+        "them only. Measure on a quiet machine for figures to keep."
+    ]
 
 
 class Neighbours:

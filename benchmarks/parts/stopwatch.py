@@ -22,13 +22,15 @@ REST_LIMIT = 120.0  # seconds
 
 
 class Work(Protocol):
-    """What a contestant does."""
+    """What a contestant does. By default it is always ready, and has nothing to close."""
 
     def prepare(self) -> None:
         """Off the clock: until it works at the pace at which it could go on for ever, with nothing ready in advance."""
+        return
 
     def work(self) -> int:
         """On the clock: a piece of work, -> its clips. On a GPU it may only queue it."""
+        raise NotImplementedError
 
 
 @dataclass(slots=True)

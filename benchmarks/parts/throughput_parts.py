@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.parts.generated_dataset import generated_dataset
 from benchmarks.parts.original_files import build_of_files, dataset_files, folder_files
-from benchmarks.parts.path_parts import DecodeWork, EndToEndWork, LoaderWork, ModelWork, decoding_processes
+from benchmarks.parts.path_parts import DecodeWork, EndToEndWork, LoaderWork, decoding_processes, profile, training_parts
 from benchmarks.parts.peers import READERS, STRIDE, PeerWork, missing_reader
 from benchmarks.parts.results import describe_machine
 from benchmarks.parts.stopwatch import Part, Stopwatch
@@ -59,10 +59,8 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
     """--data: everything from the builder to the whole of training; and the peers, over files of at least `narrowest`
     pixels, unless that is None."""
     config, stopwatch = trial.config, trial.stopwatch
-    generated = config.data is None
     dataset = config.data or generated_dataset()
     manifest, views, model = Manifest(dataset), config.views, config.model
-    check_clips(config, manifest)
     width, height = int(np.median(manifest.width)), int(np.median(manifest.height))
     passes = config.accumulation(1)
     print(
@@ -70,7 +68,7 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
         f"model: encoder {model.encoder_depth} x {model.encoder_dim}, {config.compute.precision}; a step takes "
         f"{views.views_per_step} views, R = {views.views_per_clip}, in {passes} forward pass{'es' if passes > 1 else ''}\n"
         f"data: {len(manifest)} clips, {width} x {height} in the middle, in {dataset}"
-        + (", generated: smaller and quicker to decode than most real ones" if generated else ""),
+        + ("" if config.data else ", generated: smaller and quicker to decode than most real ones"),
         flush=True,
     )
     measured = Measured(views.views_per_clip, decoding_processes(config), ranks.device)
@@ -79,37 +77,25 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
             for r in sorted({1, PEER_VIEWS, views.views_per_clip}) if backend == "libav" else (1, PEER_VIEWS):
                 recipe = trial.recipe(r, len(manifest))
                 loader = stack.enter_context(closing(LoaderWork(dataset, recipe, config, stopwatch, decoder=backend)))
-                decode = stack.enter_context(closing(DecodeWork(loader)))
+                decode = stack.enter_context(closing(DecodeWork(loader, stopwatch.seconds)))
                 measured.add_loader(f"loader/{backend}/r{r}", f"loader, {backend}, R = {r}", loader, decode)
         if narrowest is not None:
             try:
                 add_original_files(measured, trial, dataset_files(manifest.root), narrowest, stack)
             except (ValueError, RuntimeError) as reason:
                 measured.skipped.append(f"DataLoader over the original files: {reason}")
-        clips = config.sampling.clips_per_step // passes
-        fed = stack.enter_context(
-            closing(
-                LoaderWork(dataset, config.sampling, config, stopwatch, clips_per_batch=clips, decoder=config.compute.decoder)
-            )
-        )
-        step = ModelWork(config, fed.first, ranks)
-        end_to_end = EndToEndWork(step, fed.loader, stopwatch, fed.loader.prefetch)
-        measured.model = measured.add(Part("model", "model alone", views.views_per_clip, step))
-        measured.end_to_end = measured.add(Part("end_to_end", "end to end", views.views_per_clip, end_to_end))
+        clips, decoder = config.sampling.clips_per_step // passes, config.compute.decoder
+        fed = LoaderWork(dataset, config.sampling, config, stopwatch, clips_per_batch=clips, decoder=decoder)
+        stack.enter_context(closing(fed))
+        parts = training_parts(config, fed, stopwatch, ranks)
+        measured.parts += parts.values()
+        measured.model, measured.cached, measured.end_to_end = parts.values()
         stopwatch.rounds(measured.parts, trial.rounds)
-        measured.data_wait = end_to_end.data_wait
+        parts["loader"] = measured.loader
+        measured.profile = profile(parts, "benchmarks/throughput.py", measured.first_batch[measured.loader.name])
+        assert isinstance(measured.end_to_end.work, EndToEndWork)
+        measured.data_wait = measured.end_to_end.work.data_wait
     return measured
-
-
-def check_clips(config: PretrainConfig, manifest: Manifest) -> None:
-    """Raises ValueError, with the flag, where the dataset has too few clips for a step."""
-    needed, clips = config.sampling.clips_per_step, len(manifest)
-    if clips < needed:
-        most = clips * config.views.views_per_clip
-        remedy = f"give --views-per-step {most} or less" if clips else "build a dataset with more clips"
-        raise ValueError(
-            f"{manifest.place} has {clips} clips, and a step of {config.views.views_per_step} views takes {needed}; {remedy}"
-        )
 
 
 def backends(manifest: Manifest, measured: Measured) -> list[Literal["libav", "dali"]]:

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import torch
 
 from benchmarks.parts.original_files import OriginalFiles
 from benchmarks.parts.path_parts import DecodeWork, LoaderWork
-from benchmarks.parts.results import Result
+from benchmarks.parts.results import Result, disturbance
 from benchmarks.parts.stopwatch import Part, ratios
 from pipeline.machine import usable_cores
+from pipeline.report.text import four_lines
 
 PEER_VIEWS = 4  # R of whatever reads the original files, the paper's
 
@@ -29,8 +31,10 @@ class Measured:
     h264_fast: Part | None = None  # and on what the builder makes of them
     originals: OriginalFiles | None = None
     model: Part | None = None
+    cached: Part | None = None  # the model on batches from memory
     end_to_end: Part | None = None
     data_wait: float | None = None  # share of the time that the end-to-end loop waited for a batch
+    profile: dict[str, Any] | None = None  # of the loader with the model's R, and of training; what limits
     skipped: list[str] = field(default_factory=list)  # what was not measured, and why
 
     def add(self, part: Part) -> Part:
@@ -47,6 +51,11 @@ class Measured:
     def loaders(self) -> list[Part]:
         """On the dataset."""
         return [part for part in self.parts if part.name in self.decode_only]
+
+    @property
+    def loader(self) -> Part:
+        """The one of them with the model's R."""
+        return next(part for part in self.loaders if part.views_per_clip == self.views_per_clip)
 
     @property
     def decoding(self) -> Part:
@@ -81,9 +90,10 @@ def table(measured: Measured) -> str:
         if on_files is not None:
             best = measured.best_peer
             rows.append((on_files.title, on_files, factor(on_files, best) if best else ""))
-    if measured.model and measured.end_to_end:
+    if measured.model:
         rows.append((measured.model.title, measured.model, ""))
-        rows.append((measured.end_to_end.title, measured.end_to_end, share(measured.end_to_end, measured.model, "model alone")))
+        for fed in filter(None, (measured.cached, measured.end_to_end)):
+            rows.append((fed.title, fed, share(fed, measured.model, "model alone")))
     width = max(len(title) for title, _, _ in rows)
     lines = [f"\n{'part':<{width}}  {'clips/s':>9}  {'views/s':>9}  {'spread':>7}  {'cores':>5}  {'others':>6}"]
     for title, row, said in rows:
@@ -112,18 +122,24 @@ def factor(part: Part, baseline: Part) -> str:
 
 
 def verdict(measured: Measured) -> str:
-    """What tubecell gains over a DataLoader; which of loader and model limits, by how much, and what follows from that."""
-    lines = []
-    if measured.neighbours > 0.1 * usable_cores():
-        lines.append(
-            f"Other programs had up to {measured.neighbours:.1f} of the {usable_cores()} cores in use meanwhile (others): "
-            "what follows holds beside them only. Measure on a quiet machine for figures to keep."
-        )
-    lines += gain(measured)
-    lines += limits(measured)
+    """What tubecell gains over a DataLoader; what limits, what to change, and what a model like this takes."""
+    lines = disturbance(measured.neighbours) + gain(measured)
+    if measured.profile and (model := measured.model):
+        cores, loader = min(measured.workers, usable_cores()), measured.loader
+        lines += [
+            *four_lines(measured.profile),
+            f"The loader alone is {times(loader.views / model.views)} times as fast as the model alone; to keep this model "
+            f"busy takes {model.views / (loader.views / cores):.2g} cores of decoding, and {cores} "
+            f"{'decodes' if cores == 1 else 'decode'} here.",
+        ]
+        if measured.device.type == "cpu":
+            both = 1 / (1 / loader.views + 1 / model.views)
+            lines.append(
+                f"They share the cores: {both:.4g} views/s are what both together can reach, if neither slows the other."
+            )
+        lines.append(f"Training waited for data {measured.data_wait:.0%} of the time.")
     seconds = median(measured.first_batch.values())
-    lines.append(f"A loader's first batch came {seconds:.1f} s after it was made.")
-    return "\n".join(["", *lines])
+    return "\n".join(["", *lines, f"A loader's first batch came {seconds:.1f} s after it was made."])
 
 
 def gain(measured: Measured) -> list[str]:
@@ -138,38 +154,6 @@ def gain(measured: Measured) -> list[str]:
         f"(--preset copy), and {times(fast)} x once they are built as h264-fast (the default), which takes "
         f"{built.seconds / built.clips:.2g} s a clip here and makes {built.bytes / files.bytes:.2g} x the bytes."
     ]
-
-
-def limits(measured: Measured) -> list[str]:
-    """Loader or model; or why it cannot be told."""
-    model, end_to_end = measured.model, measured.end_to_end
-    if model is None or end_to_end is None or measured.data_wait is None:
-        return []
-    loader = next(part for part in measured.loaders if part.views_per_clip == measured.views_per_clip)
-    waited = f"Training waited for data {measured.data_wait:.0%} of the time."
-    if end_to_end.views > 1.1 * model.views:
-        # the step cannot be quicker with the loader beside it, so one of the two was disturbed
-        return [
-            f"Which part limits cannot be told: end to end is {times(end_to_end.views / model.views)} times as fast as the "
-            "model alone, which cannot be; measure again on a quiet machine.",
-            waited,
-        ]
-    cores = min(measured.workers, usable_cores())
-    needed, ratio = model.views / (loader.views / cores), loader.views / model.views
-    if ratio > 1.1:
-        limit = f"The model limits: the loader alone is {times(ratio)} times as fast"
-    elif ratio < 0.9:
-        limit = f"The loader limits: the model alone is {times(1 / ratio)} times as fast"
-    else:
-        limit = "Neither limits: loader and model alone are equally fast, within a tenth"
-    lines = [
-        f"{limit}; to keep this model busy takes {needed:.2g} cores of decoding, and {cores} "
-        f"{'decodes' if cores == 1 else 'decode'} here."
-    ]
-    if measured.device.type == "cpu":
-        both = 1 / (1 / loader.views + 1 / model.views)
-        lines.append(f"They share the cores: {both:.4g} views/s are what both together can reach, if neither slows the other.")
-    return [*lines, waited]
 
 
 def results(measured: Measured) -> list[Result]:
@@ -194,8 +178,9 @@ def results(measured: Measured) -> list[Result]:
             found.append(part.result("views/s"))
             if best is not None:
                 found.append(part.result("views/s", f"{prefix}/{name}", best))
-    if measured.model and measured.end_to_end:
-        found += [measured.model.result("views/s"), measured.end_to_end.result("views/s", baseline=measured.model)]
+    if measured.model:
+        fed = filter(None, (measured.cached, measured.end_to_end))
+        found += [measured.model.result("views/s"), *(part.result("views/s", baseline=measured.model) for part in fed)]
     found += [Result(f"{name}/first_batch", seconds, "s") for name, seconds in measured.first_batch.items()]
     if measured.data_wait is not None:
         found.append(Result("data_wait", measured.data_wait, "share of time"))

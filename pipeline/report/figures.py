@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.loader import ClipLoader
+from pipeline.machine import usable_cores
 from pipeline.sampling.samples import SamplingRecipe, sample_clips
 from pipeline.stage_meters import STAGES, StageMeters
 from pipeline.storage.manifest import Manifest
@@ -20,6 +22,19 @@ GANTT_CLIPS = 2000  # more would be too small to see; a shorter time is drawn
 POINTS = 400  # of a curve over time
 GROUPS = 12  # of a table of shares; what is smaller is added up
 SHAPES = ((0.9, "upright"), (1.15, "square"), (1.45, "4:3"), (1.85, "16:9"))  # width / height below which a frame is so
+
+
+def settings_of(loader: ClipLoader) -> dict[str, Any]:
+    """What a loader works with."""
+    return {
+        "workers": loader.workers,
+        "cores": usable_cores(),
+        "prefetch": loader.prefetch,
+        "tuning": str(loader.tuning),
+        "clips_per_batch": loader.clips,
+        "device": loader.device.type,
+        "decoder": loader.decoder_choice.name,
+    }
 
 
 def figures(

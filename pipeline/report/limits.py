@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
+DISTURBED = 0.1  # of the cores: as many in use by other programs make figures doubtful
 PROVEN = 0.05  # of the rate with batches from memory: less than that lost to data counts as nothing
 BUSY = 0.85  # of the workers' time, from which on they are used up
 FAST_GOP = 32  # frames between two key frames of the builder's fast presets

@@ -7,14 +7,22 @@ from pipeline.report.limits import STAGE_NAMES
 from pipeline.report.sections import RATES
 
 
-def summary(profile: Mapping[str, Any]) -> str:
-    """The four lines, rates and stages, and the target."""
-    found, figures = profile["verdict"], profile["figures"]
-    lines = [
+def four_lines(profile: Mapping[str, Any]) -> list[str]:
+    """The verdict."""
+    found = profile["verdict"]
+    return [
         f"What limits       {found['limits']}",
         f"The one change    {found['change']}",
         f"The next ceiling  {found['following']}",
         f"How sure          {found['sure']}",
+    ]
+
+
+def summary(profile: Mapping[str, Any]) -> str:
+    """The four lines, rates and stages, and the target."""
+    figures = profile["figures"]
+    lines = [
+        *four_lines(profile),
         "",
         *(
             f"{title:<31}{profile['rates'][name]['median']:>9,.1f} views/s"
@@ -22,8 +30,8 @@ def summary(profile: Mapping[str, Any]) -> str:
             if name in profile["rates"]
         ),
     ]
-    if profile["run"]:
-        lines.append(f"{'waiting for data':<31}{profile['run']['batches']['wait_share']:>9.1%} of the time")
+    if profile["run"] and (waited := profile["run"]["batches"]["wait_share"]) is not None:  # None: too short to tell
+        lines.append(f"{'waiting for data':<31}{waited:>9.1%} of the time")
     lines += ["", f"{'stage':<34}{'core-ms':>9}{'P50 ms':>9}{'P99 ms':>9}"]
     for stage in figures["stages"]:
         lines.append(

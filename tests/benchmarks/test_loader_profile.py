@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import loader_profile
 from benchmarks.parts import stages_alone
-from benchmarks.parts.stages_alone import concurrencies, do, measure_stages, prepare, resize
+from benchmarks.parts.measurable import no_model
+from benchmarks.parts.stages_alone import concurrencies, first_clips, measure_stages, prepare
 from pipeline.sampling import SamplingRecipe
 from pipeline.stage_meters import STAGES
 from pipeline.storage.manifest import Manifest
@@ -124,10 +125,8 @@ def test_no_argument_is_a_question(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_large_models_are_not_run_on_a_cpu(dataset: Path) -> None:
     arguments = ["--data", str(dataset), "--compute.device", "cpu"]
-    assert "or with the recipe tiny" in (
-        loader_profile.no_model(loader_profile.configuration(["vit-g-hybrid", *arguments])) or ""
-    )
-    assert loader_profile.no_model(loader_profile.configuration(["tiny", *arguments])) is None
+    assert "or with the recipe tiny" in (no_model(loader_profile.configuration(["vit-g-hybrid", *arguments])) or "")
+    assert no_model(loader_profile.configuration(["tiny", *arguments])) is None
 
 
 @pytest.mark.parametrize("views", [1, 3])
@@ -135,15 +134,15 @@ def test_stages_alone_do_what_the_decoder_does(dataset: Path, views: int) -> Non
     """Crops of whole frames are the decoder's very bytes; every other stage finds what it needs."""
     recipe = SamplingRecipe(views_per_step=views, views_per_clip=views, input_size=48, patch_size=8, num_frames=8)
     manifest = Manifest(dataset)
-    clips = prepare(manifest, recipe, 64)
+    clips = prepare(manifest, first_clips(manifest, recipe, 64), every_stage=True)
     assert len(clips) == 12
-    assert len(prepare(manifest, recipe, 5)) == 5
+    assert len(first_clips(manifest, recipe, 5)) == 5
     with closing(ShardReader(dataset)) as reader:
         for clip in clips[:4]:
             expected, got = (np.zeros((views, 8, 48, 48, 3), np.uint8) for _ in range(2))
             for stage in stages_alone.STAGES:
-                do(stage, clip, reader, expected)
-            resize(clip, got)
+                clip.do(stage, reader, expected)
+            clip.resize(got)
             assert np.array_equal(got, expected)
 
 

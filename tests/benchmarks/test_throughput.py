@@ -2,10 +2,12 @@ import json
 import math
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -15,7 +17,6 @@ import torch
 import benchmarks.parts.results
 import benchmarks.parts.stopwatch
 from benchmarks import throughput
-from benchmarks.parts.decode_only import decode_only
 from benchmarks.parts.original_files import build_of_files, dataset_files, folder_files
 from benchmarks.parts.path_parts import DecodeWork, LoaderWork
 from benchmarks.parts.results import Neighbours, Result, _own_seconds
@@ -125,7 +126,7 @@ def test_files_are_measured_before_anything_is_built(dataset: Path, tmp_path: Pa
     [
         (
             ["tiny", "--views-per-clip", "2", "--views-per-step", "32"],
-            "12 clips, and a step of 32 views takes 16; give --views-per-step 24 or less",
+            "12 clips, and a step of 32 views takes 16; give --views.views-per-step 24 or less",
         ),
         (["--views-per-clip", "0"], "--views-per-clip 0: it must be at least 1"),
         (["--rounds", "0"], "--rounds 0: it must be at least 1"),
@@ -161,29 +162,27 @@ def test_a_step_is_one_forward_pass_unless_said() -> None:
     assert (config.model, config.views.views_per_step) == (RECIPES["tiny"]().model, 16)
 
 
-def test_decoding_alone_is_given_what_the_loader_delivered(dataset: Path) -> None:
+def test_decoding_alone_is_given_what_the_loader_delivered(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configuration(Options(recipe="tiny", views_per_clip=2, views_per_step=8, workers=1, device="cpu"))
     stopwatch = Stopwatch(1.0, torch.device("cpu"))
-    with closing(LoaderWork(dataset, config.sampling, config, stopwatch)) as loader, closing(DecodeWork(loader)) as decode:
+    with closing(LoaderWork(dataset, config.sampling, config, stopwatch)) as loader, closing(DecodeWork(loader, 0.2)) as decode:
         loader.prepare()
-        delivered = [loader.work() for _ in range(4)]
+        assert sum(loader.work() for _ in range(4)) == 16
+        monkeypatch.setattr(decode.stages, "share", shared := Mock(side_effect=decode.stages.share))
         decode.prepare()
-        assert decode.work() == sum(delivered) == 16
-        places = [(epoch, position) for epoch, positions, _ in loader.delivered for position in positions.tolist()]
-        for (epoch, position), (clip, data, frames) in zip(places, decode.clips, strict=True):
-            place = np.array([position])
-            expected = sample_clips(loader.loader.manifest, config.sampling, epoch, place, np.zeros_like(place))
-            assert clip.row == expected.rows[0]
-            assert len(data) == clip.size
-            assert np.array_equal(frames, np.unique(expected.frames[0]))
-        clip, data, _ = decode.clips[0]
-        with pytest.raises(RuntimeError, match="does not come out"):
-            decode_only(clip, data, np.array([clip.num_frames]))
-        decode.decoding.load([decode.clips[1], (clip, data, np.array([clip.num_frames]))])
+        assert decode.work() > 0
+        batches, manifest = loader.turns[-1].batches, loader.loader.manifest
+        places = [(batch.epoch, np.array([position])) for batch in batches for position in batch.positions.tolist()]
+        for (epoch, place), one in zip(places, shared.call_args.args[0], strict=True):
+            expected = sample_clips(manifest, config.sampling, epoch, place, np.zeros_like(place))
+            assert one.rows == expected.rows and np.array_equal(one.frames, expected.frames)
+        clip = manifest.clip(int(one.rows[0]))
+        late = replace(one, frames=one.frames * 0 + clip.num_frames)
+        decode.stages.share([one, late])
         with pytest.raises(RuntimeError, match=f"{clip.key}: frame {clip.num_frames} does not come out"):
             decode.work()
-        _, positions, rows = loader.delivered[0]
-        loader.delivered = [(0, positions, rows + 1)]  # substitutes: not the clips that the order names
+        substitutes = [replace(batch, rows=batch.rows + 1) for batch in batches]  # not the clips that the order names
+        loader.turns[-1].batches = deque(substitutes)
         with pytest.raises(RuntimeError, match="no clip was delivered"):
             decode.prepare()
 
@@ -270,21 +269,14 @@ def measured(loader: float, model: float, end_to_end: float, neighbours: float =
     return found
 
 
-@pytest.mark.parametrize(
-    ("loader", "model", "end_to_end", "words"),
-    [
-        (80.0, 20.0, 18.0, "The model limits: the loader alone is 4.0 times as fast; to keep this model busy takes 0.25 cores"),
-        (20.0, 80.0, 18.0, "The loader limits: the model alone is 4.0 times as fast; to keep this model busy takes 4 cores"),
-        (20.0, 21.0, 18.0, "Neither limits"),
-        (80.0, 20.0, 60.0, "cannot be told: end to end is 3.0 times as fast as the model alone"),
-    ],
-)
-def test_the_verdict_follows_the_rates(loader: float, model: float, end_to_end: float, words: str) -> None:
-    text = verdict(measured(loader, model, end_to_end))
-    assert words in text
+def test_the_verdict_is_that_of_the_profile() -> None:
+    found = measured(80.0, 20.0, 18.0)
+    found.profile = {"verdict": {name: f"<{name}>" for name in ("limits", "change", "following", "sure")}}
+    text = verdict(found)
+    words = "The loader alone is 4.0 times as fast as the model alone; to keep this model busy takes 0.25 cores of decoding"
+    assert words in text and "What limits       <limits>" in text and "waited for data 50%" in text
     assert "Other programs" not in text
-    busy = verdict(measured(loader, model, end_to_end, neighbours=1e3))
-    assert "Other programs had up to 1000.0" in busy
+    assert "Other programs had up to 1000.0" in verdict(measured(80.0, 20.0, 18.0, neighbours=1e3))
 
 
 def test_the_table_says_what_the_figures_say() -> None:

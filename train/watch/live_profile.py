@@ -4,12 +4,11 @@ Rank 0's lies in that folder, the others' in rank-1 and so on. A loader's notes 
 report of them, some 0.2 s for 20,000 clips, is kept below half a per cent of the time by how often that is done.
 """
 
-import os
 import time
 from pathlib import Path
 
 from pipeline.loader import ClipLoader
-from pipeline.report.figures import figures
+from pipeline.report.figures import figures, settings_of
 from pipeline.report.loader_page import assemble, write_report
 from pipeline.stage_meters import StageMeters
 
@@ -53,16 +52,7 @@ class LiveProfile:
             loader=found,
             run=found,
             rates=rates,
-            settings={
-                "workers": loader.workers,
-                "cores": len(os.sched_getaffinity(0)),
-                "prefetch": loader.prefetch,
-                "tuning": str(loader.tuning),
-                "clips_per_batch": loader.clips,
-                "device": self._device,
-                "decoder": loader.decoder_choice.name,
-                "cost_of_the_report": self._spent / max(began - self._began, 1e-9),
-            },
+            settings=settings_of(loader) | {"cost_of_the_report": self._spent / max(began - self._began, 1e-9)},
             machine=self._machine,
             title="tubecell pretrain --profile-loader",
         )
