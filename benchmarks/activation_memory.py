@@ -28,12 +28,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import tyro
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.parts.program import program
 from benchmarks.parts.results import Result, check_json, describe_machine, write_json
 from model.config import MODELS, ModelConfig
 from model.videomae import VideoMAE
@@ -65,7 +65,7 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class Activations:
     """Of one view."""
 
     kept_bytes: int
@@ -75,12 +75,15 @@ class Measured:
     """Forward and backward pass, with what runs again."""
 
 
-def measure(config: ModelConfig, tokens: TokenCounts, precision: Precision, recomputed: Sequence[bool]) -> Measured:
+def activations_of(
+    config: ModelConfig, tokens: TokenCounts, precision: Precision, recomputed: Sequence[bool] | None = None
+) -> Activations:
     """Run the model on one view without data."""
     saved: dict[int, torch.UntypedStorage] = {}
     with FakeTensorMode():
         model = in_compute_type(config, precision)
-        checkpoint_blocks(list(model.blocks()), recomputed)
+        if recomputed:
+            checkpoint_blocks(list(model.blocks()), recomputed)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -94,7 +97,7 @@ def measure(config: ModelConfig, tokens: TokenCounts, precision: Precision, reco
                 loss = model(*batch(config, tokens, 1))
             forward, kept = counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())
             loss.backward()
-        return Measured(kept_bytes=kept, forward_flops=forward, step_flops=counter.get_total_flops())
+        return Activations(kept_bytes=kept, forward_flops=forward, step_flops=counter.get_total_flops())
 
 
 def in_compute_type(config: ModelConfig, precision: Precision) -> VideoMAE:
@@ -160,46 +163,39 @@ def predicted_peak(config: ModelConfig, compute: ComputeConfig, tokens: TokenCou
     return memory.total - memory.parameters - memory.moments - memory.inputs
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table. Returns 2 for an option that cannot be."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
-    results = []
-    try:
-        check_json(options.json)
-        if unknown := set(options.models) - set(MODELS):
-            raise ValueError(f"--models {' '.join(sorted(unknown))}: known are {', '.join(MODELS)}")
-        policies = {text: Policy.parse(text) for text in options.policies}
-        print(f"{options.precision}, masks of 0.9 and 0.5, {describe_machine()}")
-        print(f"{'':<8}{'':<14}{'MiB kept by a view':>26}{'FLOPs again, of a step':>26}{'peak of a step, MiB':>26}")
-        print(f"{'':<8}{'':<14}{'measured':>16}{'formula':>10}{'measured':>16}{'formula':>10}{'measured':>16}{'formula':>10}")
-        for name in options.models:
-            config, precision = MODELS[name], PRECISIONS[options.precision]
-            tokens = token_counts(config.grid, 0.9, 0.5)
-            plain = measure(config, tokens, precision, recomputed_blocks(Policy.parse("none"), config, precision))
-            for text, policy in policies.items():
-                recomputed = recomputed_blocks(policy, config, precision, tokens, max(options.peak_views, 1))
-                found = measure(config, tokens, precision, recomputed)
-                again = (found.step_flops - plain.step_flops) / (3 * plain.forward_flops)
-                kept = activation_bytes(config, tokens, precision, recomputed)
-                share = recomputed_share(config, tokens, precision, recomputed)
-                line = f"{name:<8}{text:<14}{found.kept_bytes / 2**20:>16.2f}{kept / 2**20:>10.2f}{again:>16.2%}{share:>10.2%}"
-                results.append(Result(f"activations/{name}/{options.precision}/{text}/kept", found.kept_bytes, "bytes", kept))
-                results.append(Result(f"activations/{name}/{options.precision}/{text}/again", again, "of a step's FLOPs"))
-                if options.peak_views:
-                    compute = ComputeConfig(
-                        precision=options.precision, activation_checkpointing=text, views_per_forward=options.peak_views
-                    )
-                    peak = measured_peak(config, compute, tokens, options.peak_views)
-                    expected = predicted_peak(config, compute, tokens, options.peak_views)
-                    line += f"{peak / 2**20:>16.1f}{expected / 2**20:>10.1f}"
-                    results.append(Result(f"activations/{name}/{options.precision}/{text}/peak", peak, "bytes", expected))
-                print(line, flush=True)
-    except ValueError as error:
-        print(f"activation_memory: {error}", file=sys.stderr)
-        return 2
+@program(Options)
+def main(options: Options) -> None:
+    """See `program`."""
+    check_json(options.json)
+    if unknown := set(options.models) - set(MODELS):
+        raise ValueError(f"--models {' '.join(sorted(unknown))}: known are {', '.join(MODELS)}")
+    policies = {text: Policy.parse(text) for text in options.policies}
+    precision, views, results = PRECISIONS[options.precision], options.peak_views, list[Result]()
+    print(f"{options.precision}, masks of 0.9 and 0.5, {describe_machine()}")
+    print(f"{'':<22}{'MiB kept by a view':>26}{'FLOPs again, of a step':>26}{'peak of a step, MiB':>26}")
+    print(f"{'':<22}" + 3 * f"{'measured':>16}{'formula':>10}")
+    for name in options.models:
+        config = MODELS[name]
+        tokens = token_counts(config.grid, 0.9, 0.5)
+        plain = activations_of(config, tokens, precision)
+        for text, policy in policies.items():
+            recomputed = recomputed_blocks(policy, config, precision, tokens, max(views, 1))
+            found = activations_of(config, tokens, precision, recomputed)
+            again = (found.step_flops - plain.step_flops) / (3 * plain.forward_flops)
+            kept = activation_bytes(config, tokens, precision, recomputed)
+            share = recomputed_share(config, tokens, precision, recomputed)
+            line = f"{name:<8}{text:<14}{found.kept_bytes / 2**20:>16.2f}{kept / 2**20:>10.2f}{again:>16.2%}{share:>10.2%}"
+            prefix = f"activations/{name}/{options.precision}/{text}"
+            results.append(Result(f"{prefix}/kept", found.kept_bytes, "bytes", kept))
+            results.append(Result(f"{prefix}/again", again, "of a step's FLOPs"))
+            if views:
+                compute = ComputeConfig(precision=options.precision, activation_checkpointing=text, views_per_forward=views)
+                peak, expected = (get(config, compute, tokens, views) for get in (measured_peak, predicted_peak))
+                line += f"{peak / 2**20:>16.1f}{expected / 2**20:>10.1f}"
+                results.append(Result(f"{prefix}/peak", peak, "bytes", expected))
+            print(line, flush=True)
     if options.json:
         write_json(options.json, results)
-    return 0
 
 
 if __name__ == "__main__":

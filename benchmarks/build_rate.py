@@ -20,20 +20,24 @@ if __name__ == "__main__":
 
     prepare()
 
-import argparse
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from statistics import median
+from typing import Annotated
 
-from tqdm import tqdm
+import torch
+import tyro
 
-from benchmarks.parts.results import Neighbours, Result, check_json, describe_machine, write_json
+from benchmarks.parts.program import program
+from benchmarks.parts.results import Result, check_json, describe_machine, write_json
+from benchmarks.parts.stopwatch import Part, Stopwatch, Work
 from dataset_builders import generate_clips
 from dataset_builders.building.build import make_plan
 from dataset_builders.building.encode import encode
@@ -55,67 +59,80 @@ from pipeline.storage.shards import ShardReader
 OPTIONS = EncodeOptions()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print a table, write JSON. Returns 0, or 2 for an error."""
-    args = arguments().parse_args(argv)
-    try:
-        check_json(args.json)
-        with tempfile.TemporaryDirectory(prefix="tubecell-build-rate-") as scratch:
-            videos = args.videos or Path(scratch, "videos")
-            if not args.videos:
-                generate_clips.main(["--out", str(videos), "--clips", "16"])
-            results = measure(videos, Path(scratch), args.rounds, args.ray)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.json:
-        write_json(args.json, results)
-    return 0
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What is measured."""
+
+    videos: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Video files; generated ones without."""
+    rounds: int = 3
+    """In each of them everybody has a turn."""
+    ray: bool = False
+    """A local Ray cluster, too."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the figures there."""
 
 
-def measure(videos: Path, scratch: Path, rounds: int, ray: bool) -> list[Result]:
+@dataclass(slots=True)
+class Encoding(Work):
+    """All clips, once."""
+
+    clips: int
+    encode: Callable[[], None]
+
+    def work(self) -> int:
+        self.encode()
+        return self.clips
+
+
+@program(Options)
+def main(options: Options) -> None:
+    """See `program`."""
+    check_json(options.json)
+    with tempfile.TemporaryDirectory(prefix="tubecell-build-rate-") as scratch:
+        videos = options.videos or Path(scratch, "videos")
+        if not options.videos:
+            generate_clips.main(["--out", str(videos), "--clips", "16"])
+        results = measure_encoding(videos, Path(scratch), options.rounds, options.ray)
+    if options.json:
+        write_json(options.json, results)
+
+
+def measure_encoding(videos: Path, scratch: Path, rounds: int, ray: bool) -> list[Result]:
     """Every contestant once a round -> figures, printed, too. Raises ValueError if no file gives a clip."""
     source = Source(name="videos", kind="folder", settings={"folder": str(videos)})
     build = Build(out=scratch / "dataset", sources=(source,), encoding=OPTIONS, clips_per_shard=20)
     clips, files, check = dataset_of(build)
-    machine = f"{clips} clips of {len(files)} files; {describe_machine()}"
-    contestants: dict[str, Callable[[], None]] = {}
+    parts = {}
     for processes in sorted({1, usable_cores()}):
-        contestants[f"ffmpeg/{processes}"] = lambda n=processes: ffmpeg_loops(files, n)  # type: ignore[misc]
-        contestants[f"builder/{processes}"] = lambda n=processes: rebuild(build, n, scratch)  # type: ignore[misc]
+        parts[f"ffmpeg/{processes}"] = partial(ffmpeg_loops, files, processes)
+        parts[f"builder/{processes}"] = partial(rebuild, build, processes, scratch)
     if ray:
-        contestants[f"ray/{usable_cores()}"] = lambda: rebuild(build, usable_cores(), scratch, ray="local")
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    others = Neighbours()
-    with tqdm(total=rounds * len(contestants), desc="measuring", disable=None) as progress:
-        for _ in range(rounds):
-            for name, contestant in contestants.items():
-                began = time.perf_counter()
-                contestant()
-                seconds[name].append(time.perf_counter() - began)
-                progress.update()
-    print(f"{machine}; other programs took {others.cores():.2f} cores\n")
-    return report(clips, check, seconds)
+        parts[f"ray/{usable_cores()}"] = partial(rebuild, build, usable_cores(), scratch, ray="local")
+    contestants = {name: Part(name, name, 1, Encoding(clips, encode)) for name, encode in parts.items()}
+    # a turn is one piece of work, which takes longer than that
+    Stopwatch(0.0, torch.device("cpu")).rounds(list(contestants.values()), rounds)
+    others = median(cores for part in contestants.values() for cores in part.neighbours)
+    print(f"{clips} clips of {len(files)} files; {describe_machine()}; other programs took {others:.2f} cores\n")
+    return report(clips, check, contestants)
 
 
-def report(clips: int, check: float, seconds: dict[str, list[float]]) -> list[Result]:
-    """Seconds a round and contestant -> figures; `check` is what decoding all clips once takes on one core."""
+def report(clips: int, check: float, parts: Mapping[str, Part]) -> list[Result]:
+    """The figures; `check` is what decoding all clips once takes on one core, in seconds."""
     results = [Result("decode_check", clips / check, "clips/s")]
     print(f"{'':<12} {'clips/s':>8} {'of FFmpeg':>10} {'without the decode check':>25}")
-    for name, taken in seconds.items():
+    for name, part in parts.items():
         what, processes = name.split("/")
-        plain = seconds[f"ffmpeg/{processes}"]
-        ratios = [a / b for a, b in zip(plain, taken, strict=True)]
-        rate, peer = clips / median(taken), clips / median(plain)
-        line = f"{name:<12} {rate:>8.2f}"
+        plain, said = parts[f"ffmpeg/{processes}"], ""
         if what == "ffmpeg":
-            results.append(Result(name, rate, "clips/s", rounds=tuple(clips / each for each in taken)))
+            results.append(part.result("clips/s"))
         else:
-            apart = [a / (b - check / int(processes)) for a, b in zip(plain, taken, strict=True)]
-            results.append(Result(f"{name}/vs_ffmpeg", rate, "clips/s", peer, tuple(ratios)))
-            results.append(Result(f"{name}/vs_ffmpeg_without_check", rate, "clips/s", peer, tuple(apart)))
-            line += f" {median(ratios):>10.2f} {median(apart):>25.2f}"
-        print(f"{line}   rounds {min(taken):.1f} to {max(taken):.1f} s")
+            whole = part.result("clips/s", f"{name}/vs_ffmpeg", plain)
+            checking = [check / int(processes) * rate / clips for rate in part.rates]  # share of the time
+            apart = [ratio / (1 - share) for ratio, share in zip(whole.rounds, checking, strict=True)]
+            results += [whole, replace(whole, name=f"{name}/vs_ffmpeg_without_check", rounds=apart)]
+            said = f" {whole.ratio:>10.2f} {median(apart):>25.2f}"
+        print(f"{name:<12} {part.clips:>8.2f}{said}   rounds {clips / max(part.rates):.1f} to {clips / min(part.rates):.1f} s")
     print(f"{'check':<12} {clips / check:>8.2f}   decoding every clip once, on one core")
     return results
 
@@ -133,7 +150,7 @@ def dataset_of(build: Build) -> tuple[int, list[tuple[bytes, VideoInfo]], float]
         raise ValueError(f"none of the files in {build.sources[0].settings['folder']} gives a clip")
     folder = build.sources[0].roots()["videos"]
     paths = [os.path.join(folder, path) for path in sorted(taken)]
-    files = [(path, probe(path)) for path in tqdm(paths, desc="probing", disable=None)]
+    files = [(path, probe(path)) for path in paths]
     data = [reader.read(manifest.clip(row)) for row in range(len(manifest))]
     began = time.perf_counter()
     for clip in data:
@@ -173,17 +190,6 @@ def ffmpeg_command(path: bytes, info: VideoInfo, target: str) -> list[bytes | st
     options = [text for name, value in settings.items() for text in (f"-{name}", str(value))]
     return [ffmpeg_path(), "-v", "error", "-nostdin", "-threads", "1", "-i", b"file:" + path, "-an", "-map", f"0:{info.stream}",
             "-filter_threads", "1", "-vf", ",".join(filters), *options, "-y", target]  # fmt: skip
-
-
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--videos", type=Path, metavar="FOLDER", help="video files; generated ones without")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="in each of them everybody has a turn (%(default)s)")
-    parser.add_argument("--ray", action="store_true", help="a local Ray cluster, too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    return parser
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -36,10 +37,12 @@ from safetensors.torch import load_file
 
 from benchmarks.parts import trainer_faults
 from benchmarks.parts.generated_dataset import generated_dataset
+from benchmarks.parts.program import program
 from benchmarks.parts.results import describe_machine
 from benchmarks.parts.trainer_faults import Fault
 from pipeline.children import environment
 from train import pretrain
+from train.watch.json_lines import read_lines
 
 STEPS = 60
 RECIPE = [
@@ -119,10 +122,10 @@ class Matrix:
     def nan_in_a_batch(self, outcome: Outcome) -> None:
         out = self.folder / "nan-in-a-batch"
         code = self.run(out, ranks=2, faults=[Fault("nan in a batch", (20, 21), rank=1)])
-        skipped = lines(out / "skipped.jsonl")
+        skipped = read_lines(out / "skipped.jsonl")
         found = [(line["step"], line["ranks"], len(line["clips"])) for line in skipped]
         outcome.expect(code == 0 and found == [(20, [1], 4), (21, [1], 4)], "2 steps skipped by both, rank 1's clips named")
-        outcome.expect(lines(out / "metrics.jsonl")[-1]["skipped"] == 2, "counted")
+        outcome.expect(read_lines(out / "metrics.jsonl")[-1]["skipped"] == 2, "counted")
 
     def nan_in_a_parameter(self, outcome: Outcome) -> None:
         out = self.folder / "nan-in-a-parameter"
@@ -190,12 +193,12 @@ class Matrix:
         out = self.folder / "kills"
         waits: list[float] = []  # seconds from a start to its first line of the log
         for number in range(self.options.kills):
-            began, before = time.perf_counter(), last_step(out)
+            began, now, before = time.perf_counter(), time.time(), last_step(out)
             process = self.start(out)
             if number % 4 == 3:  # anywhere while it starts
                 time.sleep(self.draw.uniform(0.0, statistics.median(waits)))
             else:
-                self.until_new(out, began)
+                self.until(out, since=now)
                 waits.append(time.perf_counter() - began)
                 if before and last_step(out) >= STEPS - 6:
                     outcome.wrong.append(f"the run was over after {number} kills; take fewer")
@@ -212,38 +215,22 @@ class Matrix:
         medians = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
         outcome.facts.append(", ".join(f"{name} {seconds:.1f}" for name, seconds in medians.items()))
 
-    def until(self, out: Path, step: int) -> int:
-        """Wait for a line of the log -> the last one then."""
+    def until(self, out: Path, step: int = 1, since: float = 0.0) -> int:
+        """Wait for a line of the log, of a step or of one after it, that was written since then -> the last one then."""
         deadline = time.monotonic() + PATIENCE
-        while last_step(out) < step:
+        while not ((found := read_lines(out / "metrics.jsonl")) and found[-1]["step"] >= step and found[-1]["time"] > since):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"no step {step} in {out} after {PATIENCE:g} s; see {out.with_suffix('.log')}")
             time.sleep(0.005)
-        return last_step(out)
-
-    def until_new(self, out: Path, began: float) -> None:
-        """Wait for the first line of the log that is written by the process that has just been started."""
-        file = out / "metrics.jsonl"
-        since = time.time() - (time.perf_counter() - began)
-        deadline = time.monotonic() + PATIENCE
-        while not (file.exists() and (found := lines(file)) and found[-1]["time"] > since):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"no step in {out} after {PATIENCE:g} s; see {out.with_suffix('.log')}")
-            time.sleep(0.005)
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    """Of a JSONL file; the last may be in work."""
-    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return int(found[-1]["step"])
 
 
 def losses(out: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in lines(out / "metrics.jsonl")}
+    return {line["step"]: line["loss"] for line in read_lines(out / "metrics.jsonl")}
 
 
 def last_step(out: Path) -> int:
-    file = out / "metrics.jsonl"
-    return max([line["step"] for line in lines(file)][-1:], default=0) if file.exists() else 0
+    return max([line["step"] for line in read_lines(out / "metrics.jsonl")][-1:], default=0)
 
 
 def saved(out: Path) -> list[int]:
@@ -254,10 +241,10 @@ def environments(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / "environment.json").read_text())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if every outcome is as it should be, 1 if not."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
-    dataset = options.data or generated_dataset()
+@program(Options)
+def main(options: Options) -> int:
+    """Returns 1 if an outcome is not as it should be."""
+    dataset, outcomes = options.data or generated_dataset(), list[Outcome]()
     with tempfile.TemporaryDirectory(prefix="tubecell-faults-") as folder:
         matrix = Matrix(Path(folder), dataset.resolve(), options)
         faults: dict[str, Callable[[Outcome], None]] = {
@@ -265,29 +252,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "NaN in one parameter, 2 ranks": matrix.nan_in_a_parameter,
             "exception on one of 2 ranks": matrix.exception,
             "exception, then kill -9 of one of 2 ranks, with restarts": matrix.restarts,
-            "SIGTERM to torchrun, 2 ranks": lambda outcome: matrix.signal_to_torchrun(outcome, signal.SIGTERM),
-            "SIGUSR1 to torchrun --signals-to-handle, 2 ranks": lambda outcome: matrix.signal_to_torchrun(
-                outcome, signal.SIGUSR1
-            ),
+            "SIGTERM to torchrun, 2 ranks": partial(matrix.signal_to_torchrun, number=signal.SIGTERM),
+            "SIGUSR1 to torchrun --signals-to-handle, 2 ranks": partial(matrix.signal_to_torchrun, number=signal.SIGUSR1),
             "4 -> 2 -> 1 ranks in mid-epoch": matrix.fewer_ranks,
             "3 ranks for 8 clips a step": matrix.wrong_number_of_ranks,
             "kill -9 at random moments": matrix.kills,
         }
-        wanted = {name: make for name, make in faults.items() if not options.only or any(w in name for w in options.only)}
         if code := matrix.run(matrix.straight):
-            print(f"fault_matrix: the run without faults ended with status {code}", file=sys.stderr)
-            print(matrix.straight.with_suffix(".log").read_text(), file=sys.stderr)
-            return 1
-        outcomes = []
-        for name, make in wanted.items():
+            said = matrix.straight.with_suffix(".log").read_text()
+            raise RuntimeError(f"the run without faults ended with status {code}\n{said}")
+        for name, make in faults.items():
+            if options.only and not any(word in name for word in options.only):
+                continue
             outcome, began = Outcome(name), time.perf_counter()
             make(outcome)
             outcomes.append(outcome)
-            verdict = "as it should be" if not outcome.wrong else "WRONG"
-            print(
-                f"{name}: {verdict} ({time.perf_counter() - began:.0f} s): {'; '.join(outcome.wrong + outcome.facts)}",
-                flush=True,
-            )
+            verdict, took = "WRONG" if outcome.wrong else "as it should be", time.perf_counter() - began
+            print(f"{name}: {verdict} ({took:.0f} s): {'; '.join(outcome.wrong + outcome.facts)}", flush=True)
     if options.table:
         options.table.write_text(table(outcomes, options))
     return 1 if any(outcome.wrong for outcome in outcomes) else 0

@@ -35,6 +35,7 @@ import tyro
 from tqdm import tqdm
 
 from benchmarks.parts.generated_dataset import varied_dataset
+from benchmarks.parts.program import program
 from benchmarks.parts.results import check_json, describe_machine
 from benchmarks.parts.soak_decoder import CountingDecoder
 from pipeline.decoding.decode import Decoder
@@ -86,41 +87,30 @@ class Slope:
         return f"{self.process} grows by {self.slope:.0f} bytes a clip, over {self.clips} clips{seen}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if nothing grew, 1 if something did, 2 if it cannot be as asked."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
+@program(Options, failed=2)
+def main(options: Options) -> int:
+    """Returns 1 if something grew."""
     if options.clips < FEWEST_CLIPS or options.workers < 1:
-        print(
-            f"loader_soak: --clips {options.clips} --workers {options.workers}: fewer than {FEWEST_CLIPS} clips say nothing "
-            "about growth, and at least one process has to decode",
-            file=sys.stderr,
+        raise ValueError(
+            f"--clips {options.clips} --workers {options.workers}: fewer than {FEWEST_CLIPS} clips say nothing about growth, "
+            "and at least one process has to decode"
         )
-        return 2
-    try:
-        check_json(options.json)
-        looks, facts = soak(options.data or varied_dataset(), options.clips, options.workers, options.kills)
-    except (ValueError, RuntimeError) as error:
-        print(f"loader_soak: {error}", file=sys.stderr)
-        return 2
+    check_json(options.json)
+    looks, facts = soak(options.data or varied_dataset(), options.clips, options.workers, options.kills)
     fitted, growth = slopes(looks), grown(looks)
+    last = {look.process: look for look in looks}
     for line in fitted:
-        last = [look for look in looks if look.process == line.process][-1]
+        look = last[line.process]
         print(
-            f"{line.process:<16} {line.slope:8.1f} bytes a clip, {last.own_bytes / 2**20:6.1f} MiB of its own after "
-            f"{last.clips} clips, {last.rss_bytes / 2**20:.0f} with what it shares, {last.descriptors} open files, "
-            f"{last.threads} threads"
+            f"{line.process:<16} {line.slope:8.1f} bytes a clip, {look.own_bytes / 2**20:6.1f} MiB of its own after "
+            f"{look.clips} clips, {look.rss_bytes / 2**20:.0f} with what it shares, {look.descriptors} open files, "
+            f"{look.threads} threads"
         )
     print(f"{facts['clips_per_second']:.0f} clips/s, {facts['failures']} failed; {facts['tuning']}")
     print("; ".join(growth) if growth else f"nothing grows by more than {max(line.limit for line in fitted):.0f} bytes a clip")
     if options.json:
-        report = {
-            "verdict": "grows" if growth else "steady",
-            "growth": growth,
-            "slopes": [asdict(line) for line in fitted],
-            **facts,
-            "looks": [asdict(look) for look in looks],
-        }
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        found = {"verdict": "grows" if growth else "steady", "growth": growth, "slopes": [asdict(line) for line in fitted]}
+        options.json.write_text(json.dumps({**found, **facts, "looks": [asdict(look) for look in looks]}, indent=1) + "\n")
     return 1 if growth else 0
 
 
@@ -178,28 +168,31 @@ def _look(name: str, process: psutil.Process, clips: int) -> Look:
     return Look(name, clips, own, all_of_it, process.num_fds(), process.num_threads())
 
 
+def by_process(looks: Sequence[Look]) -> Iterator[tuple[str, list[Look], list[Look]]]:
+    """(process, the first half of its looks, the second)."""
+    for process in dict.fromkeys(look.process for look in looks):
+        mine = [look for look in looks if look.process == process]
+        yield process, mine[: len(mine) // 2], mine[len(mine) // 2 :]
+
+
 def slopes(looks: Sequence[Look]) -> list[Slope]:
     """Of each process, by least squares."""
     found = []
-    for process in dict.fromkeys(look.process for look in looks):
-        mine = [look for look in looks if look.process == process]
-        half = mine[len(mine) // 2 :]
+    for process, _, half in by_process(looks):
         clips = np.array([look.clips for look in half], float)
-        if len(set(clips.tolist())) > 1:
+        if np.ptp(clips):
             slope = float(np.polyfit(clips - clips[0], [look.own_bytes for look in half], 1)[0])
-            found.append(Slope(process, mine[-1].clips, slope, max(SLOPE, STEP / (clips[-1] - clips[0]))))
+            found.append(Slope(process, half[-1].clips, slope, max(SLOPE, STEP / (clips[-1] - clips[0]))))
     return found
 
 
 def grown(looks: Sequence[Look]) -> list[str]:
     """What grows, in words: memory by its slope, the rest by the medians of both halves of the looks."""
     findings = [str(line) for line in slopes(looks) if line.slope > line.limit]
-    for process in dict.fromkeys(look.process for look in looks):
-        mine = [look for look in looks if look.process == process]
-        middle = len(mine) // 2
-        for what in ("descriptors", "threads"):
-            before, after = (np.median([getattr(look, what) for look in half] or 0) for half in (mine[:middle], mine[middle:]))
-            if middle and after > before:
+    for process, *halves in by_process(looks):
+        for what in ("descriptors", "threads") if halves[0] else ():
+            before, after = (np.median([getattr(look, what) for look in half]) for half in halves)
+            if after > before:
                 findings.append(f"{what} of the {process} grow from {before:.0f} to {after:.0f}")
     return findings
 

@@ -23,18 +23,17 @@ if __name__ == "__main__":
     prepare()
 
 import gc
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import tyro
 
 from benchmarks.parts.hf_step import HfProcess, HfWork, missing_transformers
-from benchmarks.parts.results import Result, check_json, check_numbers, describe_machine, write_json
+from benchmarks.parts.program import program
+from benchmarks.parts.results import Result, about_cpu, check_json, check_numbers, describe_machine, disturbance, write_json
 from benchmarks.parts.step_work import GemmWork, largest_product, step_flops, step_work
-from benchmarks.parts.stopwatch import Part, Stopwatch
+from benchmarks.parts.stopwatch import Part, Stopwatch, ratios
 from model.config import MODELS
 from train.compute.parallel import Ranks, started
 from train.config import ComputeConfig
@@ -76,49 +75,43 @@ class Measured:
     step_tflop: float  # of one view
     gemm_tflop: float  # of one product
     peer: Part | None = None
-    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def of_gemm(self) -> Result:
+        """TFLOP/s beside the matrix product's."""
+        factor = self.step_tflop / self.gemm_tflop
+        rounds = [factor * ratio for ratio in ratios(self.step, self.gemm, in_views=False)]
+        return Result("vs_gemm", self.step.views * self.step_tflop, "TFLOP/s", self.gemm.clips * self.gemm_tflop, rounds)
 
     def results(self, model: str) -> list[Result]:
-        """Views/s beside the peer's, TFLOP/s beside the matrix product's."""
+        """Views/s beside the peer's, and `of_gemm`."""
         name = f"step/{model}/{self.precision}"
-        found = [self.step.result("views/s", name)]
-        if self.peer:
-            found.append(self.step.result("views/s", f"{name}/vs_hf", self.peer))
-        mine, theirs = self.step.views * self.step_tflop, self.gemm.clips * self.gemm_tflop
-        factor = self.step_tflop / self.gemm_tflop
-        rounds = [factor * a / b for a, b in zip(self.step.rates, self.gemm.rates, strict=True)]
-        return [*found, Result(f"{name}/vs_gemm", mine, "TFLOP/s", theirs, rounds)]
+        peer = [self.step.result("views/s", f"{name}/vs_hf", self.peer)] if self.peer else []
+        return [self.step.result("views/s", name), *peer, replace(self.of_gemm, name=f"{name}/vs_gemm")]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 when all was measured, 2 when it cannot be as asked, 1 when the device's memory is too small."""
-    options = tyro.cli(Options, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
-    try:
-        check(options)
-        with started(options.device) as ranks:
-            views = options.views or (64 if ranks.device.type == "cuda" else 8)
-            precisions, skipped = wanted_precisions(options, ranks.device)
-            print(f"{describe_machine()}\n{options.model}, {views} views a step", flush=True)
-            results = []
-            for precision in precisions:
-                with ExitStack() as closing:
-                    measured = measure(options, views, precision, ranks, closing)
-                results += measured.results(options.model)
-                print(table(measured), flush=True)
-                skipped += measured.skipped
-                del measured
-                gc.collect()
-        for reason in dict.fromkeys(skipped):
-            print(f"skipped: {reason}")
-        if options.json:
-            write_json(options.json, results)
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"model_step: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"model_step: the GPU's memory is too small for this; lower --views. {error}", file=sys.stderr)
-        return 1
+@program(Options)
+def main(options: Options) -> None:
+    """See `program`."""
+    check(options)
+    results = []
+    with started(options.device) as ranks:
+        views = options.views or (64 if ranks.device.type == "cuda" else 8)
+        precisions, skipped = wanted_precisions(options, ranks.device)
+        print(f"{describe_machine()}\n{options.model}, {views} views a step", flush=True)
+        if options.peer and (reason := missing_transformers()):
+            skipped.append(f"HF transformers: {reason}")
+        for precision in precisions:
+            with ExitStack() as closing:
+                measured = measure_precision(options, views, precision, ranks, closing)
+            results += measured.results(options.model)
+            print(table(measured), flush=True)
+            del measured
+            gc.collect()
+    for reason in skipped:
+        print(f"skipped: {reason}")
+    if options.json:
+        write_json(options.json, results)
 
 
 def check(options: Options) -> None:
@@ -138,12 +131,10 @@ def wanted_precisions(options: Options, device: torch.device) -> tuple[list[Prec
 
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices itself, by the flags it names."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return "bf16" in flags
+    return "bf16" in about_cpu("flags", "Features")
 
 
-def measure(options: Options, views: int, precision: Precision, ranks: Ranks, closing: ExitStack) -> Measured:
+def measure_precision(options: Options, views: int, precision: Precision, ranks: Ranks, closing: ExitStack) -> Measured:
     """All contestants of one precision, in turns."""
     config = MODELS[options.model]
     compute = ComputeConfig(precision=precision, compile=options.compile)
@@ -155,33 +146,27 @@ def measure(options: Options, views: int, precision: Precision, ranks: Ranks, cl
         step_flops(config, views, dual=True) / views / 1e12,
         gemm.flops / 1e12,
     )
-    parts = [measured.step, measured.gemm]
-    if options.peer:
-        if reason := missing_transformers():
-            measured.skipped.append(f"HF transformers: {reason}")
-        else:
-            on_cpu = ranks.device.type == "cpu"
-            peer = HfProcess(config, views, precision) if on_cpu else HfWork(config, views, precision, ranks.device)
+    if options.peer and not missing_transformers():
+        on_cpu = ranks.device.type == "cpu"
+        peer = HfProcess(config, views, precision) if on_cpu else HfWork(config, views, precision, ranks.device)
+        if isinstance(peer, HfProcess):
             closing.callback(peer.close)
-            measured.peer = Part("hf", f"HF transformers, {precision}", 1, peer)
-            parts.append(measured.peer)
-    Stopwatch(options.seconds, ranks.device).rounds(parts, options.rounds)
+        measured.peer = Part("hf", f"HF transformers, {precision}", 1, peer)
+    parts = filter(None, (measured.step, measured.gemm, measured.peer))
+    Stopwatch(options.seconds, ranks.device).rounds(list(parts), options.rounds)
     return measured
 
 
 def table(measured: Measured) -> str:
     """A line a contestant."""
-    step, gemm, peer = measured.step, measured.gemm, measured.peer
-    tflops = step.views * measured.step_tflop
-    share = tflops / (gemm.clips * measured.gemm_tflop)
-    lines = [f"{step.title:<28} {step.views:9.2f} views/s ± {step.spread:4.0%}   {tflops:7.2f} TFLOP/s executed"]
+    step, gemm, peer, of_gemm = measured.step, measured.gemm, measured.peer, measured.of_gemm
+    lines = [f"{step.title:<28} {step.views:9.2f} views/s ± {step.spread:4.0%}   {of_gemm.value:7.2f} TFLOP/s executed"]
     if peer:
         lines.append(f"{peer.title:<28} {peer.views:9.2f} views/s ± {peer.spread:4.0%}   ours {step.views / peer.views:.2f} x")
-    rate = gemm.clips * measured.gemm_tflop
-    lines.append(f"{gemm.title:<28} {rate:9.2f} TFLOP/s ± {gemm.spread:4.0%}   the step does {share:.0%} of it")
-    if step.neighbours and max(step.neighbours) > 0.2:
-        lines.append(f"other programs took {max(step.neighbours):.1f} cores meanwhile; such figures mean little")
-    return "\n".join(lines)
+    rate = of_gemm.baseline or 0.0
+    share = f"the step does {of_gemm.value / rate:.0%} of it"
+    lines.append(f"{gemm.title:<28} {rate:9.2f} TFLOP/s ± {gemm.spread:4.0%}   {share}")
+    return "\n".join(lines + disturbance(max(step.neighbours)))
 
 
 if __name__ == "__main__":

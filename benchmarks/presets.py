@@ -24,13 +24,13 @@ if __name__ == "__main__":
 
 import io
 import os
-import random
 import re
 import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, BinaryIO
@@ -40,8 +40,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from benchmarks.parts.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDE, Figures, add, plot, results, table
-from benchmarks.parts.results import Neighbours, check_json, describe_machine, write_json
+from benchmarks.parts.original_files import shuffled_files
+from benchmarks.parts.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDE, Figures, plot, results, table
+from benchmarks.parts.program import program
+from benchmarks.parts.results import Neighbours, check_json, describe_machine, disturbance, write_json
 from dataset_builders.media.decode_check import VerifiedClip, verify
 from dataset_builders.media.ffmpeg_process import ffmpeg_path
 from dataset_builders.media.presets import PRESETS, EncodeOptions
@@ -78,38 +80,26 @@ class Options:
     """File to write the figures to: a list of name, value, unit, baseline, ratio; the baseline is preset copy."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 when all was measured, 2 when it cannot be as asked, 130 if stopped by ^C."""
-    options = tyro.cli(Options, args=arguments, description=__doc__)
-    try:
-        check_json(options.json)
-        if options.clips < 1:
-            raise ValueError(f"--clips {options.clips}: it must be at least 1")
-        refuse_dataset("--out", options.out)
-        options.out.mkdir(parents=True, exist_ok=True)
-        print(describe_machine(), flush=True)
-        with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
-            if options.videos is None:
-                print("generated videos: only to see what comes out; measure on your own with --videos FOLDER", flush=True)
-                videos = generated_videos(Path(folder))
-            else:
-                videos = chosen_videos(options.videos, options.clips)
-            neighbours = Neighbours()
-            figures = measure(videos)
-        print(table(figures))
-        if (cores := neighbours.cores()) > 0.1:
-            print(f"Other programs had {cores:.1f} cores in use meanwhile; rates are then somewhat lower.")
-        plot(figures, options.out / "presets.png")
-        print(f"picture: {options.out / 'presets.png'}")
-        if options.json:
-            write_json(options.json, results(figures))
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"presets: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("presets: stopped, nothing is written", file=sys.stderr)
-        return 130
+@program(Options)
+def main(options: Options) -> None:
+    """See `program`."""
+    check_json(options.json)
+    if options.clips < 1:
+        raise ValueError(f"--clips {options.clips}: it must be at least 1")
+    refuse_dataset("--out", options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(describe_machine(), flush=True)
+    with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
+        if options.videos is None:
+            print("generated videos: only to see what comes out; measure on your own with --videos FOLDER", flush=True)
+        videos = chosen_videos(options.videos, options.clips) if options.videos else generated_videos(Path(folder))
+        neighbours = Neighbours()
+        figures = measure_presets(videos)
+    print("\n".join([table(figures), *disturbance(neighbours.cores())]))
+    plot(figures, options.out / "presets.png")
+    print(f"picture: {options.out / 'presets.png'}")
+    if options.json:
+        write_json(options.json, results(figures))
 
 
 def generated_videos(folder: Path) -> list[tuple[bytes, VideoInfo]]:
@@ -126,23 +116,20 @@ def generated_videos(folder: Path) -> list[tuple[bytes, VideoInfo]]:
 
 def chosen_videos(folder: Path, number: int) -> list[tuple[bytes, VideoInfo]]:
     """`number` of the videos below a folder, the same ones each time. Raises ValueError if there is none."""
-    if not folder.is_dir():
-        raise ValueError(f"--videos {folder}: there is no such folder")
-    paths = sorted(os.path.join(where, name) for where, _, names in os.walk(os.fsencode(folder)) for name in names)
-    random.Random(0).shuffle(paths)
+    paths = shuffled_files(folder)
     videos: list[tuple[bytes, VideoInfo]] = []
-    passed: dict[str, int] = {}
+    passed: Counter[str] = Counter()
     for path in paths:
         if len(videos) == number:
             break
         try:
             info = probe(path)
             if Timing.of(info, Wanted()).num_frames / info.rate > LONGEST:
-                passed["too_long"] = passed.get("too_long", 0) + 1
+                passed["too_long"] += 1
             else:
                 videos.append((path, info))
         except RejectedError as error:
-            passed[error.reason] = passed.get(error.reason, 0) + 1
+            passed[error.reason] += 1
     said = ", ".join(f"{count} {reason}" for reason, count in passed.items())
     if not videos:
         files = f"{len(paths)} file{'' if len(paths) == 1 else 's'}" + (f": {said}" if said else "")
@@ -151,38 +138,26 @@ def chosen_videos(folder: Path, number: int) -> list[tuple[bytes, VideoInfo]]:
     return videos
 
 
-def measure(videos: Sequence[tuple[bytes, VideoInfo]]) -> list[Figures]:
+def measure_presets(videos: Sequence[tuple[bytes, VideoInfo]]) -> list[Figures]:
     """All presets on all videos; a video that one of them rejects is left out of all, and named."""
-    encoding = [preset for preset in PRESETS if preset != "copy"]
-    kinds = [("copy", None), *((preset, side) for preset in encoding for side in SHORT_SIDES)]
-    figures = [Figures(*kind) for kind in kinds]
-    with tqdm(total=len(videos) * len(kinds), unit="clip", disable=None, leave=False) as bar:
-        for path, info in videos:
-            measured = []
-            references: dict[int, BinaryIO] = {}
+    figures = [Figures("copy", None), *(Figures(name, side) for name in PRESETS if name != "copy" for side in SHORT_SIDES)]
+    for path, info in tqdm(videos, unit="video", disable=None, leave=False):
+        with ExitStack() as stack:
             try:
-                for preset, side in kinds:
-                    bar.set_description(f"{preset} {side or ''}")
-                    if side is not None and side not in references:
-                        references[side] = reference(path, info, side)
-                    measured.append(measure_clip(path, info, preset, side, references.get(side or 0)))
-                    bar.update()
+                references = {side: stack.enter_context(reference(path, info, side)) for side in SHORT_SIDES}
+                found = [measure_clip(path, info, each.preset, each.short_side, references) for each in figures]
             except RejectedError as error:
                 tqdm.write(f"left out: {os.fsdecode(path)!r}: {error.reason}: {error.detail}")
-                bar.update(len(kinds) - len(measured))
                 continue
-            finally:
-                for file in references.values():
-                    file.close()
-            for of_kind, of_clip in zip(figures, measured, strict=True):
-                add(of_kind, of_clip)
+        for of_kind, of_clip in zip(figures, found, strict=True):
+            of_kind.add(of_clip)
     if not figures[0].clips:
         raise ValueError("none of the videos can be taken with every preset")
     return figures
 
 
-def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, source: BinaryIO | None) -> Figures:
-    """One clip with one preset; raises RejectedError."""
+def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, references: Mapping[int, BinaryIO]) -> Figures:
+    """One clip with one preset, beside the lossless one of its side; raises RejectedError."""
     figures = Figures(preset, side, clips=1)
     if side is None:
         data, _ = copy_file(path, info)
@@ -199,10 +174,9 @@ def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, so
         for _ in container.decode(video_stream(container)):
             pass
     figures.decode_time = time.thread_time() - began
-    if source is not None:
-        psnr, ssim = likeness(data, source)
-        figures.psnr.append(psnr)
-        figures.ssim.append(ssim)
+    if side is not None:
+        psnr, ssim = likeness(data, references[side])
+        figures.psnr, figures.ssim = [psnr], [ssim]
     return figures
 
 

@@ -23,22 +23,19 @@ if __name__ == "__main__":
     prepare()
 
 import gc
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-import torch
-import tyro
-from torch import Tensor
-
+from benchmarks.activation_memory import activations_of
+from benchmarks.parts.program import program
 from benchmarks.parts.results import Result, check_json, check_numbers, describe_machine, write_json
-from benchmarks.parts.step_work import random_batch, step_work, tokens_of
+from benchmarks.parts.step_work import step_work, tokens_of
 from benchmarks.parts.stopwatch import Part, Stopwatch, ratios
-from model.config import MODELS, ModelConfig
+from model.config import MODELS
 from model.flops import executed_gmac, paper_gmac
-from model.videomae import VideoMAE
 from train.compute.parallel import Ranks, started
+from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
 
 
@@ -82,42 +79,30 @@ class Options:
     """File to write the figures to: a list of name, value, unit, baseline (the paper's), ratio."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 when all was measured, 2 when it cannot be as asked, 1 when the device's memory is too small."""
-    options = tyro.cli(Options, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
-    try:
-        check(options)
-        with started(options.device) as ranks:
-            on_gpu = ranks.device.type == "cuda"
-            print(describe_machine(), flush=True)
-            results = []
-            for name in options.models or (("vit-b", "vit-g") if on_gpu else ("vit-b",)):
-                results += measure(name, options, ranks)
-        if options.json:
-            write_json(options.json, results)
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"table2: {error}", file=sys.stderr)
-        return 2
-    except torch.OutOfMemoryError as error:
-        print(f"table2: the GPU's memory is too small for this; lower --views. {error}", file=sys.stderr)
-        return 1
-
-
-def check(options: Options) -> None:
-    """Raises ValueError, with the flag, for what cannot be."""
+@program(Options)
+def main(options: Options) -> None:
+    """See `program`."""
     check_json(options.json)
     check_numbers(options, "views", "rounds")
+    with started(options.device) as ranks:
+        print(describe_machine(), flush=True)
+        results = []
+        for name in options.models or (("vit-b", "vit-g") if ranks.device.type == "cuda" else ("vit-b",)):
+            results += measure_costs(name)
+            if options.time:
+                results += measure_time(name, options, ranks)
+    if options.json:
+        write_json(options.json, results)
 
 
-def measure(name: str, options: Options, ranks: Ranks) -> list[Result]:
+def measure_costs(name: str) -> list[Result]:
     """A model's two rows, printed as they come."""
     config, results = MODELS[name], []
     for dual in (False, True):
         masking, paper, tokens = "dual" if dual else "encoder-only", PAPER[name, dual], tokens_of(config, dual)
         counted = paper_gmac(config, tokens.visible, tokens.decoded)
         executed = executed_gmac(config, tokens.visible, tokens.decoded, tokens.loss)
-        kept = kept_bytes(config, dual, torch.bfloat16) / 1e6
+        kept = activations_of(config, tokens, PRECISIONS["bf16"]).kept_bytes / 1e6
         results += [
             Result(f"table2/{name}/{masking}/gmac", counted, "GMAC", paper.gmac),
             Result(f"table2/{name}/{masking}/executed_gmac", executed, "GMAC", paper.gmac),
@@ -128,7 +113,7 @@ def measure(name: str, options: Options, ranks: Ranks) -> list[Result]:
             f"   activations {kept:6.1f} MB a view (paper {paper.megabytes:.0f})",
             flush=True,
         )
-    return [*results, *measure_time(name, options, ranks)] if options.time else results
+    return results
 
 
 def measure_time(name: str, options: Options, ranks: Ranks) -> list[Result]:
@@ -152,34 +137,6 @@ def measure_time(name: str, options: Options, ranks: Ranks) -> list[Result]:
     del encoder_only, dual
     gc.collect()  # the next model may need the memory
     return [*results, Result(f"table2/{name}/speedup", median(gains), "x", published)]
-
-
-def kept_bytes(config: ModelConfig, dual: bool, dtype: torch.dtype) -> int:
-    """Bytes that the forward pass of one view keeps for the backward pass, parameters aside: storages, each counted once.
-
-    On a CPU, whose kernels keep what a GPU's keep, but for the statistics of norms and attention.
-    """
-    with torch.device("meta"):
-        model = VideoMAE(config).to(dtype)
-    model.to_empty(device="cpu")
-    model.reset_buffers()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()  # memory may hold anything, and NaN are slow
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, Tensor] = {}  # by address: as long as it is here, no other storage has it
-
-    def note(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    batch = random_batch(config, 1, 0.5 if dual else 0.0, torch.device("cpu"))
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = model(batch.views, batch.visible, batch.decoded, batch.loss_weight)
-    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del loss
-    return total
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmarks.parts.crew import Crew
 from benchmarks.parts.step_work import CLIP_GRAD, random_batch
+from benchmarks.parts.stopwatch import Work
 from model.config import ModelConfig
 from model.pixels import normalise
 
@@ -24,7 +25,7 @@ def missing_transformers() -> str | None:
     return None
 
 
-class HfWork:
+class HfWork(Work):
     """`VideoMAEForPreTraining` of the same sizes, on the same views and encoder masks."""
 
     def __init__(self, config: ModelConfig, views: int, precision: str, device: torch.device) -> None:
@@ -39,9 +40,6 @@ class HfWork:
         for _ in range(2):
             self.work()
 
-    def prepare(self) -> None:
-        """It is always ready."""
-
     def work(self) -> int:
         """A step, -> its views."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
@@ -52,19 +50,13 @@ class HfWork:
         self.optimizer.zero_grad(set_to_none=True)
         return self.views
 
-    def close(self) -> None:
-        """Nothing is open."""
 
-
-class HfProcess:
+class HfProcess(Work):
     """`HfWork` on a CPU in a process of its own, as a user has it: what our trainer does to its process is not done to it."""
 
     def __init__(self, config: ModelConfig, views: int, precision: str) -> None:
         self._crew = Crew(1, _serve, config, views, precision, torch.get_num_threads())
         self._crew.answers()
-
-    def prepare(self) -> None:
-        """It is always ready."""
 
     def work(self) -> int:
         """A step, -> its views."""

@@ -46,7 +46,7 @@ class OriginalFiles:
 
 
 def dataset_files(dataset: Path) -> list[bytes]:
-    """The source files of a dataset's clips, where they are still there; not those that clips were cut from.
+    """The source files of a dataset's clips, where they are still there, shuffled; not those that clips were cut from.
 
     Raises ValueError if there is none.
     """
@@ -58,21 +58,23 @@ def dataset_files(dataset: Path) -> list[bytes]:
     paths = {os.path.join(folders[root], path) for root, path, start in rows if start is None and root in folders}
     if not (there := sorted(path for path in paths if os.path.isfile(path))):
         raise ValueError(f"none of the {len(table)} clips' source files is there as a whole")
+    random.Random(SEED).shuffle(there)
     return there
 
 
-def folder_files(folder: Path) -> list[bytes]:
-    """Everything in and below a folder. Raises ValueError if there is nothing."""
+def shuffled_files(folder: Path) -> list[bytes]:
+    """Everything in and below a folder, in an order that is always the same. Raises ValueError if there is nothing."""
     if not folder.is_dir():
         raise ValueError(f"--videos {folder}: there is no such folder")
     paths = sorted(os.path.join(where, name) for where, _, names in os.walk(os.fsencode(folder)) for name in names)
     if not paths:
         raise ValueError(f"--videos {folder}: the folder is empty")
+    random.Random(SEED).shuffle(paths)
     return paths
 
 
 def build_of_files(paths: Sequence[bytes], number: int, narrowest: int, folder: Path) -> OriginalFiles:
-    """`number` of the files, at random but the same ones each time, and the datasets built of them in `folder`.
+    """The first `number` of the files that can be taken, and the datasets built of them in `folder`.
 
     Raises ValueError if none of them can be taken, RuntimeError if a build fails.
     """
@@ -98,10 +100,8 @@ def build_of_files(paths: Sequence[bytes], number: int, narrowest: int, folder: 
 
 
 def _fitting(paths: Sequence[bytes], narrowest: int, passed_over: Counter[str]) -> Iterator[bytes]:
-    """In random order, those worth measuring; the others are counted."""
-    order = list(paths)
-    random.Random(SEED).shuffle(order)
-    for path in order:
+    """Those worth measuring; the others are counted."""
+    for path in paths:
         try:
             with av.open(os.fsdecode(path), metadata_errors="replace") as container:
                 stream = find_video(container)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
 
@@ -36,6 +36,11 @@ class Figures:
     psnr: list[float] = field(default_factory=list)  # dB, of each clip
     ssim: list[float] = field(default_factory=list)
 
+    def add(self, clip: "Figures") -> None:
+        """Sum up."""
+        for name in (each.name for each in fields(self)[2:]):
+            setattr(self, name, getattr(self, name) + getattr(clip, name))
+
     @property
     def name(self) -> str:
         return self.preset if self.short_side is None else f"{self.preset}/{self.short_side}"
@@ -53,12 +58,6 @@ class Figures:
             "ssim": (fmean(self.ssim) if self.ssim else math.nan, "1"),
         }
         return {name: value for name, value in values.items() if math.isfinite(value[0])}
-
-
-def add(figures: Figures, clip: Figures) -> None:
-    """Sum up."""
-    for name in ("clips", "seconds", "frames", "bytes", "encode_time", "sample_time", "decode_time", "psnr", "ssim"):
-        setattr(figures, name, getattr(figures, name) + getattr(clip, name))
 
 
 def results(figures: Sequence[Figures]) -> list[Result]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.parts.path_parts import ModelWork
-from benchmarks.parts.stopwatch import Part, Stopwatch
+from benchmarks.parts.stopwatch import Part, Stopwatch, Work
 from model.config import ModelConfig
 from model.flops import executed_gmac
 from pipeline.loader import Batch
@@ -124,7 +124,7 @@ def largest_product(config: ModelConfig, views: int, dual: bool) -> tuple[int, i
     return max(products, key=lambda shape: shape[0] * shape[1] * shape[2])
 
 
-class GemmWork:
+class GemmWork(Work):
     """One linear layer, over and over: what this device does where nothing but a matrix product is asked of it."""
 
     def __init__(self, shape: tuple[int, int, int], precision: str, device: torch.device) -> None:

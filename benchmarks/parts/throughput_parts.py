@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.parts.generated_dataset import generated_dataset
-from benchmarks.parts.original_files import build_of_files, dataset_files, folder_files
+from benchmarks.parts.original_files import build_of_files, dataset_files, shuffled_files
 from benchmarks.parts.path_parts import DecodeWork, EndToEndWork, LoaderWork, decoding_processes, profile, training_parts
 from benchmarks.parts.peers import READERS, STRIDE, PeerWork, missing_reader
 from benchmarks.parts.results import describe_machine
@@ -50,7 +50,7 @@ def measure_files(trial: Trial, folder: Path, narrowest: int) -> Measured:
     print(trial.describe(), flush=True)
     measured = Measured(PEER_VIEWS, decoding_processes(trial.config), trial.stopwatch.device)
     with ExitStack() as stack:
-        add_original_files(measured, trial, folder_files(folder), narrowest, stack)
+        add_original_files(measured, trial, shuffled_files(folder), narrowest, stack)
         trial.stopwatch.rounds(measured.parts, trial.rounds)
     return measured
 

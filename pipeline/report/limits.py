@@ -6,7 +6,7 @@ workers, the storage, the model. A change raises some of them; the lowest one af
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 
 DISTURBED = 0.1  # of the cores: as many in use by other programs make figures doubtful
 PROVEN = 0.05  # of the rate with batches from memory: less than that lost to data counts as nothing
@@ -83,6 +83,16 @@ class Evidence:
         """Share of the run's time that data costs."""
         return max(self.wait_share, 1 - 1 / self.headroom if self.headroom else 0.0)
 
+    @property
+    def decoding(self) -> float:
+        """Share of the cores' time that decoding takes while the model runs."""
+        rate = self.together or 0.0
+        return min(1.0, self.core_ms_per_clip / 1000 / self.views_per_clip * rate / self.cores)
+
+    @property
+    def proof(self) -> str:
+        return f"; batches from memory bring {self.headroom:.2f} ×" if self.headroom else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -91,7 +101,7 @@ class Finding:
     limit: str
     limits: str
     change: str
-    cost: str
+    cost: str = "none"
     raises: Mapping[str, float] = field(default_factory=dict)  # ceiling -> factor
     gain: float | None = None  # where it does not follow from the ceilings
 
@@ -121,45 +131,35 @@ def not_the_data(evidence: Evidence) -> Finding | None:
         proof = f"batches from memory bring {max(0.0, evidence.headroom - 1):.1%} more"
     times = evidence.loader / evidence.together if evidence.loader else 0.0
     spare = f"; the loader alone is {times:.1f} times as fast" if times > 1 else ""
-    return Finding(
-        "model",
-        f"The model: training waits for data {evidence.wait_share:.1%} of its time, {proof}{spare}",
-        "None to the data: a faster loader would gain nothing here. Look at the model's own time",
-        "",
-        gain=1.0,
-    )
+    limits = f"The model: training waits for data {evidence.wait_share:.1%} of its time, {proof}{spare}"
+    change = "None to the data: a faster loader would gain nothing here. Look at the model's own time"
+    return Finding("model", limits, change, gain=1.0)
 
 
 def disturbed(evidence: Evidence) -> Finding | None:
     """No model needs the cores, and other programs have 30 % of them, or workers, no more than cores, lack one 30 % of their
     time."""
-    if evidence.shares_cores:
-        return None
     taken = evidence.neighbours / evidence.cores
     waiting = 1 - 1 / evidence.work_per_core if evidence.workers <= evidence.cores else 0.0
-    if max(taken, waiting) < 0.3:
+    if evidence.shares_cores or max(taken, waiting) < 0.3:
         return None
     limits = f"Other programs have {evidence.neighbours:.1f} of the {evidence.cores} cores"
     if waiting > taken:
         limits = f"Something else has the cores: the workers wait for one {waiting:.0%} of their time"
-    factor = 1 / max(1 - max(taken, waiting), 0.1)
     change = "Find out who has them (top; a container's CPU quota; other jobs on the node), and measure again"
-    return Finding("disturbed", limits, change, "none", {"workers": factor})
+    return Finding("disturbed", limits, change, raises={"workers": 1 / max(1 - max(taken, waiting), 0.1)})
 
 
 def shared_cores(evidence: Evidence) -> Finding | None:
     """The model runs on the cores that decode, and the run does not mostly wait: what one takes, the other lacks."""
     if not (evidence.shares_cores and evidence.model and evidence.together and evidence.wait_share < 0.5):
         return None
-    decoding = evidence.core_ms_per_clip / 1000 / evidence.views_per_clip  # core-seconds of a view
-    share = min(1.0, decoding * evidence.together / evidence.cores)
-    cheaper, factor = cheaper_views(evidence)
+    share, (cheaper, factor) = evidence.decoding, cheaper_views(evidence)
     gain = 1 / (1 - share + share / factor)
-    change = Finding("shared cores", "", "Run the model on a GPU, or decode on more cores", "the machine", gain=1 / (1 - share))
-    if cheaper and gain >= 1.1:
-        change = Finding("shared cores", "", cheaper[0], cheaper[1], gain=gain)
-    limits = f"The cores, which model and decoder share: decoding takes {share:.0%} of their time{_proof(evidence)}"
-    return Finding("shared cores", limits, change.change, change.cost, {"cores": factor, "workers": factor}, change.gain)
+    if not cheaper or gain < 1.1:
+        cheaper, gain = ("Run the model on a GPU, or decode on more cores", "the machine"), 1 / max(1 - share, 0.1)
+    limits = f"The cores, which model and decoder share: decoding takes {share:.0%} of their time{evidence.proof}"
+    return Finding("shared cores", limits, *cheaper, {"cores": factor, "workers": factor}, gain)
 
 
 def rare_batches(evidence: Evidence) -> Finding | None:
@@ -167,50 +167,36 @@ def rare_batches(evidence: Evidence) -> Finding | None:
     if evidence.worst_share < 0.5 or evidence.batches < 40:
         return None
     deep = evidence.prefetch + ceil(evidence.longest_wait / max(evidence.seconds_per_batch, 1e-3))
-    return Finding(
-        "tail",
-        f"Rare slow batches: one in twenty makes {evidence.worst_share:.0%} of the waiting, the longest took "
-        f"{evidence.longest_wait:.2f} s; mostly the loader is fast enough",
-        f"--compute.prefetch {deep} instead of {evidence.prefetch}, which lasts through the longest wait seen",
-        "memory for each batch",
-        gain=1 / (1 - evidence.wait_share * evidence.worst_share),
-    )
+    limits = f"Rare slow batches: one in twenty makes {evidence.worst_share:.0%} of the waiting, the longest took "
+    limits += f"{evidence.longest_wait:.2f} s; mostly the loader is fast enough"
+    change = f"--compute.prefetch {deep} instead of {evidence.prefetch}, which lasts through the longest wait seen"
+    return Finding("tail", limits, change, "memory for each batch", gain=1 / (1 - evidence.wait_share * evidence.worst_share))
 
 
 def storage(evidence: Evidence) -> Finding | None:
-    """Threads wait for bytes 40 % of their time or more."""
+    """The workers wait for bytes 40 % of their time or more."""
     waiting = evidence.wall_ms.get("fetch", 0.0) - evidence.core_ms.get("fetch", 0.0)
     if not evidence.clip_ms or waiting / evidence.clip_ms < 0.4:
         return None
     limits = f"Storage: the workers wait for bytes {waiting / evidence.clip_ms:.0%} of their time, {waiting:.0f} ms a clip"
-    most = 4 * evidence.cores
-    wanted = min(most, ceil(evidence.cores * evidence.clip_ms / max(evidence.core_ms_per_clip, 1e-3)))
-    possible = ceilings(evidence).get("storage", float("inf"))  # what it gives to many at once
-    if wanted > evidence.workers and possible > 1.1 * ceilings(evidence)["workers"]:
-        more = wanted / evidence.workers
+    wanted = min(4 * evidence.cores, ceil(evidence.cores * evidence.clip_ms / max(evidence.core_ms_per_clip, 1e-3)))
+    possible = ceilings(evidence)
+    if wanted > evidence.workers and possible.get("storage", inf) > 1.1 * possible["workers"]:  # what it gives to many at once
         change = f"--compute.workers {wanted} instead of {evidence.workers}: more requests at the same time"
-        return Finding("storage", limits, change, "no cores, they wait", {"workers": more})
+        return Finding("storage", limits, change, "no cores, they wait", {"workers": wanted / evidence.workers})
+    limits += ", and do not get more by asking at the same time"
+    change = "Copy the dataset to a local disk, or --views.shuffle window, which reads ahead in long requests"
     without = evidence.clip_ms / (evidence.clip_ms - waiting)
-    return Finding(
-        "storage",
-        limits + ", and do not get more by asking at the same time",
-        "Copy the dataset to a local disk, or --views.shuffle window, which reads ahead in long requests",
-        "disk space, or a shuffle within windows",
-        {"workers": without, "storage": float("inf")},
-    )
+    return Finding("storage", limits, change, "disk space, or a shuffle within windows", {"workers": without, "storage": inf})
 
 
 def transfer(evidence: Evidence) -> Finding | None:
     """Copying to the device takes over 20 % of a step."""
     if evidence.copy_share <= 0.2:
         return None
-    return Finding(
-        "transfer",
-        f"The copy to the device: {evidence.copy_share:.0%} of a step",
-        "Lower --compute.views-per-forward, so that copies run beside the step before them",
-        "none",
-        gain=1 / max(1 - evidence.copy_share, 0.1),
-    )
+    change = "Lower --compute.views-per-forward, so that copies run beside the step before them"
+    limits = f"The copy to the device: {evidence.copy_share:.0%} of a step"
+    return Finding("transfer", limits, change, gain=1 / max(1 - evidence.copy_share, 0.1))
 
 
 def one_source(evidence: Evidence) -> Finding | None:
@@ -221,27 +207,20 @@ def one_source(evidence: Evidence) -> Finding | None:
         saved = time - samples * (1 - time) / (1 - samples)  # if its clips cost what the others do
         if saved >= 0.1:
             factor = 1 / (1 - saved)
-            return Finding(
-                "source",
-                f"Source {name!r}: {samples:.0%} of the clips, {time:.0%} of the decoding time",
-                f"Build {name!r} again as the other sources are (--preset h264-fast, short side 256)",
-                "encoding it once",
-                {"cores": factor, "workers": factor},
-            )
+            limits = f"Source {name!r}: {samples:.0%} of the clips, {time:.0%} of the decoding time"
+            change = f"Build {name!r} again as the other sources are (--preset h264-fast, short side 256)"
+            return Finding("source", limits, change, "encoding it once", {"cores": factor, "workers": factor})
     return None
 
 
 def planning(evidence: Evidence) -> Finding | None:
-    """Threads are busy less than 85 % of the time though all they can give is asked for: they lack work."""
+    """The workers are busy less than 85 % of the time though all they can give is asked for: they lack work."""
     if evidence.busy >= BUSY:
         return None
-    return Finding(
-        "planning",
-        f"Handing out work: the workers are busy only {evidence.busy:.0%} of the time",
-        f"--compute.prefetch {2 * evidence.prefetch} instead of {evidence.prefetch}, so that there is always a clip to decode",
-        "memory for each batch",
-        gain=1 / max(evidence.busy, 0.1),
-    )
+    limits = f"Handing out work: the workers are busy only {evidence.busy:.0%} of the time"
+    deep = f"--compute.prefetch {2 * evidence.prefetch} instead of {evidence.prefetch}"
+    change = f"{deep}, so that there is always a clip to decode"
+    return Finding("planning", limits, change, "memory for each batch", gain=1 / max(evidence.busy, 0.1))
 
 
 def few_workers(evidence: Evidence) -> Finding | None:
@@ -249,47 +228,34 @@ def few_workers(evidence: Evidence) -> Finding | None:
     if evidence.workers >= evidence.cores or evidence.shares_cores:
         return None
     workers = "The worker, which is" if evidence.workers == 1 else f"The {evidence.workers} workers, which are"
-    return Finding(
-        "workers",
-        f"{workers} always busy: {evidence.cores} cores could decode",
-        f"--compute.workers {evidence.cores}",
-        f"{evidence.cores - evidence.workers} more cores decode",
-        {"workers": evidence.cores / evidence.workers},
-    )
+    limits, change = f"{workers} always busy: {evidence.cores} cores could decode", f"--compute.workers {evidence.cores}"
+    cost = f"{evidence.cores - evidence.workers} more cores decode"
+    return Finding("workers", limits, change, cost, {"workers": evidence.cores / evidence.workers})
 
 
 def all_cores(evidence: Evidence) -> Finding:
     """What is left: every core decodes."""
     total, views = evidence.core_ms_per_clip, evidence.views_per_clip
-    stage = max(evidence.core_ms, key=lambda name: evidence.core_ms[name], default="decode")
     limits = f"Decoding, on {evidence.cores} core{'s' * (evidence.cores > 1)}: {total:.1f} core-ms a clip"
     if total:
+        stage = max(evidence.core_ms, key=lambda name: evidence.core_ms[name])
         limits += f", {evidence.core_ms[stage] / total:.0%} of it {STAGE_NAMES[stage]}"
-    cheaper, factor = cheaper_views(evidence)
-    if cheaper and factor >= WORTH:
-        return Finding("cores", limits + _proof(evidence), *cheaper, {"cores": factor, "workers": factor})
-    have = ceilings(evidence).get("cores", 1.0)
-    wanted = evidence.target or evidence.model or 2 * have
-    if evidence.loader and evidence.target:  # what it gives beside everything else that runs here
-        have = min(have, evidence.loader)
-    cores = max(evidence.cores + 1, ceil(evidence.cores * wanted / have))
-    more = cores / evidence.cores
-    purpose = "for the target" if evidence.target else "to keep this model busy" if evidence.model else "for twice the rate"
-    change = f"{cores} cores instead of {evidence.cores}, {purpose} (a clip now serves {views} view{'s' * (views > 1)})"
-    return Finding("cores", limits + _proof(evidence), change, "the cores", {"cores": more, "workers": more})
+    change, more = cheaper_views(evidence)
+    if not change or more < WORTH:
+        have = ceilings(evidence).get("cores", 1.0)
+        wanted = evidence.target or evidence.model or 2 * have
+        if evidence.loader and evidence.target:  # what it gives beside everything else that runs here
+            have = min(have, evidence.loader)
+        cores = max(evidence.cores + 1, ceil(evidence.cores * wanted / have))
+        purpose = "for the target" if evidence.target else "to keep this model busy" if evidence.model else "for twice the rate"
+        words = f"{cores} cores instead of {evidence.cores}, {purpose} (a clip now serves {views} view{'s' * (views > 1)})"
+        change, more = (words, "the cores"), cores / evidence.cores
+    return Finding("cores", limits + evidence.proof, *change, {"cores": more, "workers": more})
 
 
 RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
-    not_the_data,
-    disturbed,
-    shared_cores,
-    rare_batches,
-    storage,
-    transfer,
-    one_source,
-    planning,
-    few_workers,
-    all_cores,
+    *(not_the_data, disturbed, shared_cores, rare_batches, storage),
+    *(transfer, one_source, planning, few_workers, all_cores),
 )
 
 
@@ -313,7 +279,3 @@ def cheaper_views(evidence: Evidence) -> tuple[tuple[str, str] | None, float]:
         return None, 1.0
     factor, change, cost = max(choices)
     return (change, cost), factor
-
-
-def _proof(evidence: Evidence) -> str:
-    return f"; batches from memory bring {evidence.headroom:.2f} ×" if evidence.headroom else ""

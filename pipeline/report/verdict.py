@@ -1,9 +1,9 @@
-"""What limits a run, what to change and what that brings: the first rule of `loader_limits` that holds, and what follows."""
+"""What limits a run, what to change and what that brings: the first rule of limits.py that holds, and what follows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.report.limits import CEILINGS, PROVEN, RULES, Evidence, ceilings
+from pipeline.report.limits import CEILINGS, DISTURBED, PROVEN, RULES, Evidence, ceilings
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def _following(after: Mapping[str, float]) -> str:
 def _sure(evidence: Evidence) -> str:
     """What speaks against the figures; one thing is a doubt, two are too many."""
     doubts = []
-    if evidence.neighbours > 0.1 * evidence.cores:
+    if evidence.neighbours > DISTURBED * evidence.cores:
         doubts.append(f"other programs had {evidence.neighbours:.1f} of the {evidence.cores} cores meanwhile")
     if evidence.spread > 0.15:
         doubts.append(f"rates of the same thing differ by {evidence.spread:.0%} between rounds")
@@ -52,9 +52,8 @@ def _sure(evidence: Evidence) -> str:
     able = [rate for name, rate in ceilings(evidence).items() if name in ("cores", "workers", "planning")]
     if evidence.loader and able and not 0.8 < evidence.loader / min(able) < 1.25:
         doubts.append(f"the stages add up to {min(able):,.0f} views/s, and the loader alone gave {evidence.loader:,.0f}")
-    work = evidence.core_ms_per_clip / 1000 / evidence.views_per_clip  # core-seconds of a view
     if evidence.headroom and evidence.together and evidence.shares_cores and evidence.wait_share < PROVEN:
-        explained = 1 / max(1 - work * evidence.together / evidence.cores, 0.1)
+        explained = 1 / max(1 - evidence.decoding, 0.1)
         if evidence.headroom > 1.25 * explained:
             doubts.append(
                 f"decoding explains {explained:.2f} × of the {evidence.headroom:.2f} × that batches from memory bring"

@@ -2,22 +2,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import table2
-from benchmarks.parts.step_work import tokens_of
-from benchmarks.table2 import kept_bytes
 from model.config import MODELS
-from train.compute.memory import activation_bytes
-from train.compute.precision import PRECISIONS
-
-
-@pytest.mark.parametrize("dual", [True, False])
-def test_activations_are_those_of_the_closed_form(dual: bool) -> None:
-    """Two countings that share nothing: autograd's hooks, and shapes."""
-    config = MODELS["tiny"]
-    want = activation_bytes(config, tokens_of(config, dual), PRECISIONS["fp32"])
-    assert kept_bytes(config, dual, torch.float32) == pytest.approx(want, abs=8)  # the loss's own scalars
 
 
 def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

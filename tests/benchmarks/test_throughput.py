@@ -17,7 +17,7 @@ import torch
 import benchmarks.parts.results
 import benchmarks.parts.stopwatch
 from benchmarks import throughput
-from benchmarks.parts.original_files import build_of_files, dataset_files, folder_files
+from benchmarks.parts.original_files import build_of_files, dataset_files, shuffled_files
 from benchmarks.parts.path_parts import DecodeWork, LoaderWork
 from benchmarks.parts.results import Neighbours, Result, _own_seconds
 from benchmarks.parts.stopwatch import Part, Stopwatch, wait_until_idle
@@ -191,14 +191,14 @@ def test_decoding_alone_is_given_what_the_loader_delivered(dataset: Path, monkey
 def test_the_files_are_those_that_both_datasets_have(dataset: Path, tmp_path: Path) -> None:
     videos = dataset.parent / "videos"
     paths = dataset_files(dataset)
-    assert [Path(path.decode()) for path in paths] == sorted(videos.rglob("*.mp4"))
+    assert sorted(Path(path.decode()) for path in paths) == sorted(videos.rglob("*.mp4"))
     original = Path(paths[0].decode())
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "notes.txt").write_text("no video")
     (bad / "b\xe4d.mp4").write_bytes(b"\0" * 1000)
     (bad / "short.mp4").symlink_to(original)
-    found = build_of_files(folder_files(bad), 40, 0, tmp_path)
+    found = build_of_files(shuffled_files(bad), 40, 0, tmp_path)
     assert [file.resolve() for file in found.files] == [original]
     assert (found.copy.clips, found.h264_fast.clips) == (1, 1)
     assert found.bytes == found.copy.bytes == found.files[0].stat().st_size

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.activation_memory import measure, measured_peak, predicted_peak
+from benchmarks.activation_memory import activations_of, measured_peak, predicted_peak
 from model.config import MODELS
 from model.layers import Block
 from model.videomae import VideoMAE
@@ -40,7 +40,7 @@ def test_activations_are_those_that_autograd_saves(name: str, precision: str, to
     plain = None
     for text in ("none", "every:3", "full"):
         recomputed = recomputed_blocks(Policy.parse(text), config, dtypes)
-        found = measure(config, tokens, dtypes, recomputed)
+        found = activations_of(config, tokens, dtypes, recomputed)
         plain = plain or found
         predicted = activation_bytes(config, tokens, dtypes, recomputed)
         assert predicted - found.kept_bytes == pytest.approx(-4, abs=tolerance * predicted), text
