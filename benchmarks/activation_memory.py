@@ -33,8 +33,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.parts.program import program
-from benchmarks.parts.results import Result, check_json, describe_machine, write_json
+from benchmarks.parts.program import WithFigures, program
+from benchmarks.parts.results import Result, describe_machine
 from model.config import MODELS, ModelConfig
 from model.videomae import VideoMAE
 from pipeline.sampling.masking import TokenCounts, token_counts
@@ -49,7 +49,7 @@ POLICIES = ("none", "every:4", "every:3", "every:2", "full")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(WithFigures):
     """What to print."""
 
     models: tuple[str, ...] = ("vit-b", "vit-l", "vit-h", "vit-g")
@@ -60,8 +60,6 @@ class Options:
     """As --compute.activation-checkpointing takes them."""
     peak_views: int = 0
     """Run real steps of so many views, too."""
-    json: Path | None = None
-    """Write the figures there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,9 +162,8 @@ def predicted_peak(config: ModelConfig, compute: ComputeConfig, tokens: TokenCou
 
 
 @program(Options)
-def main(options: Options) -> None:
+def main(options: Options) -> list[Result]:
     """See `program`."""
-    check_json(options.json)
     if unknown := set(options.models) - set(MODELS):
         raise ValueError(f"--models {' '.join(sorted(unknown))}: known are {', '.join(MODELS)}")
     policies = {text: Policy.parse(text) for text in options.policies}
@@ -194,8 +191,7 @@ def main(options: Options) -> None:
                 line += f"{peak / 2**20:>16.1f}{expected / 2**20:>10.1f}"
                 results.append(Result(f"{prefix}/peak", peak, "bytes", expected))
             print(line, flush=True)
-    if options.json:
-        write_json(options.json, results)
+    return results
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -35,8 +36,8 @@ from typing import Annotated
 import torch
 import tyro
 
-from benchmarks.parts.program import program
-from benchmarks.parts.results import Result, check_json, describe_machine, write_json
+from benchmarks.parts.program import WithFigures, program
+from benchmarks.parts.results import Result, describe_machine
 from benchmarks.parts.stopwatch import Part, Stopwatch, Work
 from dataset_builders import generate_clips
 from dataset_builders.building.build import make_plan
@@ -60,7 +61,7 @@ OPTIONS = EncodeOptions()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(WithFigures):
     """What is measured."""
 
     videos: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -69,8 +70,6 @@ class Options:
     """In each of them everybody has a turn."""
     ray: bool = False
     """A local Ray cluster, too."""
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the figures there."""
 
 
 @dataclass(slots=True)
@@ -86,16 +85,13 @@ class Encoding(Work):
 
 
 @program(Options)
-def main(options: Options) -> None:
+def main(options: Options) -> list[Result]:
     """See `program`."""
-    check_json(options.json)
     with tempfile.TemporaryDirectory(prefix="tubecell-build-rate-") as scratch:
         videos = options.videos or Path(scratch, "videos")
         if not options.videos:
             generate_clips.main(["--out", str(videos), "--clips", "16"])
-        results = measure_encoding(videos, Path(scratch), options.rounds, options.ray)
-    if options.json:
-        write_json(options.json, results)
+        return measure_encoding(videos, Path(scratch), options.rounds, options.ray)
 
 
 def measure_encoding(videos: Path, scratch: Path, rounds: int, ray: bool) -> list[Result]:
@@ -139,37 +135,40 @@ def report(clips: int, check: float, parts: Mapping[str, Part]) -> list[Result]:
 
 def dataset_of(build: Build) -> tuple[int, list[tuple[bytes, VideoInfo]], float]:
     """Build once -> (clips, the files that gave exactly one each, seconds to decode all clips once)."""
-    plan = make_plan(build)
-    with BuildState(build.out) as state:
-        state.extend(plan, build.options(), build.clips_per_shard)
-        encode(state, [Attempt(job) for job in state.jobs], build)
+    with encoded(build) as state:
         write_manifest(build.out, state.parts(state.jobs))
         taken = {path for rows, _ in state.parts(state.jobs) for path in rows["path"].to_pylist()}
     manifest, reader = Manifest(build.out), ShardReader(build.out)
     if not len(manifest):
         raise ValueError(f"none of the files in {build.sources[0].settings['folder']} gives a clip")
-    folder = build.sources[0].roots()["videos"]
-    paths = [os.path.join(folder, path) for path in sorted(taken)]
-    files = [(path, probe(path)) for path in paths]
+    paths = [os.path.join(build.sources[0].roots()["videos"], path) for path in sorted(taken)]
     data = [reader.read(manifest.clip(row)) for row in range(len(manifest))]
     began = time.perf_counter()
     for clip in data:
         verify(clip)
-    return len(manifest), files, time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    return len(manifest), [(path, probe(path)) for path in paths], seconds
+
+
+@contextmanager
+def encoded(build: Build, ray: str | None = None) -> Iterator[BuildState]:
+    """All shards."""
+    plan = make_plan(build)
+    with BuildState(build.out) as state:
+        state.extend(plan, build.options(), build.clips_per_shard)
+        todo = [Attempt(job) for job in state.jobs]
+        if ray:
+            encode_on_ray(ray, state, todo, build)
+        else:
+            encode(state, todo, build)
+        yield state
 
 
 def rebuild(build: Build, processes: int, scratch: Path, ray: str | None = None) -> None:
     """All shards once more, in a new folder."""
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        again = replace(build, out=Path(folder, "dataset"), limits=Limits(workers=processes))
-        plan = make_plan(again)
-        with BuildState(again.out) as state:
-            state.extend(plan, again.options(), again.clips_per_shard)
-            todo = [Attempt(job) for job in state.jobs]
-            if ray:
-                encode_on_ray(ray, state, todo, again)
-            else:
-                encode(state, todo, again)
+    again = replace(build, limits=Limits(workers=processes))
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, encoded(replace(again, out=Path(folder, "dataset")), ray):
+        pass
 
 
 def ffmpeg_loops(files: Sequence[tuple[bytes, VideoInfo]], processes: int) -> None:

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from benchmarks.parts.clip_replay import replay, told
+from benchmarks.parts.clip_replay import replay
 from benchmarks.parts.measurable import measurable, no_model
 from benchmarks.parts.path_parts import LoaderWork, profile, training_parts
 from benchmarks.parts.program import finished
@@ -68,7 +68,7 @@ def profile_loader(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config = configuration(rest)
     assert config.data is not None
     if options.replay:
-        print(told(replay(Manifest(config.data), config.sampling, options.replay, options.frames)))
+        print(replay(Manifest(config.data), config.sampling, options.replay, options.frames))
         return 0
     folder = config.out or Path("loader_profile")
     refuse_dataset("--out", folder)

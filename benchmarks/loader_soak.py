@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from benchmarks.parts.generated_dataset import varied_dataset
 from benchmarks.parts.program import program
-from benchmarks.parts.results import check_json, describe_machine
+from benchmarks.parts.results import describe_machine
 from benchmarks.parts.soak_decoder import CountingDecoder
 from pipeline.decoding.decode import Decoder
 from pipeline.loader import ClipLoader
@@ -95,7 +95,6 @@ def main(options: Options) -> int:
             f"--clips {options.clips} --workers {options.workers}: fewer than {FEWEST_CLIPS} clips say nothing about growth, "
             "and at least one process has to decode"
         )
-    check_json(options.json)
     looks, facts = soak(options.data or varied_dataset(), options.clips, options.workers, options.kills)
     fitted, growth = slopes(looks), grown(looks)
     last = {look.process: look for look in looks}

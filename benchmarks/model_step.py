@@ -30,8 +30,8 @@ from typing import Literal
 import torch
 
 from benchmarks.parts.hf_step import HfProcess, HfWork, missing_transformers
-from benchmarks.parts.program import program
-from benchmarks.parts.results import Result, about_cpu, check_json, check_numbers, describe_machine, disturbance, write_json
+from benchmarks.parts.program import WithTurns, program
+from benchmarks.parts.results import Result, about_cpu, check_numbers, describe_machine, disturbance
 from benchmarks.parts.step_work import GemmWork, largest_product, step_flops, step_work
 from benchmarks.parts.stopwatch import Part, Stopwatch, ratios
 from model.config import MODELS
@@ -42,7 +42,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(WithTurns):
     """What is measured, and for how long."""
 
     model: str = "vit-b"
@@ -51,18 +51,12 @@ class Options:
     """Views of a step; by default 8 on a CPU and 64 on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" takes a GPU if there is one."""
-    rounds: int = 5
-    """In each of them everybody has a turn."""
-    seconds: float = 3.0
-    """Of a turn, about; at least one step."""
     peer: bool = True
     """Compare with HF transformers, where it is installed."""
     bf16: bool = False
     """Measure bf16 also on a CPU that has no instructions for it."""
     compile: bool | None = None
     """Compile the blocks; by default on a GPU only."""
-    json: Path | None = None
-    """File to write the figures to: a list of name, value, unit, baseline, ratio, rounds."""
 
 
 @dataclass(slots=True)
@@ -91,7 +85,7 @@ class Measured:
 
 
 @program(Options)
-def main(options: Options) -> None:
+def main(options: Options) -> list[Result]:
     """See `program`."""
     check(options)
     results = []
@@ -110,13 +104,11 @@ def main(options: Options) -> None:
             gc.collect()
     for reason in skipped:
         print(f"skipped: {reason}")
-    if options.json:
-        write_json(options.json, results)
+    return results
 
 
 def check(options: Options) -> None:
     """Raises ValueError, with the flag, for what cannot be."""
-    check_json(options.json)
     if options.model not in MODELS:
         raise ValueError(f"there is no model {options.model!r}; the models are {', '.join(MODELS)}")
     check_numbers(options, "views", "rounds")

@@ -25,25 +25,23 @@ if __name__ == "__main__":
 import io
 import os
 import re
-import resource
 import subprocess
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 import av
 import numpy as np
-import tyro
 from tqdm import tqdm
 
-from benchmarks.parts.original_files import shuffled_files
+from benchmarks.parts.generated_dataset import draw_video
+from benchmarks.parts.original_files import chosen_videos, shuffled_files
 from benchmarks.parts.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDE, Figures, plot, results, table
-from benchmarks.parts.program import program
-from benchmarks.parts.results import Neighbours, check_json, describe_machine, disturbance, write_json
+from benchmarks.parts.program import WithFigures, program
+from benchmarks.parts.results import Neighbours, Result, children_seconds, describe_machine, disturbance
 from dataset_builders.media.decode_check import VerifiedClip, verify
 from dataset_builders.media.ffmpeg_process import ffmpeg_path
 from dataset_builders.media.presets import PRESETS, EncodeOptions
@@ -67,7 +65,7 @@ GENERATED = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(WithFigures):
     """What is measured."""
 
     videos: Path | None = None
@@ -76,14 +74,11 @@ class Options:
     """How many of them to take, at random but always the same; those longer than 60 s are passed over."""
     out: Path = (CHECKOUT or Path()) / "data" / "presets"
     """Folder for presets.png; it is made."""
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """File to write the figures to: a list of name, value, unit, baseline, ratio; the baseline is preset copy."""
 
 
 @program(Options)
-def main(options: Options) -> None:
+def main(options: Options) -> list[Result]:
     """See `program`."""
-    check_json(options.json)
     if options.clips < 1:
         raise ValueError(f"--clips {options.clips}: it must be at least 1")
     refuse_dataset("--out", options.out)
@@ -92,50 +87,23 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
         if options.videos is None:
             print("generated videos: only to see what comes out; measure on your own with --videos FOLDER", flush=True)
-        videos = chosen_videos(options.videos, options.clips) if options.videos else generated_videos(Path(folder))
+            videos = generated_videos(Path(folder))
+        else:
+            videos, said = chosen_videos(shuffled_files(options.videos), options.clips, longest=LONGEST)
+            print(f"{len(videos)} videos of {options.videos}{said}", flush=True)
         neighbours = Neighbours()
         figures = measure_presets(videos)
     print("\n".join([table(figures), *disturbance(neighbours.cores())]))
     plot(figures, options.out / "presets.png")
     print(f"picture: {options.out / 'presets.png'}")
-    if options.json:
-        write_json(options.json, results(figures))
+    return results(figures)
 
 
 def generated_videos(folder: Path) -> list[tuple[bytes, VideoInfo]]:
     """Five seconds each."""
-    videos = []
-    for number, source in enumerate(GENERATED):
-        path = folder / f"{number}.mp4"
-        encoding = ["-c:v", "libx264", "-crf", "18", "-t", "5", "-pix_fmt", "yuv420p", "-threads", "1", str(path)]
-        command = [ffmpeg_path(), "-v", "error", "-nostdin", "-f", "lavfi", "-i", source, *encoding]
-        subprocess.run(command, check=True)
-        videos.append((os.fsencode(path), probe(os.fsencode(path))))
-    return videos
-
-
-def chosen_videos(folder: Path, number: int) -> list[tuple[bytes, VideoInfo]]:
-    """`number` of the videos below a folder, the same ones each time. Raises ValueError if there is none."""
-    paths = shuffled_files(folder)
-    videos: list[tuple[bytes, VideoInfo]] = []
-    passed: Counter[str] = Counter()
-    for path in paths:
-        if len(videos) == number:
-            break
-        try:
-            info = probe(path)
-            if Timing.of(info, Wanted()).num_frames / info.rate > LONGEST:
-                passed["too_long"] += 1
-            else:
-                videos.append((path, info))
-        except RejectedError as error:
-            passed[error.reason] += 1
-    said = ", ".join(f"{count} {reason}" for reason, count in passed.items())
-    if not videos:
-        files = f"{len(paths)} file{'' if len(paths) == 1 else 's'}" + (f": {said}" if said else "")
-        raise ValueError(f"--videos {folder}: no video of at most {LONGEST:g} s among {files}")
-    print(f"{len(videos)} videos of {folder}" + (f"; passed over: {said}" if said else ""), flush=True)
-    return videos
+    encoding = "-c:v libx264 -crf 18 -t 5 -threads 1"
+    paths = [draw_video(source, encoding, folder / f"{number}.mp4") for number, source in enumerate(GENERATED)]
+    return [(os.fsencode(path), probe(os.fsencode(path))) for path in paths]
 
 
 def measure_presets(videos: Sequence[tuple[bytes, VideoInfo]]) -> list[Figures]:
@@ -162,10 +130,10 @@ def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, re
     if side is None:
         data, _ = copy_file(path, info)
     else:
-        before = _children_time()
+        before = children_seconds(ended=True)
         options = EncodeOptions(preset, short_side=side, max_seconds=2 * LONGEST)
         (piece,) = transcode(path, info, options, Wanted())
-        figures.encode_time, data = _children_time() - before, piece.data
+        figures.encode_time, data = children_seconds(ended=True) - before, piece.data
     clip = verify(data)
     figures.bytes, figures.frames, figures.seconds = len(data), clip.num_frames, clip.duration
     figures.sample_time = time_samples(data, clip)
@@ -221,11 +189,6 @@ def likeness(data: bytes, source: BinaryIO) -> tuple[float, float]:
     if not psnr or not ssim:
         raise ValueError(f"FFmpeg does not compare the clip with its source: {said[-500:]}")
     return min(float(psnr[1]), 100.0), float(ssim[1])
-
-
-def _children_time() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from statistics import median
 from typing import Literal
 
 from benchmarks.activation_memory import activations_of
-from benchmarks.parts.program import program
-from benchmarks.parts.results import Result, check_json, check_numbers, describe_machine, write_json
+from benchmarks.parts.program import WithTurns, program
+from benchmarks.parts.results import Result, check_numbers, describe_machine
 from benchmarks.parts.step_work import step_work, tokens_of
 from benchmarks.parts.stopwatch import Part, Stopwatch, ratios
 from model.config import MODELS
@@ -58,7 +58,7 @@ PAPER = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(WithTurns):
     """What is measured, and for how long."""
 
     models: tuple[Literal["vit-b", "vit-g"], ...] = ()
@@ -71,18 +71,11 @@ class Options:
     """"auto" takes a GPU if there is one."""
     precision: Literal["bf16", "fp32"] | None = None
     """Of the timed steps; by default fp32 on a CPU and bf16 on a GPU."""
-    rounds: int = 5
-    """In each of them both maskings have a turn."""
-    seconds: float = 3.0
-    """Of a turn, about; at least one step."""
-    json: Path | None = None
-    """File to write the figures to: a list of name, value, unit, baseline (the paper's), ratio."""
 
 
 @program(Options)
-def main(options: Options) -> None:
+def main(options: Options) -> list[Result]:
     """See `program`."""
-    check_json(options.json)
     check_numbers(options, "views", "rounds")
     with started(options.device) as ranks:
         print(describe_machine(), flush=True)
@@ -91,8 +84,7 @@ def main(options: Options) -> None:
             results += measure_costs(name)
             if options.time:
                 results += measure_time(name, options, ranks)
-    if options.json:
-        write_json(options.json, results)
+    return results
 
 
 def measure_costs(name: str) -> list[Result]:

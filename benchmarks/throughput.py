@@ -30,8 +30,8 @@ import tyro
 from benchmarks.parts.generated_dataset import GENERATED
 from benchmarks.parts.measurable import measurable, on_gpu
 from benchmarks.parts.peers import STRIDE
-from benchmarks.parts.program import program
-from benchmarks.parts.results import check_json, check_numbers, write_json
+from benchmarks.parts.program import WithTurns, program
+from benchmarks.parts.results import Result, check_numbers
 from benchmarks.parts.stopwatch import Stopwatch
 from benchmarks.parts.throughput_parts import Trial, measure_dataset, measure_files
 from benchmarks.parts.throughput_table import results, table, verdict
@@ -44,7 +44,7 @@ from train.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(WithTurns):
     """What is measured, and for how long. The flags of `tubecell pretrain` that matter here have the same names there and may
     have their prefix: --views.views-per-clip is --views-per-clip."""
 
@@ -54,14 +54,8 @@ class Options:
     """Folder of video files, measured before anything is built of them."""
     data: str | None = None
     """The dataset to measure on: a folder with a manifest.parquet; by default 64 generated clips in data/throughput."""
-    json: Path | None = None
-    """File to write the figures to: a list of name, value, unit, baseline, ratio, rounds."""
     plot: Path | None = None
     """Picture to draw of them, .png or .svg."""
-    rounds: int = 5
-    """In each of them everybody has a turn."""
-    seconds: float = 3.0
-    """Of a turn, about."""
     peers: bool = True
     """Compare with DataLoaders over the files that the dataset was built from; that builds some of them twice more."""
     files: int = 40
@@ -87,7 +81,7 @@ class Options:
 
 
 @program(Options, smaller="--views-per-forward")
-def main(options: Options) -> None:
+def main(options: Options) -> list[Result]:
     """See `program`."""
     check(options)
     config = configuration(options)
@@ -104,13 +98,11 @@ def main(options: Options) -> None:
         from benchmarks.parts.throughput_plot import plot  # matplotlib takes a second
 
         plot(measured, options.plot)
-    if options.json:
-        write_json(options.json, results(measured))
+    return results(measured)
 
 
 def check(options: Options) -> None:
     """Refuse, before minutes of measuring, what cannot be. Raises ValueError."""
-    check_json(options.json)
     if options.plot is not None:
         if options.plot.suffix not in (".png", ".svg"):
             raise ValueError(f"--plot {options.plot}: give a file that ends in .png or .svg")

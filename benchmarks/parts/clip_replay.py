@@ -1,14 +1,12 @@
 """One clip, decoded again: what it is and where its time goes."""
 
 from contextlib import closing
-from statistics import median
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from pipeline.decoding.decode import ClipRequest, Decoder, decode_libav
+from pipeline.decoding.decode import ClipRequest, decode_libav
 from pipeline.report.figures import parsed, spelled
 from pipeline.sampling import SamplingRecipe, validation_clips
 from pipeline.stage_meters import RECORD, STAGES, ClipMeter
@@ -18,10 +16,8 @@ from pipeline.storage.shards import ShardReader
 REPETITIONS = 7
 
 
-def replay(
-    manifest: Manifest, recipe: SamplingRecipe, key: str, frames: str | None, decoder: Decoder = decode_libav
-) -> dict[str, Any]:
-    """Fetch and decode clip `key` with these frames (default: the middle ones), `REPETITIONS` times.
+def replay(manifest: Manifest, recipe: SamplingRecipe, key: str, frames: str | None) -> str:
+    """Fetch and decode clip `key` with these frames (default: the middle ones), `REPETITIONS` times -> the terminal's text.
 
     Raises ValueError for a key or frames that the dataset does not have, and what fetching and decoding raise.
     """
@@ -37,7 +33,7 @@ def replay(
     places = np.sort(np.resize(np.arange(len(wanted)), recipe.num_frames))
     views = np.zeros((recipe.views_per_clip, recipe.num_frames, recipe.input_size, recipe.input_size, 3), np.uint8)
     records = np.zeros(REPETITIONS, RECORD)
-    torch_threads = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with closing(ShardReader(manifest.root)) as reader:
@@ -45,34 +41,19 @@ def replay(
                 meter = ClipMeter()
                 data = reader.read(clip)
                 meter.fetched(len(data))
-                decoder(ClipRequest(clip, data, wanted[places], boxes, meter), views)
+                decode_libav(ClipRequest(clip, data, wanted[places], boxes, meter), views)
                 meter.write(record, 0)
     finally:
-        torch.set_num_threads(torch_threads)
-    times = {stage: [float(record[stage]) / 1e6 for record in records] for stage in STAGES}
-    totals = ((records["ended"] - records["began"]) / 1e6).tolist()
-    return {
-        "clip": clip,
-        "frames": spelled(wanted.tolist()),
-        "first_ms": {stage: values[0] for stage, values in times.items()} | {"all": totals[0]},
-        "median_ms": {stage: median(values) for stage, values in times.items()} | {"all": median(totals)},
-        "frames_decoded": int(records["frames_decoded"][-1]),
-        "frames_kept": int(records["frames_kept"][-1]),
-        "bytes_used": int(records["bytes_used"][-1]),
-    }
-
-
-def told(result: dict[str, Any]) -> str:
-    """The terminal's text."""
-    clip = result["clip"]
+        torch.set_num_threads(threads)
+    times = {stage: records[stage] / 1e6 for stage in STAGES} | {"all": (records["ended"] - records["began"]) / 1e6}
     gaps = np.diff([*clip.keyframes, clip.num_frames]) if clip.keyframes else np.array([clip.num_frames])
+    last = records[-1]
     lines = [
         f"clip     {clip.key}, row {clip.row}: bytes {clip.offset:,} to {clip.offset + clip.size:,} of {clip.shard}",
         f"video    {clip.codec}, {clip.width} x {clip.height}, {clip.num_frames} frames, {len(clip.keyframes)} key frames, "
         f"{gaps.max()} frames apart at most; {clip.matrix} {clip.range}, rotated by {clip.rotation}",
-        f"frames   {result['frames']}: {result['frames_decoded']} decoded for {result['frames_kept']}; "
-        f"{result['bytes_used']:,} of {clip.size:,} bytes given to the decoder",
+        f"frames   {spelled(wanted.tolist())}: {last['frames_decoded']} decoded for {last['frames_kept']}; "
+        f"{last['bytes_used']:,} of {clip.size:,} bytes given to the decoder",
         f"{'stage':<9}{'first ms':>10}{'median ms':>11}",
     ]
-    first, typical = result["first_ms"], result["median_ms"]
-    return "\n".join([*lines, *(f"{stage:<9}{first[stage]:>10.2f}{typical[stage]:>11.2f}" for stage in (*STAGES, "all"))])
+    return "\n".join([*lines, *(f"{stage:<9}{ms[0]:>10.2f}{np.median(ms):>11.2f}" for stage, ms in times.items())])

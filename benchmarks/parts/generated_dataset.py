@@ -30,7 +30,7 @@ def generated_dataset() -> Path:
     """
 
     def draw(videos: Path) -> None:
-        _run(generate_clips.main, "--out", videos, "--clips", str(GENERATED))
+        run_builder(generate_clips.main, "--out", videos, "--clips", str(GENERATED))
 
     return _dataset((CHECKOUT or Path()) / "data" / "throughput", draw, "h264-fast")
 
@@ -46,12 +46,8 @@ def varied_dataset() -> Path:
             width, height = (2 * random.integers(32, 128, 2)).tolist()
             rate, frames = random.choice([10, 12, 25, 30, 60]), random.integers(20, 120)
             encoding = ENCODINGS[number % len(ENCODINGS)]
-            source = f"testsrc2=size={width}x{height}:rate={rate}"
-            command = [ffmpeg_path(), "-v", "error", "-nostdin", "-y", "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p"]
             target = videos / f"{number:02d}.{'webm' if 'libvpx-vp9' in encoding else 'mp4'}"
-            command += [*encoding.split(), "-frames:v", str(frames), str(target)]
-            if status := subprocess.run(command).returncode:
-                raise RuntimeError(f"FFmpeg ended with status {status} for {target}")
+            draw_video(f"testsrc2=size={width}x{height}:rate={rate}", f"{encoding} -frames:v {frames}", target)
 
     return _dataset((CHECKOUT or Path()) / "data" / "soak", draw, "copy")
 
@@ -66,11 +62,19 @@ def _dataset(folder: Path, draw: Callable[[Path], None], preset: str) -> Path:
     print(f"making clips and a dataset of them in {folder}, once", flush=True)
     videos = folder / "videos"
     draw(videos)
-    _run(build_unlabeled_hybrid.main, "--folder", f"generated={videos}", "--out", dataset, "--preset", preset)
+    run_builder(build_unlabeled_hybrid.main, "--folder", f"generated={videos}", "--out", dataset, "--preset", preset)
     return dataset
 
 
-def _run(program: Callable[..., int], *arguments: str | Path) -> None:
-    """One of the builder's, in a process of its own, without torch."""
+def draw_video(source: str, encoding: str, target: Path) -> Path:
+    """A moving picture of FFmpeg's, encoded as its options say. Raises RuntimeError if it fails."""
+    command = [ffmpeg_path(), "-v", "error", "-nostdin", "-y", "-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p"]
+    if status := subprocess.run([*command, *encoding.split(), str(target)]).returncode:
+        raise RuntimeError(f"FFmpeg ended with status {status} for {target}")
+    return target
+
+
+def run_builder(program: Callable[..., int], *arguments: str | Path) -> None:
+    """A builder's program, in a process of its own, without torch. Raises RuntimeError if it fails."""
     if status := subprocess.run(command(program, *arguments), env=environment(), stdout=subprocess.DEVNULL).returncode:
-        raise RuntimeError(f"{program.__module__} ended with status {status} with {arguments[-1]}; or give --data DATASET")
+        raise RuntimeError(f"{program.__module__} {' '.join(map(str, arguments))} ended with status {status}")

@@ -3,19 +3,20 @@
 import json
 import os
 import random
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.parts.generated_dataset import run_builder
 from dataset_builders import build_unlabeled_hybrid
-from pipeline.children import command, environment
-from pipeline.decoding.decode import find_video
+from dataset_builders.media.probe import VideoInfo, probe
+from dataset_builders.media.rejects import RejectedError
+from dataset_builders.media.transcode import Timing, Wanted
 from pipeline.storage.manifest import Manifest
 
 LONGEST = 300.0  # seconds; longer files would be cut, and building clips of 40 films takes hours
@@ -30,6 +31,7 @@ class Built:
     clips: int
     bytes: int  # of the clips
     seconds: float  # that building took, its start included
+    names: set[str]  # of the files that clips were made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,62 +80,52 @@ def build_of_files(paths: Sequence[bytes], number: int, narrowest: int, folder: 
 
     Raises ValueError if none of them can be taken, RuntimeError if a build fails.
     """
-    passed_over: Counter[str] = Counter()
+    chosen, said = chosen_videos(paths, number, longest=LONGEST, narrowest=narrowest)
     videos = folder / "videos"
     videos.mkdir()
-    for path, _ in zip(_fitting(paths, narrowest, passed_over), range(number), strict=False):
-        suffix = Path(os.fsdecode(path)).suffix.lower()
-        (videos / f"{len(os.listdir(videos)):06d}{suffix}").symlink_to(os.path.abspath(os.fsdecode(path)))
-    said = f"passed over: {', '.join(f'{count} {why}' for why, count in passed_over.most_common())}" if passed_over else ""
-    if not (chosen := len(os.listdir(videos))):
-        raise ValueError(f"none of the {len(paths)} files can be taken; {said}")
-    print(f"building two datasets of {chosen} of the {len(paths)} files" + (f"; {said}" if said else ""), flush=True)
+    for place, name in enumerate(os.fsdecode(path) for path, _ in chosen):
+        (videos / f"{place:06d}{Path(name).suffix.lower()}").symlink_to(os.path.abspath(name))
+    print(f"building two datasets of {len(chosen)} of the {len(paths)} files{said}", flush=True)
     copy, h264_fast = (_build(videos, preset, folder / preset) for preset in ("copy", "h264-fast"))
-    taken = set(_names(copy.dataset)) & set(_names(h264_fast.dataset))
-    files = [file for file in sorted(videos.iterdir()) if file.name in taken]
+    files = [file for file in sorted(videos.iterdir()) if file.name in copy.names & h264_fast.names]
     if not files:
-        raise ValueError(f"the builder takes none of the {chosen} files, such as {os.fsdecode(paths[0])!r}")
+        raise ValueError(f"the builder takes none of the {len(chosen)} files, such as {os.fsdecode(paths[0])!r}")
     manifest = Manifest(copy.dataset)
     width, height = (int(sorted(side)[len(manifest) // 2]) for side in (manifest.width, manifest.height))
     codecs = ", ".join(sorted(set(manifest.column("codec").to_pylist())))
     return OriginalFiles(files, sum(file.stat().st_size for file in files), width, height, codecs, copy, h264_fast)
 
 
-def _fitting(paths: Sequence[bytes], narrowest: int, passed_over: Counter[str]) -> Iterator[bytes]:
-    """Those worth measuring; the others are counted."""
+def chosen_videos(
+    paths: Sequence[bytes], number: int, *, longest: float, narrowest: int = 0
+) -> tuple[list[tuple[bytes, VideoInfo]], str]:
+    """The first `number` of the files that are videos, of at most `longest` seconds and at least `narrowest` pixels wide; and
+    what to say of those passed over. Raises ValueError if none is one."""
+    chosen, passed = list[tuple[bytes, VideoInfo]](), Counter[str]()
     for path in paths:
+        if len(chosen) == number:
+            break
         try:
-            with av.open(os.fsdecode(path), metadata_errors="replace") as container:
-                stream = find_video(container)
-                width = stream.width if stream else 0
-                seconds = (container.duration or 0) / 1e6
-        except (av.FFmpegError, OSError, ValueError):
-            passed_over["are no videos"] += 1
+            info = probe(path)
+        except RejectedError as error:
+            passed[error.reason] += 1
             continue
-        if not width:
-            passed_over["have no video stream"] += 1
-        elif width < narrowest:
-            passed_over[f"are less than {narrowest} px wide (--min-width)"] += 1
-        elif seconds > LONGEST:
-            passed_over[f"are longer than {LONGEST:g} s"] += 1
+        if info.width < narrowest:
+            passed[f"are less than {narrowest} px wide (--min-width)"] += 1
+        elif Timing.of(info, Wanted()).num_frames / info.rate > longest:
+            passed[f"are longer than {longest:g} s"] += 1
         else:
-            yield path
+            chosen.append((path, info))
+    said = f"; passed over: {', '.join(f'{count} {why}' for why, count in passed.most_common())}" if passed else ""
+    if not chosen:
+        raise ValueError(f"none of the {len(paths)} files can be taken{said}")
+    return chosen, said
 
 
 def _build(videos: Path, preset: str, dataset: Path) -> Built:
-    """In a process of its own, without torch."""
-    options = ["--folder", f"original={videos}", "--out", str(dataset), "--preset", preset]
     began = time.perf_counter()
-    builder = command(build_unlabeled_hybrid.main, *options)
-    status = subprocess.run(builder, env=environment(), stdout=subprocess.DEVNULL).returncode
-    if status:
-        raise RuntimeError(f"building {preset} clips of {videos} ended with status {status}")
+    run_builder(build_unlabeled_hybrid.main, "--folder", f"original={videos}", "--out", dataset, "--preset", preset)
     seconds = time.perf_counter() - began
-    sizes = pq.read_table(dataset / "manifest.parquet", columns=["size"])["size"].to_pylist()
-    return Built(dataset, len(sizes), sum(sizes), seconds)
-
-
-def _names(dataset: Path) -> list[str]:
-    """Of the files that clips were made of."""
-    paths = pq.read_table(dataset / "manifest.parquet", columns=["path"])["path"].to_pylist()
-    return [os.fsdecode(path).rpartition("/")[2] for path in paths]
+    table = pq.read_table(dataset / "manifest.parquet", columns=["size", "path"])
+    names = {os.fsdecode(path).rpartition("/")[2] for path in table["path"].to_pylist()}
+    return Built(dataset, len(table), pc.sum(table["size"]).as_py() or 0, seconds, names)

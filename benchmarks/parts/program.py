@@ -3,28 +3,59 @@
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import tyro
 
+from benchmarks.parts.results import Result, check_json, write_json
 from pipeline.decoding.decode import DecodeError
 
 Options = TypeVar("Options")
+Work = Callable[[Options], Sequence[Result] | int | None]
 Main = Callable[..., int]  # of a command line's words, by default this process's
 
 
-def program(options: type[Options], **ends: str | int) -> Callable[[Callable[[Options], int | None]], Main]:
-    """Makes a program's `main(arguments)` of what it does with its options; `ends` are as in `finished`. Its help is the text
-    of its file; its flags may have the prefixes that they have in train/pretrain.py."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithFigures:
+    """An option of who has figures."""
 
-    def decorate(work: Callable[[Options], int | None]) -> Main:
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """File to write the figures to: a list of name, value, unit, baseline, ratio, rounds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithTurns(WithFigures):
+    """Options of who takes turns."""
+
+    rounds: int = 5
+    """In each of them everybody has a turn."""
+    seconds: float = 3.0
+    """Of a turn, about; at least one piece of work."""
+
+
+def program(options: type[Options], **ends: str | int) -> Callable[[Work[Options]], Main]:
+    """Makes a program's `main(arguments)` of what it does with its options. It returns its figures, which are written to
+    --json, or a status; `ends` are as in `finished`. Its help is the text of its file; its flags may have the prefixes that
+    they have in train/pretrain.py."""
+
+    def decorate(work: Work[Options]) -> Main:
         def main(arguments: Sequence[str] | None = None) -> int:
             words = sys.argv[1:] if arguments is None else arguments
             words = [re.sub(r"^--(model|views|compute)\.", "--", word) for word in words]
             given = tyro.cli(options, args=words, description=work.__globals__["__doc__"])
-            return finished(lambda: work(given), work.__code__.co_filename, **ends)  # type: ignore[arg-type]
+            file = getattr(given, "json", None)
+
+            def run() -> int | None:
+                check_json(file)
+                found = work(given)
+                if file and isinstance(found, Sequence):
+                    write_json(file, found)
+                return None if isinstance(found, Sequence) else found
+
+            return finished(run, work.__globals__["__file__"], **ends)  # type: ignore[arg-type]
 
         return main
 

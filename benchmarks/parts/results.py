@@ -114,9 +114,16 @@ def _busy_seconds() -> float:
 
 def _own_seconds() -> float:
     """CPU time of this process and its children, those that have ended included."""
-    ended, me = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.Process()
-    seconds = ended.ru_utime + ended.ru_stime
-    for process in [me, *me.children(recursive=True)]:
+    return time.process_time() + children_seconds(ended=True) + children_seconds()
+
+
+def children_seconds(ended: bool = False) -> float:
+    """CPU time of the child processes that live, or of those that have ended."""
+    if ended:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+    seconds = 0.0
+    for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
             times = process.cpu_times()
             seconds += times.user + times.system

@@ -25,16 +25,10 @@ CLIP_GRAD = 0.02  # ViT-g's
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepFigures:
-    """What a step costs. Medians over the rounds."""
+    """What a step costs."""
 
-    views: int
-    """Views of the step, one forward pass."""
-    seconds: float
-    """Of a step."""
     views_per_second: float
-    """On this one device."""
-    tflops: float
-    """Executed TFLOP/s by `flops.executed_gmac`, three forward passes' worth; recomputation is not counted."""
+    """On this one device, the median over the rounds."""
     peak_memory: int | None
     """Bytes that the step's tensors took at most, weights and optimizer included; None on a CPU, which does not count them."""
 
@@ -58,20 +52,13 @@ def measure_step(
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(ranks.device)
-    work = step_work(config, views, compute, ranks, dual=dual)
-    part = Part("step", "step", 1, work)
+    part = Part("step", "step", 1, step_work(config, views, compute, ranks, dual=dual))
     try:
         Stopwatch(seconds, ranks.device).rounds([part], rounds)
         peak = torch.cuda.max_memory_allocated(ranks.device) if on_gpu else None
-        return StepFigures(
-            views=views,
-            seconds=views / part.views,
-            views_per_second=part.views,
-            tflops=step_flops(config, views, dual) * part.views / views / 1e12,
-            peak_memory=peak,
-        )
+        return StepFigures(views_per_second=part.views, peak_memory=peak)
     finally:
-        del part, work  # the next model may need the memory
+        del part  # the next model may need the memory
         gc.collect()
 
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
 
-import psutil
 import torch
 from tqdm import tqdm
 
-from benchmarks.parts.results import Neighbours, Result
+from benchmarks.parts.results import Neighbours, Result, children_seconds
 
 REST_LIMIT = 120.0  # seconds
 
@@ -116,26 +115,14 @@ def wait_until_idle() -> None:
     Raises RuntimeError if they do not come to rest.
     """
     interval, quiet = 0.1, 0
-    before, gives_up = _children_seconds(), time.perf_counter() + REST_LIMIT
+    before, gives_up = children_seconds(), time.perf_counter() + REST_LIMIT
     while quiet < 2:  # twice in a row: a worker may wait for the disk
         threads = time.process_time()
         time.sleep(interval)
         threads = time.process_time() - threads
-        now = _children_seconds()
+        now = children_seconds()
         # one tick, a hundredth of a second, is allowed
         quiet = quiet + 1 if now - before < 0.015 and threads < 0.015 else 0
         before = now
         if time.perf_counter() > gives_up:
             raise RuntimeError(f"decoding ahead did not come to rest in {REST_LIMIT:g} s")
-
-
-def _children_seconds() -> float:
-    """CPU time of the child processes that live."""
-    seconds = 0.0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:  # it has just ended
-            continue
-        seconds += times.user + times.system
-    return seconds

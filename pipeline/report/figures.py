@@ -179,23 +179,15 @@ def slowest(meters: StageMeters, manifest: Manifest, recipe: SamplingRecipe) -> 
     """The clips that took longest, each once, with the frames that were asked of it."""
     records, rows, where = meters.records(), meters.rows(), meters.positions()
     spent = records["ended"] - records["began"]
-    typical, found = float(np.median(spent)), {}
-    for i in np.argsort(-spent):
-        row = int(rows[i])
-        if row not in found:
-            found[row] = i
-        if len(found) == SLOWEST:
-            break
-    lines = []
-    for row, i in found.items():
-        clip, (epoch, position) = manifest.clip(row), where[i].tolist()
-        attempts = int(records["failures"][i])
-        samples = sample_clips(manifest, recipe, epoch, np.array([position]), np.array([attempts]))
-        same = int(samples.rows[0]) == row  # not where attempts of an earlier start of the run came before
+    order, typical, lines = np.argsort(-spent), float(np.median(spent)), []
+    for i in order[np.sort(np.unique(rows[order], return_index=True)[1])][:SLOWEST]:
+        clip, (epoch, position) = manifest.clip(int(rows[i])), where[i].tolist()
+        samples = sample_clips(manifest, recipe, epoch, np.array([position]), records["failures"][i : i + 1])
+        same = samples.rows[0] == rows[i]  # not where attempts of an earlier start of the run came before
         lines.append(
             {
                 "key": clip.key,
-                "row": row,
+                "row": clip.row,
                 "ms": float(spent[i] / 1e6),
                 "times_typical": float(spent[i] / typical),
                 "core_ms": float(records["cpu"][i] / 1e6),

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import presets
+from benchmarks.parts.original_files import chosen_videos, shuffled_files
 from benchmarks.parts.preset_figures import Figures, results
-from benchmarks.presets import chosen_videos, likeness, reference
+from benchmarks.presets import LONGEST, likeness, reference
 from dataset_builders.media.presets import PRESETS, EncodeOptions
 from dataset_builders.media.transcode import Wanted, transcode
 
@@ -54,7 +55,7 @@ def test_figures_table_and_picture(videos: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_likeness_tells_copies_from_others(videos: Path) -> None:
-    ((path, info), (other, other_info)) = chosen_videos(videos, 2)
+    ((path, info), (other, other_info)), _ = chosen_videos(shuffled_files(videos), 2, longest=LONGEST)
     (piece,) = transcode(path, info, EncodeOptions(short_side=64), Wanted())
     with reference(path, info, 64) as source:
         psnr, ssim = likeness(piece.data, source)
@@ -66,8 +67,8 @@ def test_likeness_tells_copies_from_others(videos: Path) -> None:
 
 
 def test_the_same_videos_are_chosen_again(videos: Path) -> None:
-    assert chosen_videos(videos, 1) == chosen_videos(videos, 1)
-    assert len(chosen_videos(videos, 9)) == 2
+    assert shuffled_files(videos) == shuffled_files(videos)
+    assert len(chosen_videos(shuffled_files(videos), 9, longest=LONGEST)[0]) == 2
 
 
 def test_what_cannot_be_measured(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +77,7 @@ def test_what_cannot_be_measured(videos: Path, tmp_path: Path, capsys: pytest.Ca
     out = ["--out", str(tmp_path / "out")]
     for arguments, said in (
         (["--videos", str(tmp_path / "nowhere")], "there is no such folder"),
-        (["--videos", str(tmp_path / "none")], "no video of at most 60 s among 1 file: 1 not_video"),
+        (["--videos", str(tmp_path / "none")], "none of the 1 files can be taken; passed over: 1 not_video"),
         (["--videos", str(videos), "--clips", "0"], "--clips 0: it must be at least 1"),
         (["--videos", str(videos), "--json", str(tmp_path)], "is a folder"),
     ):
