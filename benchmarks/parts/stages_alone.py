@@ -63,7 +63,8 @@ class Prepared:
             if start:
                 container.seek(start, stream=stream, backward=True)
             for packet in packets_of(container, stream):
-                if any((of.pts or 0) >= last for of in (packet.decode() if decoding else [packet])):
+                found = packet.decode() if decoding else (packet,)
+                if found and (found[-1].pts or 0) >= last:
                     break
 
     def convert(self) -> None:
