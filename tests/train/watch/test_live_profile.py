@@ -15,7 +15,7 @@ def test_a_run_writes_a_report_of_itself(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(dataset, out, "--steps", "6", "--profile-loader")
     found = json.loads((out / "loader_profile" / "report.json").read_text())
-    assert found["title"] == "train/pretrain.py --profile-loader"
+    assert found["title"] == "tubecell pretrain --profile-loader"
     assert found["figures"]["clips"] == 6 * 4
     assert found["rates"]["together"]["median"] > 0
     assert (out / "loader_profile" / "report.html").read_text().startswith("<!doctype html>")
