@@ -38,6 +38,11 @@ class DroppedEntry:
     detail: str
 
 
+def malformed(file: AnyPath, line: int, split: str, what: str, id: str | None = None) -> DroppedEntry:
+    """A line that cannot be understood."""
+    return DroppedEntry(id, split, Drop.MALFORMED, f"{shown(file)}:{line}: {what}")
+
+
 def as_files(files: Files) -> tuple[AnyPath, ...]:
     """One file, several or none -> a tuple."""
     if files is None:

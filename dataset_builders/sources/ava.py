@@ -10,11 +10,22 @@ C.1). The dataset's own tools and the papers after it take frames at 30 a second
 frames, 90 clips a movie and 21,150 of 235.
 """
 
-import os
+from collections.abc import Callable
+from dataclasses import replace
 
-from dataset_builders.plan import Drop, SourcePlan
-from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, Files, as_files, is_text, read_lines, shown
-from dataset_builders.sources.listing import existing_folder, list_videos, plan_entries
+from dataset_builders.plan import SourcePlan
+from dataset_builders.sources.annotations import (
+    AnyPath,
+    DroppedEntry,
+    Entry,
+    Files,
+    as_files,
+    is_text,
+    malformed,
+    read_lines,
+    shown,
+)
+from dataset_builders.sources.listing import existing_folder, plan_entries
 
 BEGIN, END = 900.0, 1800.0  # seconds of the film
 RATE = 30.0
@@ -41,57 +52,46 @@ def plan(
     Raises ValueError if a file or the folder is missing, or `train` has no movie in it.
     """
     root = existing_folder(folder)
-    entries, malformed = _read_movies(as_files(train))
+    entries, bad = _read_movies(train, "train", _annotated, "neither an id nor a row 'ID,SECOND,...'")
     if not entries:
         files = ", ".join(map(shown, as_files(train)))
         raise ValueError(
             f"source {name}: no movie in {files}; the file ava_train_v2.2.csv with rows like 'ID,0902,...' is needed"
         )
-    others, more = _read_file_names(file_names, {entry.id for entry in entries}) if file_names is not None else ([], [])
-    movies = {os.fsencode(entry.id) for entry in (*entries, *others)}
+    others, more = _read_movies(file_names, "val", lambda line: line.strip().rpartition(".")[0], "no name of a file")
+    training = {entry.id for entry in entries}
     begin = 0.0 if trimmed else BEGIN
     planned = plan_entries(
         name,
-        list_videos(root, lambda parent, directory: directory in movies),
-        [*entries, *others],
-        [*malformed, *more],
+        root,
+        [*entries, *(entry for entry in others if entry.id not in training)],
+        [*bad, *more],
         splits=("train",),
         columns={"rate": RATE, "clip_frames": CLIP_FRAMES, "seconds": END - BEGIN, "sampling": sampling},
-        video_columns={"start": begin, "end": begin + END - BEGIN},
+        by_kind={"start": (None, begin), "end": (None, begin + END - BEGIN)},
     )
-    counts = {**planned.counts, "clips at most": CLIPS * len(planned.requests)}
-    return SourcePlan(requests=planned.requests, dropped=planned.dropped, counts=counts)
+    return replace(planned, counts={**planned.counts, "clips at most": CLIPS * len(planned.requests)})
 
 
-def _read_movies(files: tuple[AnyPath, ...]) -> tuple[list[Entry], list[DroppedEntry]]:
-    """The distinct movies of annotation files, in the order in which they appear, and the rows that name none."""
+def _read_movies(
+    files: Files, split: str, movie_of: Callable[[str], str], wanted: str
+) -> tuple[list[Entry], list[DroppedEntry]]:
+    """The distinct movies of files, in the order in which they appear, and the lines in which `movie_of` finds none."""
     entries: dict[str, Entry] = {}
-    malformed = []
-    for file in files:
+    bad = []
+    for file in as_files(files):
         for number, line in enumerate(read_lines(file), start=1):
-            movie, _, rest = line.partition(",")  # an id may begin with "-" or "_", and has no comma
-            if movie in entries and rest[:1].isdigit():  # 837,000 rows name 235 movies
+            movie = movie_of(line)
+            if movie in entries:  # 837,000 rows name 235 movies
                 continue
-            movie, second = movie.strip(), rest.partition(",")[0].strip()
-            if not is_text(movie) or "/" in movie or (rest and not second.isdigit()):
-                if line.strip():
-                    detail = f"{shown(file)}:{number}: {line!r} is neither an id nor a row 'ID,SECOND,...'"
-                    malformed.append(DroppedEntry(None, "train", Drop.MALFORMED, detail))
-            elif movie not in entries:
-                entries[movie] = Entry(movie, "train", None, shown(file), number)
-    return list(entries.values()), malformed
+            if is_text(movie) and "/" not in movie:
+                entries[movie] = Entry(movie, split, None, shown(file), number)
+            elif line.strip():
+                bad.append(malformed(file, number, "train", f"{line!r} is {wanted}"))
+    return list(entries.values()), bad
 
 
-def _read_file_names(file: AnyPath, training: set[str]) -> tuple[list[Entry], list[DroppedEntry]]:
-    """The movies of a list of file names that are not for training, and a row for each line that is no file name."""
-    entries: dict[str, Entry] = {}
-    malformed = []
-    for number, line in enumerate(read_lines(file), start=1):
-        movie = line.strip().rpartition(".")[0]
-        if is_text(movie) and "/" not in movie:
-            if movie not in training:
-                entries.setdefault(movie, Entry(movie, "val", None, shown(file), number))
-        elif line.strip():
-            detail = f"{shown(file)}:{number}: {line!r} is no name of a file"
-            malformed.append(DroppedEntry(None, "train", Drop.MALFORMED, detail))
-    return list(entries.values()), malformed
+def _annotated(line: str) -> str:
+    """The movie of an annotation, empty if it is none. An id may begin with "-" or "_", and has no comma."""
+    movie, _, rest = line.partition(",")
+    return movie.strip() if not rest or rest.partition(",")[0].strip().isdigit() else ""

@@ -75,12 +75,7 @@ def _never_entered(folder: bytes) -> Iterator[os.stat_result]:
 
 
 def plan(
-    name: str,
-    *,
-    folder: AnyPath,
-    split: str = "train",
-    labels_from_folder: bool = False,
-    sampling: str = SAMPLING,
+    name: str, *, folder: AnyPath, split: str = "train", labels_from_folder: bool = False, sampling: str = SAMPLING
 ) -> SourcePlan:
     """Every file below `folder`, in the order of their bytes. `labels_from_folder`: a file's own folder names its class.
 

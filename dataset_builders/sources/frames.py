@@ -8,10 +8,10 @@ import os
 from tqdm import tqdm
 
 from dataset_builders.media.image_names import IMAGES, image_names, image_number
-from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
+from dataset_builders.plan import Drop, SourcePlan, requests_table
 from dataset_builders.sources.annotations import AnyPath, is_text
 from dataset_builders.sources.folder import mixed_splits, walk
-from dataset_builders.sources.listing import count_reasons, existing_folder
+from dataset_builders.sources.listing import count_reasons, dropped_files, existing_folder
 
 VIDEOS = (
     *(b".mp4", b".m4v", b".mov", b".mkv", b".webm", b".avi", b".wmv", b".flv"),
@@ -27,13 +27,7 @@ def check_rate(name: str, rate: float) -> None:
 
 
 def plan(
-    name: str,
-    *,
-    folder: AnyPath,
-    rate: float,
-    split: str = "train",
-    labels_from_folder: bool = False,
-    sampling: str = SAMPLING,
+    name: str, *, folder: AnyPath, rate: float, split: str = "train", labels_from_folder: bool = False, sampling: str = SAMPLING
 ) -> SourcePlan:
     """Every folder below `folder` that holds images and no video is a clip, in the order of their paths.
 
@@ -61,30 +55,14 @@ def plan(
                 others.append((os.path.join(parent, file), "is no image"))
     found.sort()
     others.sort()
-    requests = requests_table(
-        {
-            "source": name,
-            "root": name,
-            "path": [path for path, _ in found],
-            "kind": "frames",
-            "split": split,
-            "label": [_class_name(path) if labels_from_folder else None for path, _ in found],
-            "seconds": [num_images / rate for _, num_images in found],
-            "rate": float(rate),
-            "sampling": sampling,
-        },
-        len(found),
-    )
-    dropped = dropped_table(
-        {
-            "source": name,
-            "root": name,
-            "path": [path for path, _ in others],
-            "reason": str(Drop.NOT_LISTED),
-            "detail": [detail for _, detail in others],
-        },
-        len(others),
-    )
+    columns = {
+        "path": [path for path, _ in found],
+        "label": [_class_name(path) if labels_from_folder else None for path, _ in found],
+        "seconds": [num_images / rate for _, num_images in found],
+    }
+    same = {"source": name, "root": name, "kind": "frames", "split": split, "rate": float(rate), "sampling": sampling}
+    requests = requests_table(columns | same)
+    dropped = dropped_files(name, [path for path, _ in others], Drop.NOT_LISTED, [detail for _, detail in others])
     counts = {"found": len(found), "images": sum(num_images for _, num_images in found), **count_reasons([dropped])}
     counts |= {"with gaps in their numbers": gaps, "images passed over": passed_over}
     notes = mixed_splits(name, [path for path, _ in found], split)

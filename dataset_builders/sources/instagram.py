@@ -22,7 +22,7 @@ from dataset_builders.plan import Drop, SourcePlan, requests_table
 from dataset_builders.sources.annotations import AnyPath
 from dataset_builders.sources.choice import check_number, ranks
 from dataset_builders.sources.folder import own_folder
-from dataset_builders.sources.listing import Listing, count_reasons, dropped_files, existing_folder, list_videos
+from dataset_builders.sources.listing import count_reasons, dropped_files, existing_folder, list_videos
 
 NUMBER = 250_000
 SAMPLING = "stride:4"
@@ -66,27 +66,16 @@ def plan(
     metadata = {path for path in everything if path.endswith((b".json", b".json.xz"))}
     posts, repeated = _choose(root, videos, metadata, len(videos) if number is None else number, seed)
     places = sorted(posts)
-    requests = requests_table(
-        {
-            "source": name,
-            "root": name,
-            "path": [videos[place] for place in places],
-            "kind": "video",
-            "split": "train",
-            "label": [own_folder(videos[place]) if labels_from_folder else None for place in places],
-            "source_id": [posts[place].shortcode for place in places],
-            "seconds": [posts[place].seconds for place in places],
-            "sampling": sampling,
-        },
-        len(places),
-    )
-    dropped = dropped_files(
-        name,
-        Listing(videos, len(videos)),
-        np.array(sorted(repeated), np.int64),
-        Drop.DUPLICATE,
-        [repeated[place] for place in sorted(repeated)],
-    )
+    columns = {
+        "path": [videos[place] for place in places],
+        "label": [own_folder(videos[place]) if labels_from_folder else None for place in places],
+        "source_id": [posts[place].shortcode for place in places],
+        "seconds": [posts[place].seconds for place in places],
+    }
+    same = {"source": name, "root": name, "kind": "video", "split": "train", "sampling": sampling}
+    requests = requests_table(columns | same)
+    others = sorted(repeated)
+    dropped = dropped_files(name, [videos[place] for place in others], Drop.DUPLICATE, [repeated[place] for place in others])
     counts = {
         "found": len(videos),
         "chosen": len(places),

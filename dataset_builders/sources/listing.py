@@ -27,15 +27,6 @@ class Listing:
     num_files: int
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """Places in a listing (int64). `chosen` has one for each id, -1 without a file."""
-
-    chosen: np.ndarray
-    repeated: np.ndarray  # of an id that was found before
-    unlisted: np.ndarray  # of no id
-
-
 def existing_folder(folder: AnyPath) -> bytes:
     """The folder as absolute bytes; raises ValueError if there is none."""
     if not os.path.isdir(folder):
@@ -87,8 +78,11 @@ def stems(listing: Listing) -> list[bytes]:
     return names
 
 
-def match(ids: Sequence[str] | pa.Array, listing: Listing) -> Match:
-    """Distinct ids -> their files. Of several the first counts: a video before a folder of frames."""
+def match(name: str, ids: Sequence[str] | pa.Array, listing: Listing) -> tuple[np.ndarray, list[pa.Table]]:
+    """Distinct ids -> (place in the listing of each, int64, -1 without a file; rows for all other files of the source `name`).
+
+    Of several files of an id the first counts: a video before a folder of frames.
+    """
     wanted = pa.array(ids, pa.string()).cast(pa.binary())
     found = pa.array(stems(listing), pa.binary())
     id_of = pc.index_in(found, value_set=wanted)  # null for files that no id means
@@ -97,14 +91,17 @@ def match(ids: Sequence[str] | pa.Array, listing: Listing) -> Match:
     unique, first = np.unique(meant, return_index=True)  # the first place of each
     chosen = np.full(len(wanted), -1)
     chosen[unique] = listed[first]
-    repeated = np.delete(listed, first)
-    return Match(chosen, repeated, np.flatnonzero(np.asarray(id_of.is_null())))
+    repeated = [listing.paths[place] for place in np.delete(listed, first)]
+    unlisted = [listing.paths[place] for place in np.flatnonzero(np.asarray(id_of.is_null()))]
+    return chosen, [
+        dropped_files(name, repeated, Drop.DUPLICATE, "a file of the same name is taken already"),
+        dropped_files(name, unlisted, Drop.NOT_LISTED, "no annotation file lists it"),
+    ]
 
 
-def dropped_files(name: str, listing: Listing, places: np.ndarray, reason: Drop, detail: str | list[str]) -> pa.Table:
+def dropped_files(name: str, paths: list[bytes], reason: Drop, detail: str | list[str]) -> pa.Table:
     """Rows for files that are not asked for."""
-    paths = pa.array([listing.paths[place] for place in places], pa.binary())
-    return dropped_table({"source": name, "root": name, "path": paths, "reason": str(reason), "detail": detail}, len(places))
+    return dropped_table({"source": name, "root": name, "path": paths, "reason": str(reason), "detail": detail}, len(paths))
 
 
 def dropped_entries(name: str, entries: Sequence[DroppedEntry]) -> pa.Table:
@@ -120,30 +117,29 @@ def dropped_entries(name: str, entries: Sequence[DroppedEntry]) -> pa.Table:
 
 def plan_entries(
     name: str,
-    listing: Listing,
+    folder: bytes,
     entries: Sequence[Entry],
     dropped: Sequence[DroppedEntry],
     *,
     splits: Collection[str],
     columns: Mapping[str, Any],
-    video_columns: Mapping[str, Any] | None = None,
-    frames_columns: Mapping[str, Any] | None = None,
+    by_kind: Mapping[str, tuple[float | None, float | None]],
     files: Mapping[str, Any] | None = None,
 ) -> SourcePlan:
-    """Entries with distinct ids and a listing -> the plan, in the order of the entries.
+    """Entries with distinct ids and what lies in `folder` -> the plan, in the order of the entries.
 
-    Only `splits` are asked for; entries of others keep their files from being unlisted. The columns that are the same for all
-    requests, for videos only and for folders of frames only are given as one value each. The root has the source's name.
+    Only `splits` are asked for; entries of others keep their files from being unlisted. `columns` are the same for all
+    requests, `by_kind` has the value of folders of frames and that of videos. The root has the source's name.
     """
-    matched = match([entry.id for entry in entries], listing)
-    places = matched.chosen
+    names = {os.fsencode(entry.id) for entry in entries}
+    listing = list_videos(folder, lambda parent, directory: directory in names)
+    places, other_files = match(name, [entry.id for entry in entries], listing)
     pairs = list(zip(entries, places.tolist(), strict=True))
     taken = [(entry, place) for entry, place in pairs if place >= 0 and entry.split in splits]
     frames = pa.array([place >= listing.num_files for _, place in taken], pa.bool_())
-    either = {}
-    for column in {**(video_columns or {}), **(frames_columns or {})}:
-        values = [pa.scalar((given or {}).get(column), pa.float64()) for given in (frames_columns, video_columns)]
-        either[column] = pc.if_else(frames, *values)
+    either = {
+        column: pc.if_else(frames, *(pa.scalar(value, pa.float64()) for value in values)) for column, values in by_kind.items()
+    }
     requests = requests_table(
         {
             "source": name,
@@ -164,11 +160,7 @@ def plan_entries(
         if place < 0 and entry.split in splits
     ]
     dropped = [entry for entry in dropped if entry.split in splits]
-    tables = [
-        dropped_entries(name, [*dropped, *missing]),
-        dropped_files(name, listing, matched.repeated, Drop.DUPLICATE, "a file of the same name is taken already"),
-        dropped_files(name, listing, matched.unlisted, Drop.NOT_LISTED, "no annotation file lists it"),
-    ]
+    tables = [dropped_entries(name, [*dropped, *missing]), *other_files]
     listed = sum(entry.split in splits for entry in entries) + len(dropped)
     others_found = sum(place >= 0 and entry.split not in splits for entry, place in pairs)
     counts = {"listed": listed, "found": len(taken), **count_reasons(tables)}

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 
-import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from dataset_builders.sources.annotations import (
     Entry,
     Files,
     as_files,
+    malformed,
     read_lines,
     settle,
     shown,
@@ -102,8 +102,7 @@ def plan(
             where = shown(file)
             for line in read_list(file, columns, classes):
                 if isinstance(line, BadLine):
-                    detail = f"{where}:{line.number}: {line.detail}"
-                    dropped.append(DroppedEntry(None, split, Drop.MALFORMED, detail))
+                    dropped.append(malformed(file, line.number, split, line.detail))
                     continue
                 place, identity = places.find(file, line.path, replace)
                 identity += "" if line.start is None else f" {line.start}"
@@ -155,10 +154,10 @@ def plan(
         },
         len(items),
     )
-    unlisted = np.array([place for place, path in enumerate(listing.paths) if path not in wanted], np.int64)
+    unlisted = [path for path in listing.paths if path not in wanted]
     tables = [
         dropped_entries(name, [replaced(entry, id=entry.id and shown(entry.id)) for entry in dropped]),
-        dropped_files(name, listing, unlisted, Drop.NOT_LISTED, "no list has it"),
+        dropped_files(name, unlisted, Drop.NOT_LISTED, "no list has it"),
     ]
     counts = {"listed": num_listed, "found": len(items), **count_reasons(tables)}
     notes = []

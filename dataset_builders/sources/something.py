@@ -18,7 +18,7 @@ second it takes the very frames of stride 2 (tested), and copies that were conve
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from dataset_builders.plan import Drop, SourcePlan
+from dataset_builders.plan import SourcePlan
 from dataset_builders.sources.annotations import (
     SPLITS,
     AnyPath,
@@ -27,12 +27,13 @@ from dataset_builders.sources.annotations import (
     Files,
     as_files,
     is_text,
+    malformed,
     read_json,
     read_lines,
     settle,
     shown,
 )
-from dataset_builders.sources.listing import existing_folder, list_videos, plan_entries
+from dataset_builders.sources.listing import existing_folder, plan_entries
 
 RATE = 12.0
 SAMPLING = "seconds:0.166666"  # 2/12 s, rounded down: at 0.166667 a view would be 32.0001 frames long and miss the last start
@@ -65,28 +66,26 @@ def plan(
     classes = _read_labels(labels) if labels is not None else None
     known = frozenset(classes or ())
     entries: list[Entry] = []
-    malformed: list[DroppedEntry] = []
+    bad: list[DroppedEntry] = []
     for split, files in zip(SPLITS, (train, val, test), strict=True):
         for file in as_files(files):
             for line, video, label in _read(file):
-                where = f"{shown(file)}:{line}"
                 if not is_text(video) or "/" in video:
-                    malformed.append(DroppedEntry(None, split, Drop.MALFORMED, f"{where}: {video!r} is no id of a video"))
+                    bad.append(malformed(file, line, split, f"{video!r} is no id of a video"))
                 elif label is not None and (not is_text(label) or (labels is not None and label not in known)):
-                    detail = f"{where}: {label!r} is no class" + (f" of {shown(labels)}" if labels is not None else "")
-                    malformed.append(DroppedEntry(video, split, Drop.MALFORMED, detail))
+                    what = f"{label!r} is no class" + (f" of {shown(labels)}" if labels is not None else "")
+                    bad.append(malformed(file, line, split, what, video))
                 else:
                     entries.append(Entry(video, split, label, shown(file), line))
     entries, dropped = settle(entries)
-    names = {entry.id.encode() for entry in entries}
     return plan_entries(
         name,
-        list_videos(root, lambda parent, directory: directory in names),
+        root,
         entries,
-        [*malformed, *dropped],
+        [*bad, *dropped],
         splits=splits,
         columns={"sampling": sampling},
-        frames_columns={"rate": float(rate)},
+        by_kind={"rate": (float(rate), None)},
         files={f"label_map_{name}.json": classes} if classes is not None else None,
     )
 

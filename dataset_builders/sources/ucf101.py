@@ -15,10 +15,10 @@ import os
 import re
 from collections.abc import Iterable
 
-from dataset_builders.plan import Drop, SourcePlan
-from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, is_text, read_lines, settle, shown
+from dataset_builders.plan import SourcePlan
+from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, is_text, malformed, read_lines, settle, shown
 from dataset_builders.sources.frames import check_rate
-from dataset_builders.sources.listing import existing_folder, list_videos, plan_entries
+from dataset_builders.sources.listing import existing_folder, plan_entries
 
 HMDB51_SPLITS = {"0": "unused", "1": "train", "2": "test"}
 
@@ -47,8 +47,7 @@ def plan_ucf101(
                 entries.append(Entry(stem, split, label, shown(file), line))
             elif path:
                 wanted = "CLASS/NAME.avi" + (" NUMBER, with class and number as in classInd.txt" if split == "train" else "")
-                detail = f"{shown(file)}:{line}: {text!r} is not {wanted}"
-                entries.append(DroppedEntry(None, split, Drop.MALFORMED, detail))
+                entries.append(malformed(file, line, split, f"{text!r} is not {wanted}"))
     return _plan(name, folder, entries, classes, rate, sampling)
 
 
@@ -74,8 +73,7 @@ def plan_hmdb51(
             if found and is_text(found[1]) and "/" not in found[1]:
                 entries.append(Entry(found[1], HMDB51_SPLITS[found[2]], label, shown(path), line))
             elif text.strip():
-                detail = f"{shown(path)}:{line}: {text!r} is not 'NAME.avi 0', 1 (training) or 2 (test)"
-                entries.append(DroppedEntry(None, "train", Drop.MALFORMED, detail))
+                entries.append(malformed(path, line, "train", f"{text!r} is not 'NAME.avi 0', 1 (training) or 2 (test)"))
     return _plan(name, folder, entries, classes, rate, sampling)
 
 
@@ -91,15 +89,14 @@ def _plan(
     """`lines` of the lists, those that are malformed as dropped ones."""
     root, lines = existing_folder(folder), list(lines)
     entries, dropped = settle([line for line in lines if isinstance(line, Entry)])
-    names = {os.fsencode(entry.id) for entry in entries}
     return plan_entries(
         name,
-        list_videos(root, lambda parent, directory: directory in names),
+        root,
         entries,
         [*(line for line in lines if isinstance(line, DroppedEntry)), *dropped],
         splits=("train", "test"),
         columns={"sampling": sampling},
-        frames_columns={"rate": float(rate)},
+        by_kind={"rate": (float(rate), None)},
         files={f"label_map_{name}.json": classes},
     )
 

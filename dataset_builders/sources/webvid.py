@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
-from dataset_builders.sources.annotations import SPLITS, AnyPath, Files, as_files, shown
+from dataset_builders.sources.annotations import SPLITS, AnyPath, DroppedEntry, Files, as_files, malformed, shown
 from dataset_builders.sources.choice import check_number, choose
-from dataset_builders.sources.listing import count_reasons, dropped_files, existing_folder, list_videos, match
+from dataset_builders.sources.listing import count_reasons, dropped_entries, existing_folder, list_videos, match
 
 NUMBER = 250_000
 SAMPLING = "stride:4"
@@ -46,18 +46,18 @@ def plan(
     if not (train or val):
         raise ValueError(f"source {name}: none of the annotation files train and val is given")
     root = existing_folder(folder)
-    tables, malformed = [], []
+    tables, bad = [], []
     for split, files in (("train", train), ("val", val)):
         for file in as_files(files):
             rows, rejected = _read(file, split)
             tables.append(rows)
-            malformed += [(split, detail) for detail in rejected]
+            bad += rejected
     rows, repeated, leaked = _settle(pa.concat_tables(tables))
     listing = list_videos(root)
-    matched = match(rows["videoid"].combine_chunks(), listing)
+    place_of_row, other_files = match(name, rows["videoid"].combine_chunks(), listing)
     split = rows["split"].to_numpy(zero_copy_only=False)
     wanted = np.isin(split, list(splits))
-    there = (matched.chosen >= 0) & wanted
+    there = (place_of_row >= 0) & wanted
     candidates = np.flatnonzero(there & (split == "train"))
     chosen = there & (split != "train")
     if number is not None and number < len(candidates):
@@ -66,36 +66,21 @@ def plan(
     chosen[candidates] = True
     places = np.flatnonzero(chosen)
     taken = rows.take(pa.array(places))
-    requests = requests_table(
-        {
-            "source": name,
-            "root": name,
-            "path": [listing.paths[place] for place in matched.chosen[places]],
-            "kind": "video",
-            "split": taken["split"],
-            "source_id": taken["videoid"],
-            "seconds": taken["seconds"],
-            "sampling": sampling,
-        },
-        len(taken),
-    )
+    columns = {
+        "path": [listing.paths[place] for place in place_of_row[places]],
+        "split": taken["split"],
+        "source_id": taken["videoid"],
+        "seconds": taken["seconds"],
+    }
+    requests = requests_table(columns | {"source": name, "root": name, "kind": "video", "sampling": sampling})
     dropped = [
-        dropped_table(
-            {
-                "source": name,
-                "split": [split for split, _ in malformed],
-                "reason": str(Drop.MALFORMED),
-                "detail": [detail for _, detail in malformed],
-            },
-            len(malformed),
-        ),
+        dropped_entries(name, bad),
         _dropped_rows(name, repeated, Drop.DUPLICATE, "the lists have this id before"),
         _dropped_rows(name, leaked, Drop.LEAK, "the training list has it, and the validation list too"),
-        dropped_files(name, listing, matched.repeated, Drop.DUPLICATE, "a file of the same name is taken already"),
-        dropped_files(name, listing, matched.unlisted, Drop.NOT_LISTED, "no annotation file lists it"),
+        *other_files,
     ]
     counts = {
-        "listed": int(wanted.sum()) + len(repeated) + len(leaked) + len(malformed),
+        "listed": int(wanted.sum()) + len(repeated) + len(leaked) + len(bad),
         "found": int(there.sum()),
         "chosen": len(taken),
         str(Drop.NOT_CHOSEN): int(there.sum()) - len(taken),
@@ -124,18 +109,18 @@ def _settle(rows: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
     return rows.filter(pa.array(once)), rows.filter(pa.array(~once)), leaked
 
 
-def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[str]]:
-    """A list -> (rows with videoid, seconds, split; a detail for each row that cannot be understood).
+def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[DroppedEntry]]:
+    """A list -> (rows with videoid, seconds, split; those that cannot be understood).
 
     2.5 million rows (690 MB) take 0.7 s in one thread; more gain nothing, and could not say which line is wrong.
     """
-    details: list[str] = []
-    wrong: list[int] = []  # their rows, from 1, the header being row 1
+    bad: list[DroppedEntry] = []
+    wrong: list[int] = []  # rows with too few or too many columns, from 1, the header being row 1
 
     def wrong_columns(row: pyarrow.csv.InvalidRow) -> str:
         wrong.append(row.number)
-        text = row.text[:100]
-        details.append(f"{shown(file)}:{row.number}: {row.actual_columns} columns instead of {row.expected_columns}: {text!r}")
+        what = f"{row.actual_columns} columns instead of {row.expected_columns}: {row.text[:100]!r}"
+        bad.append(malformed(file, row.number, split, what))
         return "skip"
 
     try:
@@ -162,10 +147,10 @@ def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[str]]:
         line = place + 2
         for number in wrong:
             line += number <= line
-        details.append(f"{shown(file)}:{line}: videoid {table['videoid'][place].as_py()!r} is no id")
+        bad.append(malformed(file, line, split, f"videoid {table['videoid'][place].as_py()!r} is no id"))
     table = table.filter(valid)
     columns = {"videoid": table["videoid"].cast(pa.string()), "seconds": _seconds(table["duration"])}
-    return pa.table(columns | {"split": pa.repeat(pa.scalar(split), len(table))}), details
+    return pa.table(columns | {"split": pa.repeat(pa.scalar(split), len(table))}), bad
 
 
 def _seconds(durations: pa.ChunkedArray) -> pa.Array:

@@ -1,7 +1,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dataset_builders.sources.folder import list_files
@@ -48,15 +47,12 @@ def test_stems_keep_all_but_the_last_extension_of_files() -> None:
 def test_match_finds_each_id_once() -> None:
     files = [b"1.mp4", b"1.webm", b"2/3.mp4", b"9.txt", b"latin\xe9.mp4"]
     listing = Listing([*files, b"2", b"frames/1"], len(files))
-    matched = match(["3", "1", "4", "2"], listing)
-    np.testing.assert_array_equal(matched.chosen, [2, 0, -1, 5])
-    np.testing.assert_array_equal(matched.repeated, [1, 6])  # another file, and a folder of frames
-    np.testing.assert_array_equal(matched.unlisted, [3, 4])
-
-
-def test_match_of_nothing() -> None:
-    assert match(["a"], Listing([], 0)).chosen.tolist() == [-1]
-    assert match([], Listing([b"a"], 1)).unlisted.tolist() == [0]
+    chosen, (repeated, unlisted) = match("own", ["3", "1", "4", "2"], listing)
+    assert chosen.tolist() == [2, 0, -1, 5]
+    assert repeated["path"].to_pylist() == [b"1.webm", b"frames/1"]  # another file, and a folder of frames
+    assert unlisted["path"].to_pylist() == [b"9.txt", b"latin\xe9.mp4"]
+    assert match("own", ["a"], Listing([], 0))[0].tolist() == [-1]
+    assert match("own", [], Listing([b"a"], 1))[1][1]["path"].to_pylist() == [b"a"]
 
 
 def test_a_folder_must_exist(tmp_path: Path) -> None:
