@@ -2,17 +2,17 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from dataset_builders.media.clip import ClipRequest, EncodedClip, Reject
-from dataset_builders.media.decode_check import verify
+from dataset_builders.media.decode_check import manifest_row, verify
 from dataset_builders.media.image_folder import ImageFolder
 from dataset_builders.media.presets import ENCODERS, EncodeOptions
 from dataset_builders.media.probe import VideoInfo, probe
 from dataset_builders.media.rejects import Reason, RejectedError
 from dataset_builders.media.transcode import Piece, Timing, Wanted, copy_file, transcode
-from pipeline.storage.manifest import content_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ClipMaker:
             raise RejectedError(Reason.UNSUPPORTED, detail)
         path = os.path.join(request.folder, request.path)
         data, extension = copy_file(path, probe(path))
-        yield self._check(request, request.key, data, extension, None, None, None)
+        yield EncodedClip(data, extension, self._row(request, data, None))
 
     def _transcode(self, request: ClipRequest) -> Iterator[EncodedClip | Reject]:
         path = os.path.join(request.folder, request.path)
@@ -69,22 +69,16 @@ class ClipMaker:
             if piece.count > 1 or not whole or wanted.clip_frames:
                 start, end = (zero + place / float(timing.rate) for place in (piece.first, piece.first + piece.num_frames))
             try:
-                yield self._check(request, _key(request, piece), piece.data, "mp4", piece.num_frames, start, end)
+                row = self._row(request, piece.data, piece.num_frames) | {"key": _key(request, piece)}
+                if start is not None and end is not None:
+                    row |= {"start": round(start, 6), "end": round(end, 6)}
+                yield EncodedClip(piece.data, "mp4", row)
             except RejectedError as error:
                 if piece.count == 1:
                     raise
                 yield Reject(error.reason, error.detail, start, end)
 
-    def _check(
-        self,
-        request: ClipRequest,
-        key: str,
-        data: bytes,
-        extension: str,
-        num_frames: int | None,
-        start: float | None,
-        end: float | None,
-    ) -> EncodedClip:
+    def _row(self, request: ClipRequest, data: bytes, num_frames: int | None) -> dict[str, Any]:
         """Decode a clip whole; raises RejectedError. `num_frames` went into it, None if nobody counted them."""
         try:
             verified = verify(data)
@@ -95,26 +89,7 @@ class ClipMaker:
         if num_frames is not None and verified.num_frames != num_frames:
             detail = f"{num_frames} frames were encoded, {verified.num_frames} decode"
             raise RejectedError(Reason.VERIFY_FAILED, detail)
-        if verified.num_frames < self.options.min_frames:
-            detail = f"{verified.num_frames} frames decode; --min-frames is {self.options.min_frames}"
-            raise RejectedError(Reason.TOO_SHORT, detail)
-        if min(verified.width, verified.height) < 16:
-            detail = f"{verified.width}x{verified.height} pixels; at least 16x16 are needed"
-            raise RejectedError(Reason.TOO_SMALL, detail)
-        row = {
-            "key": key,
-            "source": request.source,
-            "split": request.split,
-            "label": request.label,
-            **asdict(verified),
-            "sampling": request.sampling,
-            "path": request.path,
-            "source_id": request.source_id,
-            "start": None if start is None else round(start, 6),
-            "end": None if end is None else round(end, 6),
-            "content_hash": content_hash(data),
-        }
-        return EncodedClip(data, extension, row)
+        return manifest_row(request, verified, data, self.options.min_frames)
 
 
 def _key(request: ClipRequest, piece: Piece) -> str:

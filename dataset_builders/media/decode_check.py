@@ -9,19 +9,21 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import av
 import numpy as np
 import xxhash
 
+from dataset_builders.media.clip import ClipRequest
 from dataset_builders.media.frame_rate import frame_rate
 from dataset_builders.media.lost_frames import LostFrames, nal_units
-from dataset_builders.media.probe import matrix_name, open_container, video_stream
+from dataset_builders.media.probe import open_container, picture, video_stream
 from dataset_builders.media.rejects import Reason, RejectedError
 from pipeline.decoding.colour import RgbConverter
 from pipeline.decoding.decode import DecodeError, decoded_frames, packets_of
 from pipeline.stage_meters import ClipMeter
-from pipeline.storage.manifest import Clip
+from pipeline.storage.manifest import Clip, content_hash
 
 INSTEAD = "; use a preset that encodes, such as h264-fast"
 IDR = {"h264": {5}, "hevc": {16, 17, 18, 19, 20}}  # NAL unit types after which nothing refers back: IDR; BLA and IDR
@@ -68,6 +70,16 @@ def verify(data: bytes) -> VerifiedClip:
     return clip
 
 
+def manifest_row(request: ClipRequest, clip: VerifiedClip, data: bytes, min_frames: int) -> dict[str, Any]:
+    """What the manifest says of a clip, but for its shard and place; raises RejectedError (too_short, too_small)."""
+    if clip.num_frames < min_frames:
+        raise RejectedError(Reason.TOO_SHORT, f"{clip.num_frames} frames decode; --min-frames is {min_frames}")
+    if min(clip.width, clip.height) < 16:
+        raise RejectedError(Reason.TOO_SMALL, f"{clip.width}x{clip.height} pixels; at least 16x16 are needed")
+    asked = {name: getattr(request, name) for name in ("key", "source", "split", "label", "sampling", "path", "source_id")}
+    return {**asked, **asdict(clip), "start": None, "end": None, "content_hash": content_hash(data)}
+
+
 def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[VerifiedClip, list[int]]:
     """-> (what the manifest must know, prints of all frames)."""
     stream = video_stream(container)
@@ -80,14 +92,9 @@ def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[V
     for packet in packets_of(container, stream):
         if packet.size:
             packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
-        try:
-            frames = lost.decode(packet)
-        except MemoryError:
-            raise
-        except av.error.FFmpegError:
-            failed += 1
-            continue
-        for frame in frames:
+        frames = lost.decode(packet)
+        failed += frames is None
+        for frame in frames or ():
             first = first or frame
             if (frame.width, frame.height) != (first.width, first.height):
                 sizes = f"{first.width}x{first.height} to {frame.width}x{frame.height}"
@@ -100,8 +107,11 @@ def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[V
         raise RejectedError(Reason.DAMAGED, detail)
     if detail := lost.damage():
         raise RejectedError(Reason.DAMAGED, detail)
-    rotation = round(first.rotation / 90) % 4 * 90
-    width, height = (first.width, first.height) if rotation % 180 == 0 else (first.height, first.width)
+    seen = picture(first)
+    if seen["matrix"] not in ("bt601", "bt709", "bt2020"):
+        detail = f"colour matrix {seen['matrix']}: use a preset that converts, such as h264-fast"
+        raise RejectedError(Reason.UNSUPPORTED, detail)
+    width, height = (first.width, first.height) if seen["rotation"] % 180 == 0 else (first.height, first.width)
     pts_start, pts_step, fps = _timing(shown, stream)
     clip = VerifiedClip(
         num_frames=len(shown),
@@ -110,8 +120,8 @@ def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[V
         height=height,
         codec=codec,
         duration=float(len(shown) / fps),
-        rotation=rotation,
-        matrix=_decoder_matrix(first),
+        rotation=seen["rotation"],
+        matrix=seen["matrix"],
         range="full" if first.color_range == 2 or "yuvj" in first.format.name or first.format.is_rgb else "limited",
         keyframes=_keyframes(shown, packets),
         pts_start=pts_start,
@@ -203,10 +213,3 @@ def _keyframes(shown: list[int | None], packets: list[tuple[int | None, bool]]) 
 
 def _starts_clean(stream: av.video.stream.VideoStream, codec: str, packet: av.Packet) -> bool:
     return codec not in IDR or any(kind in IDR[codec] and not layer for kind, layer in nal_units(stream, packet))
-
-
-def _decoder_matrix(frame: av.VideoFrame) -> str:
-    name = matrix_name(frame)
-    if name not in ("bt601", "bt709", "bt2020"):
-        raise RejectedError(Reason.UNSUPPORTED, f"colour matrix {name}: use a preset that converts, such as h264-fast")
-    return name

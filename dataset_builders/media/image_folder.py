@@ -13,7 +13,7 @@ import av.logging
 
 from dataset_builders.media.ffmpeg_process import FfmpegLog
 from dataset_builders.media.image_names import image_names
-from dataset_builders.media.probe import VideoInfo, matrix_name, open_file
+from dataset_builders.media.probe import VideoInfo, open_file, picture
 from dataset_builders.media.rejects import Reason, RejectedError
 
 # by extension: FFmpeg's demuxer of images in a row, libavcodec's decoder, and what stands near the end of a whole file
@@ -67,18 +67,12 @@ class ImageFolder:
         frame = _decode(decoder, self._read(self.names[0]))
         if frame is None:
             raise self._damaged(self.names[0], "it does not decode")
-        aspect = decoder.sample_aspect_ratio
         return VideoInfo(
             stream=0,
             container=self.reading["f"],
             codec=decoder.name,
-            width=frame.width,
-            height=frame.height,
-            pixel_aspect=Fraction(aspect) if aspect and Fraction(1, 10) < aspect < 10 else Fraction(1),
-            rotation=round(frame.rotation / 90) % 4 * 90,
-            pixel_format=frame.format.name,
             planar_yuv=False,  # and never interlaced
-            matrix=matrix_name(frame),
+            **picture(frame, decoder.sample_aspect_ratio),
             rate=self.rate,
             constant_rate=True,
             num_packets=len(self.names),

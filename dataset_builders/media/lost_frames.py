@@ -66,8 +66,8 @@ class LostFrames:
         """To be called once, before `decode`."""
         self._demuxer, self._stream, self._codec = container.format.name, stream, stream.codec.canonical_name
 
-    def decode(self, packet: av.Packet) -> list[av.VideoFrame]:
-        """The frames that come out; raises what libav raises."""
+    def decode(self, packet: av.Packet) -> list[av.VideoFrame] | None:
+        """The frames that come out; None if libav fails."""
         if packet.size:
             self._begun |= packet.is_keyframe
             if self._begun and not packet.is_discard and not is_hidden(self._codec, packet):
@@ -81,6 +81,10 @@ class LostFrames:
         self._lines.clear()
         try:
             frames = packet.decode()
+        except MemoryError:
+            raise
+        except av.error.FFmpegError:
+            return None
         finally:
             if self._lines and self._begun and not self._said:
                 self._said = self._lines[0][2].strip()
@@ -167,13 +171,8 @@ def lost_of_source(path: bytes, info: VideoInfo) -> str:
         base = float(stream.time_base or 1)
         begin, end = (window.begin / base, window.end / base) if window else (-math.inf, math.inf)
         for packet in packets_of(container, stream):
-            try:
-                lost.decode(packet)
-            except MemoryError:
-                raise
-            except av.error.FFmpegError:
-                continue  # a frame fewer
-            if packet.dts is not None and packet.dts > end + BEYOND / base:
+            frames = lost.decode(packet)  # None: a frame fewer
+            if frames is not None and packet.dts is not None and packet.dts > end + BEYOND / base:
                 break
     return lost.damage(begin, end)
 

@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import av.video
@@ -19,8 +20,6 @@ from dataset_builders.media.rejects import Reason, RejectedError
 from pipeline.decoding.decode import find_video, is_hidden, packets_of
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # of AVCOL_SPC_*
-
-
 SLACK = 0.001  # seconds by which a frame may come before a window's edge: what containers in milliseconds are off by
 OFF = 3
 BEYOND = 2.0  # seconds to read on after a window, to see the frame that follows it
@@ -180,18 +179,12 @@ def _probe(container: av.container.InputContainer, start: float | None, end: flo
         until = (after[0] + seconds[-1]) / 2 if after else math.inf
         shown = (max(edges[0], clock), min(edges[1], seconds[-1] + float(1 / rate)) if not after else edges[1])
         window = Window(seek, begin, until, shown)
-    aspect = stream.sample_aspect_ratio
     return VideoInfo(
         stream=stream.index,
         container=container.format.name,
         codec=stream.codec.canonical_name,
-        width=frame.width,
-        height=frame.height,
-        pixel_aspect=Fraction(aspect) if aspect and Fraction(1, 10) < aspect < 10 else Fraction(1),
-        rotation=round(frame.rotation / 90) % 4 * 90,
-        pixel_format=frame.format.name,
         planar_yuv=frame.format.is_planar and not frame.format.is_rgb and not frame.format.has_palette,
-        matrix=matrix_name(frame),
+        **picture(frame, stream.sample_aspect_ratio),
         rate=rate,
         constant_rate=constant,
         num_packets=len(seconds) if seconds else len(times),
@@ -225,7 +218,19 @@ def _seek_target(container: av.container.InputContainer, start: float) -> float:
     return -math.inf
 
 
-def matrix_name(frame: av.VideoFrame) -> str:
+def picture(frame: av.VideoFrame, aspect: Fraction | None = None) -> dict[str, Any]:
+    """What a frame says: VideoInfo's width, height, pixel_aspect, rotation, pixel_format and matrix; raises RejectedError."""
+    return {
+        "width": frame.width,
+        "height": frame.height,
+        "pixel_aspect": Fraction(aspect) if aspect and Fraction(1, 10) < aspect < 10 else Fraction(1),
+        "rotation": round(frame.rotation / 90) % 4 * 90,
+        "pixel_format": frame.format.name,
+        "matrix": _matrix(frame),
+    }
+
+
+def _matrix(frame: av.VideoFrame) -> str:
     """The YCbCr matrix of a frame; where it is not tagged, BT.709 from 720 lines on and BT.601 below, as players do."""
     if frame.format.is_rgb or frame.colorspace == 2:  # AVCOL_SPC_UNSPECIFIED
         return "bt709" if frame.height >= 720 and not frame.format.is_rgb else "bt601"
@@ -241,11 +246,7 @@ def _seconds(times: list[int | None], time_base: Fraction | None) -> list[float]
 
 
 def _check_complete(
-    stream: av.video.stream.VideoStream,
-    seconds: list[float],
-    edges: tuple[float, float],
-    last_duration: float,
-    rate: Fraction,
+    stream: av.video.stream.VideoStream, seconds: list[float], edges: tuple[float, float], last_duration: float, rate: Fraction
 ) -> None:
     """Compare the stream's declared duration with its packets; 127 of 394 real clips are wrong by one to five frames."""
     begin = min(seconds, default=0.0)

@@ -5,43 +5,25 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 from dataset_builders.media.clip import ClipRequest, Reject
-from dataset_builders.media.decode_check import verify
+from dataset_builders.media.decode_check import manifest_row, verify
 from dataset_builders.media.rejects import Reason, RejectedError
 from dataset_builders.tars.headers import Member, read_members
 from dataset_builders.tars.remote import read_remote_members
 from pipeline.storage import files, remote
-from pipeline.storage.manifest import content_hash
 from pipeline.storage.remote import StorageError, WrongBytesError, is_url
 
 # what of a tar is taken for a video; WebDataset has no rule, and a tar holds text, sound and pictures beside them
 VIDEO_EXTENSIONS = (
-    "3gp",
-    "avi",
-    "flv",
-    "m2ts",
-    "m4v",
-    "mkv",
-    "mov",
-    "mp4",
-    "mpeg",
-    "mpg",
-    "mts",
-    "ogv",
-    "ts",
-    "video",
-    "webm",
-    "wmv",
+    *("3gp", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4"),
+    *("mpeg", "mpg", "mts", "ogv", "ts", "video", "webm", "wmv"),
 )
-
-
 MAX_SIDE_FILE = 1 << 20  # bytes of KEY.json, KEY.cls, KEY.txt; larger ones are not what this is for
-
-
 SPLITS = ("train", "val", "test")
 
 
@@ -77,7 +59,8 @@ def list_videos(file: str | os.PathLike[str]) -> tuple[dict[str, Video], Rejecte
     """
     members, fault = read_remote_members(os.fspath(file)) if is_url(file) else read_members(file)
     videos: dict[str, Video] = {}
-    for sample in _samples(members):
+    for _, run in groupby(members, lambda member: _sample_key(member.name)):
+        sample = list(run)
         beside = {member.name: member for member in sample}
         for member in sample:
             stem, extension = os.path.splitext(member.name)
@@ -93,18 +76,6 @@ def list_videos(file: str | os.PathLike[str]) -> tuple[dict[str, Video], Rejecte
         wanted = ", ".join(VIDEO_EXTENSIONS)
         fault = RejectedError(Reason.NOT_VIDEO, f"none of its {len(members)} members has the extension of a video ({wanted})")
     return videos, fault
-
-
-def _samples(members: list[Member]) -> Iterator[list[Member]]:
-    """Runs of members with one WebDataset key."""
-    sample: list[Member] = []
-    for member in members:
-        if sample and _sample_key(sample[-1].name) != _sample_key(member.name):
-            yield sample
-            sample = []
-        sample.append(member)
-    if sample:
-        yield sample
 
 
 def _sample_key(name: str) -> str:
@@ -137,25 +108,18 @@ class MemberIndexer:
 
     def __call__(self, request: ClipRequest) -> Iterator[IndexedClip | Reject]:
         try:
-            yield self.make(request)
+            yield IndexedClip(self._row(request))
         except RejectedError as error:
             yield Reject(error.reason, error.detail)
-
-    def make(self, request: ClipRequest) -> IndexedClip:
-        """Find the member and what lies beside it, decode it whole; raises RejectedError, or StorageError if it is not the
-        member's fault that it cannot be read."""
-        try:
-            return self._make(request)
-        except WrongBytesError as error:
-            raise RejectedError(Reason.UNREADABLE, str(error)) from None
-        except StorageError as error:
-            if remote.is_missing(error):
-                raise RejectedError(Reason.UNREADABLE, str(error)) from None
-            raise
+        except StorageError as error:  # raised again if it is not the member's fault that it cannot be read
+            if not isinstance(error, WrongBytesError) and not remote.is_missing(error):
+                raise
+            yield Reject(Reason.UNREADABLE, str(error))
         except OSError as error:
-            raise RejectedError(Reason.UNREADABLE, error.strerror or str(error)) from None
+            yield Reject(Reason.UNREADABLE, error.strerror or str(error))
 
-    def _make(self, request: ClipRequest) -> IndexedClip:
+    def _row(self, request: ClipRequest) -> dict[str, Any]:
+        """Find the member and what lies beside it, decode it whole; raises RejectedError, StorageError, OSError."""
         file, name = split_member(request.folder, request.path)
         videos, fault = _listed(file, (0, 0) if is_url(file) else _changed(file))
         if name not in videos:
@@ -168,29 +132,9 @@ class MemberIndexer:
         with member_reader(file) as read:
             data = read(member)
             known = read_side_files(read, videos[name].side_files)
-        verified = verify(data)
-        if verified.num_frames < self.min_frames:
-            detail = f"{verified.num_frames} frames decode; --min-frames is {self.min_frames}"
-            raise RejectedError(Reason.TOO_SHORT, detail)
-        if min(verified.width, verified.height) < 16:
-            raise RejectedError(Reason.TOO_SMALL, f"{verified.width}x{verified.height} pixels; at least 16x16 are needed")
-        row = {
-            "key": request.key,
-            "source": request.source,
-            "split": known.get("split", request.split),
-            "label": known.get("label"),
-            "shard": shard_name(self.dataset, file),
-            "offset": member.offset,
-            "size": member.size,
-            **asdict(verified),
-            "sampling": request.sampling,
-            "path": request.path,
-            "source_id": known.get("source_id", _text(os.path.basename(_sample_key(name)))),
-            "start": known.get("start"),
-            "end": known.get("end"),
-            "content_hash": content_hash(data),
-        }
-        return IndexedClip(row)
+        place = {"shard": shard_name(self.dataset, file), "offset": member.offset, "size": member.size}
+        row = manifest_row(request, verify(data), data, self.min_frames)
+        return {**row, **place, "source_id": _text(os.path.basename(_sample_key(name))), **known}
 
 
 def split_member(folder: bytes, path: bytes) -> tuple[str, str]:
