@@ -82,17 +82,13 @@ def _orbit(t: float, u: np.ndarray) -> Pose:
     return Pose(80 + (34 + 10 * u[2]) * np.cos(turn), 64 + (26 + 8 * u[2]) * np.sin(turn), 26 + 10 * u[1])
 
 
-def _backwards(motion: "Motion") -> "Motion":
-    return lambda t, u: motion(1 - t, u)
-
-
 # a motion gives the pose at time t in [0, 1) from four numbers u in [0, 1) that vary it from clip to clip
 Motion = Callable[[float, np.ndarray], Pose]
 MOTIONS: dict[str, Motion] = {
     "slide-right": _slide,
-    "slide-left": _backwards(_slide),
+    "slide-left": lambda t, u: _slide(1 - t, u),
     "fall": _fall,
-    "rise": _backwards(_fall),
+    "rise": lambda t, u: _fall(1 - t, u),
     "rotate": _rotate,
     "zoom-in": _zoom_in,
     "bounce": _bounce,
@@ -129,17 +125,16 @@ def main(argv: list[str] | None = None) -> int:
 def generate(folder: Path, clips: int, seed: int) -> int:
     """Make those of the clips that are missing; returns how many. Raises ValueError if FFmpeg fails, OSError for the disk."""
     names = list(MOTIONS)
-    tasks = [(number, names[number % len(names)]) for number in range(clips)]
-    missing = [(n, motion) for n, motion in tasks if not (folder / motion / f"{n // len(names):04d}-{seed}.mp4").exists()]
-    for motion in {motion for _, motion in missing}:
-        (folder / motion).mkdir(parents=True, exist_ok=True)
-        for leftover in (folder / motion).glob(".*.tmp"):  # of a killed run: named with its process
+    paths = [folder / names[number % len(names)] / f"{number // len(names):04d}-{seed}.mp4" for number in range(clips)]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    for motion in {paths[number].parent for number in missing}:
+        motion.mkdir(parents=True, exist_ok=True)
+        for leftover in motion.glob(".*.tmp"):  # of a killed run: named with its process
             if not Path("/proc", leftover.name.split(".")[-2]).exists():
                 leftover.unlink(missing_ok=True)
 
-    def make(task: tuple[int, str]) -> None:
-        number, motion = task
-        write_clip(folder / motion / f"{number // len(names):04d}-{seed}.mp4", render(motion, (seed, number)))
+    def make(number: int) -> None:
+        write_clip(paths[number], render(paths[number].parent.name, (seed, number)))
 
     # threads: NumPy lets go of the GIL for most of it, and FFmpeg is a process of its own
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -213,28 +208,14 @@ def _texture(
     return dark + share * (bright - dark)
 
 
-def _disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.hypot(x, y) - 1
-
-
-def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.8
-
-
-def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(x) * 0.866 + y * 0.5, -y) - 0.55
-
-
-def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.hypot(x, y) - 0.72 - 0.28 * np.cos(5 * np.arctan2(y, x))
-
-
-def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(np.hypot(x, y) - 0.7) - 0.3
-
-
 # signed distance (about, in radii) of a point to the outline of a shape of radius 1 around the origin; negative inside
-SHAPES = (_disc, _square, _triangle, _star, _ring)
+SHAPES: tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], ...] = (
+    lambda x, y: np.hypot(x, y) - 1,  # disc
+    lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.8,  # square
+    lambda x, y: np.maximum(np.abs(x) * 0.866 + y * 0.5, -y) - 0.55,  # triangle
+    lambda x, y: np.hypot(x, y) - 0.72 - 0.28 * np.cos(5 * np.arctan2(y, x)),  # star
+    lambda x, y: np.abs(np.hypot(x, y) - 0.7) - 0.3,  # ring
+)
 
 
 def _paint(picture: np.ndarray, texture: np.ndarray, pose: Pose, shape: Callable[..., np.ndarray]) -> None:
