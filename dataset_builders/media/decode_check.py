@@ -8,7 +8,7 @@ import io
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import av
@@ -198,11 +198,8 @@ def _keyframes(shown: list[int | None], packets: list[tuple[int | None, bool]]) 
     if None in times or None in place or len(place) < len(shown):
         return [0]  # without distinct time stamps there is no telling which frame a packet becomes
     known = [time for time in times if time is not None]
-    latest_before, earliest_after = [known[0] - 1], [known[-1] + 1]
-    for time in known[:-1]:
-        latest_before.append(max(latest_before[-1], time))
-    for time in reversed(known[1:]):
-        earliest_after.append(min(earliest_after[-1], time))
+    latest_before = accumulate(known[:-1], max, initial=known[0] - 1)
+    earliest_after = [*accumulate(reversed(known[1:]), min, initial=known[-1] + 1)]
     starts = {
         place[time]
         for (time, clean), before, after in zip(packets, latest_before, reversed(earliest_after), strict=True)

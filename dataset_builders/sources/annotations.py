@@ -50,16 +50,18 @@ def as_files(files: Files) -> tuple[AnyPath, ...]:
     return (files,) if isinstance(files, str | bytes | os.PathLike) else tuple(files)
 
 
-def read_text(file: AnyPath) -> str:
-    """A text file as UTF-8 without byte order mark; bytes that are not UTF-8 become lone surrogates (see os.fsencode).
-
-    Raises ValueError if it cannot be read.
-    """
+def read_bytes(file: AnyPath) -> bytes:
+    """Raises ValueError if it cannot be read."""
     try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        with open(file, "rb") as opened:
             return opened.read()
     except OSError as error:
         raise ValueError(f"annotation file {shown(file)} cannot be read: {error.strerror}") from None
+
+
+def read_text(file: AnyPath) -> str:
+    """A text file as UTF-8 without byte order mark; bytes that are not UTF-8 become lone surrogates (see os.fsencode)."""
+    return read_bytes(file).decode("utf-8-sig", "surrogateescape")
 
 
 def read_lines(file: AnyPath) -> list[str]:
@@ -90,19 +92,20 @@ def is_text(text: object) -> TypeGuard[str]:
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def settle(entries: Iterable[Entry]) -> tuple[list[Entry], list[DroppedEntry]]:
-    """Keep one entry for a video. The first of several counts, the others are duplicates.
+def settle(lines: Iterable[Entry | DroppedEntry]) -> tuple[list[Entry], list[DroppedEntry]]:
+    """Keep one entry for a video. The first of several counts, the others are duplicates, after what was dropped before.
 
     But an entry for training whose video is also listed for validation or test is a leak, and leaves: measured accuracy
     must stay true, whatever order the lists have.
     """
-    entries = list(entries)
+    lines = list(lines)
+    entries = [line for line in lines if isinstance(line, Entry)]
+    dropped = [line for line in lines if isinstance(line, DroppedEntry)]
     held_out: dict[str, Entry] = {}
     for entry in entries:
         if entry.split in ("val", "test"):
             held_out.setdefault(entry.id, entry)
     kept: dict[str, Entry] = {}
-    dropped = []
     for entry in entries:
         first = held_out.get(entry.id, entry)
         if entry.split == "train" and first is not entry:

@@ -84,9 +84,8 @@ def plan(
     if not os.path.isdir(folder):
         raise ValueError(f"source {name}: there is no folder {shown(folder)}")
     paths = list_files(os.fsencode(folder))
-    columns: dict[str, object] = {"source": name, "root": name, "path": paths, "kind": "video", "split": split}
-    if labels_from_folder:
-        columns["label"] = [own_folder(path) for path in paths]
+    labels = [own_folder(path) for path in paths] if labels_from_folder else None
+    columns = {"source": name, "root": name, "path": paths, "kind": "video", "split": split, "label": labels}
     requests = requests_table({**columns, "sampling": sampling}, len(paths))
     notes = mixed_splits(name, paths, split)
     return SourcePlan(requests=requests, dropped=DROPPED_SCHEMA.empty_table(), counts={"files": len(paths)}, notes=notes)

@@ -12,18 +12,18 @@ videos that are in train, and give classes that were renamed between versions on
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset_builders.plan import Drop
+from dataset_builders.sources.annotations import SPLITS
 
 VERSIONS = (400, 600, 700)
-SPLITS = ("train", "val", "test")
 PAPER = {"train": 658_340, "val": 66_803}  # the official lists; the paper rounds to 658k and 67k
 COLUMNS = ("youtube_id", "start", "end", "label", "split")
 
@@ -49,11 +49,7 @@ RENAMED = {
 # "opening bottle" stand at "hugging baby" and "opening wine bottle" (label_map_k400 rows 158 and 203), and "throwing ball"
 # stands in all three maps where the lists of K600 have "chopping vegetables", which no map has (found by elimination: the
 # other 599 names agree). With an official map these places are followed, so that labels and label_710to400.json fit heads.
-OFFICIAL_PLACES = {
-    "chopping vegetables": "throwing ball",
-    "hugging": "hugging baby",
-    "opening bottle": "opening wine bottle",
-}
+OFFICIAL_PLACES = {"chopping vegetables": "throwing ball", "hugging": "hugging baby", "opening bottle": "opening wine bottle"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,19 +82,17 @@ def merge(
     too, which otherwise only tell leaks; "from-val" then removes those whose id is in a training list as well.
 
     Rows of `table` come in the order in which they win: newest version first, then as listed. 1.23 M rows take 1.3 CPU seconds
-    and 0.16 GiB. Raises ValueError for an unknown version, split or option, and for a class that `label_map` lacks.
+    and 0.16 GiB. Raises ValueError for an unknown option, and for a class that `label_map` or `classes` lacks.
     """
     if leaks not in ("from-train", "from-val"):
         raise ValueError(f"--leaks {leaks!r} is not known; allowed are 'from-train' and 'from-val'")
-    if not versions or set(versions) - set(VERSIONS):
-        raise ValueError(f"Kinetics versions {sorted(versions)}: allowed are one or more of {VERSIONS}")
     newest_first = sorted(versions, reverse=True)
     rows = pa.concat_tables([_rows(version, versions[version]) for version in newest_first]).combine_chunks()
-    naming = _Naming(label_map, renames=len(versions) > 1 or label_map is not None)
-    labels, label_of_row, maps, classes_of_rows = _name_classes(rows, newest_first, naming, classes or {})
+    name_of, notes = _naming(label_map, renames=len(versions) > 1 or label_map is not None)
+    labels, label_of_row, maps, classes_of_rows = _name_classes(rows, newest_first, name_of, label_map, classes or {})
 
     version_of_row = rows["version"].to_numpy()
-    split_of_row = _codes(rows["split"], SPLITS)
+    split_of_row = pc.index_in(rows["split"], value_set=pa.array(SPLITS)).to_numpy()
     video = pc.dictionary_encode(rows["youtube_id"]).combine_chunks()
     num_videos, video = len(video.dictionary), video.indices.to_numpy()
 
@@ -115,24 +109,20 @@ def merge(
     blamed = np.uint16(sum(1 << bit for bit, (_, split) in enumerate(lists) if split in blamed_splits))
     leak = np.isin(split_of_row, leaking_splits) & (membership[video] & blamed != 0)
 
-    candidates = np.flatnonzero((split_of_row < len(kept_splits)) & ~leak)
+    candidate = (split_of_row < len(kept_splits)) & ~leak
+    backwards = np.flatnonzero(candidate)[::-1]
     kept_row = np.full(num_videos, -1, np.int64)
-    kept_row[video[candidates[::-1]]] = candidates[
-        ::-1
-    ]  # of several assignments to one place NumPy keeps the last: the first row
-    duplicate = np.zeros(len(rows), bool)
-    duplicate[candidates] = kept_row[video[candidates]] != candidates
-    kept = np.zeros(len(rows), bool)
-    kept[candidates] = ~duplicate[candidates]
+    kept_row[video[backwards]] = backwards  # of several assignments to one place NumPy keeps the last: the first row
+    kept = candidate & (kept_row[video] == np.arange(len(rows)))
+    duplicate = candidate & ~kept
     other_class = duplicate & (classes_of_rows >= 0) & (classes_of_rows != classes_of_rows[kept_row[video]])
     other_class &= classes_of_rows[kept_row[video]] >= 0
 
     rows = rows.set_column(rows.schema.get_field_index("label"), "label", label_of_row)
     names = np.array([f"K{version} {SPLITS[split]}" for version, split in lists], object)
     gone = np.flatnonzero(leak | duplicate)
-    details = _details(
-        names, list_of_row[gone], leak[gone], membership[video[gone]] & blamed, list_of_row[kept_row[video[gone]]]
-    )
+    of_video = video[gone]
+    details = _details(names, list_of_row[gone], leak[gone], membership[of_video] & blamed, list_of_row[kept_row[of_video]])
     reasons = pa.array(np.where(leak[gone], Drop.LEAK.value, Drop.DUPLICATE.value).tolist(), pa.string())
     dropped = rows.take(pa.array(gone)).append_column("reason", reasons).append_column("detail", details)
 
@@ -155,7 +145,6 @@ def merge(
             report[f"{split_name}: difference from the paper's {paper:,}"] = report[split_name] - paper
 
     expected = newest_first[0] if len(versions) == 1 and label_map is None else 710
-    notes = list(naming.notes)
     if len(labels) != expected and (len(versions) != 2 or label_map is not None):
         notes.append(
             f"There are {len(labels)} classes, not {expected}: lists or the label map are incomplete, or not the official ones."
@@ -173,39 +162,41 @@ def class_key(label: str) -> str:
     return label.casefold()
 
 
-class _Naming:
-    """(spelling of a label) -> name of the class that it belongs to."""
+def _naming(label_map: Sequence[str] | None, renames: bool) -> tuple[Callable[[str], str], list[str]]:
+    """-> (from the spelling of a label to the name of the class that it belongs to, notes)."""
+    notes = []
+    renamed = RENAMED
+    if label_map is not None:  # key -> name to be shown: the label map's, K710's, or the first that is met
+        spelling = {class_key(name): name for name in label_map}
+        if len(spelling) != len(label_map):
+            raise ValueError(f"the label map has {len(label_map)} lines but {len(spelling)} different class names")
+        if "throwing ball" in spelling and "chopping vegetables" not in spelling:
+            renamed = RENAMED | OFFICIAL_PLACES
+            notes.append(
+                "The official label map is followed where it contradicts the official list of renamed classes, so that "
+                "labels fit released heads: "
+                + ", ".join(f"{old!r} is labelled {new!r}" for old, new in OFFICIAL_PLACES.items())
+                + ", K400's 'throwing ball' stays 'throwing ball'."
+            )
+    else:
+        spelling = {class_key(name): name for name in RENAMED.values()} if renames else {}
+    target = {key: class_key(name) for key, name in renamed.items()} if renames else {}
 
-    def __init__(self, label_map: Sequence[str] | None, renames: bool) -> None:
-        self.notes: list[str] = []
-        self.label_map = None if label_map is None else list(label_map)
-        self.spelling: dict[str, str] = {}  # key -> name to be shown: the label map's, K710's, or the first that is met
-        renamed = RENAMED
-        if label_map is not None:
-            self.spelling = {class_key(name): name for name in label_map}
-            if len(self.spelling) != len(label_map):
-                raise ValueError(f"the label map has {len(label_map)} lines but {len(self.spelling)} different class names")
-            if "throwing ball" in self.spelling and "chopping vegetables" not in self.spelling:
-                renamed = RENAMED | OFFICIAL_PLACES
-                self.notes.append(
-                    "The official label map is followed where it contradicts the official list of renamed classes, so that "
-                    "labels fit released heads: "
-                    + ", ".join(f"{old!r} is labelled {new!r}" for old, new in OFFICIAL_PLACES.items())
-                    + ", K400's 'throwing ball' stays 'throwing ball'."
-                )
-        self.target = {key: class_key(name) for key, name in renamed.items()} if renames else {}
-        if renames and label_map is None:
-            self.spelling |= {class_key(name): name for name in RENAMED.values()}
-
-    def __call__(self, label: str) -> str:
+    def name_of(label: str) -> str:
         key = class_key(label)
-        if self.label_map is None or key not in self.spelling:
-            key = self.target.get(key, key)
-        return self.spelling.setdefault(key, re.sub(r"[\s_]+", " ", label).strip(" \"'"))
+        if label_map is None or key not in spelling:
+            key = target.get(key, key)
+        return spelling.setdefault(key, re.sub(r"[\s_]+", " ", label).strip(" \"'"))
+
+    return name_of, notes
 
 
 def _name_classes(
-    rows: pa.Table, newest_first: Iterable[int], naming: _Naming, classes: Mapping[int, Sequence[str]]
+    rows: pa.Table,
+    newest_first: Iterable[int],
+    name_of: Callable[[str], str],
+    label_map: Sequence[str] | None,
+    classes: Mapping[int, Sequence[str]],
 ) -> tuple[list[str], pa.Array, dict[int, list[int]], np.ndarray]:
     """Class names in order, each row's name, each version's map, each row's index (-1 for none)."""
     encoded = pc.dictionary_encode(rows["label"]).combine_chunks()
@@ -219,18 +210,14 @@ def _name_classes(
         present = set(np.unique(spelling_of_row[version_of_row == version]).tolist())
         listed[version] = [spellings[index] for index in order if index in present]
         own[version] = list(classes.get(version, ()))
-    names = {label: naming(label) for version in newest_first for label in (*listed[version], *own[version])}
-    if naming.label_map is not None:
-        unknown = sorted(label for label, name in names.items() if name not in set(naming.label_map))
-        if unknown:
-            raise ValueError(
-                f"the label map of {len(naming.label_map)} classes lacks {len(unknown)} of the lists' classes, such as "
-                f"{unknown[:3]}; give the label map that belongs to these lists (label_map_k710.txt for K710), or none"
-            )
-        labels = naming.label_map
-    else:
-        labels = sorted(set(names.values()))
+    names = {label: name_of(label) for version in newest_first for label in (*listed[version], *own[version])}
+    labels = sorted(set(names.values())) if label_map is None else list(label_map)
     index_of = {name: index for index, name in enumerate(labels)}
+    if unknown := sorted(label for label, name in names.items() if name not in index_of):
+        raise ValueError(
+            f"the label map of {len(labels)} classes lacks {len(unknown)} of the lists' classes, such as "
+            f"{unknown[:3]}; give the label map that belongs to these lists (label_map_k710.txt for K710), or none"
+        )
     maps = {}
     for version in sorted(newest_first):
         if own[version]:
@@ -253,23 +240,8 @@ def _name_classes(
 
 
 def _rows(version: int, table: pa.Table) -> pa.Table:
-    missing = [column for column in COLUMNS if column not in table.column_names]
-    if missing:
-        raise ValueError(f"the table of Kinetics-{version} lacks the columns {missing}; it has {table.column_names}")
-    unknown = set(pc.unique(table["split"]).to_pylist()) - set(SPLITS)
-    if unknown:
-        raise ValueError(f"the table of Kinetics-{version} has the splits {sorted(map(str, unknown))}; allowed are {SPLITS}")
-    if table["youtube_id"].null_count:
-        raise ValueError(f"the table of Kinetics-{version} has {table['youtube_id'].null_count} rows without a YouTube id")
-    types: dict[str, Any] = {"youtube_id": pa.string(), "start": pa.float64(), "end": pa.float64()}
-    columns = {name: table[name].cast(types.get(name, pa.string())) for name in COLUMNS}
-    columns["version"] = pa.array(np.full(len(table), version, np.int16))
-    columns["row"] = pa.array(np.arange(len(table)))
-    return pa.table(columns)
-
-
-def _codes(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:
-    return pc.index_in(column, value_set=pa.array(values, pa.string())).to_numpy()
+    own = {"version": pa.array(np.full(len(table), version, np.int16)), "row": pa.array(np.arange(len(table)))}
+    return pa.table({name: table[name] for name in COLUMNS} | own)
 
 
 def _details(names: np.ndarray, own: np.ndarray, leak: np.ndarray, blamed: np.ndarray, kept: np.ndarray) -> pa.Array:

@@ -13,20 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders.plan import SourcePlan, together
-from dataset_builders.sources import (
-    ava,
-    folder,
-    frames,
-    indexed_tars,
-    instagram,
-    kinetics,
-    kinetics_files,
-    lists,
-    something,
-    ucf101,
-    webvid,
-)
+from dataset_builders.sources import ava, folder, frames, indexed_tars, instagram, kinetics, lists, something, ucf101, webvid
 from dataset_builders.sources.annotations import SPLITS, AnyPath, Files
+from dataset_builders.sources.kinetics_files import Version, kinetics_roots
 from pipeline.storage.output_folder import lies_in
 from pipeline.storage.remote import is_url
 
@@ -85,7 +74,7 @@ class Source:
     def roots(self) -> dict[str, bytes]:
         """Where the folders lie that the paths of its requests are relative to, by their names."""
         if self.kind == "kinetics":
-            return kinetics_files.roots(self.settings["versions"])
+            return kinetics_roots(self.settings["versions"])
         if self.kind == "lists":
             return lists.roots(self.name, **self.settings)
         place = PLACES.get(self.kind, "folder")
@@ -146,7 +135,11 @@ def make_source(name: str, kind: str, table: Mapping[str, Any], base: Path, spli
         elif isinstance(value, list):
             table[key] = tuple(value)
     if others and kind != "index":
-        _refuse_overlap([*others.values(), *([settings[PLACES[kind]]] if PLACES[kind] in settings else [])], where)
+        folders = [*others.values(), *([settings[PLACES[kind]]] if PLACES[kind] in settings else [])]
+        for inner, outer in permutations(folders, 2):
+            if lies_in(inner, outer):
+                told = f"{where}: {inner} lies in {outer}, and its files would be asked for twice"
+                raise ValueError(f"{told}; give folders apart")
     return Source(name=name, kind=kind, settings=settings, others=others)
 
 
@@ -161,13 +154,6 @@ def _other_splits(kind: str, settings: dict[str, Any], where: str) -> dict[str, 
     return others
 
 
-def _refuse_overlap(folders: Sequence[str], where: str) -> None:
-    """Raises ValueError if a folder of a source lies in another: its files would be asked for twice, maybe in two splits."""
-    for inner, outer in permutations(folders, 2):
-        if lies_in(inner, outer):
-            raise ValueError(f"{where}: {inner} lies in {outer}, and its files would be asked for twice; give folders apart")
-
-
 def _kinetics(settings: dict[str, Any], base: Path, where: str) -> dict[str, Any]:
     versions = {}
     for version in VERSIONS:
@@ -178,7 +164,7 @@ def _kinetics(settings: dict[str, Any], base: Path, where: str) -> dict[str, Any
             raise ValueError(f"{where}: {version} is {entry!r}; wanted is {wanted}, and several folders or lists as a list")
         paths = {key: _resolve(value, base) for key, value in entry.items()}
         lists = paths.pop("lists")
-        versions[int(version)] = kinetics_files.Version(annotations=[lists] if isinstance(lists, str) else lists, **paths)
+        versions[int(version)] = Version(annotations=[lists] if isinstance(lists, str) else lists, **paths)
     if not versions:
         raise ValueError(f"{where}: kind 'kinetics' needs at least one of {', '.join(VERSIONS)}")
     return {**settings, "versions": versions}

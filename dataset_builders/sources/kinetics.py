@@ -7,12 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
 from dataset_builders.sources import k710
 from dataset_builders.sources.annotations import AnyPath
-from dataset_builders.sources.kinetics_files import Files, Version, explain, floats, match_files, numbers, own_files
+from dataset_builders.sources.kinetics_files import Files, Version, explain, match_files, numbers
 from dataset_builders.sources.kinetics_lists import list_paths, read_annotations, read_classes
 
 
@@ -66,22 +65,15 @@ def plan(
     taken = every_row.take(pa.array(row))
     cut = pa.array(np.isnan(files.start[file[row]]) & untrimmed)
     nothing = pa.scalar(None, pa.float64())
-    requests = requests_table(
-        {
-            "source": name,
-            "root": files.roots_of(file[row], taken["version"].to_numpy()),
-            "path": files.paths.take(pa.array(file[row])),
-            "kind": "video",
-            "split": taken["split"],
-            "label": taken["label"],
-            "source_id": taken["youtube_id"],
-            "start": pc.if_else(cut, taken["start"], nothing),
-            "end": pc.if_else(cut, taken["end"], nothing),
-            "seconds": pc.subtract(taken["end"], taken["start"]),
-            "sampling": sampling,
-        },
-        len(row),
-    )
+    columns = files.columns(file[row], taken["version"].to_numpy()) | {
+        "split": taken["split"],
+        "label": taken["label"],
+        "source_id": taken["youtube_id"],
+        "start": pc.if_else(cut, taken["start"], nothing),
+        "end": pc.if_else(cut, taken["end"], nothing),
+        "seconds": pc.subtract(taken["end"], taken["start"]),
+    }
+    requests = requests_table(columns | {"source": name, "kind": "video", "sampling": sampling})
 
     dropped = [dropped_table({"source": name, "reason": Drop.MALFORMED.value, "detail": malformed}, len(malformed))]
     dropped += _left_out(name, chosen, gone, row, without, files)
@@ -111,10 +103,8 @@ def plan(
             f"{whole} files have no times in their names and are taken whole, as clips that were cut already; if they are "
             "whole YouTube videos, say so (untrimmed)."
         )
-    label_files = _label_files(merged, label_map is not None)
-    return SourcePlan(
-        requests=requests, dropped=pa.concat_tables(dropped), counts=counts, files=label_files, notes=tuple(notes)
-    )
+    labels = _label_files(merged, label_map is not None)
+    return SourcePlan(requests=requests, dropped=pa.concat_tables(dropped), counts=counts, files=labels, notes=tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +121,16 @@ class _Choice:
 
 
 def _choose_files(
-    rows: pa.Table, gone: pa.Table, ids: pa.Array, tables: Mapping[int, pa.Table], files: "Files", untrimmed: bool
+    rows: pa.Table, gone: pa.Table, ids: pa.Array, tables: Mapping[int, pa.Table], files: Files, untrimmed: bool
 ) -> _Choice:
-    own = {
-        version: files.match(version, numbers(table["youtube_id"], ids), floats(table["start"]))
-        for version, table in tables.items()
-    }
     every_row = pa.concat_tables([rows, gone.select(rows.column_names)])
-    video, start = numbers(every_row["youtube_id"], ids), floats(every_row["start"])
-    file = own_files(every_row, own)
+    video, start = numbers(every_row["youtube_id"], ids), every_row["start"].to_numpy()  # null becomes NaN
+    file = np.full(len(every_row), -1, np.int64)
+    own = {}
+    for version, table in tables.items():
+        own[version] = files.match(version, numbers(table["youtube_id"], ids), table["start"].to_numpy())
+        of_version = every_row["version"].to_numpy() == version
+        file[of_version] = own[version][every_row["row"].to_numpy()[of_version]]
     row, gone_row = np.arange(len(rows)), np.arange(len(rows), len(every_row))
 
     # The same part of the same video in another folder. A name without times means what its own version's list says.
@@ -148,7 +139,7 @@ def _choose_files(
     for version, table in tables.items() if not untrimmed else ():
         owner = np.flatnonzero(own[version] >= 0)
         owner = owner[np.isnan(start_of_file[own[version][owner]])]
-        start_of_file[own[version][owner]] = floats(table["start"])[owner]
+        start_of_file[own[version][owner]] = table["start"].to_numpy()[owner]
     free = np.flatnonzero(~files.among(file[row]))
     found = match_files(video[missing], start[missing], files.video[free], start_of_file[free])
     elsewhere = missing[found >= 0]
@@ -167,9 +158,7 @@ def _choose_files(
     return _Choice(every_row, video, file, row, gone_row, stand_ins, len(elsewhere))
 
 
-def _left_out(
-    name: str, chosen: _Choice, gone: pa.Table, row: np.ndarray, without: np.ndarray, files: "Files"
-) -> list[pa.Table]:
+def _left_out(name: str, chosen: _Choice, gone: pa.Table, row: np.ndarray, without: np.ndarray, files: Files) -> list[pa.Table]:
     """Dropped rows of the merge with the files that they would have had, merged rows without file, and the other files."""
     used = files.among(chosen.file[row])
     gone_file = chosen.file[chosen.gone_row]
@@ -184,43 +173,18 @@ def _left_out(
     gone_row, without_row = (chosen.every_row.take(pa.array(place)) for place in (chosen.gone_row, without))
     rest = np.flatnonzero(~used & ~files.among(gone_file))
     leaked = chosen.gone_row[pc.equal(gone["reason"], Drop.LEAK.value).to_numpy()]
-    reasons, details = explain(
-        files,
-        rest,
-        taken=chosen.video[row],
-        leaked=chosen.video[leaked],
-        wanted=chosen.video,
-    )
+    other_files = files.columns(rest) | {"source_id": files.ids.take(pa.array(rest))}
+    other_files |= explain(files, rest, taken=chosen.video[row], leaked=chosen.video[leaked], wanted=chosen.video)
+    dropped_rows = files.columns(gone_file, gone_row["version"].to_numpy()) | _named(gone_row)
+    dropped_rows |= {"reason": gone["reason"], "detail": pc.if_else(pa.array(gave_way), detail, gone["detail"])}
     version = without_row["version"].cast(pa.string())
-    dropped_rows = {
-        "source": name,
-        "root": files.roots_of(gone_file, gone_row["version"].to_numpy()),
-        "path": files.paths_of(gone_file),
-        "split": gone_row["split"],
-        "source_id": gone_row["youtube_id"],
-        "reason": gone["reason"],
-        "detail": pc.if_else(pa.array(gave_way), detail, gone["detail"]),
-    }
-    rows_without = {
-        "source": name,
-        "split": without_row["split"],
-        "source_id": without_row["youtube_id"],
-        "reason": Drop.NO_FILE.value,
-        "detail": pc.binary_join_element_wise("K", version, " lists it, no folder has it", ""),
-    }
-    other_files = {
-        "source": name,
-        "root": files.roots_of(rest, np.zeros(len(rest), np.int64)),
-        "path": files.paths_of(rest),
-        "source_id": files.ids.take(pa.array(rest)),
-        "reason": reasons,
-        "detail": details,
-    }
-    return [
-        dropped_table(dropped_rows, len(gone)),
-        dropped_table(rows_without, len(without)),
-        dropped_table(other_files, len(rest)),
-    ]
+    no_file = pc.binary_join_element_wise("K", version, " lists it, no folder has it", "")
+    rows_without = {**_named(without_row), "reason": Drop.NO_FILE.value, "detail": no_file}
+    return [dropped_table({"source": name, **columns}) for columns in (dropped_rows, rows_without, other_files)]
+
+
+def _named(rows: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return {"split": rows["split"], "source_id": rows["youtube_id"]}
 
 
 def _label_files(merged: k710.Merge, has_map: bool) -> dict[str, list[Any]]:

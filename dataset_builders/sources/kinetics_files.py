@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from dataset_builders.plan import Drop
 from dataset_builders.sources.annotations import AnyPath, as_files
@@ -31,7 +30,7 @@ class Version:
     classes: AnyPath | None = None  # its class names, one a line, in the order in which label_710to400.json counts them
 
 
-def roots(versions: Mapping[int, Version]) -> dict[str, bytes]:
+def kinetics_roots(versions: Mapping[int, Version]) -> dict[str, bytes]:
     """The names of the folders in requests: "k400", "k600", "k700"; a second folder of one version is "k400:2"."""
     return {root: existing_folder(folder) for root, (_, folder) in _folders(versions).items()}
 
@@ -88,25 +87,22 @@ class Files:
         among[files[files >= 0]] = True
         return among
 
-    def roots_of(self, files: np.ndarray, versions: np.ndarray) -> pa.Array:
-        """Names of the folders: that of the row's own version, if the file is there; null for -1."""
+    def columns(self, files: np.ndarray, versions: np.ndarray | int = 0) -> dict[str, pa.Array]:
+        """root and path of files, null for -1. Of several names of a folder, that of the row's own version counts."""
         folder = np.where(files < 0, -1, self.folder[files] if len(self.folder) else -1)
         names = dict(enumerate(self.roots))
         for place, (root, (version, number)) in enumerate(self.given.items(), start=len(self.roots)):
             folder = np.where((versions == version) & (folder == number), place, folder)
             names[place] = root
-        keys = pa.array(list(names), pa.int64())
-        return pc.take(pa.array(list(names.values()), pa.string()), pc.index_in(pa.array(folder, pa.int64()), value_set=keys))
-
-    def paths_of(self, files: np.ndarray) -> pa.Array:
-        """Null for -1."""
-        return self.paths.take(pa.array(files, pa.int64(), mask=files < 0))
+        place = pc.index_in(pa.array(folder, pa.int64()), value_set=pa.array(list(names), pa.int64()))
+        paths = self.paths.take(pa.array(files, pa.int64(), mask=files < 0))
+        return {"root": pc.take(pa.array(list(names.values()), pa.string()), place), "path": paths}
 
 
 def explain(
     files: Files, rest: np.ndarray, *, taken: np.ndarray, leaked: np.ndarray, wanted: np.ndarray
-) -> tuple[pa.Array, pa.Array]:
-    """Reason and sentence for each of the files that nobody asked for."""
+) -> dict[str, pa.Array]:
+    """reason and detail for each of the files that nobody asked for."""
     sentences = [
         (Drop.NOT_LISTED, "its name has no YouTube id"),
         (Drop.NOT_LISTED, "no list has its id"),
@@ -122,7 +118,7 @@ def explain(
         kind_of_video[videos] = place
     kind = np.where(np.asarray(files.ids.is_null())[rest], 0, kind_of_video[files.video[rest]])
     reasons = pa.array([reason.value for reason, _ in sentences]).take(pa.array(kind))
-    return reasons, pa.array([detail for _, detail in sentences]).take(pa.array(kind))
+    return {"reason": reasons, "detail": pa.array([detail for _, detail in sentences]).take(pa.array(kind))}
 
 
 def parse_names(paths: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -168,17 +164,5 @@ def match_files(row_video: np.ndarray, row_start: np.ndarray, file_video: np.nda
     return match
 
 
-def own_files(rows: pa.Table, own: Mapping[int, np.ndarray]) -> np.ndarray:
-    version, place = rows["version"].to_numpy(), rows["row"].to_numpy()
-    file = np.full(len(rows), -1, np.int64)
-    for number, match in own.items():
-        file[version == number] = match[place[version == number]]
-    return file
-
-
 def numbers(ids: pa.Array | pa.ChunkedArray, value_set: pa.Array) -> np.ndarray:
     return pc.fill_null(pc.index_in(ids, value_set=value_set), -1).to_numpy().astype(np.int64)
-
-
-def floats(column: pa.ChunkedArray) -> np.ndarray:
-    return column.to_numpy()  # null becomes NaN

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from dataset_builders.sources import k710
-from dataset_builders.sources.annotations import AnyPath, is_text, read_json, read_lines, shown
+from dataset_builders.sources.annotations import AnyPath, is_text, read_bytes, read_json, read_lines, shown
 
 ID = "[A-Za-z0-9_-]{11}"
 NUMBER = r"[0-9]{1,7}(?:\.[0-9]+)?"
@@ -51,24 +51,20 @@ def list_paths(name: str, version: int, annotations: Sequence[AnyPath]) -> list[
         if not os.path.isdir(path):
             found.append(path)
             continue
-        inside = sorted(entry for entry in os.listdir(path) if entry.lower().endswith((b".csv", b".json")))
-        tables = {entry.lower().removesuffix(b".csv") for entry in inside}
-        inside = [
-            entry for entry in inside if entry.lower().endswith(b".csv") or entry.lower().removesuffix(b".json") not in tables
-        ]
-        found += [os.path.join(path, entry) for entry in inside]
+        inside = sorted(name for name in os.listdir(path) if name.lower().endswith((b".csv", b".json")))
+        as_csv = {name.lower()[:-4] for name in inside if name.lower().endswith(b".csv")}
+        read = [name for name in inside if name.lower().endswith(b".csv") or name.lower()[:-5] not in as_csv]
+        found += [os.path.join(path, name) for name in read]
     if not found:
-        raise ValueError(
-            f"source {name}: no list (.csv or .json) of Kinetics-{version} in {[shown(path) for path in annotations]}"
-        )
+        places = [shown(path) for path in annotations]
+        raise ValueError(f"source {name}: no list (.csv or .json) of Kinetics-{version} in {places}")
     return found
 
 
 def read_classes(path: AnyPath) -> list[str]:
     """Class names in order: a line each (label_map_k710.txt), or a JSON list. Raises ValueError."""
-    names = (
-        read_json(path) if os.fsencode(path).lower().endswith(b".json") else [line for line in read_lines(path) if line.strip()]
-    )
+    is_json = os.fsencode(path).lower().endswith(b".json")
+    names = read_json(path) if is_json else [line for line in read_lines(path) if line.strip()]
     if not isinstance(names, list) or not names or not all(is_text(entry) for entry in names):
         raise ValueError(f"{shown(path)} is no list of class names: one a line, or a JSON list of strings")
     return names
@@ -81,12 +77,7 @@ def read_annotations(path: AnyPath) -> tuple[pa.Table, list[str]]:
     JSON: entry) and value. Raises ValueError if the file is no such list at all.
     400,000 rows take 1 s as CSV, 3 s and 0.3 GiB as JSON.
     """
-    try:
-        with open(path, "rb") as opened:
-            data = opened.read()
-    except OSError as error:
-        raise ValueError(f"annotation file {shown(path)} cannot be read: {error.strerror}") from None
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"{shown(path)} is UTF-16; save it as UTF-8")
     name = os.path.basename(shown(path))
@@ -116,9 +107,8 @@ def _read_csv(data: bytes, name: str) -> tuple[dict[str, pa.ChunkedArray], np.nd
 
     def skip(row: Any) -> str:
         bad_rows.append(row.number - 1)  # counted from 1; known because use_threads is off
-        malformed[int(places[row.number - 1])] = (
-            f"{_shown(lines[places[row.number - 1] - 1])} has {row.actual_columns} fields, the header {row.expected_columns}"
-        )
+        place = int(places[row.number - 1])
+        malformed[place] = f"{_shown(lines[place - 1])} has {row.actual_columns} fields, the header {row.expected_columns}"
         return "skip"
 
     table = pyarrow.csv.read_csv(
@@ -179,10 +169,8 @@ def _read_json(data: bytes, name: str) -> tuple[dict[str, pa.ChunkedArray], np.n
     for column in ("label", "start", "end", "split"):
         if len(rows) and texts[column].null_count == len(rows):
             del texts[column]
-    if "split" in texts:
-        texts["split"] = texts["split"].fill_null("")
-    if "start" in texts:
-        texts["start"], texts["end"] = texts["start"].fill_null(""), texts["end"].fill_null("")
+        elif column != "label":
+            texts[column] = texts[column].fill_null("")
     return texts, np.array(places, np.int64), malformed
 
 
@@ -206,7 +194,7 @@ def _understand(
         if column in texts:
             text = pc.utf8_trim_whitespace(texts[column])
             number = _matches(text, rf"^{NUMBER}$")
-            refuse(~number, f"{column}", "is not a number of seconds")
+            refuse(~number, column, "is not a number of seconds")
             seconds[column] = pc.if_else(pa.array(number), text, "nan").cast(pa.float64()).to_numpy()
             columns[column] = pa.array(seconds[column])
     if seconds:
@@ -226,9 +214,7 @@ def _understand(
         label = pc.utf8_trim_whitespace(texts["label"])
         columns["label"] = pc.if_else(pc.equal(label, ""), pa.scalar(None, pa.string()), label)
     arrays = [columns.get(field.name, pa.nulls(num_rows, field.type)) for field in ANNOTATION_SCHEMA]
-    table = pa.table(arrays, schema=ANNOTATION_SCHEMA)
-    if not good.all():
-        table = table.filter(pa.array(good))
+    table = pa.table(arrays, schema=ANNOTATION_SCHEMA).filter(pa.array(good))
     return table, [f"{name} line {place}: {sentence}" for place, sentence in sorted(malformed.items())]
 
 

@@ -95,16 +95,16 @@ def plan(
     bases = roots(name, folder=folder, train=train, val=val, test=test)
     classes = [line.strip() for line in read_lines(labels)] if labels is not None else None
     lines: dict[Entry, tuple[Line, tuple[str, bytes] | None]] = {}
-    places = _Places(name, bases, beside=folder is None)
+    places = _Places(name, bases, beside=folder is None, replace=replace or ("", ""))
     dropped: list[DroppedEntry] = []
     for split, files in zip(SPLITS, (train, val, test), strict=True):
         for file in as_files(files):
-            where = shown(file)
+            where, own = shown(file), _folder_of(file)
             for line in read_list(file, columns, classes):
                 if isinstance(line, BadLine):
                     dropped.append(malformed(file, line.number, split, line.detail))
                     continue
-                place, identity = places.find(file, line.path, replace)
+                place, identity = places.find(own, line.path)
                 identity += "" if line.start is None else f" {line.start}"
                 lines[Entry(identity, line.split or split, line.label, where, line.number)] = line, place
     num_listed = len(lines) + len(dropped)
@@ -119,38 +119,35 @@ def plan(
     found |= _look(bases, {place for _, place in lines.values() if place and place not in found})
     items: list[Item] = []
     missing: list[DroppedEntry] = []
+
+    def miss(entry: Entry, reason: Drop, problem: str) -> None:
+        missing.append(DroppedEntry(entry.id, entry.split, reason, f"{entry.where} {problem}"))
+
     for entry in kept:
         line, place = lines[entry]
         if place is None:
-            problem = f"{line.path!r} is not below {shown(bases[name])}; `replace` can change how paths begin"
-            missing.append(DroppedEntry(entry.id, entry.split, Drop.NO_FILE, f"{entry.where} {problem}"))
-            continue
-        is_folder = found.get(place)
-        if is_folder is None:
-            missing.append(DroppedEntry(entry.id, entry.split, Drop.NO_FILE, f"{entry.where} lists it"))
+            where = shown(bases[name])
+            miss(entry, Drop.NO_FILE, f"{line.path!r} is not below {where}; `replace` can change how paths begin")
+        elif (is_folder := found.get(place)) is None:
+            miss(entry, Drop.NO_FILE, "lists it")
         elif not is_folder and (line.total or -1) > 0:
-            problem = f"wants {line.total} images, but it is a file; a video has the total -1"
-            missing.append(DroppedEntry(entry.id, entry.split, Drop.MALFORMED, f"{entry.where} {problem}"))
+            miss(entry, Drop.MALFORMED, f"wants {line.total} images, but it is a file; a video has the total -1")
         elif is_folder and line.total == -1:
-            problem = "wants a video, but it is a folder; a folder of frames has the total of its images"
-            missing.append(DroppedEntry(entry.id, entry.split, Drop.MALFORMED, f"{entry.where} {problem}"))
+            told = "wants a video, but it is a folder; a folder of frames has the total of its images"
+            miss(entry, Drop.MALFORMED, told)
         else:
             items.append(Item(entry, line, *place, is_folder, *_how(name, place[1], is_folder, line, rate, sampling)))
     items, unusable = _find_images(bases, items)
     dropped += repeated + missing + unusable
+    own_columns = ("root", "path", "rate", "first_frame", "num_images", "sampling")
     requests = requests_table(
         {
             "source": name,
-            "root": [item.root for item in items],
-            "path": [item.path for item in items],
+            **{column: [getattr(item, column) for item in items] for column in own_columns},
             "kind": ["frames" if item.is_folder else "video" for item in items],
             "split": [item.entry.split for item in items],
             "label": [item.entry.label for item in items],
             "seconds": [item.num_images / item.rate if item.num_images and item.rate else None for item in items],
-            "rate": [item.rate for item in items],
-            "first_frame": [item.first_frame for item in items],
-            "num_images": [item.num_images for item in items],
-            "sampling": [item.sampling for item in items],
         },
         len(items),
     )
@@ -191,24 +188,21 @@ def _folder_of(file: AnyPath) -> bytes:
 
 
 class _Places:
-    """(list, path in it) -> (root, path relative to that), and what tells the video from others."""
+    """(folder of a list, path in it) -> (root, path relative to that), and what tells the video from others."""
 
-    def __init__(self, name: str, bases: Mapping[str, bytes], beside: bool) -> None:
+    def __init__(self, name: str, bases: Mapping[str, bytes], beside: bool, replace: tuple[str, str]) -> None:
         """`beside`: relative paths begin in the list's own folder."""
-        self._name, self._bases, self._beside = name, bases, beside
+        self._name, self._bases, self._beside, self._replace = name, bases, beside, replace
         self.anywhere = os.path.samefile(bases[name], b"/")
         self._identities: dict[bytes, str] = {}
         self._real: dict[bytes, bytes] = {}  # the folders of videos
-        self._folders: dict[bytes, bytes] = {}  # of lists
 
-    def find(self, file: AnyPath, text: str, replace: tuple[str, str] | None) -> tuple[tuple[str, bytes] | None, str]:
+    def find(self, own: bytes, text: str) -> tuple[tuple[str, bytes] | None, str]:
         """None in place of (root, path) for a path that does not lie in the folder that was given."""
-        path = text
-        if replace is not None and path.startswith(replace[0]):
-            path = replace[1] + path.removeprefix(replace[0])
-        given = os.fsencode(path)
+        old, new = self._replace
+        given = os.fsencode(new + text.removeprefix(old) if text.startswith(old) else text)
         in_list = self._beside and not given.startswith(b"/")
-        base = self._folder_of(os.fsencode(file)) if in_list else self._bases[self._name]
+        base = own if in_list else self._bases[self._name]
         absolute = b"/" + os.path.normpath(os.path.join(base, given)).lstrip(b"/")  # of two leading slashes both would stay
         near = f"{self._name}:list"
         if in_list and near in self._bases:
@@ -219,11 +213,6 @@ class _Places:
                 return None, text
             place = self._name, absolute[len(prefix) :]
         return place, self._identity(absolute, place[1])
-
-    def _folder_of(self, file: bytes) -> bytes:
-        if file not in self._folders:
-            self._folders[file] = _folder_of(file)
-        return self._folders[file]
 
     def _identity(self, absolute: bytes, path: bytes) -> str:
         """A list may name a video by an absolute path and another by a relative one: then the first spelling counts."""
@@ -240,19 +229,19 @@ def _look(bases: Mapping[str, bytes], places: set[tuple[str, bytes]]) -> dict[tu
     wait; in batches, as handing a path to a thread takes ten times what a local disk takes."""
     ordered = sorted(places)
 
-    def look(batch: list[tuple[str, bytes]]) -> list[tuple[tuple[str, bytes], bool]]:
-        found = []
+    def look(batch: list[tuple[str, bytes]]) -> dict[tuple[str, bytes], bool]:
+        found = {}
         for root, path in batch:
             whole = os.path.join(bases[root], path)
             if os.path.isfile(whole):
-                found.append(((root, path), False))
+                found[root, path] = False
             elif os.path.isdir(whole):
-                found.append(((root, path), True))
+                found[root, path] = True
         return found
 
     batches = [ordered[first : first + BATCH] for first in range(0, len(ordered), BATCH)]
     with ThreadPoolExecutor(16) as pool:
-        return dict(entry for found in pool.map(look, batches) for entry in found)
+        return {place: is_folder for found in pool.map(look, batches) for place, is_folder in found.items()}
 
 
 def _how(

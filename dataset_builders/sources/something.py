@@ -65,24 +65,23 @@ def plan(
     root = existing_folder(folder)
     classes = _read_labels(labels) if labels is not None else None
     known = frozenset(classes or ())
-    entries: list[Entry] = []
-    bad: list[DroppedEntry] = []
+    lines: list[Entry | DroppedEntry] = []
     for split, files in zip(SPLITS, (train, val, test), strict=True):
         for file in as_files(files):
             for line, video, label in _read(file):
                 if not is_text(video) or "/" in video:
-                    bad.append(malformed(file, line, split, f"{video!r} is no id of a video"))
+                    lines.append(malformed(file, line, split, f"{video!r} is no id of a video"))
                 elif label is not None and (not is_text(label) or (labels is not None and label not in known)):
                     what = f"{label!r} is no class" + (f" of {shown(labels)}" if labels is not None else "")
-                    bad.append(malformed(file, line, split, what, video))
+                    lines.append(malformed(file, line, split, what, video))
                 else:
-                    entries.append(Entry(video, split, label, shown(file), line))
-    entries, dropped = settle(entries)
+                    lines.append(Entry(video, split, label, shown(file), line))
+    entries, dropped = settle(lines)
     return plan_entries(
         name,
         root,
         entries,
-        [*bad, *dropped],
+        dropped,
         splits=splits,
         columns={"sampling": sampling},
         by_kind={"rate": (float(rate), None)},

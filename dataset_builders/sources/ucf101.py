@@ -87,13 +87,13 @@ def _plan(
     name: str, folder: AnyPath, lines: Iterable[Entry | DroppedEntry], classes: list[str], rate: float, sampling: str
 ) -> SourcePlan:
     """`lines` of the lists, those that are malformed as dropped ones."""
-    root, lines = existing_folder(folder), list(lines)
-    entries, dropped = settle([line for line in lines if isinstance(line, Entry)])
+    root = existing_folder(folder)
+    entries, dropped = settle(lines)
     return plan_entries(
         name,
         root,
         entries,
-        [*(line for line in lines if isinstance(line, DroppedEntry)), *dropped],
+        dropped,
         splits=("train", "test"),
         columns={"sampling": sampling},
         by_kind={"rate": (float(rate), None)},

@@ -84,18 +84,13 @@ def _sample_key(name: str) -> str:
     return os.path.join(folder, base.split(".", 1)[0])
 
 
-def _changed(file: str) -> tuple[int, int]:
-    status = os.stat(file)
-    return status.st_mtime_ns, status.st_size
-
-
 @lru_cache(maxsize=64)
 def _exists(url: str) -> bool:
     return files.exists(url)
 
 
 @lru_cache(maxsize=4)  # a worker's clips come tar by tar
-def _listed(file: str, changed: tuple[int, int]) -> tuple[dict[str, Video], RejectedError | None]:
+def _listed(file: str, state: tuple[int, int] | None) -> tuple[dict[str, Video], RejectedError | None]:
     return list_videos(file)
 
 
@@ -121,7 +116,8 @@ class MemberIndexer:
     def _row(self, request: ClipRequest) -> dict[str, Any]:
         """Find the member and what lies beside it, decode it whole; raises RejectedError, StorageError, OSError."""
         file, name = split_member(request.folder, request.path)
-        videos, fault = _listed(file, (0, 0) if is_url(file) else _changed(file))
+        state = None if is_url(file) else os.stat(file)
+        videos, fault = _listed(file, state and (state.st_mtime_ns, state.st_size))
         if name not in videos:
             if not name and fault:
                 raise RejectedError(fault.reason, fault.detail)  # a new one: this one is kept for the next request

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from empty_files import touch
 
 from dataset_builders.plan import REQUEST_SCHEMA, expected_clips
 from dataset_builders.sources import ava
@@ -17,13 +18,10 @@ frames,1000,0.1,0.1,0.2,0.2,1,0
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "movies"
-    (folder / "sub" / "frames").mkdir(parents=True)
-    for name in ("_-Z6wFjXtGQ.mkv", "sub/-5KQ66BBWC4.mp4", "validation.webm", "other.mp4", "sub/frames/image_000001.jpg"):
-        (folder / name).touch()
     (tmp_path / "train.csv").write_text(ROWS)
     (tmp_path / "names.txt").write_text("_-Z6wFjXtGQ.mkv\n-5KQ66BBWC4.mp4\nvalidation.webm\nnoextension\n")
-    return folder
+    names = ("_-Z6wFjXtGQ.mkv", "sub/-5KQ66BBWC4.mp4", "validation.webm", "other.mp4", "sub/frames/image_000001.jpg")
+    return touch(tmp_path / "movies", *names)
 
 
 @pytest.mark.parametrize(("trimmed", "start", "end"), [(False, 900.0, 1800.0), (True, 0.0, 900.0)])
@@ -62,10 +60,8 @@ def test_the_papers_21150_clips(tmp_path: Path) -> None:
     """235 movies of 15 minutes at 30 frames per second."""
     movies = [f"{'-_x'[number % 3]}{number:010d}" for number in range(235)]
     (tmp_path / "train.csv").write_text("".join(f"{movie},0902,0,0,1,1,12,0\n" * 3 for movie in movies))
-    (tmp_path / "movies").mkdir()
-    for movie in movies:
-        (tmp_path / "movies" / f"{movie}.mkv").touch()
-    planned = ava.plan("ava", folder=tmp_path / "movies", train=tmp_path / "train.csv")
+    folder = touch(tmp_path / "movies", *(f"{movie}.mkv" for movie in movies))
+    planned = ava.plan("ava", folder=folder, train=tmp_path / "train.csv")
     assert planned.counts == {"listed": 235, "found": 235, "clips at most": 21_150}
     assert sum(expected_clips(planned.requests, 60).to_pylist()) == 21_150
 

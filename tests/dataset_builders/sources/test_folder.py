@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from empty_files import touch
 
 from dataset_builders.sources.folder import list_files, plan
 from dataset_builders.sources.listing import list_videos
@@ -10,21 +11,13 @@ NAMES = [b"plain.mp4", b".hidden", b"noextension", b"-i.mp4", b"%04d.mp4", b"lin
 
 
 def test_every_file_is_listed_once_in_a_fixed_order(tmp_path: Path) -> None:
-    root = os.fsencode(tmp_path)
-    for directory in (b"", b"deep/er", b".hidden-folder"):
-        os.makedirs(os.path.join(root, directory), exist_ok=True)
-        for name in NAMES:
-            Path(os.fsdecode(os.path.join(root, directory, name))).touch()
-    expected = sorted(os.path.join(directory, name) for directory in (b"", b"deep/er", b".hidden-folder") for name in NAMES)
-    assert list_files(root) == expected
+    expected = [os.path.join(directory, name) for directory in (b"", b"deep/er", b".hidden-folder") for name in NAMES]
+    assert list_files(os.fsencode(touch(tmp_path, *expected))) == sorted(expected)
 
 
 def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
     folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
-    (folder / "a").mkdir(parents=True)
-    elsewhere.mkdir()
-    (elsewhere / "video").touch()
-    (folder / "a" / "file").touch()
+    touch(tmp_path, "folder/a/file", "elsewhere/video")
     (folder / "a" / "up").symlink_to(folder)  # a loop
     (folder / "b").symlink_to(folder / "a")  # a second way to the same files
     (folder / "far").symlink_to(elsewhere)
@@ -36,40 +29,30 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
 
 
 def test_no_link_leads_to_what_nobody_named(tmp_path: Path) -> None:
-    (tmp_path / "home" / "videos").mkdir(parents=True)
-    (tmp_path / "home" / "letters").mkdir()
-    (tmp_path / "home" / "letters" / "private").touch()
+    touch(tmp_path, "home/letters/private", "home/videos/a.mp4")
     folder = tmp_path / "home" / "videos"
-    (folder / "a.mp4").touch()
     for name, target in (("up", ".."), ("z:", "/"), ("proc", "/proc"), ("beside", "../letters")):
         (folder / name).symlink_to(target)
     assert list_files(os.fsencode(folder)) == [b"a.mp4", b"beside/private"]
 
 
 def test_folders_that_look_like_splits_are_told(tmp_path: Path) -> None:
-    for path in ("train/run/a.mp4", "Validation/run/b.mp4"):
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).touch()
+    touch(tmp_path, "train/run/a.mp4", "Validation/run/b.mp4")
     (note,) = plan("own", folder=tmp_path).notes
     assert "Validation, train are all taken for the split train" in note and "own:val=FOLDER/Validation" in note
     assert not plan("own", folder=tmp_path / "train").notes
 
 
 def test_the_dataset_inside_the_folder_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "dataset" / "shards").mkdir(parents=True)
-    (tmp_path / "dataset" / "shards" / "x.tar").touch()
-    (tmp_path / "video").touch()
+    touch(tmp_path, "dataset/shards/x.tar", "video")
     assert list_files(os.fsencode(tmp_path)) == [b"dataset/shards/x.tar", b"video"]
-    (tmp_path / "dataset" / ".build").mkdir()
-    (tmp_path / "dataset" / ".build" / "lock").touch()
+    touch(tmp_path, "dataset/.build/lock")
     assert list_files(os.fsencode(tmp_path)) == [b"video"]
     assert list_videos(os.fsencode(tmp_path), lambda parent, name: False).paths == [b"video"]  # every source
 
 
 def test_labels_from_folders(tmp_path: Path) -> None:
-    for path in ("zumba/a.mp4", "yoga/deep/b.mp4", "c.mp4"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).touch()
+    touch(tmp_path, "zumba/a.mp4", "yoga/deep/b.mp4", "c.mp4")
     requests = plan("own", folder=tmp_path, labels_from_folder=True).requests.to_pylist()
     assert [(row["path"], row["label"]) for row in requests] == [
         (b"c.mp4", None),

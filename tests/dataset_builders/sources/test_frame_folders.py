@@ -1,26 +1,17 @@
-import os
 from pathlib import Path
 
 import pytest
+from empty_files import touch
 
 from dataset_builders.plan import DROPPED_SCHEMA, REQUEST_SCHEMA
 from dataset_builders.sources import frames
 
 
-def make_frames(folder: bytes, names: list[str]) -> None:
-    os.makedirs(folder)
-    for name in names:
-        open(os.path.join(folder, os.fsencode(name)), "wb").close()
-
-
 def test_every_folder_of_images_is_a_clip(tmp_path: Path) -> None:
-    root = os.fsencode(tmp_path)
-    make_frames(root + b"/run/a", [f"img_{number:05d}.jpg" for number in range(1, 31)] + ["flow_x_00001.jpg"])
-    make_frames(root + b"/run/b", ["0.png", "1.png", "5.png"])
-    make_frames(root + b"/walk/latin\xe9", ["image_000007.JPG", "image_000008.jpeg"])
-    make_frames(root + b"/thumbnails", ["x.mp4", "x.jpg", "y.jpg"])
-    make_frames(root + b"/empty", [])
-    (tmp_path / "readme.txt").touch()
+    touch(tmp_path / "empty")
+    touch(tmp_path / "run" / "a", *(f"img_{number:05d}.jpg" for number in range(1, 31)), "flow_x_00001.jpg")
+    touch(tmp_path, "run/b/0.png", "run/b/1.png", "run/b/5.png", "thumbnails/x.mp4", "thumbnails/x.jpg", "thumbnails/y.jpg")
+    touch(tmp_path, b"walk/latin\xe9/image_000007.JPG", b"walk/latin\xe9/image_000008.jpeg", "readme.txt")
     planned = frames.plan("own", folder=tmp_path, rate=25, split="val", labels_from_folder=True)
     assert planned.requests.schema == REQUEST_SCHEMA
     assert planned.dropped.schema == DROPPED_SCHEMA
@@ -41,8 +32,7 @@ def test_every_folder_of_images_is_a_clip(tmp_path: Path) -> None:
 
 
 def test_the_folder_itself_can_be_the_clip(tmp_path: Path) -> None:
-    make_frames(os.fsencode(tmp_path / "clip"), ["1.jpg", "2.jpg"])
-    planned = frames.plan("own", folder=tmp_path / "clip", rate=10, labels_from_folder=True)
+    planned = frames.plan("own", folder=touch(tmp_path / "clip", "1.jpg", "2.jpg"), rate=10, labels_from_folder=True)
     assert [(row["path"], row["label"], row["seconds"]) for row in planned.requests.to_pylist()] == [(b".", None, 0.2)]
 
 

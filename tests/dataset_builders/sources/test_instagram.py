@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from empty_files import touch
 
 from dataset_builders.plan import DROPPED_SCHEMA, REQUEST_SCHEMA
 from dataset_builders.sources import instagram
@@ -17,13 +18,12 @@ def write_post(path: Path, shortcode: object, **others: object) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in (
+    touch(
+        tmp_path,
         *("cats/2020-01-31_12-00-00_UTC.mp4", "cats/2020-01-31_12-00-00_UTC.jpg", "cats/2020-01-31_12-00-00_UTC.txt"),
         *("cats/2021-02-03_04-05-06_UTC_1.mp4", "cats/2021-02-03_04-05-06_UTC_2.jpg", "cats/2021-02-03_04-05-06_UTC_3.mp4"),
         *("#dogs/2020-01-31_12-00-00_UTC.mp4", "#dogs/plain.MOV", "#dogs/picture.HEIC", "id"),
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    )
     write_post(tmp_path / "cats" / "2020-01-31_12-00-00_UTC.json.xz", "B7-_abcDEF1", video_duration=34.5)
     write_post(tmp_path / "cats" / "2021-02-03_04-05-06_UTC.json", "CKsidecar01", video_duration=9.0)
     write_post(tmp_path / "#dogs" / "2020-01-31_12-00-00_UTC.json", "B7-_abcDEF1")
@@ -62,9 +62,8 @@ def test_instaloader_layout(folder: Path) -> None:
 
 def test_the_choice_is_by_seed_and_duplicates_are_replaced(tmp_path: Path) -> None:
     for number in range(40):
-        (tmp_path / f"{number % 20}_{number // 20}").mkdir()
-        (tmp_path / f"{number % 20}_{number // 20}" / "v.mp4").touch()
-        write_post(tmp_path / f"{number % 20}_{number // 20}" / "v.json", f"post{number % 20:02d}")
+        folder = touch(tmp_path / f"{number % 20}_{number // 20}", "v.mp4")
+        write_post(folder / "v.json", f"post{number % 20:02d}")
     planned = instagram.plan("insta", folder=tmp_path, number=15)
     assert len(planned.requests) == len(set(planned.requests["source_id"].to_pylist())) == 15
     assert planned.counts["chosen"] + planned.counts["not_chosen"] + planned.counts["duplicate"] == 40
@@ -89,10 +88,8 @@ def test_the_choice_is_by_seed_and_duplicates_are_replaced(tmp_path: Path) -> No
 )
 @pytest.mark.parametrize("packed", [False, True])
 def test_unusable_metadata_cost_nothing_but_the_shortcode(tmp_path: Path, content: bytes, packed: bool) -> None:
-    (tmp_path / "latin").mkdir()
-    os.rename(tmp_path / "latin", os.path.join(os.fsencode(tmp_path), b"latin\xe9"))
+    touch(tmp_path, b"latin\xe9/line\nbreak.mp4")
     base = os.path.join(os.fsencode(tmp_path), b"latin\xe9", b"line\nbreak")
-    open(base + b".mp4", "wb").close()
     with open(base + (b".json.xz" if packed else b".json"), "wb") as file:
         file.write(lzma.compress(content, preset=0) if packed else content)
     planned = instagram.plan("insta", folder=tmp_path)

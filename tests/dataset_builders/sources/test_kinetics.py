@@ -6,22 +6,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from empty_files import touch
 
 from dataset_builders.plan import DROPPED_SCHEMA, REQUEST_SCHEMA, SourcePlan
 from dataset_builders.sources.kinetics import plan
-from dataset_builders.sources.kinetics_files import Version, match_files, parse_names, roots
+from dataset_builders.sources.kinetics_files import Version, kinetics_roots, match_files, parse_names
 from dataset_builders.sources.kinetics_lists import read_annotations
 
 A, B, C, D = "-aaaaaaaaaA", "-aaaaaaaaaa", "b_b-bbbbbbb", "ccccccccccc"  # the first two differ by case only
-
-
-def write(folder: Path, *names: str | bytes) -> Path:
-    for name in names:
-        path = os.path.join(os.fsencode(folder), os.fsencode(name))
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        Path(os.fsdecode(path)).touch()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def csv(path: Path, *rows: str, header: str = "label,youtube_id,time_start,time_end,split") -> Path:
@@ -236,7 +228,7 @@ def test_650_000_files_are_matched() -> None:
 def test_every_layout_and_every_leftover(tmp_path: Path) -> None:
     rows = [f"a label,{id_},{start},{start + 10},train" for id_, start in ((A, 5), (B, 6), (C, 7), (D, 8), ("e" * 11, 9))]
     lists = [csv(tmp_path / "lists" / "train.csv", *rows, f"a label,{'v' * 11},0,10,val", "a label,bad,0,10,train")]
-    folder = write(
+    folder = touch(
         tmp_path / "videos",
         f"train/a label/{A}_000005_000015.mp4",
         f"train/a_label/{A}_000005_000015.webm",  # the same again
@@ -279,7 +271,7 @@ def test_every_layout_and_every_leftover(tmp_path: Path) -> None:
     assert both.requests["split"].to_pylist() == ["train"] * 3 + ["val"]
     times = {row["source_id"]: (row["start"], row["end"]) for row in both.requests.to_pylist()}
     assert times == {A: (None, None), B: (6.0, 16.0), C: (None, None), "v" * 11: (0.0, 10.0)}
-    assert roots(versions) == {"k400": os.fsencode(folder)}
+    assert kinetics_roots(versions) == {"k400": os.fsencode(folder)}
 
 
 def test_videos_are_borrowed_from_other_versions(tmp_path: Path) -> None:
@@ -289,14 +281,14 @@ def test_videos_are_borrowed_from_other_versions(tmp_path: Path) -> None:
         tmp_path / "k400.csv", *(f"dying hair,{name},{times[0]},{times[0] + 10},train" for name, times in starts.items())
     )
     k700 = csv(tmp_path / "k700.csv", *(f"zumba,{name},{times[1]},{times[1] + 10},train" for name, times in starts.items()))
-    videos400 = write(
+    videos400 = touch(
         tmp_path / "400",
         f"{A}_000005_000015.mp4",  # K700 has its own
         f"{B}_000005_000015.mp4",  # the same part: lent to K700's row
         f"{C}_000005_000015.mp4",  # another part: K400's row stands in
         f"{D}.mp4",  # says nothing, so it is what K400's list says
     )
-    videos700 = write(tmp_path / "700", f"val/{A}_000005_000015.mp4")
+    videos700 = touch(tmp_path / "700", f"val/{A}_000005_000015.mp4")
     versions = {400: Version(annotations=[k400], folder=videos400), 700: Version(annotations=[k700], folder=videos700)}
     planned = plan("kinetics", versions=versions)
     assert taken(planned) == {
@@ -326,7 +318,7 @@ def test_videos_are_borrowed_from_other_versions(tmp_path: Path) -> None:
 def test_one_folder_for_all_versions(tmp_path: Path) -> None:
     k400 = csv(tmp_path / "k400.csv", f"yoga,{A},5,15,train", f"yoga,{B},5,15,train")
     k600 = csv(tmp_path / "k600.csv", f"yoga,{A},5,15,train", f"yoga,{C},5,15,val")
-    folder = write(tmp_path / "all", f"{A}.mp4", f"{B}.mp4", f"{C}.mp4", f"{D}.mp4")
+    folder = touch(tmp_path / "all", f"{A}.mp4", f"{B}.mp4", f"{C}.mp4", f"{D}.mp4")
     versions = {
         400: Version(annotations=[k400], folder=folder),
         600: Version(annotations=[k600], folder=tmp_path / "." / "all"),
@@ -344,7 +336,7 @@ def test_leaks_name_their_files(tmp_path: Path) -> None:
     k400 = csv(tmp_path / "k400.csv", f"yoga,{A},5,15,val")
     k600 = csv(tmp_path / "k600.csv", f"yoga,{A},5,15,train", f"yoga,{B},5,15,train")
     test = csv(tmp_path / "test.csv", f"{B},5,15,test", header="youtube_id,time_start,time_end,split")
-    videos = [write(tmp_path / name, f"{A}.mp4", f"{B}.mp4") for name in ("400", "600")]
+    videos = [touch(tmp_path / name, f"{A}.mp4", f"{B}.mp4") for name in ("400", "600")]
     versions = {400: Version(annotations=[k400, test], folder=videos[0]), 600: Version(annotations=[k600], folder=videos[1])}
     planned = plan("kinetics", versions=versions, splits=("train", "val"))
     assert taken(planned) == {A: ("k400", f"{A}.mp4".encode())}
@@ -370,7 +362,7 @@ def test_lists_in_a_folder_and_lists_without_videos(tmp_path: Path) -> None:
 
 def test_the_order_of_requests_does_not_follow_the_lists(tmp_path: Path) -> None:
     rows = [f"label {number % 7},{number * 7919 % 100000:011},0,10,{('train', 'val')[number % 2]}" for number in range(50)]
-    folder = write(tmp_path / "videos", *(f"{row.split(',')[1]}.mp4" for row in rows))
+    folder = touch(tmp_path / "videos", *(f"{row.split(',')[1]}.mp4" for row in rows))
     plans = [
         plan(
             "k",

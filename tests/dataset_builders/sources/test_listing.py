@@ -2,16 +2,10 @@ import os
 from pathlib import Path
 
 import pytest
+from empty_files import touch
 
 from dataset_builders.sources.folder import list_files
 from dataset_builders.sources.listing import Listing, existing_folder, list_videos, match, stems
-
-
-def touch(root: Path, *names: bytes) -> None:
-    for name in names:
-        path = os.path.join(os.fsencode(root), name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        open(path, "wb").close()
 
 
 def test_listed_folders_of_frames_are_one_video_each(tmp_path: Path) -> None:

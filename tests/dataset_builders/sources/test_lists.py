@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from empty_files import touch
 
 from dataset_builders.plan import DROPPED_SCHEMA, REQUEST_SCHEMA, clip_keys
 from dataset_builders.sources import lists
@@ -9,16 +10,12 @@ from dataset_builders.sources import lists
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    root = os.fsencode(tmp_path / "data")
     names = [b"k400/a.mp4", b"my clips/b 1.mp4", b"k400/extra.mp4", b"k400/latin\xe9.mp4", b"readme"]
     names += [b"SomethingV2/182040/img_%05d.jpg" % number for number in range(1, 59)]
     names += [b"AVA2.2/-_m1/image_%06d.jpg" % number for number in range(1, 601)]
     names += [b"gaps/i_%d.png" % number for number in (0, 1, 2, 5, 6, 7, 10)]
-    for name in names:
-        os.makedirs(os.path.dirname(os.path.join(root, name)), exist_ok=True)
-        open(os.path.join(root, name), "wb").close()
-    (tmp_path / "data" / "empty").mkdir()
-    return tmp_path / "data"
+    touch(tmp_path / "data" / "empty")
+    return touch(tmp_path / "data", *names)
 
 
 def write(tmp_path: Path, text: str | bytes, name: str = "train.csv") -> Path:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from empty_files import touch
 
 from dataset_builders.plan import DROPPED_SCHEMA, REQUEST_SCHEMA, Drop
 from dataset_builders.sources import something
@@ -28,11 +29,8 @@ LABELS = {"Pushing something onto something": "1", "Closing something": "0"}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Videos 1, 2 (twice) and 8, folders of frames 1 and 3, and video 9 that no list has."""
-    folder = tmp_path / "videos"
-    for name in ("1.webm", "2.webm", "mp4/2.mp4", "8.webm", "9.webm", "1/img_00001.jpg", "3/img_00001.jpg", "3/img_00002.jpg"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
+    names = ("1.webm", "2.webm", "mp4/2.mp4", "8.webm", "9.webm", "1/img_00001.jpg", "3/img_00001.jpg", "3/img_00002.jpg")
+    return touch(tmp_path / "videos", *names)
 
 
 def write(path: Path, content: object) -> Path:
@@ -118,8 +116,7 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
 def test_real_annotations(shared: Path, tmp_path: Path) -> None:
     folder = shared / "annotations" / "something_something_v2"
     val, labels = folder / "something-something-v2-validation.json", folder / "something-something-v2-labels.json"
-    for name in ("74225.webm", "208583.webm", "1420.webm", "7.webm"):  # of val, test-answers, test, none
-        (tmp_path / name).touch()
+    touch(tmp_path, "74225.webm", "208583.webm", "1420.webm", "7.webm")  # of val, test-answers, test, none
     planned = something.plan("ssv2", folder=tmp_path, val=val, test=folder / "test-answers.csv", labels=labels)
     assert len(planned.files["label_map_ssv2.json"]) == 174
     assert planned.counts == {"listed": 600, "found": 2, "no_file": 598, "not_listed": 2}  # every template is a label

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from empty_files import touch
 
 from dataset_builders.plan import REQUEST_SCHEMA
 from dataset_builders.sources import ucf101
@@ -20,10 +21,8 @@ def lists(tmp_path: Path) -> Path:
 
 
 def test_a_split(lists: Path, tmp_path: Path) -> None:
-    videos = tmp_path / "videos"
-    for name in ("Archery/v_Archery_g08_c01.avi", "v_YoYo_g01_c01.mp4", "YoYo/v_YoYo_g09_c01/i_0001.jpg", "YoYo/other.avi"):
-        (videos / name).parent.mkdir(parents=True, exist_ok=True)
-        (videos / name).touch()
+    names = ("Archery/v_Archery_g08_c01.avi", "v_YoYo_g01_c01.mp4", "YoYo/v_YoYo_g09_c01/i_0001.jpg", "YoYo/other.avi")
+    videos = touch(tmp_path / "videos", *names)
     planned = ucf101.plan_ucf101("ucf", folder=videos, annotations=lists, number=2)
     assert planned.requests.schema == REQUEST_SCHEMA
     columns = ("path", "kind", "split", "label", "rate")
@@ -52,8 +51,7 @@ def test_errors(lists: Path, tmp_path: Path) -> None:
 
 
 def test_real_annotations(shared: Path, tmp_path: Path) -> None:
-    (tmp_path / "YoYo").mkdir()
-    (tmp_path / "YoYo" / "v_YoYo_g25_c05.avi").touch()
+    touch(tmp_path, "YoYo/v_YoYo_g25_c05.avi")
     planned = ucf101.plan_ucf101("ucf", folder=tmp_path, annotations=shared / "annotations" / "ucf101")
     assert planned.counts == {"listed": 9537 + 3783, "found": 1, "no_file": 13_319}
     assert len(planned.files["label_map_ucf.json"]) == 101
@@ -61,14 +59,12 @@ def test_real_annotations(shared: Path, tmp_path: Path) -> None:
 
 
 def test_a_split_of_hmdb51(tmp_path: Path) -> None:
-    lists, videos = tmp_path / "lists", tmp_path / "videos"
-    lists.mkdir()
+    lists = touch(tmp_path / "lists")
     (lists / "climb_test_split1.txt").write_text("a_climb_#1!_0.avi 1 \nb_climb_0.avi 2 \nc_climb_0.avi 0 \nd_climb_0.avi 3 \n")
     (lists / "climb_stairs_test_split1.txt").write_text("a_climb_stairs_0.avi 2 \ngone.avi 1 \n")
     (lists / "climb_test_split2.txt").write_text("a_climb_#1!_0.avi 2 \n")
-    for name in ("climb/a_climb_#1!_0.avi", "climb/b_climb_0.mp4", "climb/c_climb_0.avi", "a_climb_stairs_0/1.png"):
-        (videos / name).parent.mkdir(parents=True, exist_ok=True)
-        (videos / name).touch()
+    names = ("climb/a_climb_#1!_0.avi", "climb/b_climb_0.mp4", "climb/c_climb_0.avi", "a_climb_stairs_0/1.png")
+    videos = touch(tmp_path / "videos", *names)
     planned = ucf101.plan_hmdb51("hmdb", folder=videos, annotations=lists)
     columns = ("path", "kind", "split", "label", "rate", "sampling")
     assert [tuple(row[name] for name in columns) for row in planned.requests.to_pylist()] == [

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from empty_files import touch
 
 from dataset_builders.plan import DROPPED_SCHEMA, REQUEST_SCHEMA
 from dataset_builders.sources import webvid
@@ -15,10 +16,7 @@ def write_list(path: Path, ids: list[int], duration: str = "PT00H01M05S") -> Pat
 
 
 def make_videos(folder: Path, ids: list[int]) -> Path:
-    (folder / "000001_000050").mkdir(parents=True, exist_ok=True)
-    for video in ids:
-        (folder / "000001_000050" / f"{video}.mp4").touch()
-    return folder
+    return touch(folder, *(f"000001_000050/{video}.mp4" for video in ids))
 
 
 def test_rows_with_files_are_taken(tmp_path: Path) -> None:
