@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from dataset_builders.checking.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask, is_ours, is_remote
 from dataset_builders.executors import Failure, map_ordered
+from dataset_builders.pages.counts import counted
 from pipeline.console import check_printed
 from pipeline.machine import usable_cores
 from pipeline.sampling.keyed import sample_rows
@@ -61,7 +62,7 @@ def recheck(
     try:
         yield from _check_description(dataset, versions)
         yield from _check_fingerprints(manifest, versions)
-        shards = _clips_by_shard(manifest)
+        shards = counted(pq.read_table(manifest, columns=["shard"])["shard"])
     except (pa.ArrowException, OSError) as error:
         yield Finding(Fault.DATASET, "", "", "a manifest.parquet that can be read", str(error).splitlines()[0])
         return
@@ -77,9 +78,17 @@ def recheck(
     issued: deque[ShardTask | ClipTask] = deque()
 
     def tasks() -> Iterator[ShardTask | ClipTask]:
-        for task in _tasks(manifest, shards, missing, remote, wanted, keys, unknown):
-            issued.append(task)
-            yield task
+        """Each shard, but for remote ones, before the first of its clips; those in missing shards are left out."""
+        seen = missing | remote
+        for row in _rows(manifest, wanted, keys):
+            unknown.discard(row["key"])
+            if row["shard"] not in seen:
+                seen.add(row["shard"])
+                issued.append(ShardTask(row["shard"], shards[row["shard"]]))
+                yield issued[-1]
+            if row["shard"] not in missing:
+                issued.append(ClipTask(row))
+                yield issued[-1]
 
     workers = min(workers or usable_cores(), max(1, number))
     results = map_ordered(Checker(str(dataset), decode), tasks(), workers, time_limit, int(memory_limit * 2**30))
@@ -104,68 +113,35 @@ def _lost(task: ShardTask | ClipTask, failure: Failure) -> Finding:
     return Finding(Fault.DECODING, task.row["shard"], task.row["key"], f"{task.row['num_frames']} frames", found)
 
 
-def _tasks(
-    manifest: Path,
-    shards: dict[str, int],
-    missing: set[str],
-    remote: set[str],
-    rows: np.ndarray | None,
-    keys: frozenset[str] | None,
-    unknown: set[str],
-) -> Iterator[ShardTask | ClipTask]:
-    """Each shard, but for remote ones, before the first of its clips; those in missing shards are left out. Takes what it meets
-    out of `unknown`."""
-    seen = missing | remote
+def _rows(manifest: Path, places: np.ndarray | None, keys: frozenset[str] | None) -> Iterator[dict[str, Any]]:
+    """The rows at these places, those of these clips, or all."""
     value_set = pa.array(sorted(keys), pa.string()) if keys is not None else None
     first = 0
     for batch in pq.ParquetFile(manifest).iter_batches(BATCH, columns=SCHEMA.names):
         following = first + len(batch)
-        if rows is not None:
-            inside = rows[np.searchsorted(rows, first) : np.searchsorted(rows, following)] - first
+        if places is not None:
+            inside = places[np.searchsorted(places, first) : np.searchsorted(places, following)] - first
             batch = batch.take(pa.array(inside))
         elif value_set is not None:
             batch = batch.filter(pc.is_in(batch["key"], value_set=value_set))
-        for row in batch.to_pylist():
-            unknown.discard(row["key"])
-            if row["shard"] not in seen:
-                seen.add(row["shard"])
-                yield ShardTask(row["shard"], shards[row["shard"]])
-            if row["shard"] not in missing:
-                yield ClipTask(row)
+        yield from batch.to_pylist()
         first = following
-
-
-def _clips_by_shard(manifest: Path) -> dict[str, int]:
-    shards: Counter[str] = Counter()
-    for batch in pq.ParquetFile(manifest).iter_batches(columns=["shard"]):
-        shards.update({entry["values"]: entry["counts"] for entry in pc.value_counts(batch["shard"]).to_pylist()})
-    return dict(shards)
 
 
 def _check_fingerprints(manifest: Path, versions: list[dict[str, Any]]) -> Iterator[Finding]:
     columns = ["key", "content_hash", "num_frames", "fps", "width", "height", "rotation", "source", "sampling"]
-    file = pq.ParquetFile(manifest)
-    if file.metadata.num_rows != versions[-1]["rows"]:
-        yield Finding(Fault.DATASET, "", "", f"{versions[-1]['rows']} rows of the manifest", f"{file.metadata.num_rows}")
+    rows = pq.read_table(manifest, columns=columns)
+    if len(rows) != versions[-1]["rows"]:
+        yield Finding(Fault.DATASET, "", "", f"{versions[-1]['rows']} rows of the manifest", f"{len(rows)}")
         return
-    fingerprint, done, pending = Fingerprint(), 0, list(enumerate(versions, 1))
-    for batch in file.iter_batches(columns=columns):
-        table = pa.table(batch.columns, names=batch.schema.names)
-        while pending and done + len(table) >= pending[0][1]["rows"]:
-            inside = pending[0][1]["rows"] - done
-            fingerprint.update(table.slice(0, inside))
-            table, done = table.slice(inside), done + inside
-            yield from _compare_fingerprint(*pending.pop(0), fingerprint)
-        fingerprint.update(table)
-        done += len(table)
-    for number, entry in pending:  # of a manifest without rows
-        yield from _compare_fingerprint(number, entry, fingerprint)
-
-
-def _compare_fingerprint(number: int, entry: dict[str, Any], fingerprint: Fingerprint) -> Iterator[Finding]:
-    if (found := fingerprint.hexdigest()) != entry["fingerprint"]:
-        expected = f"version {number} with fingerprint {entry['fingerprint']}"
-        yield Finding(Fault.FINGERPRINT, "", "", expected, f"rows with {found}")
+    fingerprint, first = Fingerprint(), 0
+    for number, version in enumerate(versions, 1):
+        for batch in rows.slice(first, version["rows"] - first).to_batches(1 << 16):
+            fingerprint.update(pa.Table.from_batches([batch]))
+        first = version["rows"]
+        if (found := fingerprint.hexdigest()) != version["fingerprint"]:
+            expected = f"version {number} with fingerprint {version['fingerprint']}"
+            yield Finding(Fault.FINGERPRINT, "", "", expected, f"rows with {found}")
 
 
 def _check_description(dataset: Path, versions: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -179,13 +155,11 @@ def _check_description(dataset: Path, versions: list[dict[str, Any]]) -> Iterato
     held = [(entry["rows"], entry["fingerprint"]) for entry in versions]
     if told != held:
         yield Finding(Fault.DATASET, "", "", f"versions {held}, as in the manifest", f"dataset.json has {told}")
-    taken: Counter[str] = Counter()
-    for batch in pq.ParquetFile(dataset / "manifest.parquet").iter_batches(columns=["source"]):
-        taken.update({entry["values"]: entry["counts"] for entry in pc.value_counts(batch["source"]).to_pylist()})
+    taken = counted(pq.read_table(dataset / "manifest.parquet", columns=["source"])["source"])
     for name, source in description.get("sources", {}).items():
         stated = source.get("clips", source.get("taken"))
-        if stated is not None and stated != taken[name]:
-            yield Finding(Fault.DATASET, "", "", f"{taken[name]} clips of source {name}", f"dataset.json has {stated}")
+        if stated is not None and stated != taken.get(name, 0):
+            yield Finding(Fault.DATASET, "", "", f"{taken.get(name, 0)} clips of source {name}", f"dataset.json has {stated}")
 
 
 def repair(dataset: Path, finding: Finding) -> str:
@@ -233,10 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         status = report(args)
         check_printed()
         return status
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

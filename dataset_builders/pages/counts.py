@@ -1,7 +1,7 @@
 """What a finished dataset holds, counted in one pass over its tables: memory does not grow with the number of clips."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-COLUMNS = ["source", "root", "path", "split", "label", "size", "fps", "width", "height", "codec", "duration"]
+FILE = ["source", "root", "path"]
+COLUMNS = [*FILE, "split", "label", "size", "fps", "width", "height", "codec", "duration"]
 TENTHS = 36_001  # durations are counted in tenths of a second, those over an hour together: 288 kB
 OCTAVE = 4  # bins of sizes: a quarter of a doubling, from one byte to a tebibyte
 
@@ -69,17 +70,15 @@ class DatasetCounts:
 
 def count_dataset(dataset: Path) -> DatasetCounts:
     """Read manifest, rejects.parquet and, if there is one, dropped.parquet. 1.35 million clips: 1 s of a core, 210 MB."""
-    counts = DatasetCounts()
-    files = _FileRuns(counts)
-    for batch in pq.ParquetFile(dataset / "manifest.parquet").iter_batches(1 << 16, columns=COLUMNS):
-        if len(batch):
-            files.add(batch)
-            _add_clips(counts, batch)
-    files.finish()
-    for batch in _batches(dataset / "rejects.parquet"):
-        _add_reasons(batch, counts.rejects, counts, "rejected")
-    for batch in _batches(dataset / "dropped.parquet"):
-        _add_reasons(batch, counts.drops, counts, "dropped")
+    counts, manifest = DatasetCounts(), pq.ParquetFile(dataset / "manifest.parquet")
+    of_last_file = manifest.schema_arrow.empty_table().select(FILE)
+    for batch in manifest.iter_batches(1 << 16, columns=COLUMNS):
+        rows = pa.Table.from_batches([batch])
+        _add_clips(counts, rows)
+        of_last_file = _add_files(counts, pa.concat_tables([of_last_file, rows.select(FILE)]))
+    _add_files(counts, of_last_file, last=True)
+    _add_reasons(counts, dataset / "rejects.parquet", counts.rejects, "rejected")
+    _add_reasons(counts, dataset / "dropped.parquet", counts.drops, "dropped")
     return counts
 
 
@@ -118,118 +117,79 @@ def classes(labels: Counter[tuple[str, str]], splits: Mapping[str, int]) -> list
 def class_lines(dataset: Path) -> list[str]:
     """For people: a line for each split that has classes."""
     rows = pq.read_table(dataset / "manifest.parquet", columns=["split", "label"])
-    splits = {entry["values"]: entry["counts"] for entry in pc.value_counts(rows["split"]).to_pylist()}
     lines = []
-    for of in classes(count_labels(rows), splits):
+    for of in classes(count_labels(rows), counted(rows["split"])):
         without = f", and {of.unlabelled:,} clips without a class" if of.unlabelled else ""
         each = f"with {of.least:,} to {of.most:,} clips each, median {of.median:,.10g}"
         lines.append(f"{of.split}: {of.classes:,} {each}{without}")
     return lines
 
 
-def _batches(file: Path) -> Iterator[pa.RecordBatch]:
-    if file.exists():
-        yield from pq.ParquetFile(file).iter_batches(1 << 16, columns=["source", "path", "reason", "detail"])
+def counted(column: pa.ChunkedArray | pa.Array) -> dict[str, int]:
+    """A column's different values, in the order in which they come, and how often each is there."""
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
 
 
 def _source(counts: DatasetCounts, name: str | None) -> SourceCounts:
     return counts.sources.setdefault(name or "", SourceCounts())
 
 
-def _add_clips(counts: DatasetCounts, batch: pa.RecordBatch) -> None:
-    names, codes = _codes(batch["source"])
-    number, train = len(names), _array(pc.equal(batch["split"], "train"))
-    size, duration = _array(batch["size"]), _array(batch["duration"])
-    sums = zip(
-        names,
-        np.bincount(codes, minlength=number).tolist(),
-        np.bincount(codes[train], minlength=number).tolist(),
-        np.bincount(codes, duration, number).tolist(),
-        np.bincount(codes, size, number).tolist(),  # in float64: exact up to 8 PiB
-        strict=True,
-    )
-    for name, clips, in_train, seconds, size_sum in sums:
-        source = _source(counts, name)
-        source.clips += clips
-        source.train_clips += in_train
-        source.seconds += seconds
-        source.bytes += int(size_sum)
-    counts.labels += count_labels(pa.Table.from_batches([batch]))
-    for column, counter in (("split", counts.splits), ("codec", counts.codecs)):
-        counter.update({entry["values"]: entry["counts"] for entry in pc.value_counts(batch[column]).to_pylist()})
-    sizes, often = np.unique(_array(batch["width"]).astype(np.int64) << 32 | _array(batch["height"]), return_counts=True)
+def _add_clips(counts: DatasetCounts, rows: pa.Table) -> None:
+    rows = rows.append_column("train", pc.equal(rows["split"], "train"))
+    sums = [([], "count_all"), ("train", "sum"), ("duration", "sum"), ("size", "sum")]
+    for row in rows.group_by("source", use_threads=False).aggregate(sums).to_pylist():
+        source = _source(counts, row["source"])
+        source.clips += row["count_all"]
+        source.train_clips += row["train_sum"]
+        source.seconds += row["duration_sum"]
+        source.bytes += row["size_sum"]
+    counts.labels += count_labels(rows)
+    counts.splits.update(counted(rows["split"]))
+    counts.codecs.update(counted(rows["codec"]))
+    size, duration = _array(rows["size"]), _array(rows["duration"])
+    sizes, often = np.unique(_array(rows["width"]).astype(np.int64) << 32 | _array(rows["height"]), return_counts=True)
     counts.resolutions.update(
         {(pair >> 32, pair & 0xFFFFFFFF): n for pair, n in zip(sizes.tolist(), often.tolist(), strict=True)}
     )
-    rates, often = np.unique(np.round(_array(batch["fps"]), 2), return_counts=True)
+    rates, often = np.unique(np.round(_array(rows["fps"]), 2), return_counts=True)
     counts.rates.update(dict(zip(rates.tolist(), often.tolist(), strict=True)))
     counts.durations += np.bincount(np.clip(duration * 10, 0, TENTHS - 1).astype(np.int64), minlength=TENTHS)
     places = (np.log2(np.maximum(size, 1)) * OCTAVE).astype(np.int64)
     counts.sizes += np.bincount(np.minimum(places, len(counts.sizes) - 1), minlength=len(counts.sizes))
 
 
-class _FileRuns:
-    """Counts files: the clips of one lie side by side, so a file begins wherever source, root or path change."""
-
-    def __init__(self, counts: DatasetCounts) -> None:
-        self._counts = counts
-        self._last: pa.RecordBatch | None = None  # the row before
-        self._clips = 0  # of the file at the end of what was read
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        columns = batch.select(["source", "root", "path"])
-        before = pa.concat_batches(
-            [self._last if self._last is not None else columns.slice(0, 1), columns.slice(0, len(batch) - 1)]
-        )
-        changes = np.zeros(len(batch), bool)
-        for name in columns.schema.names:
-            now, then = pc.fill_null(columns[name].cast(pa.binary()), b""), pc.fill_null(before[name].cast(pa.binary()), b"")
-            changes |= _array(pc.not_equal(now, then))
-        changes[0] |= self._last is None
-        begins = np.flatnonzero(changes)
-        names, codes = _codes(batch["source"])
-        if len(begins):
-            self._clips += int(begins[0])
-            self._close()
-            lengths = np.diff([*begins, len(batch)])
-            whole = lengths[:-1]
-            for code, name in enumerate(names):
-                mine = codes[begins] == code
-                source, several = _source(self._counts, name), whole[mine[:-1] & (whole > 1)]
-                source.files += int(mine.sum())
-                source.files_cut += len(several)
-                source.clips_of_cut += int(several.sum())
-            self._clips = int(lengths[-1])
-        else:
-            self._clips += len(batch)
-        self._last = columns.slice(len(batch) - 1)
-
-    def finish(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        """The file that was open is complete."""
-        if self._clips > 1 and self._last is not None:
-            source = _source(self._counts, self._last["source"][0].as_py())
-            source.files_cut += 1
-            source.clips_of_cut += self._clips
-        self._clips = 0
+def _add_files(counts: DatasetCounts, rows: pa.Table, *, last: bool = False) -> pa.Table:
+    """Counts files: the clips of one lie side by side, so a file begins wherever source, root or path change. Unless these rows
+    are the `last`, their last file may go on: its rows are returned, to be counted with those that follow."""
+    rows = rows.combine_chunks()
+    borders = np.ones(len(rows) + 1, bool)
+    borders[1:-1] = False
+    for column in rows.columns:
+        values = pc.fill_null(column.cast(pa.binary()), b"")
+        borders[1:-1] |= _array(pc.not_equal(values[1:], values[:-1]))
+    begins = np.flatnonzero(borders)
+    clips = np.diff(begins if last else begins[:-1])
+    files = pa.table({"source": rows["source"].take(begins[: len(clips)]), "cut": clips > 1, "of_cut": clips * (clips > 1)})
+    sums = [([], "count_all"), ("cut", "sum"), ("of_cut", "sum")]
+    for row in files.group_by("source", use_threads=False).aggregate(sums).to_pylist():
+        source = _source(counts, row["source"])
+        source.files += row["count_all"]
+        source.files_cut += row["cut_sum"]
+        source.clips_of_cut += row["of_cut_sum"]
+    return rows.slice(begins[len(clips)])
 
 
-def _add_reasons(batch: pa.RecordBatch, examples: dict[str, Example], counts: DatasetCounts, what: str) -> None:
-    table = pa.table([batch["source"], batch["reason"]], names=["source", "reason"])
-    for row in table.group_by(["source", "reason"], use_threads=False).aggregate([([], "count_all")]).to_pylist():
-        reason = row["reason"] or ""
-        getattr(_source(counts, row["source"]), what)[reason] += row["count_all"]
-        if reason not in examples:
-            first = batch.slice(pc.index(batch["reason"], row["reason"]).as_py(), 1).to_pylist()[0]
-            examples[reason] = Example(first["source"] or "", first["path"], first["detail"] or "")
-
-
-def _codes(column: pa.Array) -> tuple[list[str], np.ndarray]:
-    """Strings -> (different ones, which of them each row has)."""
-    encoded = column.dictionary_encode()
-    return encoded.dictionary.to_pylist(), _array(encoded.indices)
+def _add_reasons(counts: DatasetCounts, file: Path, examples: dict[str, Example], what: str) -> None:
+    if not file.exists():
+        return
+    for batch in pq.ParquetFile(file).iter_batches(1 << 16, columns=["source", "path", "reason", "detail"]):
+        groups = pa.Table.from_batches([batch]).group_by(["source", "reason"], use_threads=False)
+        for row in groups.aggregate([([], "count_all")]).to_pylist():
+            reason = row["reason"] or ""
+            getattr(_source(counts, row["source"]), what)[reason] += row["count_all"]
+            if reason not in examples:
+                first = batch.slice(pc.index(batch["reason"], row["reason"]).as_py(), 1).to_pylist()[0]
+                examples[reason] = Example(first["source"] or "", first["path"], first["detail"] or "")
 
 
 def _array(column: pa.Array) -> np.ndarray:
