@@ -4,11 +4,13 @@ import io
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_builders.executors import Failure, map_ordered
@@ -30,55 +32,43 @@ class Picture:
     trouble: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Photographer:
-    """Callable for worker processes, as a decoder may crash even on a clip that was decoded before: row -> JPEG or str."""
+def photograph(dataset: str, row: dict[str, Any]) -> Iterator[bytes | str]:
+    """Row -> JPEG, or what is wrong; for a worker process: a decoder may crash even on a clip that was decoded before."""
+    from PIL import Image
 
-    dataset: str
+    from pipeline.decoding.decode import DecodeError, decode_frames  # here: it brings torch, which takes over a second
 
-    def __call__(self, row: dict[str, Any]) -> Iterator[bytes | str]:
-        from PIL import Image
-
-        from pipeline.decoding.decode import DecodeError, decode_frames  # here: it brings torch, which takes over a second
-
-        columns = {name: row[name] for name in Clip.__dataclass_fields__ if name != "row"}
-        clip = Clip(row=0, **{**columns, "keyframes": tuple(row["keyframes"])})
-        try:
-            with closing(ShardReader(self.dataset)) as reader:  # as in training: wherever the shard lies, and checked
-                data = reader.read(clip)
-            frame = decode_frames(clip, data, np.array([clip.num_frames // 2]))[0]
-        except (OSError, ValueError, EOFError, av.FFmpegError, DecodeError) as error:
-            yield str(error) or type(error).__name__
-            return
-        picture = Image.fromarray(frame)
-        picture.thumbnail((LONG_SIDE, LONG_SIDE))
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=80)
-        yield buffer.getvalue()
+    columns = {name: row[name] for name in Clip.__dataclass_fields__ if name != "row"}
+    clip = Clip(row=0, **{**columns, "keyframes": tuple(row["keyframes"])})
+    try:
+        with closing(ShardReader(dataset)) as reader:  # as in training: wherever the shard lies, and checked
+            data = reader.read(clip)
+        frame = decode_frames(clip, data, np.array([clip.num_frames // 2]))[0]
+    except (OSError, ValueError, EOFError, av.FFmpegError, DecodeError) as error:
+        yield str(error) or type(error).__name__
+        return
+    picture = Image.fromarray(frame)
+    picture.thumbnail((LONG_SIDE, LONG_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    yield buffer.getvalue()
 
 
 def take_pictures(dataset: Path, fingerprint: str) -> list[Picture]:
     """The middle frames of up to 24 clips that the fingerprint chooses, in the order of the manifest."""
     file = pq.ParquetFile(dataset / "manifest.parquet")
     chosen = sample_rows(file.metadata.num_rows, CLIPS, fingerprint)
+    columns = [name for name in (*Clip.__dataclass_fields__, "source", "duration") if name != "row"]
     rows: list[dict[str, Any]] = []
-    columns = [*Clip.__dataclass_fields__, "source", "duration"]
-    columns.remove("row")
     first = 0
-    for group in range(file.num_row_groups):
-        following = first + file.metadata.row_group(group).num_rows
-        inside = chosen[(chosen >= first) & (chosen < following)] - first
-        if len(inside):
-            rows += file.read_row_group(group, columns=columns).take(inside).to_pylist()
-        first = following
-    return _developed(dataset, rows)
-
-
-def _developed(dataset: Path, rows: list[dict[str, Any]]) -> list[Picture]:
+    for batch in file.iter_batches(columns=columns):
+        inside = chosen[(chosen >= first) & (chosen < first + len(batch))] - first
+        rows += batch.take(pa.array(inside)).to_pylist()
+        first += len(batch)
     pictures: list[Picture] = []
     try:
         # one worker: importing torch takes it 2 s, all 24 pictures less than one
-        for results in map_ordered(Photographer(str(dataset)), rows, 1, TIME_LIMIT, MEMORY_LIMIT):
+        for results in map_ordered(partial(photograph, str(dataset)), rows, 1, TIME_LIMIT, MEMORY_LIMIT):
             for result in results or ():
                 row = rows[len(pictures)]
                 if isinstance(result, bytes):

@@ -12,7 +12,7 @@ import pytest
 from made_dataset import finish, made_row, make_dataset, make_videos
 from PIL import Image
 
-from dataset_builders.pages.contact_sheet import Photographer
+from dataset_builders.pages.contact_sheet import photograph
 from dataset_builders.pages.counts import class_lines, count_dataset
 from dataset_builders.plan import dropped_table
 from dataset_builders.report import main, write_report
@@ -200,15 +200,15 @@ def test_clips_that_cannot_be_shown(tmp_path: Path, videos: list[bytes]) -> None
     data = bytearray(shard.read_bytes())
     data[rows[0]["offset"] + 50] ^= 1
     shard.write_bytes(data)
-    pictures = [next(Photographer(str(dataset))(row)) for row in rows]
+    pictures = [next(photograph(str(dataset), row)) for row in rows]
     assert f"are not those of clip {rows[0]['key']} in the manifest" in str(pictures[0])
     assert isinstance(pictures[1], bytes)
     text = page_of(dataset, pictures=True).text
     assert f"are not those of clip {rows[0]['key']} in the manifest" in text
     assert "1 of them could not be shown: run verify.py" in text
-    [trouble] = Photographer(str(dataset))({**rows[1], "shard": "gone.tar"})
+    [trouble] = photograph(str(dataset), {**rows[1], "shard": "gone.tar"})
     assert "No such file" in str(trouble)
-    [trouble] = Photographer(str(dataset))({**rows[1], "num_frames": 200})
+    [trouble] = photograph(str(dataset), {**rows[1], "num_frames": 200})
     assert "did not come out" in str(trouble)
 
 
@@ -216,7 +216,7 @@ def test_frames_are_upright(tmp_path: Path, videos: list[bytes]) -> None:
     row = {**made_row("key", videos[0]), "shard": "clip", "offset": 0, "size": len(videos[0])}
     row |= {"rotation": 90, "width": row["height"], "height": row["width"]}
     (tmp_path / "clip").write_bytes(videos[0])
-    [jpeg] = Photographer(str(tmp_path))(row)
+    [jpeg] = photograph(str(tmp_path), row)
     assert isinstance(jpeg, bytes)
     assert Image.open(io.BytesIO(jpeg)).size == (48, 64)
 
