@@ -41,27 +41,16 @@ from pipeline.storage.files import cache_folder
 from pipeline.storage.manifest import parse_sampling
 from pipeline.storage.output_folder import is_dataset, is_run, lies_in, refusal, refuse_dataset, refuse_sources
 
-# flags that take VIDEOS LISTS: (kind, name of the source)
-OFFICIAL_FLAGS = {
-    "ssv2": ("something", "ssv2"),
-    "ssv1": ("something", "ssv1"),
-    "ava": ("ava", "ava"),
-    "webvid": ("webvid", "webvid"),
-    "ucf101": ("ucf101", "ucf101"),
-    "hmdb51": ("hmdb51", "hmdb51"),
-}
-LIMITS: dict[str, tuple[float, float]] = {
-    "short_side": (16, 4320),
-    "gop": (1, 1000),
-    "min_frames": (1, 10**6),
-    "max_seconds": (1, 10**6),
-    "clips_per_shard": (1, 10**6),
-    "workers": (1, 4096),
-    "time_limit": (1, 10**7),
-    "memory_limit": (0.5, 10**4),
-}
+# flags that take VIDEOS LISTS -> the source's kind; its name is the flag's
+OFFICIAL_FLAGS = {"ssv2": "something", "ssv1": "something"} | {name: name for name in ("ava", "webvid", "ucf101", "hmdb51")}
+# flags that take NAME=PATH -> the source's kind
+NAMED_FLAGS = {"folder": "folder", "instagram": "instagram", "frames": "frames", "list": "lists", "index": "index"}
+BOUNDS: dict[str, tuple[float, float]] = {"short_side": (16, 4320), "gop": (1, 1000), "min_frames": (1, 10**6)}
+BOUNDS |= {"max_seconds": (1, 10**6), "clips_per_shard": (1, 10**6), "workers": (1, 4096)}
+BOUNDS |= {"time_limit": (1, 10**7), "memory_limit": (0.5, 10**4)}
 ENCODING = ("preset", "short_side", "gop", "canvas", "max_seconds", "min_frames")
 RUNNING = ("workers", "time_limit", "memory_limit")
+OPTIONS = ("out", "work", *ENCODING, *RUNNING, "clips_per_shard")
 LABELLED = ("folder", "frames", "instagram")  # flags of sources whose folders may name classes
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
@@ -107,16 +96,14 @@ def command(
 def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collection[str]) -> Build:
     """Flags over the TOML file's values over the defaults. Raises ValueError for what cannot work."""
     given = {name: value for name, value in vars(args).items() if value is not None}
-    table: dict[str, Any] = {}
-    base = Path.cwd()
-    if args.config:
-        table, base = _read_toml(Path(args.config))
-    tables = table.pop("sources", {})
-    sources = [
-        make_source(_name(name, args.config), entry.pop("kind", ""), entry, base, splits, f"{args.config}, source {name}")
-        for name, entry in ((name, dict(entry)) for name, entry in tables.items())
-    ]
-    sources += _sources_of_flags(args, splits)
+    table, base = _read_toml(Path(args.config)) if args.config else ({}, Path.cwd())
+    sources = []
+    for name, entry in table.pop("sources", {}).items():
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{args.config}: the source name {name!r} must have 1 to 40 letters, digits, '_' or '-'")
+        kind = entry.pop("kind", "")
+        sources.append(make_source(name, kind, entry, base, splits, f"{args.config}, source {name}"))
+    sources += _sources_of_flags(given, splits)
     if len({source.name for source in sources}) < len(sources):
         repeated = next(source.name for i, source in enumerate(sources) if source.name in {s.name for s in sources[:i]})
         raise ValueError(f"the source name {repeated!r} is given twice")
@@ -125,38 +112,31 @@ def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collect
     for source in sources:
         if source.kind not in kinds:
             raise ValueError(f"source {source.name} is of kind {source.kind!r}; this command builds {', '.join(kinds)}")
-    options = {name: given.get(name, table.pop(name, None)) for name in (*ENCODING, *RUNNING, "clips_per_shard", "out", "work")}
-    table.pop("sampling", None)
-    if table:
-        allowed = ", ".join(["out", "work", *ENCODING, *RUNNING, "clips_per_shard", "sources"])
-        raise ValueError(f"{args.config}: {', '.join(table)} is not known; allowed are {allowed}")
-    if not options["out"]:
+    if unknown := [name for name in table if name not in (*OPTIONS, "sampling")]:
+        allowed = ", ".join([*OPTIONS, "sources"])
+        raise ValueError(f"{args.config}: {', '.join(unknown)} is not known; allowed are {allowed}")
+    options = {name: value for name, value in (table | given).items() if name in OPTIONS}
+    places = {name: options.pop(name, None) for name in ("out", "work")}
+    if not places["out"]:
         raise ValueError("--out DATASET is missing: the folder, or the URL, that the dataset shall be in")
-    places = {name: options.pop(name) for name in ("out", "work")}
     for name, value in places.items():
         if value is not None and not remote.is_url(value):
             places[name] = os.path.abspath(value if name in given else base / value)
     out, url = _place(places["out"], places["work"])
     if url and args.ray not in (None, "local") and places["work"] is None:
         raise ValueError(f"--ray {args.ray} with --out {url} needs --work: a folder that every node sees under the same path")
-    for name, (low, high) in LIMITS.items():
-        value = options[name]
-        if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
+    for name, (low, high) in BOUNDS.items():
+        value = options.get(name, low)
+        if not isinstance(value, int | float) or not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} {value}: allowed are {low:g} to {high:g}")
-    if options["preset"] is not None and options["preset"] not in PRESETS:
+    if "preset" in options and options["preset"] not in PRESETS:
         raise ValueError(f"--preset {options['preset']!r} is not known; allowed are {', '.join(PRESETS)}")
-    if options["canvas"] is not None:
+    if "canvas" in options:
         parse_canvas(options["canvas"])
-    chosen = {name: value for name, value in options.items() if value is not None}
     _check_place(None if url and places["work"] is None else "--work" if url else "--out", out, url, sources)
-    return Build(
-        out=out,
-        url=url,
-        sources=tuple(sources),
-        encoding=EncodeOptions(**{name: chosen[name] for name in ENCODING if name in chosen}),
-        limits=Limits(**{name: chosen[name] for name in RUNNING if name in chosen}),
-        **({"clips_per_shard": chosen["clips_per_shard"]} if "clips_per_shard" in chosen else {}),
-    )
+    encoding = EncodeOptions(**{name: options.pop(name) for name in ENCODING if name in options})
+    limits = Limits(**{name: options.pop(name) for name in RUNNING if name in options})
+    return Build(out=out, url=url, sources=tuple(sources), encoding=encoding, limits=limits, **options)
 
 
 def _place(out: str, work: str | None) -> tuple[Path, str | None]:
@@ -212,50 +192,41 @@ def _read_toml(file: Path) -> tuple[dict[str, Any], Path]:
         raise ValueError(f"--config {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {file}: is no TOML: {error}") from None
-    if not isinstance(table.get("sources", {}), Mapping) or not all(
-        isinstance(x, Mapping) for x in table.get("sources", {}).values()
-    ):
+    sources = table.get("sources", {})
+    if not isinstance(sources, Mapping) or not all(isinstance(source, Mapping) for source in sources.values()):
         raise ValueError(f"--config {file}: sources must be tables, such as [sources.own]")
-    table["sources"] = {name: renamed(source, str(file)) for name, source in table.get("sources", {}).items()}
+    table["sources"] = {name: renamed(source, str(file)) for name, source in sources.items()}
     return renamed(table, str(file)), file.resolve().parent
 
 
-def _sources_of_flags(args: argparse.Namespace, splits: Collection[str]) -> list[Source]:
+def _sources_of_flags(given: Mapping[str, Any], splits: Collection[str]) -> list[Source]:
     here = Path.cwd()
-    common: dict[str, Any] = {} if args.sampling is None else {"sampling": args.sampling}
-    if args.sampling is not None:
-        parse_sampling(args.sampling)
-    labelled = [flag for flag in LABELLED if getattr(args, flag, None)]
-    if getattr(args, "labels_from_folder", None) and not labelled:
+    common: dict[str, Any] = {"sampling": given["sampling"]} if "sampling" in given else {}
+    if common:
+        parse_sampling(given["sampling"])
+    if "labels_from_folder" in given and not any(flag in given for flag in LABELLED):
         flags = ", ".join(f"--{flag}" for flag in LABELLED)
         raise ValueError(f"--labels-from-folder: is for {flags}; in a TOML file a source has labels_from_folder = true")
-    if getattr(args, "list_root", None) and not args.list:
-        raise ValueError(f"--list-root {args.list_root}: is for --list; in a TOML file a source has folder = ...")
+    if given.get("list_root") and "list" not in given:
+        raise ValueError(f"--list-root {given['list_root']}: is for --list; in a TOML file a source has folder = ...")
     found = []
-    versions = {v: getattr(args, f"k{v}") for v in VERSIONS if getattr(args, f"k{v}", None)}
+    versions = {version: given[f"k{version}"] for version in VERSIONS if f"k{version}" in given}
     if versions:
         table: dict[str, Any] = {}
         for version, pairs in versions.items():
             folders, lists = (list(dict.fromkeys(given)) for given in zip(*pairs, strict=True))
             table[version] = {"folder": folders, "lists": lists}
-        table |= {name: getattr(args, name) for name in ("leaks", "label_map") if getattr(args, name) is not None}
+        table |= {name: given[name] for name in ("leaks", "label_map") if name in given}
         found.append(make_source("kinetics", "kinetics", table | common, here, splits, "--k" + ", --k".join(versions)))
-    for flag, (kind, name) in OFFICIAL_FLAGS.items():
-        given = getattr(args, flag, None)
-        if given and len(given) > 1:
-            raise ValueError(f"--{flag} is given {len(given)} times; one VIDEOS may hold several folders, or links to them")
-        if given:
-            table = {"folder": given[0][0], "lists": given[0][1], **common}
-            found.append(make_source(name, kind, table, here, splits, f"--{flag}"))
-    for flag, kind in (
-        ("folder", "folder"),
-        ("instagram", "instagram"),
-        ("frames", "frames"),
-        ("list", "lists"),
-        ("index", "index"),
-    ):
+    for flag, kind in OFFICIAL_FLAGS.items():
+        if len(pairs := given.get(flag, [])) > 1:
+            raise ValueError(f"--{flag} is given {len(pairs)} times; one VIDEOS may hold several folders, or links to them")
+        for folder, lists in pairs:
+            table = {"folder": folder, "lists": lists, **common}
+            found.append(make_source(flag, kind, table, here, splits, f"--{flag}"))
+    for flag, kind in NAMED_FLAGS.items():
         tables: dict[str, dict[str, Any]] = {}
-        for text in getattr(args, flag, None) or ():
+        for text in given.get(flag, ()):
             name, split, value = _named(flag, text)
             table = tables.setdefault(name, dict(common))
             if kind == "lists":
@@ -267,11 +238,11 @@ def _sources_of_flags(args: argparse.Namespace, splits: Collection[str]) -> list
                 raise ValueError(f"--{flag} {text!r}: the source name {name!r} is given twice{apart}")
             table[key] = value
         for name, table in tables.items():
-            if kind == "lists" and args.list_root:
-                table["folder"] = args.list_root
+            if kind == "lists" and given.get("list_root"):
+                table["folder"] = given["list_root"]
             if kind == "frames":
-                table["rate"] = args.frame_rate
-            if flag in LABELLED and args.labels_from_folder:
+                table["rate"] = given["frame_rate"]
+            if flag in LABELLED and "labels_from_folder" in given:
                 table["labels_from_folder"] = True
             found.append(make_source(name, kind, table, here, splits, f"--{flag} {name}"))
     return found
@@ -282,20 +253,13 @@ def _named(flag: str, text: str) -> tuple[str, str, str]:
     source, equals, value = text.partition("=")
     name, colon, split = source.partition(":")
     if not equals or not NAME.fullmatch(name) or not value:
-        wanted = "NAME=PATH, where NAME has 1 to 40 letters, digits, '_' or '-'"
-        raise ValueError(f"--{flag} {text!r}: it must be {wanted}")
+        raise ValueError(f"--{flag} {text!r}: it must be NAME=PATH, where NAME has 1 to 40 letters, digits, '_' or '-'")
     if colon and (split not in SPLITS or flag == "instagram"):
         allowed = "its videos are all for training" if flag == "instagram" else f"allowed are {', '.join(SPLITS)}"
         raise ValueError(f"--{flag} {text!r}: there is no split {split!r}; {allowed}")
     if flag in LABELLED and not remote.is_url(value) and not os.path.isdir(value):
         raise ValueError(f"--{flag} {text!r}: there is no folder {value!r}")
     return name, split or "train", value
-
-
-def _name(name: str, config: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{config}: the source name {name!r} must have 1 to 40 letters, digits, '_' or '-'")
-    return name
 
 
 def _share(text: str | None) -> tuple[int, int] | None:
@@ -309,19 +273,16 @@ def _share(text: str | None) -> tuple[int, int] | None:
 
 def arguments(description: str | None, kinds: Collection[str]) -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     place = "folder of the dataset, made if it does not exist, outside of the sources' folders; or a URL: s3://bucket/dataset"
     add("--out", metavar="DATASET", help=place)
     add("--config", metavar="BUILD.toml", help="a whole build as a file: see dataset_builders/building/command.py")
     add("--plan", action="store_true", help="print what would be read, taken, cut, dropped and written, and do nothing")
 
-    group = parser.add_argument_group(
-        "sources (VIDEOS: a folder, it may lack files; LISTS: a file, or a folder of official ones)"
-    )
-    add = group.add_argument
+    what = "sources (VIDEOS: a folder, it may lack files; LISTS: a file, or a folder of official ones)"
+    add = parser.add_argument_group(what).add_argument
     pair = ("VIDEOS", "LISTS")
     if "kinetics" in kinds:
         for version in VERSIONS:
@@ -330,20 +291,16 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
         leaks = "ids in training and in validation or test leave training (default), or validation (the paper)"
         add("--leaks", choices=["from-train", "from-val"], help=leaks)
         add("--label-map", metavar="FILE", help="the official class names of Kinetics-710, in their order")
-    for flag, (kind, _) in OFFICIAL_FLAGS.items():
+    for flag, kind in OFFICIAL_FLAGS.items():
         if kind in kinds:
             add(f"--{flag}", nargs=2, action="append", metavar=pair)
-    for flag, kind, text in (
-        ("folder", "folder", "a folder of videos and a name for it; NAME:val=PATH, NAME:test=PATH for those splits of it"),
-        ("instagram", "instagram", "a folder of Instagram videos; 250,000 are chosen"),
-        (
-            "list",
-            "lists",
-            "a VideoMAE list: 'path label' or 'path start total', or a CSV with a header; NAME:val=PATH as above",
-        ),
-        ("frames", "frames", "a folder of folders of images; NAME:val=PATH as above"),
+    for flag, text in (
+        ("folder", "a folder of videos and a name for it; NAME:val=PATH, NAME:test=PATH for those splits of it"),
+        ("instagram", "a folder of Instagram videos; 250,000 are chosen"),
+        ("list", "a VideoMAE list: 'path label' or 'path start total', or a CSV with a header; NAME:val=PATH as above"),
+        ("frames", "a folder of folders of images; NAME:val=PATH as above"),
     ):
-        if kind in kinds:
+        if NAMED_FLAGS[flag] in kinds:
             add(f"--{flag}", action="append", metavar="NAME=PATH", help=text)
     if "lists" in kinds:
         root = "the folder of all that --list names, which is looked through; without it, paths are relative to the list's own"
@@ -353,16 +310,11 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
         labels = "the folder that a file of --folder or --instagram lies in, or --frames' folders of images, names its class"
         add("--labels-from-folder", action="store_true", default=None, help=labels)
     if "index" in kinds:
-        add(
-            "--index",
-            action="append",
-            metavar="NAME=PATTERN",
-            help="existing tars, indexed in place: 'own=/data/{000..999}.tar', or of s3://... or https://...",
-        )
+        tars = "existing tars, indexed in place: 'own=/data/{000..999}.tar', or of s3://... or https://..."
+        add("--index", action="append", metavar="NAME=PATTERN", help=tars)
 
     defaults, limits = EncodeOptions(), Limits()
-    encoding = parser.add_argument_group("what a clip becomes (fixed for a dataset once it has a shard)")
-    add = encoding.add_argument
+    add = parser.add_argument_group("what a clip becomes (fixed for a dataset once it has a shard)").add_argument
     add("--preset", choices=list(PRESETS), help=f"{defaults.preset} re-encodes for fast decoding (default)")
     add("--short-side", type=int, metavar="PIXELS", help=f"never enlarged ({defaults.short_side})")
     add("--gop", type=int, metavar="FRAMES", help=f"between key frames, at most ({defaults.gop})")
@@ -370,14 +322,9 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
     add("--max-seconds", type=float, metavar="S", help=f"longer videos are cut into equal clips ({defaults.max_seconds:g})")
     add("--min-frames", type=int, metavar="FRAMES", help=f"shorter ones are rejected ({defaults.min_frames})")
     add("--sampling", metavar="RULE", help="distance of the frames that training takes, seconds:S or stride:N, of all sources")
-    add(
-        "--clips-per-shard",
-        type=int,
-        metavar="N",
-        help=f"about how many make one shard ({Build.__dataclass_fields__['clips_per_shard'].default})",
-    )
-    running = parser.add_argument_group("how the build runs")
-    add = running.add_argument
+    clips = Build.__dataclass_fields__["clips_per_shard"].default
+    add("--clips-per-shard", type=int, metavar="N", help=f"about how many make one shard ({clips})")
+    add = parser.add_argument_group("how the build runs").add_argument
     add("--workers", type=int, metavar="N", help=f"processes; the cores this one may use ({usable_cores()})")
     add("--time-limit", type=float, metavar="SECONDS", help=f"for one file ({limits.time_limit:g})")
     add("--memory-limit", type=float, metavar="GIB", help=f"for one file ({limits.memory_limit:g})")
