@@ -22,7 +22,7 @@ import argparse
 import colorsys
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from dataset_builders.media.ffmpeg_process import ffmpeg_path
 from dataset_builders.media.presets import ASM
+from pipeline.console import exit_status
 from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
@@ -96,30 +97,21 @@ MOTIONS: dict[str, Motion] = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status."""
+@exit_status()
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--out", required=True, type=on_disk, metavar="FOLDER")
     parser.add_argument("--clips", type=int, default=64, metavar="N", help="how many, shared among the motions (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other clips (%(default)s)")
-    if not (sys.argv[1:] if argv is None else argv):
-        parser.print_help()
-        return 2
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     if args.clips < 1 or args.seed < 0:
-        print(f"error: --clips {args.clips} --seed {args.seed}: at least 1 and 0 are needed", file=sys.stderr)
-        return 2
-    try:
-        if not any((args.out / motion).is_dir() for motion in MOTIONS):  # else it was begun
-            refuse_dataset("--out", args.out)
-        made = generate(args.out, args.clips, args.seed)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise ValueError(f"--clips {args.clips} --seed {args.seed}: at least 1 and 0 are needed")
+    if not any((args.out / motion).is_dir() for motion in MOTIONS):  # else it was begun
+        refuse_dataset("--out", args.out)
+    made = generate(args.out, args.clips, args.seed)
     print(f"{args.clips} clips of {min(args.clips, len(MOTIONS))} motions in {args.out}, {made} of them made now")
-    return 0
 
 
 def generate(folder: Path, clips: int, seed: int) -> int:

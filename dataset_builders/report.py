@@ -16,10 +16,12 @@ if __name__ == "__main__":
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from dataset_builders.pages import sections
 from dataset_builders.pages.contact_sheet import take_pictures
 from dataset_builders.pages.counts import SourceCounts, count_dataset
+from pipeline.console import exit_status
 from pipeline.report.page import render
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import read_versions
@@ -45,20 +47,11 @@ def write_report(dataset: Path) -> Path:
     return target
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 2 for an error."""
+@exit_status()
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=on_disk, metavar="DATASET", help="folder with manifest.parquet")
-    if not (sys.argv[1:] if argv is None else argv):
-        parser.print_help()
-        return 2
-    args = parser.parse_args(argv)
-    try:
-        print(write_report(args.dataset))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_report(parser.parse_args(arguments).dataset))
 
 
 if __name__ == "__main__":

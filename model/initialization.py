@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 
 def initial_value(
-    name: str,
-    shape: tuple[int, ...],
-    seed: int,
-    patch_values: int | None = None,
-    head_scale: float = 0.001,
+    name: str, shape: tuple[int, ...], seed: int, patch_values: int | None = None, head_scale: float = 0.001
 ) -> Tensor:
     """Official parameter name and full shape -> its initial value, float32 on the CPU.
 

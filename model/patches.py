@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from model.config import TokenMethod
-from model.pixels import (
-    patches_and_targets,
-)
+from model.pixels import patches_and_targets
 
 
 class TokenFunction(Protocol):

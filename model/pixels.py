@@ -31,12 +31,7 @@ def token_bytes(num_visible: int, num_targets: int, patch_values: int, dtype: to
 
 @torch.no_grad()
 def patches_and_targets(
-    views_BTHWC: Tensor,
-    visible_idx: Tensor,
-    target_idx: Tensor,
-    patch_size: int,
-    tubelet_size: int,
-    dtype: torch.dtype,
+    views_BTHWC: Tensor, visible_idx: Tensor, target_idx: Tensor, patch_size: int, tubelet_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Views (B, T, H, W, 3) uint8, token indices (B, V) and (B, L) int64 -> patches (B, V, P) in `dtype`, the encoder's
     input, and targets (B, L, P) in float32 (float64 when `dtype` is), the decoder's.

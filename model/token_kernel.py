@@ -18,12 +18,7 @@ LAUNCH = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 def patches_and_targets(
-    views_BTHWC: Tensor,
-    visible_idx: Tensor,
-    target_idx: Tensor,
-    patch_size: int,
-    tubelet_size: int,
-    dtype: torch.dtype,
+    views_BTHWC: Tensor, visible_idx: Tensor, target_idx: Tensor, patch_size: int, tubelet_size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """As `patches_and_targets`, whose values it gives: patches bit for bit, targets within 1e-5 (another order
     of summation). `dtype` is float32, bfloat16 or float16; targets are float32. Waits for nothing.

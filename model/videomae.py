@@ -84,12 +84,7 @@ class VideoMAE(nn.Module):
         self.config.check_views(views.shape)
         L = loss_weight.shape[1]
         patches_BVP, target_BLP = token_function(self.how.tokens, views.device, self.mask_token.dtype)(
-            views,
-            visible_idx,
-            decoded_idx[:, :L],
-            self.config.patch_size,
-            self.config.tubelet_size,
-            self.mask_token.dtype,
+            views, visible_idx, decoded_idx[:, :L], self.config.patch_size, self.config.tubelet_size, self.mask_token.dtype
         )
         prediction_BLP = self.decode(self.encoder(patches_BVP, visible_idx), visible_idx, decoded_idx, L)
         error_BL = (prediction_BLP.to(target_BLP.dtype) - target_BLP).square().mean(-1)

@@ -9,11 +9,12 @@ import io
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
+Main = Callable[..., int]  # of a command line's words, by default this process's
 EXTRAS = {"tubecell.dataset_builders": "build", "tubecell.train": "train"}  # of programs in these packages; others want all
 
 
@@ -89,6 +90,27 @@ def check_printed() -> None:
         sys.stdout.flush()
     if fault := getattr(getattr(getattr(sys.stdout, "buffer", None), "raw", None), "fault", ""):
         raise ValueError(f"what was printed could not all be written: {fault}")
+
+
+def exit_status(*refused: type[Exception], name: str = "error") -> Callable[[Callable[[Sequence[str]], int | None]], Main]:
+    """Makes a program's main of one that returns its exit status, None for 0. ValueError, OSError and those `refused` are said
+    after `name`, and are 2; so is the help, of who gives no arguments."""
+
+    def decorate(main: Callable[[Sequence[str]], int | None]) -> Main:
+        def command(arguments: Sequence[str] | None = None) -> int:
+            words = sys.argv[1:] if arguments is None else arguments
+            try:
+                if words:
+                    return main(words) or 0
+                with contextlib.suppress(SystemExit):
+                    main(["--help"])
+            except (*refused, ValueError, OSError) as error:  # type: ignore[misc]
+                print(f"{name}: {error}", file=sys.stderr)
+            return 2
+
+        return command
+
+    return decorate
 
 
 def _say_what_ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -29,7 +29,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from pipeline.console import check_printed
+from pipeline.console import check_printed, exit_status
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import is_url, on_disk
 from train.checkpoint.files import CHECKSUMS, damage, listed, name_of
@@ -37,28 +37,21 @@ from train.checkpoint.mirror import Mirror
 from train.checkpoint.state import read_progress, read_weights, save_weights
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@exit_status(name="inspect_checkpoints")
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="folder of a run of `tubecell pretrain`, or its mirror's URL")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare it with the checksums")
     parser.add_argument("--consolidate", type=on_disk, metavar="FILE", help="write the weights to one safetensors file")
     parser.add_argument("--step", type=int, metavar="N", help="look at the checkpoint of this step alone")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments:
-        parser.print_help()
-        return 2
     options = parser.parse_args(arguments)
-    try:
-        if options.consolidate:
-            refuse_dataset("--consolidate", options.consolidate)
-        with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
-            status = inspect(options.run, options.verify, options.consolidate, options.step, Path(folder))
-        if not options.consolidate:
-            check_printed()
-        return status
-    except (ValueError, OSError) as error:
-        print(f"inspect_checkpoints: {error}", file=sys.stderr)
-        return 2
+    if options.consolidate:
+        refuse_dataset("--consolidate", options.consolidate)
+    with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
+        status = inspect(options.run, options.verify, options.consolidate, options.step, Path(folder))
+    if not options.consolidate:
+        check_printed()
+    return status
 
 
 def inspect(run: str, verify: bool, consolidate: Path | None, step: int | None, scratch: Path) -> int:

@@ -42,10 +42,7 @@ def vit_b_hybrid() -> PretrainConfig:
     """ViT-B on UnlabeledHybrid (official script: 32 GPUs x 32 clips x 4 views, lr 1e-3 per 256 clips, 200 epochs = 800, 20 of
     warm-up, no clipping). Mask ratios, AdamW and decay: Table 10."""
     return PretrainConfig(
-        model=MODELS["vit-b"],
-        epochs=200,
-        views=Views(views_per_step=4096),
-        optim=OptimConfig(base_lr=2.5e-4),
+        model=MODELS["vit-b"], epochs=200, views=Views(views_per_step=4096), optim=OptimConfig(base_lr=2.5e-4)
     )
 
 
@@ -53,10 +50,7 @@ def vit_l_hybrid() -> PretrainConfig:
     """ViT-L on UnlabeledHybrid (official script: 48 GPUs x 32 clips x 4 views, lr 1e-3 per 256 clips, 300 epochs = 1200, 30
     of warm-up, no clipping). Mask ratios, AdamW and decay: Table 10."""
     return PretrainConfig(
-        model=MODELS["vit-l"],
-        epochs=300,
-        views=Views(views_per_step=6144),
-        optim=OptimConfig(base_lr=2.5e-4),
+        model=MODELS["vit-l"], epochs=300, views=Views(views_per_step=6144), optim=OptimConfig(base_lr=2.5e-4)
     )
 
 

@@ -21,6 +21,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from pipeline.console import exit_status
 from pipeline.report.page import render
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
@@ -28,25 +29,17 @@ from train.pages import sections
 from train.pages.run_record import RunRecord
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@exit_status(name="report")
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=on_disk, nargs="+", metavar="RUN", help="folder of a run of `tubecell pretrain`")
     parser.add_argument("--out", type=on_disk, help="the page (default: report.html in the first run's folder)")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments:
-        parser.print_help()
-        return 2
     options = parser.parse_args(arguments)
     file = options.out or options.runs[0] / "report.html"
-    try:
-        if options.out:
-            refuse_dataset("--out", file)
-        file.write_text(page([RunRecord.read(path) for path in options.runs]))
-    except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
+    if options.out:
+        refuse_dataset("--out", file)
+    file.write_text(page([RunRecord.read(path) for path in options.runs]))
     print(file)
-    return 0
 
 
 def page(runs: Sequence[RunRecord]) -> str:

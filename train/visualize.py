@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator
 
 from model.config import ModelConfig
 from model.videomae import VideoMAE
+from pipeline.console import exit_status
 from pipeline.decoding.decode import DecodeError
 from pipeline.sampling import SamplingRecipe
 from pipeline.settings import read
@@ -36,25 +37,17 @@ from train.config import read_config
 from train.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@exit_status(DecodeError, name="visualize")
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=on_disk, metavar="RUN", help="folder of a run of `tubecell pretrain`")
     parser.add_argument("--clips", type=int, default=6, help="clips in the picture (default: 6)")
     parser.add_argument("--frames", type=int, default=4, help="frames of each, equally spaced (default: 4)")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments:
-        parser.print_help()
-        return 2
     options = parser.parse_args(arguments)
-    try:
-        draw_loss(options.run)
-        print(f"loss curve       {options.run / 'loss.png'}")
-        draw_reconstruction(options.run, options.clips, options.frames)
-        print(f"reconstruction   {options.run / 'reconstruction.png'}")
-    except (ValueError, OSError, DecodeError) as error:
-        print(f"visualize: {error}", file=sys.stderr)
-        return 2
-    return 0
+    draw_loss(options.run)
+    print(f"loss curve       {options.run / 'loss.png'}")
+    draw_reconstruction(options.run, options.clips, options.frames)
+    print(f"reconstruction   {options.run / 'reconstruction.png'}")
 
 
 def draw_loss(run: Path) -> None:

@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from dataset_builders.checking.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask, is_ours, is_remote
 from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.pages.counts import counted
-from pipeline.console import check_printed
+from pipeline.console import check_printed, exit_status
 from pipeline.machine import usable_cores
 from pipeline.sampling.keyed import sample_rows
 from pipeline.storage import files
@@ -196,20 +196,14 @@ def repair(dataset: Path, finding: Finding) -> str:
     return f"rm -f {shlex.join(map(str, outdated))}; then {again}, which makes this shard anew"
 
 
-def main(argv: list[str] | None = None) -> int:
+@exit_status(RuntimeError)
+def main(words: Sequence[str]) -> int:
     """Returns the exit status: 0 all is well, 1 something is wrong, 2 for an error, 130 if stopped by ^C."""
-    parser = arguments()
-    if not (sys.argv[1:] if argv is None else argv):
-        parser.print_help()
-        return 2
-    args = parser.parse_args(argv)
+    args = arguments().parse_args(words)
     try:
         status = report(args)
         check_printed()
         return status
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130

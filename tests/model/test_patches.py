@@ -96,8 +96,7 @@ def test_targets_of_flat_patches_are_finite_and_near_zero(dtype, level):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "target_dtype"),
-    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+    ("dtype", "target_dtype"), [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)]
 )
 def test_patches_and_targets_in_one_go(dtype, target_dtype):
     views = random_views(2, 4, 32, 32)

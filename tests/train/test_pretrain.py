@@ -59,7 +59,7 @@ def test_the_command_leaves_what_it_says(dataset: Path, straight: Path, tmp_path
 def test_a_start_says_where_its_time_went(straight: Path) -> None:
     (first,) = json.loads((straight / "environment.json").read_text())
     assert set(first["startup"]) == {
-        *("imports", "process group", "dataset", "model", "checkpoint", "meters", "first batch", "first step"),
+        *("imports", "process group", "dataset", "model", "checkpoint", "meters", "first batch", "first step")
     }
     assert all(seconds >= 0 for seconds in first["startup"].values())
 

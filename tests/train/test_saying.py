@@ -46,8 +46,7 @@ def test_a_run_needs_no_console(fault: object, dataset: Path, straight: Path, tm
 
 
 @pytest.mark.parametrize(
-    "number",
-    [number if number == signal.SIGHUP else pytest.param(number, marks=pytest.mark.slow) for number in NUMBERS],
+    "number", [number if number == signal.SIGHUP else pytest.param(number, marks=pytest.mark.slow) for number in NUMBERS]
 )
 def test_any_signal_that_stops_a_job_saves_without_a_console(number: signal.Signals, dataset: Path, tmp_path: Path) -> None:
     trainer = start(dataset, tmp_path / "run", *SAVED, fault=lose_the_console).until(3).send(number)

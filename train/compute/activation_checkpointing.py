@@ -50,10 +50,7 @@ def within_budget(config: ModelConfig, precision: Precision, tokens: TokenCounts
     best, fewest = None, math.inf
     for encoder in range(config.encoder_depth + 1):
         for decoder in range(config.decoder_depth + 1):
-            chosen = [
-                *(i < encoder for i in range(config.encoder_depth)),
-                *(i < decoder for i in range(config.decoder_depth)),
-            ]
+            chosen = [*(i < encoder for i in range(config.encoder_depth)), *(i < decoder for i in range(config.decoder_depth))]
             cost = sum(shape.recomputed_mac for shape, again in zip(shapes, chosen, strict=True) if again)
             if cost < fewest and views * activation_bytes(config, tokens, precision, chosen) <= budget:
                 best, fewest = chosen, cost

@@ -32,13 +32,10 @@ class Verdict(enum.IntEnum):
     LOSS = 4
 
     def __str__(self) -> str:
-        return (
-            "taken",
-            "gradient spike",
-            "gradient overflow, loss scale halved",
-            "gradient not finite",
-            "loss not finite",
-        )[self]
+        return VERDICTS[self]
+
+
+VERDICTS = "taken", "gradient spike", "gradient overflow, loss scale halved", "gradient not finite", "loss not finite"
 
 
 @dataclass(frozen=True, slots=True)
