@@ -32,7 +32,7 @@ class VideoClassifier(nn.Module):
         self.fc_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.head_dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(dim, num_classes)
-        self.reset_buffers()
+        reset_buffers(self)
 
     def forward(self, views: Tensor) -> Tensor:
         """Views as for `features` -> logits (B, classes)."""
@@ -50,7 +50,3 @@ class VideoClassifier(nn.Module):
         for block in self.blocks:
             x_BND = block(x_BND)
         return self.fc_norm(x_BND.mean(1))
-
-    def reset_buffers(self) -> None:
-        """Compute the buffers that no checkpoint holds; call it after `to_empty` on a model built on meta."""
-        reset_buffers(self)

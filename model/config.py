@@ -1,11 +1,13 @@
 """The sizes of a model, and the named ones of the paper (VideoMAE V2 Table 7; widths as in the released code)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 TokenMethod = Literal["auto", "reference", "compiled", "triton"]
 AttentionKernel = Literal["auto", "flash", "flash3", "cudnn"]
+DIVISORS = {"input_size": "patch_size", "num_frames": "tubelet_size"}
+DIVISORS |= {"encoder_dim": "encoder_heads", "decoder_dim": "decoder_heads"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,16 +38,10 @@ class ModelConfig:
     """Hidden width of every MLP by its block's width, the product truncated. ViT-g: 48/11, so 6144 and 2234."""
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "num_frames", "patch_size", "tubelet_size", "encoder_dim", "encoder_depth"):
-            self._check_positive(name)
-        for name in ("encoder_heads", "decoder_dim", "decoder_depth", "decoder_heads", "mlp_ratio"):
-            self._check_positive(name)
-        for whole, part in (
-            ("input_size", "patch_size"),
-            ("num_frames", "tubelet_size"),
-            ("encoder_dim", "encoder_heads"),
-            ("decoder_dim", "decoder_heads"),
-        ):
+        for field in fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ValueError(f"model: {field.name} = {getattr(self, field.name)} must be greater than 0")
+        for whole, part in DIVISORS.items():
             value, divisor = getattr(self, whole), getattr(self, part)
             if value % divisor:
                 below = value // divisor * divisor
@@ -53,10 +49,6 @@ class ModelConfig:
                 raise ValueError(
                     f"model: {whole} = {value} is no multiple of {part} = {divisor}; set {whole} to {nearest}, or change {part}"
                 )
-
-    def _check_positive(self, name: str) -> None:
-        if getattr(self, name) <= 0:
-            raise ValueError(f"model: {name} = {getattr(self, name)} must be greater than 0")
 
     def check_views(self, shape: Sequence[int]) -> None:
         """Refuse a batch whose shape is not (B, T, H, W, 3) of this model: its tokens would get other tokens' positions."""
@@ -107,33 +99,18 @@ class Implementation:
     """Compute MLPs at the next multiple of 64 of their hidden width: 2240 for the 2234 of ViT-g's decoder."""
 
 
-VIT_B = ModelConfig()
+def _model(encoder: tuple[int, int, int], decoder: tuple[int, int, int], **others: Any) -> ModelConfig:
+    """Of encoder and decoder: width, blocks, heads."""
+    names = [f"{stack}_{size}" for stack in ("encoder", "decoder") for size in ("dim", "depth", "heads")]
+    return ModelConfig(**dict(zip(names, (*encoder, *decoder), strict=True)), **others)
+
 
 MODELS: dict[str, ModelConfig] = {
     # for tests and the quick start: trains on two CPU cores
-    "tiny": ModelConfig(
-        input_size=64,
-        num_frames=8,
-        patch_size=8,
-        encoder_dim=128,
-        encoder_depth=4,
-        encoder_heads=4,
-        decoder_dim=64,
-        decoder_depth=2,
-        decoder_heads=2,
-    ),
-    "vit-s": replace(VIT_B, encoder_dim=384, encoder_heads=6, decoder_dim=192, decoder_heads=3),
-    "vit-b": VIT_B,
-    "vit-l": replace(VIT_B, encoder_dim=1024, encoder_depth=24, encoder_heads=16, decoder_dim=512, decoder_heads=8),
-    "vit-h": replace(VIT_B, encoder_dim=1280, encoder_depth=32, encoder_heads=16, decoder_dim=512, decoder_heads=8),
-    "vit-g": replace(
-        VIT_B,
-        patch_size=14,
-        encoder_dim=1408,
-        encoder_depth=40,
-        encoder_heads=16,
-        decoder_dim=512,
-        decoder_heads=8,
-        mlp_ratio=48 / 11,
-    ),
+    "tiny": _model((128, 4, 4), (64, 2, 2), input_size=64, num_frames=8, patch_size=8),
+    "vit-s": _model((384, 12, 6), (192, 4, 3)),
+    "vit-b": _model((768, 12, 12), (384, 4, 6)),
+    "vit-l": _model((1024, 24, 16), (512, 4, 8)),
+    "vit-h": _model((1280, 32, 16), (512, 4, 8)),
+    "vit-g": _model((1408, 40, 16), (512, 4, 8), patch_size=14, mlp_ratio=48 / 11),
 }

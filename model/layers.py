@@ -165,7 +165,7 @@ class PositionTable(nn.Module):
 
 
 def reset_buffers(model: nn.Module) -> None:
-    """Compute every non-persistent buffer of `model` anew: needed after `to_empty` on a model built on meta."""
+    """Compute the buffers that no checkpoint holds; call it after `to_empty` on a model built on meta."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.k_bias.zero_()

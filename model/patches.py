@@ -11,7 +11,7 @@ frame, row, column, channel: channel fastest).
 import functools
 import importlib.util
 import os
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,19 +19,7 @@ from torch import Tensor
 from model.config import TokenMethod
 from model.pixels import patches_and_targets
 
-
-class TokenFunction(Protocol):
-    """`patches_and_targets` or its equal."""
-
-    def __call__(
-        self,
-        views_BTHWC: Tensor,
-        visible_idx: Tensor,
-        target_idx: Tensor,
-        patch_size: int,
-        tubelet_size: int,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]: ...
+TokenFunction = Callable[..., tuple[Tensor, Tensor]]  # `patches_and_targets` or its equal
 
 
 def token_function(method: TokenMethod, device: torch.device, dtype: torch.dtype) -> TokenFunction:

@@ -73,7 +73,7 @@ class VideoMAE(nn.Module):
         self.decoder = Decoder(config, how)
         self.encoder_to_decoder = nn.Linear(config.encoder_dim, config.decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_dim))
-        self.reset_buffers()
+        reset_buffers(self)
 
     def forward(self, views: Tensor, visible_idx: Tensor, decoded_idx: Tensor, loss_weight: Tensor) -> Tensor:
         """Views (B, T, H, W, 3) uint8, contiguous; indices (B, V) and (B, K) int64; weights (B, L) -> loss (), float32.
@@ -114,7 +114,3 @@ class VideoMAE(nn.Module):
         """Every transformer block in forward order: what is sharded, checkpointed and compiled one by one."""
         yield from self.encoder.blocks
         yield from self.decoder.blocks
-
-    def reset_buffers(self) -> None:
-        """Compute the buffers that no checkpoint holds; call it after `to_empty` on a model built on meta."""
-        reset_buffers(self)

@@ -11,7 +11,7 @@ import bisect
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -26,7 +26,7 @@ HEADROOM = 0.1  # share of a card that a plan leaves free: our choice, not a mea
 STATISTIC = 4  # bytes of a norm's mean or deviation: float32 on a GPU; a CPU keeps those of bf16 and fp16 in 2
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class BlockShape:
     """A transformer block on one view."""
 
@@ -67,22 +67,9 @@ class BlockShape:
 
 def block_shapes(config: ModelConfig, tokens: TokenCounts, precision: Precision) -> list[BlockShape]:
     """Every block in forward order: the encoder's, then the decoder's."""
-    encoder = BlockShape(
-        tokens=tokens.visible,
-        queries=tokens.visible,
-        dim=config.encoder_dim,
-        mlp_dim=config.encoder_mlp_dim,
-        heads=config.encoder_heads,
-        dtype=precision.encoder,
-    )
-    decoder = BlockShape(
-        tokens=tokens.visible + tokens.decoded,
-        queries=tokens.visible + tokens.decoded,
-        dim=config.decoder_dim,
-        mlp_dim=config.decoder_mlp_dim,
-        heads=config.decoder_heads,
-        dtype=precision.decoder,
-    )
+    V, N = tokens.visible, tokens.visible + tokens.decoded
+    encoder = BlockShape(V, V, config.encoder_dim, config.encoder_mlp_dim, config.encoder_heads, precision.encoder)
+    decoder = BlockShape(N, N, config.decoder_dim, config.decoder_mlp_dim, config.decoder_heads, precision.decoder)
     last = replace(decoder, queries=tokens.loss)
     return [encoder] * config.encoder_depth + [decoder] * (config.decoder_depth - 1) + [last]
 
@@ -168,7 +155,7 @@ class StepMemory:
 
     @property
     def total(self) -> int:
-        return self.parameters + self.moments + self.gradients + self.gathered + self.inputs + self.activations + self.passing
+        return sum(astuple(self))
 
 
 def step_memory(

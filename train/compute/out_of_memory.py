@@ -5,7 +5,7 @@ process (exit status -9, or 137 from a shell), which nobody can catch; that it r
 limit on addresses, is the exception.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -22,18 +22,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def predict(config: PretrainConfig, compute: ComputeConfig, world_size: int, local_world_size: int) -> tuple[StepMemory, float]:
-    """Memory of a step computed so, and its FLOPs by those without any computed again. Raises ValueError if it cannot be."""
+def predict(
+    config: PretrainConfig, compute: ComputeConfig, world_size: int, local_world_size: int, views: int | None = None
+) -> tuple[StepMemory, float]:
+    """Memory of a step computed so, and its FLOPs by those without any computed again; by default with as many `views` in a
+    forward pass as the run has. Raises ValueError if `--compute.shard` does not divide the ranks, or a budget of activations
+    cannot be kept."""
     config = replace(config, compute=compute)
     tokens, precision = config.sampling.tokens, PRECISIONS[compute.precision]
     policy = Policy.parse(compute.activation_checkpointing)
-    again = recomputed_blocks(policy, config.model, precision, tokens, compute.views_per_forward)
+    again = recomputed_blocks(policy, config.model, precision, tokens, views or compute.views_per_forward)
     memory = step_memory(
         config.model,
         tokens,
         precision,
         again,
-        views=config.views.views_per_step // world_size // config.accumulation(world_size),
+        views=views or config.views.views_per_step // world_size // config.accumulation(world_size),
         shard=shard_size(compute.shard, world_size, local_world_size),
         reshard=compute.reshard_after_forward,
         defer=compute.defer_gradients,
@@ -66,8 +70,7 @@ def knobs(config: PretrainConfig, world_size: int, local_world_size: int) -> lis
 def advice(config: PretrainConfig, ranks: Ranks) -> str:
     """The prediction for this run, and for every knob by itself, those that save most first."""
     now, flops = predict(config, config.compute, ranks.world_size, ranks.local_world_size)
-    parts = ("parameters", "moments", "gradients", "gathered", "inputs", "activations", "passing")
-    told = ", ".join(f"{name} {getattr(now, name) / GIB:.1f}" for name in parts)
+    told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(now).items())
     lines = [f"A step of this configuration should need {now.total / GIB:.1f} GiB ({told})."]
     if ranks.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(ranks.device)

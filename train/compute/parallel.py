@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.config import Implementation, ModelConfig
 from model.initialization import initial_value
-from model.layers import activate_flash_attention_3
+from model.layers import activate_flash_attention_3, reset_buffers
 from model.videomae import VideoMAE
 from pipeline.sampling.masking import TokenCounts
 from train.compute.activation_checkpointing import checkpoint_blocks, recomputed_blocks
@@ -204,7 +204,7 @@ def initialise(model: VideoMAE, seed: int) -> None:
     """
     for parameter in model.parameters():
         parameter.fill_(float("nan"))
-    model.reset_buffers()
+    reset_buffers(model)
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
         value = initial_value(name, tuple(parameter.shape), seed, model.config.patch_values)

@@ -12,16 +12,8 @@ from pipeline.sampling import steps_per_epoch
 from pipeline.sampling.order import order_of
 from pipeline.storage.manifest import Manifest
 from train.compute.activation_checkpointing import recomputed_blocks
-from train.compute.memory import (
-    GIB,
-    HEADROOM,
-    StepMemory,
-    activation_bytes,
-    largest,
-    parameter_sizes,
-    recomputed_share,
-    step_memory,
-)
+from train.compute.memory import GIB, HEADROOM, StepMemory, activation_bytes, largest, parameter_sizes, recomputed_share
+from train.compute.out_of_memory import predict
 from train.compute.parallel import shard_size
 from train.compute.precision import PRECISIONS
 from train.config import Policy, PretrainConfig
@@ -78,20 +70,9 @@ def describe(config: PretrainConfig, world_size: int) -> str:
 
 
 def predicted_memory(config: PretrainConfig, world_size: int, views: int) -> StepMemory:
-    """Of a forward and backward pass over `views` on one of `world_size` ranks, on nodes of at most eight. Raises ValueError if
-    `--compute.shard` does not divide them, or a budget of activations cannot be kept."""
-    compute, tokens, precision = config.compute, config.sampling.tokens, PRECISIONS[config.compute.precision]
-    policy = Policy.parse(compute.activation_checkpointing)
-    return step_memory(
-        config.model,
-        tokens,
-        precision,
-        recomputed_blocks(policy, config.model, precision, tokens, views),
-        views=views,
-        shard=shard_size(compute.shard, world_size, min(world_size, NODE)),
-        reshard=compute.reshard_after_forward,
-        defer=compute.defer_gradients,
-    )
+    """Of a forward and backward pass over `views` on one of `world_size` ranks, on nodes of at most eight. Raises ValueError as
+    `predict` does."""
+    return predict(config, config.compute, world_size, min(world_size, NODE), views)[0]
 
 
 def largest_views(config: PretrainConfig, world_size: int, card: float) -> int:

@@ -133,7 +133,7 @@ def test_a_compiled_block_keeps_the_same(again: bool) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         block(torch.randn(views, tokens, dim, requires_grad=True)).sum().backward()
-    shape = BlockShape(tokens=tokens, queries=tokens, dim=dim, mlp_dim=mlp_dim, heads=heads, dtype=torch.float32)
+    shape = BlockShape(tokens, tokens, dim, mlp_dim, heads, torch.float32)
     kept = sum(storage.nbytes() for storage in saved.values())
     assert kept == views * (shape.input_bytes if again else shape.kept_bytes)
 
