@@ -4,14 +4,13 @@ B views, N tokens, D width, H heads.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 import numpy as np
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend, activate_flash_attention_impl, sdpa_kernel
 from torch.nn.functional import embedding, linear, pad, scaled_dot_product_attention
 
 from model.config import AttentionKernel, Implementation
@@ -45,20 +44,15 @@ def activate_flash_attention_3() -> None:
 
     Raises ValueError where torch or the machine does not have them.
     """
-    reason = "torch sees no Hopper GPU"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9:
-        with suppress(ImportError):  # torch before 2.11
-            from torch.nn.attention import activate_flash_attention_impl
-
-            try:
-                return activate_flash_attention_impl("FA3")
-            except (ImportError, RuntimeError, ValueError) as error:
-                raise ValueError(
-                    f"--compute.attention flash3: {error}; install FlashAttention-3 (its module is flash_attn_interface), or "
-                    'take "flash" or "cudnn"'
-                ) from error
-        reason = f"torch {torch.__version__} cannot take other flash kernels than its own"
-    raise ValueError(f'--compute.attention flash3: {reason}; take "flash" or "cudnn"')
+    if not (torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9):
+        raise ValueError('--compute.attention flash3: torch sees no Hopper GPU; take "flash" or "cudnn"')
+    try:
+        activate_flash_attention_impl("FA3")
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--compute.attention flash3: {error}; install FlashAttention-3 (its module is flash_attn_interface), or "
+            'take "flash" or "cudnn"'
+        ) from error
 
 
 class Attention(nn.Module):

@@ -6,7 +6,8 @@ another run.
 
 import json
 import math
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,24 +23,19 @@ CHECKPOINTING = "--compute.activation-checkpointing"
 class Policy:
     """A parsed `--compute.activation-checkpointing`."""
 
-    kind: Literal["none", "full", "every", "budget"]
+    kind: str  # none, full, every, budget
     number: float = 0.0  # K or GiB
 
     @staticmethod
     def parse(text: str) -> "Policy":
         """Raises ValueError for anything but the four forms."""
-        kind, colon, value = text.partition(":")
-        if text == "none" or text == "full":
-            return Policy("none" if text == "none" else "full")
-        try:
-            number = float(int(value)) if kind == "every" else float(value)
-        except ValueError:
-            number = 0.0
-        if colon and math.isfinite(number) and number > 0:
-            if kind == "every":
-                return Policy("every", number)
-            if kind == "budget":
-                return Policy("budget", number)
+        if text in ("none", "full"):
+            return Policy(text)
+        kind, _, value = text.partition(":")
+        with suppress(ValueError):
+            number = float(int(value) if kind == "every" else value)
+            if kind in ("every", "budget") and math.isfinite(number) and number > 0:
+                return Policy(kind, number)
         raise ValueError(
             f'{CHECKPOINTING} {text}: must be "none", "full", "every:K" (a whole K from 1) or "budget:GIB" (over 0)'
         )
@@ -206,8 +202,7 @@ class PretrainConfig:
     def sampling(self) -> SamplingRecipe:
         """What decides the batches. Raises ValueError if the views cannot be masked so."""
         sizes = {name: getattr(self.model, name) for name in ("num_frames", "input_size", "tubelet_size", "patch_size")}
-        views = {each.name: getattr(self.views, each.name) for each in fields(self.views)}
-        return SamplingRecipe(seed=self.seed, **sizes, **views)
+        return SamplingRecipe(seed=self.seed, **sizes, **asdict(self.views))
 
     @property
     def peak_lr(self) -> float:

@@ -118,16 +118,10 @@ def train(run: Run, stop: StopSignal) -> bool:
     """The loop. Returns False if a signal ended it before the last step. The host waits for the device after the first step,
     where a line of the log is due and before a checkpoint, and nowhere else."""
     config, loader, guard, last_step = run.config, run.loader, run.guard, run.total_steps
-    save_due = False
+    warmup, save_due = config.warmup_steps(last_step), False
 
     for step in range(run.first_step + 1, last_step + 1):
-        lr = lr_at(
-            step - 1,
-            peak=config.peak_lr,
-            final=config.final_lr,
-            total_steps=last_step,
-            warmup_steps=config.warmup_steps(last_step),
-        )
+        lr = lr_at(step - 1, peak=config.peak_lr, final=config.final_lr, total_steps=last_step, warmup_steps=warmup)
         set_lr(run.optimizer, lr)
         losses = []
         for left in reversed(range(loader.batches_per_step)):

@@ -15,6 +15,7 @@ from pipeline.sampling import Views
 from pipeline.settings import RENAMED, flag_name, translated
 from train.config import ComputeConfig, OptimConfig, PretrainConfig
 
+FULL = ComputeConfig(activation_checkpointing="full")
 SSV2_TRAIN_CLIPS = 168_913  # the official training list
 
 
@@ -41,67 +42,43 @@ def vit_s_hybrid() -> PretrainConfig:
 def vit_b_hybrid() -> PretrainConfig:
     """ViT-B on UnlabeledHybrid (official script: 32 GPUs x 32 clips x 4 views, lr 1e-3 per 256 clips, 200 epochs = 800, 20 of
     warm-up, no clipping). Mask ratios, AdamW and decay: Table 10."""
-    return PretrainConfig(
-        model=MODELS["vit-b"], epochs=200, views=Views(views_per_step=4096), optim=OptimConfig(base_lr=2.5e-4)
-    )
+    optim = OptimConfig(base_lr=2.5e-4)
+    return PretrainConfig(model=MODELS["vit-b"], epochs=200, views=Views(views_per_step=4096), optim=optim)
 
 
 def vit_l_hybrid() -> PretrainConfig:
     """ViT-L on UnlabeledHybrid (official script: 48 GPUs x 32 clips x 4 views, lr 1e-3 per 256 clips, 300 epochs = 1200, 30
     of warm-up, no clipping). Mask ratios, AdamW and decay: Table 10."""
-    return PretrainConfig(
-        model=MODELS["vit-l"], epochs=300, views=Views(views_per_step=6144), optim=OptimConfig(base_lr=2.5e-4)
-    )
+    optim = OptimConfig(base_lr=2.5e-4)
+    return PretrainConfig(model=MODELS["vit-l"], epochs=300, views=Views(views_per_step=6144), optim=optim)
 
 
 def vit_h_hybrid() -> PretrainConfig:
     """ViT-H on UnlabeledHybrid (Table 10; official script: 64 GPUs x 32 clips x 4 views). The script's lr, 1e-3 per 256
     clips = 2.5e-4 per 256 views, where Table 10 has 1.5e-4; and no clipping, where it has 0.02. Activation checkpointing as in
     the script."""
-    return PretrainConfig(
-        model=MODELS["vit-h"],
-        epochs=300,
-        views=Views(views_per_step=8192),
-        optim=OptimConfig(base_lr=2.5e-4),
-        compute=ComputeConfig(activation_checkpointing="full"),
-    )
+    optim = OptimConfig(base_lr=2.5e-4)
+    return PretrainConfig(model=MODELS["vit-h"], epochs=300, views=Views(views_per_step=8192), optim=optim, compute=FULL)
 
 
 def vit_g_hybrid() -> PretrainConfig:
     """ViT-g on UnlabeledHybrid (Table 10, equal to the official script: 64 GPUs x 32 clips x 4 views, lr 1.5e-4 per 256
     views, 300 epochs = 1200, 30 = 120 of warm-up, clipping at 0.02). The script's minimum lr: 1e-5 per 256 clips. Activation
     checkpointing as in the script."""
-    return PretrainConfig(
-        model=MODELS["vit-g"],
-        epochs=300,
-        views=Views(views_per_step=8192),
-        optim=OptimConfig(base_lr=1.5e-4, clip_grad=0.02),
-        compute=ComputeConfig(activation_checkpointing="full"),
-    )
+    optim = OptimConfig(base_lr=1.5e-4, clip_grad=0.02)
+    return PretrainConfig(model=MODELS["vit-g"], epochs=300, views=Views(views_per_step=8192), optim=optim, compute=FULL)
 
 
 def vit_b_ssv2() -> PretrainConfig:
     """ViT-B on Something-Something V2, the ablations of Tables 1 and 2: masks and 800 epochs = 200 x 4 views from there; lr
     1.5e-4, batch 1024 and 40 epochs of warm-up from VideoMAE V1, Table 8, whose setting they follow; minimum lr as in the
     scripts."""
-    return PretrainConfig(
-        model=MODELS["vit-b"],
-        epochs=200,
-        views=Views(views_per_step=1024),
-        optim=OptimConfig(base_lr=1.5e-4, warmup_share=0.05),
-        expected_clips=SSV2_TRAIN_CLIPS,
-    )
+    views, optim = Views(views_per_step=1024), OptimConfig(base_lr=1.5e-4, warmup_share=0.05)
+    return PretrainConfig(model=MODELS["vit-b"], epochs=200, views=views, optim=optim, expected_clips=SSV2_TRAIN_CLIPS)
 
 
-RECIPES: dict[str, Callable[[], PretrainConfig]] = {
-    "tiny": tiny,
-    "vit-s-hybrid": vit_s_hybrid,
-    "vit-b-hybrid": vit_b_hybrid,
-    "vit-l-hybrid": vit_l_hybrid,
-    "vit-h-hybrid": vit_h_hybrid,
-    "vit-g-hybrid": vit_g_hybrid,
-    "vit-b-ssv2": vit_b_ssv2,
-}
+MAKERS = tiny, vit_s_hybrid, vit_b_hybrid, vit_l_hybrid, vit_h_hybrid, vit_g_hybrid, vit_b_ssv2
+RECIPES: dict[str, Callable[[], PretrainConfig]] = {make.__name__.replace("_", "-"): make for make in MAKERS}
 
 
 def from_command_line(arguments: Sequence[str] | None = None, prog: str | None = None) -> PretrainConfig:

@@ -104,12 +104,8 @@ def draw_images(file: Path, images: Images, recipe: SamplingRecipe, num_frames: 
             if row == 0 and i < across:
                 axes.set_title(f"frame {shown[column]}", fontsize=9, color=MUTED)
     hidden = 1 - recipe.tokens.visible / math.prod(recipe.grid)
-    figure.suptitle(
-        f"{title}: {hidden:.0%} hidden; mean and contrast of each hidden patch are the input's, as in the papers",
-        x=0.01,
-        ha="left",
-        fontsize=10,
-    )
+    said = f"{title}: {hidden:.0%} hidden; mean and contrast of each hidden patch are the input's, as in the papers"
+    figure.suptitle(said, x=0.01, ha="left", fontsize=10)
     figure.savefig(file, dpi=110)
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     plt.close(figure)
@@ -180,14 +176,6 @@ def reconstruct(model: VideoMAE, recipe: SamplingRecipe, views: torch.Tensor) ->
 
 def unpatchify(patches: torch.Tensor, config: ModelConfig) -> np.ndarray:
     """Patches (n, N, pixels, 3) in [0, 1] -> uint8 (n, T, size, size, 3)."""
-    time, rows, columns = config.grid
-    frames = rearrange(
-        patches,
-        "n (t r c) (f y x) k -> n (t f) (r y) (c x) k",
-        t=time,
-        r=rows,
-        c=columns,
-        f=config.tubelet_size,
-        y=config.patch_size,
-    )
-    return (frames * 255).round().to(torch.uint8).cpu().numpy()
+    (time, rows, _), frames, side = config.grid, config.tubelet_size, config.patch_size
+    views = rearrange(patches, "n (t r c) (f y x) k -> n (t f) (r y) (c x) k", t=time, r=rows, f=frames, y=side)
+    return (views * 255).round().to(torch.uint8).cpu().numpy()

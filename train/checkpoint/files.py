@@ -16,12 +16,11 @@ Only a run itself, which holds its folder's lock, gives a checkpoint its final n
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import xxhash
 
-from pipeline.storage.files import sync_directory, write_durably
+from pipeline.storage.files import sync_directory
 
 PREFIX = "step-"
 CHECKSUMS = "checksums.json"
@@ -67,11 +66,6 @@ def checksum(file: Path) -> dict[str, int | str]:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, xxhash.xxh3_128)
         return {"size": stream.tell(), "xxh3": digest.hexdigest()}
-
-
-def seal(checkpoint: Path, checksums: Mapping[str, Mapping[str, int | str]]) -> None:
-    """Write the checksums of a checkpoint that is complete but for them, and make its names durable. Raises OSError."""
-    write_durably(checkpoint / CHECKSUMS, (json.dumps(checksums, indent=1) + "\n").encode())
 
 
 def damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:

@@ -57,7 +57,8 @@ class Mirror:
         dropped = {complete[name] for name in surplus(sorted(complete), keep_last, keep_every)}
         for other, names in objects.items():
             if other in dropped or other not in complete.values():
-                self._remove(other, names)
+                for name in sorted(names, key=lambda name: name != MARKER):  # what is half removed must not look whole
+                    files.remove(self._address(other, name))
 
     def withdraw(self, name: str) -> None:
         """A copy does not count any more: it turned out to be damaged. Its files stay until the next upload. Raises OSError."""
@@ -77,10 +78,6 @@ class Mirror:
     def _complete(self, objects: dict[str, list[str]]) -> dict[str, str]:
         """{step-00000500: its place}"""
         return {place.rpartition("-")[0]: place for place, names in sorted(objects.items()) if MARKER in names}
-
-    def _remove(self, place: str, names: list[str]) -> None:
-        for name in sorted(names, key=lambda name: name != MARKER):  # what is half removed must not look whole
-            files.remove(self._address(place, name))
 
     def _address(self, place: str, name: str) -> str:
         return f"{as_url(self.url)}/{place}/{name}"

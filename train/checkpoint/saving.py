@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from pipeline.storage.files import sync_directory
@@ -25,7 +26,7 @@ from train.checkpoint.files import PROGRESS, damage, latest, listed, name_of, se
 from train.checkpoint.helper_process import HelperProcess, Post
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.state import Progress
-from train.checkpoint.writer import LivePlanner, Staging, write, write_shipment
+from train.checkpoint.writer import Staging, write, write_shipment
 from train.compute.parallel import Ranks
 
 MAX_FAILURES = 2  # saves in the background, in a row: one may be a passing trouble of the storage
@@ -100,10 +101,8 @@ class RunCheckpoints:
             return
         self._stop_writer()  # the writers of a group come and go together
         self._staging = self._staging or Staging(self._ranks.device)
-        group = self._ranks.gather(uuid.uuid4().hex)[0]
-        self._writer = HelperProcess(
-            Post(self._ranks.rank, self._ranks.world_size, group, self._staging.memfd, Staging.__module__)
-        )
+        group, ranks = self._ranks.gather(uuid.uuid4().hex)[0], self._ranks
+        self._writer = HelperProcess(Post(ranks.rank, ranks.world_size, group, self._staging.memfd, Staging.__module__))
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, background: bool = True) -> None:
         """Save a checkpoint, after the one before; when this returns, the state may change.
@@ -123,7 +122,7 @@ class RunCheckpoints:
             return
         error = None
         try:
-            write(self._save.temporary, LivePlanner(state), documents, self._ranks.rank, self._ranks.gather)
+            write(self._save.temporary, state, DefaultSavePlanner(), documents, self._ranks.rank, self._ranks.gather)
         except OSError as caught:
             error = str(caught)
         self._end(error)

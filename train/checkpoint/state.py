@@ -35,18 +35,14 @@ class Progress:
     guard: dict[str, float]  # what it remembers of the steps
     loader: LoaderState
 
-    @staticmethod
-    def from_json(text: str) -> "Progress":
-        values: dict[str, Any] = json.loads(text)
-        loader = values.pop("loader")
-        ledger = tuple(tuple(entry) for entry in loader.pop("ledger"))
-        state = read(LoaderState, loader | {"ledger": ledger}, "the loader's state")
-        return read(Progress, values | {"loader": state}, "the checkpoint's progress")
-
 
 def read_progress(checkpoint: Path) -> Progress:
     """Where the run stood when it was saved."""
-    return Progress.from_json((checkpoint / PROGRESS).read_text())
+    values: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text())
+    loader = values.pop("loader")
+    ledger = tuple(tuple(entry) for entry in loader.pop("ledger"))
+    state = read(LoaderState, loader | {"ledger": ledger}, "the loader's state")
+    return read(Progress, values | {"loader": state}, "the checkpoint's progress")
 
 
 def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -11,6 +11,7 @@ travel; the writers of all ranks agree on it, and write, with the stock `dcp.sav
 """
 
 import io
+import json
 import mmap
 import os
 import warnings
@@ -31,19 +32,20 @@ from torch.futures import Future
 
 from pipeline.storage.files import write_durably
 from train.checkpoint import helper_process
-from train.checkpoint.files import checksum, seal
+from train.checkpoint.files import CHECKSUMS, checksum
 
 ALIGNMENT = 64
 
 Gather = Callable[[Any], list[Any]]  # a value of every rank, on every rank
 
 
-def write(folder: Path, planner: SavePlanner, documents: Mapping[str, str], rank: int, gather: Gather) -> None:
-    """Write one checkpoint, but for its final name; every rank calls it, in trainers or in writers.
+def write(
+    folder: Path, state: dict[str, Any], planner: SavePlanner, documents: Mapping[str, str], rank: int, gather: Gather
+) -> None:
+    """Write one checkpoint, but for its final name; every rank calls it, in trainers with their state, or in writers without.
 
     `documents`: small files that go with it, name -> text. Raises OSError on at least one rank if it could not be written.
     """
-    state = getattr(planner, "state", {})
     alone = len(gather(rank)) == 1
     try:
         with warnings.catch_warnings():
@@ -66,7 +68,8 @@ def write(folder: Path, planner: SavePlanner, documents: Mapping[str, str], rank
         for name, text in documents.items():
             write_durably(folder / name, text.encode())
         sums = {name: value for part, _ in every for name, value in part.items()}
-        seal(folder, sums | {name: checksum(folder / name) for name in (".metadata", *documents)})
+        sums |= {name: checksum(folder / name) for name in (".metadata", *documents)}
+        write_durably(folder / CHECKSUMS, (json.dumps(sums, indent=1) + "\n").encode())
 
 
 class PlainFiles(dcp.FileSystemWriter):
@@ -80,14 +83,6 @@ class PlainFiles(dcp.FileSystemWriter):
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from None
-
-
-class LivePlanner(DefaultSavePlanner):
-    """Writes a state dict from where it lies."""
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        super().__init__()
-        self.state = state
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +177,7 @@ def write_shipment(folder: Path, shipment: Shipment, documents: Mapping[str, str
     """`write`, in a writer."""
     assert helper_process.post.memfd is not None
     memory = torch.frombuffer(mmap.mmap(helper_process.post.memfd, max(1, shipment.nbytes)), dtype=torch.uint8)
-    write(folder, StagedPlanner(shipment, memory), documents, helper_process.post.rank, _gather)
+    write(folder, {}, StagedPlanner(shipment, memory), documents, helper_process.post.rank, _gather)
 
 
 def _gather(value: Any) -> list[Any]:

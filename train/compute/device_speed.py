@@ -1,7 +1,7 @@
 """How fast the training device is: by its data sheet, and measured with the one operation that training consists of."""
 
 import os
-import time
+import timeit
 
 import psutil
 import torch
@@ -9,17 +9,8 @@ import torch
 from train.compute.precision import Precision
 
 # dense bf16 and fp16 TFLOP/s of the data sheets, by a part of the device's name, the longer names first
-PEAK_TFLOPS = {
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H200 NVL": 835.0,
-    "GB200": 2500.0,
-    "H100": 989.0,
-    "H200": 989.0,
-    "A100": 312.0,
-    "B200": 2250.0,
-    "L40S": 362.0,
-}
+PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H200 NVL": 835.0, "GB200": 2500.0, "H100": 989.0, "H200": 989.0}
+PEAK_TFLOPS |= {"A100": 312.0, "B200": 2250.0, "L40S": 362.0}
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
@@ -52,14 +43,8 @@ def gemm_flops(device: torch.device, dtype: torch.dtype, size: int | None = None
         end.synchronize()
         seconds = begin.elapsed_time(end) / 1e3 / repeats
     else:
-        seconds = min(_seconds(factors, product) for _ in range(repeats))
+        seconds = min(timeit.repeat(lambda: torch.mm(*factors, out=product), number=1, repeat=repeats))
     return 2 * size**3 / seconds
-
-
-def _seconds(factors: torch.Tensor, product: torch.Tensor) -> float:
-    began = time.perf_counter()
-    torch.mm(*factors, out=product)
-    return time.perf_counter() - began
 
 
 def device_name(device: torch.device) -> str:

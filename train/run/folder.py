@@ -158,7 +158,7 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path} holds another run: {'; '.join(frozen)}. Give the values it began with, or another --out"
                 )
-        self.saver.documents[CONFIG] = _text_of(config)
+        self.saver.documents[CONFIG] = json.dumps(asdict(config), indent=1, default=str) + "\n"
         complete = self.path / "complete"
         return config, changes, json.loads(complete.read_text())["steps"] if complete.exists() else None
 
@@ -180,10 +180,6 @@ class RunFolder:
             return config, []
         said = f"--epochs {epochs} took no effect when this run was begun, and takes none now: it has {steps} steps"
         return replace(config, steps=steps), [said]
-
-
-def _text_of(config: PretrainConfig) -> str:
-    return json.dumps(asdict(config), indent=1, default=str) + "\n"
 
 
 def check_place(config: PretrainConfig) -> None:

@@ -1,8 +1,8 @@
 """A run while it is worked on: loader, model and optimizer, what watches them, and what is written of them."""
 
-import contextlib
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +39,7 @@ class Run:
     """What a training loop works with. Every rank has one; only rank 0 has `meters`."""
 
     def __init__(
-        self,
-        config: PretrainConfig,
-        ranks: Ranks,
-        folder: RunFolder,
-        total_steps: int,
-        startup: Startup,
-        cleanup: contextlib.ExitStack,
+        self, config: PretrainConfig, ranks: Ranks, folder: RunFolder, total_steps: int, startup: Startup, cleanup: ExitStack
     ) -> None:
         """Everything as it was when the folder's checkpoint was written, or new. `cleanup` is for what has to be closed.
 
@@ -99,12 +93,8 @@ class Run:
         gemm = gemm_flops(ranks.device, precision.encoder)
         peak = peak_flops(ranks.device, precision)
         self.meter = StepMeter(self.loader, ranks, dtype=precision.encoder, flops=view_flops(config), peak=peak, gemm=gemm)
-        folder.note(
-            first_step=self.first_step,
-            total_steps=total_steps,
-            decoder=str(self.loader.decoder_choice),
-            gemm_tflops=gemm / 1e12,
-        )
+        folder.note(first_step=self.first_step, total_steps=total_steps)
+        folder.note(decoder=str(self.loader.decoder_choice), gemm_tflops=gemm / 1e12)
         self.meters = None
         if ranks.rank == 0:
             self._announce(accumulation)
@@ -210,18 +200,10 @@ class Run:
     def save(self, step: int, *, last: bool) -> None:
         """A checkpoint; the last one of this process is on disk when this returns."""
         loss_sum, taken = self.ranks.sum(self._sums.clone()).tolist()
-        self.folder.saver.save(
-            self.model,
-            self.optimizer,
-            Progress(
-                step=step,
-                loss_sum=loss_sum,
-                good_steps=taken,
-                guard=self.guard.state(),
-                loader=LoaderState.merged(self.ranks.gather(self.loader.state())),
-            ),
-            background=self.config.save_in_background and not last,
-        )
+        loader = LoaderState.merged(self.ranks.gather(self.loader.state()))
+        progress = Progress(step=step, loss_sum=loss_sum, good_steps=taken, guard=self.guard.state(), loader=loader)
+        later = self.config.save_in_background and not last
+        self.folder.saver.save(self.model, self.optimizer, progress, background=later)
 
     def _announce(self, accumulation: int) -> None:
         """What is about to happen, in a few lines."""

@@ -217,12 +217,8 @@ class Guard:
 
     def state(self) -> dict[str, float]:
         """Plain values, exact, for JSON. The host waits for the device."""
-        tensors = {
-            "skipped": self._skipped,
-            "in_a_row": self._in_a_row,
-            "norm_mean": self._norm_mean,
-            "norm_steps": self._norm_steps,
-        }
+        tensors = {"skipped": self._skipped, "in_a_row": self._in_a_row}
+        tensors |= {"norm_mean": self._norm_mean, "norm_steps": self._norm_steps}
         if self.scale is not None:
             tensors |= {"loss_scale": self.scale.value, "loss_scale_steps": self.scale.good_steps}
         return dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
