@@ -155,11 +155,9 @@ def reconstruct(model: VideoMAE, recipe: SamplingRecipe, views: torch.Tensor) ->
     latent = model.encode(views, visible)
     total = torch.zeros(patches.shape, device=device)
     count = torch.zeros(config.num_tokens, device=device)
-    if recipe.decoder_mask_ratio:
-        decoded = [torch.from_numpy(np.flatnonzero(~m)) for m in running_cell_masks(recipe.grid, recipe.decoder_mask_ratio)]
-    else:
-        decoded = [torch.arange(config.num_tokens)]
-    for tokens in (tokens.to(device) for tokens in decoded):
+    ratio, everything = recipe.decoder_mask_ratio, np.zeros((1, config.num_tokens), bool)
+    for mask in running_cell_masks(recipe.grid, ratio) if ratio else everything:
+        tokens = torch.from_numpy(np.flatnonzero(~mask)).to(device)
         total[:, tokens] += model.decode(latent, visible, tokens.expand(len(views), -1))
         count[tokens] += 1
     # from normalised pixels back: with the true patch's mean and deviation, per channel

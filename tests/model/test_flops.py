@@ -1,23 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import MODELS, ModelConfig
+from model.config import MODELS
 from model.flops import executed_gmac, paper_gmac
 from model.videomae import VideoMAE
 
-ODD = ModelConfig(
-    input_size=42,
-    num_frames=8,
-    patch_size=14,
-    encoder_dim=88,
-    encoder_depth=3,
-    encoder_heads=1,
-    decoder_dim=64,
-    decoder_depth=1,
-    decoder_heads=2,
-    mlp_ratio=48 / 11,
-)
+ENCODER = {"encoder_dim": 88, "encoder_depth": 3, "encoder_heads": 1}
+ODD = replace(MODELS["tiny"], input_size=42, patch_size=14, decoder_depth=1, mlp_ratio=48 / 11, **ENCODER)
 
 
 @pytest.mark.parametrize(("config", "V", "K", "L"), [(MODELS["tiny"], 48, 256, 232), (ODD, 8, 18, 14)])

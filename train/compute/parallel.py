@@ -46,10 +46,8 @@ class Ranks:
         """The ranks as ("shard",), or as ("replicate", "shard") where `shard` of them, by default those of a node, are fewer
         than all. Every rank calls it. Raises ValueError if the ranks cannot be divided so."""
         size = shard_size(shard, self.world_size, self.local_world_size)
-        if size == self.world_size:
-            return init_device_mesh(self.device.type, (size,), mesh_dim_names=("shard",))
-        shape = (self.world_size // size, size)
-        return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
+        names = ("shard",) if size == self.world_size else ("replicate", "shard")
+        return init_device_mesh(self.device.type, (self.world_size // size, size)[-len(names) :], mesh_dim_names=names)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank: how ranks agree to stop. Goes over gloo, so the device is not waited for."""
@@ -82,14 +80,12 @@ def started(device: str) -> Iterator[Ranks]:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--compute.device cuda: torch sees no CUDA device; use --compute.device auto or cpu")
-    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    here = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
-    if kind == "cuda":
+    if device != "cpu" and torch.cuda.is_available():
+        here, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(here)
     else:
+        here, backend = torch.device("cpu"), "gloo"
         keep_memory()
-    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     if "RANK" in os.environ:
         meet(backend)
     else:

@@ -160,7 +160,9 @@ class Guard:
 
         Returns the gradient's norm before clipping, and 1.0 where the step was taken: both float32 (), on the device.
         """
-        most = self._spike_limit()
+        factor, most = self._optim.spike_factor, None
+        if factor is not None:
+            most = torch.where(self._norm_steps < SPIKE_MEMORY, torch.inf, factor * self._norm_mean)
         scale = None if self.scale is None else self.scale.value
         all_losses = torch.stack(losses)
         norm, verdict = guarded_step(optimizer, parameters, self._optim.clip_grad, all_losses.sum(), scale=scale, most=most)
@@ -177,12 +179,6 @@ class Guard:
         self._notes[len(self._steps)] = torch.cat([torch.stack([verdict, norm]), all_losses])
         self._steps.append(step)
         return norm, taken.float()
-
-    def _spike_limit(self) -> torch.Tensor | None:
-        """The norm from which on it is a spike."""
-        if self._optim.spike_factor is None:
-            return None
-        return torch.where(self._norm_steps < SPIKE_MEMORY, torch.inf, self._optim.spike_factor * self._norm_mean)
 
     def _learn(self, norm: torch.Tensor, finite: torch.Tensor) -> None:
         """Of a spike the limit, not the norm itself, so that the mean can follow where the norm stays high."""

@@ -14,7 +14,7 @@ from tests.train.trainers import SMALL
 from train import recipes
 from train.compute.optimizer import build_optimizer, set_lr
 from train.compute.parallel import Ranks, build_model, started
-from train.config import OptimConfig, PretrainConfig
+from train.config import OptimConfig
 from train.watch.guard import SPIKE_MEMORY, Guard, LossScale, Verdict, guarded_step
 
 CPU = torch.device("cpu")
@@ -206,9 +206,3 @@ def test_nothing_is_trusted_while_steps_are_skipped_or_a_weight_is_not_finite() 
     step(float("nan"))
     assert not guard.trusts([sound], last=False)
     assert guard.trusts([sound], last=True)  # no step comes that could be good, and the skipped one changed nothing
-
-
-@pytest.mark.parametrize(("option", "words"), [({"spike_factor": 1.0}, "over 1"), ({"max_skipped": 0}, "at least 1")])
-def test_impossible_settings_name_their_flag(option: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=f"--optim.{next(iter(option)).replace('_', '-')} .* {words}"):
-        PretrainConfig(optim=OptimConfig(**option))
