@@ -92,8 +92,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, startup: Startup, given: Coll
     check_wandb(config.wandb)
     stop = StopSignal()
     with contextlib.ExitStack() as cleanup:
-        folder = RunFolder(config, ranks, given)
-        cleanup.callback(folder.close)
+        folder = cleanup.enter_context(contextlib.closing(RunFolder(config, ranks, given)))
         config = folder.config
         order = order_of(folder.manifest, config.sampling)
         order.rank_positions(0, ranks.rank, ranks.world_size)  # refuses ranks that cannot share the clips and lanes

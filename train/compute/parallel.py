@@ -46,8 +46,9 @@ class Ranks:
         """The ranks as ("shard",), or as ("replicate", "shard") where `shard` of them, by default those of a node, are fewer
         than all. Every rank calls it. Raises ValueError if the ranks cannot be divided so."""
         size = shard_size(shard, self.world_size, self.local_world_size)
-        names = ("shard",) if size == self.world_size else ("replicate", "shard")
-        return init_device_mesh(self.device.type, (self.world_size // size, size)[-len(names) :], mesh_dim_names=names)
+        if size == self.world_size:
+            return init_device_mesh(self.device.type, (size,), mesh_dim_names=("shard",))
+        return init_device_mesh(self.device.type, (self.world_size // size, size), mesh_dim_names=("replicate", "shard"))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank: how ranks agree to stop. Goes over gloo, so the device is not waited for."""

@@ -15,9 +15,8 @@ class Startup:
     """A clock that runs since this process began."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
         self._last = time.time()
-        self.seconds["imports"] = self._last - psutil.Process().create_time()
+        self.seconds = {"imports": self._last - psutil.Process().create_time()}
 
     def done(self, part: str) -> None:
         """The time since the part before, or since the beginning, went into this one."""
