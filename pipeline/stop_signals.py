@@ -7,10 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 # from a scheduler or torchrun, a terminal, one that closes, Ctrl-\, and the warnings of Slurm, SGE and PBS before a limit
-NUMBERS = (
-    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
-)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class StopSignal:

@@ -163,12 +163,7 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def decode_each(
-    clip: Clip,
-    data: bytes,
-    wanted: np.ndarray,
-    take: Take,
-    meter: ClipMeter | None = None,
-    region: Region | None = None,
+    clip: Clip, data: bytes, wanted: np.ndarray, take: Take, meter: ClipMeter | None = None, region: Region | None = None
 ) -> None:
     """Hand the frames with the indices (n,), ascending and distinct, to `take` as they are stored, not turned; of each a region
     if one is given.

@@ -180,13 +180,7 @@ def test_patience_is_bounded(s3: S3Server, url: str, clips: list[Clip], fault: s
 
 
 @pytest.mark.parametrize(("fault", "words"), [("404", "does not exist"), ("403", "access is denied")])
-def test_lasting_faults_are_not_repeated(
-    s3: S3Server,
-    url: str,
-    clips: list[Clip],
-    fault: str,
-    words: str,
-) -> None:
+def test_lasting_faults_are_not_repeated(s3: S3Server, url: str, clips: list[Clip], fault: str, words: str) -> None:
     s3.inject_always(lambda get: fault)
     with closing(ShardReader(url)) as reader, pytest.raises(StorageError, match=words) as caught:
         reader.read(clips[0])
@@ -275,12 +269,7 @@ def batches(manifest: Manifest, recipe: SamplingRecipe, epochs: int, rank: int, 
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_lanes_read_each_shard_in_long_requests(
-    s3: S3Server,
-    url: str,
-    folder: Path,
-    world: int,
-) -> None:
+def test_lanes_read_each_shard_in_long_requests(s3: S3Server, url: str, folder: Path, world: int) -> None:
     """Through the real order: the requests that a server counts are those that the windows need, and no byte comes twice."""
     manifest = Manifest(folder)
     recipe = SamplingRecipe(views_per_step=32, views_per_clip=4, shuffle="window", lanes=4, window=10)
@@ -319,11 +308,7 @@ def requests_needed(members: list[Clip], get_bytes: int) -> int:
     return count
 
 
-def test_a_global_shuffle_is_one_request_a_clip_ahead_of_time(
-    s3: S3Server,
-    url: str,
-    folder: Path,
-) -> None:
+def test_a_global_shuffle_is_one_request_a_clip_ahead_of_time(s3: S3Server, url: str, folder: Path) -> None:
     manifest = Manifest(folder)
     recipe = SamplingRecipe(views_per_step=16, views_per_clip=4)
     order = order_of(manifest, recipe)
@@ -361,12 +346,7 @@ def test_what_is_announced_and_never_read_leaves(s3: S3Server, url: str, clips: 
         assert reader.counts()["ahead"] == 10
 
 
-def test_a_request_ahead_that_fails_costs_its_clips_nothing(
-    s3: S3Server,
-    url: str,
-    folder: Path,
-    clips: list[Clip],
-) -> None:
+def test_a_request_ahead_that_fails_costs_its_clips_nothing(s3: S3Server, url: str, folder: Path, clips: list[Clip]) -> None:
     long = f"bytes={clips[0].offset}-{clips[9].offset + clips[9].size - 1}"
     s3.inject_always(lambda get: "404" if get.range == long else None)
     with closing(ShardReader(url)) as reader:
@@ -396,11 +376,7 @@ def test_cached_clips_cost_no_request(s3: S3Server, url: str, folder: Path, clip
 
 
 def test_damaged_cache_entries_are_fetched_again(
-    s3: S3Server,
-    url: str,
-    folder: Path,
-    clips: list[Clip],
-    tmp_path: Path,
+    s3: S3Server, url: str, folder: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
     cache = ClipCache(tmp_path / "cache", 1 << 30)
     with closing(ShardReader(url, cache=cache)) as reader:
@@ -473,11 +449,7 @@ def occupied_now(folder: Path) -> int:
 
 
 def test_a_full_disk_stops_the_cache_and_not_the_run(
-    s3: S3Server,
-    url: str,
-    folder: Path,
-    clips: list[Clip],
-    tmp_path: Path,
+    s3: S3Server, url: str, folder: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
     """A file-size limit refuses the write half-way, as a full disk does."""
     cache = ClipCache(tmp_path / "cache", 1 << 30)
@@ -557,13 +529,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_a_remote_manifest_is_mirrored_once(
-    s3: S3Server,
-    url: str,
-    folder: Path,
-    clips: list[Clip],
-    home: Path,
-) -> None:
+def test_a_remote_manifest_is_mirrored_once(s3: S3Server, url: str, folder: Path, clips: list[Clip], home: Path) -> None:
     with ThreadPoolExecutor(4) as pool:  # the ranks of a node
         mirrors = set(pool.map(files.fetch_manifest, [url, url + "/", str(Path(url)), Path(url)]))  # type: ignore[list-item]
     mirror = mirrors.pop()
@@ -599,12 +565,7 @@ class _NoRanges(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_web_server_serves_a_dataset_if_it_knows_ranges(
-    s3: S3Server,
-    folder: Path,
-    clips: list[Clip],
-    home: Path,
-) -> None:
+def test_a_web_server_serves_a_dataset_if_it_knows_ranges(s3: S3Server, folder: Path, clips: list[Clip], home: Path) -> None:
     for name in (clips[0].shard, "manifest.parquet"):
         remote.filesystem("s3://").put_file(str(folder / name), f"s3://{BUCKET}/public/{name}", ACL="public-read")
     web = f"{s3.url}/{BUCKET}/public"
@@ -621,11 +582,7 @@ def test_a_web_server_serves_a_dataset_if_it_knows_ranges(
         server.shutdown()
 
 
-def test_the_loader_reads_a_remote_dataset(
-    s3: S3Server,
-    dataset: Path,
-    home: Path,
-) -> None:
+def test_the_loader_reads_a_remote_dataset(s3: S3Server, dataset: Path, home: Path) -> None:
     """The same bytes as from the local disk, through the real sidecar, with faults on the way."""
     from pipeline.loader import ClipLoader
 
