@@ -6,7 +6,7 @@
         state = loader.state()      # after the batch's step: two integers, the ledger and what they belong to
 
 It needs no torch.distributed and no trainer of ours: rank and world size are plain integers. The same dataset version and
-recipe give the same bytes of every global batch for any world size, thread count and number of restarts.
+recipe give the same bytes of every global batch for any world size and number of workers and restarts.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from pipeline.storage.watch import VARIABLE, StorageTrouble, patience
 from pipeline.workers.delivery import Delivery, FailedClip
 from pipeline.workers.device_decoding import BATCHES_AHEAD, DecodedBatch, DeviceDecoding
 from pipeline.workers.ring import Ring, Slot, slot_size
-from pipeline.workers.sidecar import Job
+from pipeline.workers.sidecar import Assignment
 from pipeline.workers.sidecar import main as sidecar
 from pipeline.workers.tuning import MOST_SLOTS, MOST_WORKERS, Tuner, Tuning
 
@@ -164,19 +164,15 @@ class ClipLoader:
         self._most_workers = workers or MOST_WORKERS * cores
         batch_bytes = slot_size(recipe, self.clips)
         budget = available_memory() // 4 // ranks_here() if memory_budget is None else memory_budget
-        slots = (max(2, min(MOST_SLOTS, budget // batch_bytes)) if prefetch is None else prefetch + 1) + ahead
+        deep = None if prefetch is None else prefetch + ahead
+        slots = max(2, min(MOST_SLOTS, budget // batch_bytes)) + ahead if deep is None else deep + 1
         if memory_budget is not None and slots * batch_bytes > budget:
             raise ValueError(
                 f"memory_budget {budget}: {slots} batches are the fewest that will do, and take {slots * batch_bytes} bytes; "
                 f"give as much, or lower clips_per_batch{'' if prefetch is None else ' or prefetch'}"
             )
         self._tuner = Tuner(
-            cores=cores,
-            workers=workers,
-            prefetch=None if prefetch is None else prefetch + ahead,
-            batch_bytes=batch_bytes,
-            slots=slots,
-            memory_budget=budget,
+            cores=cores, workers=workers, prefetch=deep, batch_bytes=batch_bytes, slots=slots, memory_budget=budget
         )
         self.tuning: Tuning = self._tuner.tuning  # what the loader works with now
         self._ring = Ring(recipe, self.clips, slots)
@@ -290,8 +286,7 @@ class ClipLoader:
         part = self._part + self._ready - self._consumed - self._holding
         step, part = self._step + part // self.batches_per_step, part % self.batches_per_step
         ours.send(
-            Job(
-                dataset=self.manifest.root.resolve(),
+            Assignment(
                 manifest=self.manifest,
                 recipe=self.recipe,
                 decoder=pickle.dumps(self.decoder),
@@ -323,21 +318,7 @@ class ClipLoader:
         """Take in what the sidecar has to say, waiting for the first message; bring it back if it died."""
         try:
             while self._connection.poll(timeout):
-                message = self._connection.recv()
-                self._heard = time.monotonic()
-                if isinstance(message, int):
-                    assert message == self._ready, f"batch {message} came when {self._ready} was due"
-                    self._ready, self._deaths = self._ready + 1, 0
-                elif isinstance(message, FailedClip):
-                    self._record(message)
-                elif isinstance(message, Delivery):
-                    self._retries.remove(message.place)
-                elif isinstance(message, Tuning):
-                    self.tuning = message
-                elif isinstance(message, StorageTrouble):
-                    self._heed(message)
-                else:
-                    raise LoaderError(f"the decoding process of rank {self.rank} failed:\n{message}")
+                self._take_in(self._connection.recv())
                 timeout = 0
         except (EOFError, ConnectionResetError):
             self._revive()
@@ -346,18 +327,28 @@ class ClipLoader:
             self._process.kill()  # stuck at its start, or reading the manifest
             self._revive()
 
+    def _take_in(self, message: object) -> None:
+        self._heard = time.monotonic()
+        if isinstance(message, int):
+            assert message == self._ready, f"batch {message} came when {self._ready} was due"
+            self._ready, self._deaths = self._ready + 1, 0
+        elif isinstance(message, FailedClip):
+            self._record(message)
+        elif isinstance(message, Delivery):
+            self._retries.remove(message.place)
+        elif isinstance(message, Tuning):
+            self.tuning = message
+        elif isinstance(message, StorageTrouble):
+            self._heed(message)
+        else:
+            raise LoaderError(f"the decoding process of rank {self.rank} failed:\n{message}")
+
     def _revive(self) -> None:
         """Start a new sidecar where the dead one stopped. No clip is to blame: those are decoded by other processes."""
         code = self._process.wait()
         with contextlib.suppress(EOFError, ConnectionResetError):
             while True:  # what it said before it died
-                message = self._connection.recv()
-                if isinstance(message, FailedClip):
-                    self._record(message)
-                elif isinstance(message, int):
-                    self._ready += 1
-                elif isinstance(message, Delivery):
-                    self._retries.remove(message.place)
+                self._take_in(self._connection.recv())
         self._deaths += 1
         if self._deaths > MOST_DEATHS:
             raise LoaderError(f"the decoding process of rank {self.rank} died {self._deaths} times, last with status {code}")

@@ -72,16 +72,13 @@ class StorageError(OSError):
     same request would fail again, until somebody puts right what is wrong: an object that is missing, or forbidden.
     """
 
-    def __init__(self, message: str, *, transient: bool) -> None:
+    def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
         self.transient = transient
 
 
 class WrongBytesError(StorageError):
     """The storage answered; what it holds there is not what the manifest says."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, transient=False)
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:

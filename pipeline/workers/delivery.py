@@ -61,21 +61,9 @@ class FailedClip:
 
 @dataclass(frozen=True, slots=True)
 class BytesWanted:
-    """Of a clip in a remote shard: whoever reads ahead has them. The answer is bytes, or a RemoteFailure."""
+    """Of a clip in a remote shard: whoever reads ahead has them. The answer is bytes, or a StorageError."""
 
     row: int
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFailure:
-    """A StorageError on its way between processes."""
-
-    detail: str
-    transient: bool
-    wrong_bytes: bool
-
-    def error(self) -> StorageError:
-        return WrongBytesError(self.detail) if self.wrong_bytes else StorageError(self.detail, transient=self.transient)
 
 
 def sample_position(manifest: Manifest, recipe: SamplingRecipe, epoch: int, position: int, attempt: int) -> ClipSamples:
@@ -154,8 +142,8 @@ class ClipDelivery:
                 self._reading[worker] = 0
         connection.send(BytesWanted(clip.row))
         answer = _received(connection)
-        if isinstance(answer, RemoteFailure):
-            raise answer.error()
+        if isinstance(answer, StorageError):
+            raise answer
         assert isinstance(answer, bytes)
         return answer
 
@@ -177,9 +165,9 @@ def _received(connection: Connection) -> Any:
         raise EOFError from error
 
 
-def answer(wanted: BytesWanted, manifest: Manifest, read: Callable[[Clip], bytes]) -> bytes | RemoteFailure:
+def answer(wanted: BytesWanted, manifest: Manifest, read: Callable[[Clip], bytes]) -> bytes | StorageError:
     """What a decoding process is sent for its BytesWanted."""
     try:
         return read(manifest.clip(wanted.row))
     except StorageError as error:
-        return RemoteFailure(str(error), error.transient, isinstance(error, WrongBytesError))
+        return error

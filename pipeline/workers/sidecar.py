@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 
@@ -35,7 +34,7 @@ from pipeline.storage.manifest import Clip, Manifest
 from pipeline.storage.remote import is_url
 from pipeline.storage.shards import ShardReader
 from pipeline.storage.watch import StorageTrouble, StorageWatch, Unreadable
-from pipeline.workers.decoders import DecoderThreads
+from pipeline.workers.decoders import Decoders
 from pipeline.workers.delivery import BytesWanted, ClipDelivery, Delivery, FailedClip, answer, sample_position
 from pipeline.workers.fork_server import ForkServer, ProcessDiedError, Serve, ServerDiedError, other_threads
 from pipeline.workers.read_plan import ReadPlan
@@ -48,10 +47,9 @@ CRASHES = 3  # of a process in a row, before the clip that it was at is to blame
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class Assignment:
     """What a sidecar has to do; pickled to it as the first message."""
 
-    dataset: Path
     manifest: Manifest
     recipe: SamplingRecipe
     decoder: bytes  # a pickled Decoder: what it imports may start threads
@@ -72,11 +70,11 @@ class Job:
     failed: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the ledger: (epoch, position) -> failed attempts
 
 
-def batches(job: Job, order: Order) -> Iterator[tuple[int, np.ndarray]]:
-    """(epoch, positions (clips,)) of this rank's batches, from the job's first one on, without end."""
-    epoch, step, part = job.epoch, job.step, job.part
+def batches(assignment: Assignment, order: Order) -> Iterator[tuple[int, np.ndarray]]:
+    """(epoch, positions (clips,)) of this rank's batches, from the first assigned one on, without end."""
+    epoch, step, part = assignment.epoch, assignment.step, assignment.part
     while True:
-        positions = order.rank_positions(step, job.rank, job.world_size).reshape(-1, job.clips)
+        positions = order.rank_positions(step, assignment.rank, assignment.world_size).reshape(-1, assignment.clips)
         for chunk in positions[part:]:
             yield epoch, chunk
         part = 0
@@ -86,25 +84,27 @@ def batches(job: Job, order: Order) -> Iterator[tuple[int, np.ndarray]]:
 class Sidecar:
     """The process's state: memory, threads and their processes, and the two directions of the connection."""
 
-    def __init__(self, job: Job, connection: Connection) -> None:
-        self.job, self.connection = job, connection
-        self.manifest = job.manifest
-        self.reader = ShardReader(job.dataset, patience=job.patience)
-        self.ring = Ring(job.recipe, job.clips, job.num_slots, job.memfd)
-        self._reading = mmap.mmap(-1, job.most_workers)  # a byte for each: whether it waits for a disk
+    def __init__(self, assignment: Assignment, connection: Connection) -> None:
+        self.assignment, self.connection = assignment, connection
+        self.manifest = assignment.manifest
+        self.reader = ShardReader(assignment.manifest.root.resolve(), patience=assignment.patience)
+        self.ring = Ring(assignment.recipe, assignment.clips, assignment.num_slots, assignment.memfd)
+        self._reading = mmap.mmap(-1, assignment.most_workers)  # a byte for each: whether it waits for a disk
         self.processes = ForkServer(self._prepare, unneeded=(connection,))
         self._send_lock, self._announcing = threading.Lock(), threading.Lock()
         self._watch = StorageWatch(self.reader, self.manifest, self._send)
-        self.tuner = job.tuner
-        self.pool = DecoderThreads(job.tuner.workers, job.most_workers)
+        self.tuner = assignment.tuner
+        self.pool = Decoders(assignment.tuner.workers, assignment.most_workers)
         self._here = self.pool.here
         self._complete: set[int] = set()  # batches that wait for an earlier one
-        self._announced = job.number  # the next batch to tell the trainer of
+        self._announced = assignment.number  # the next batch to tell the trainer of
 
     def _prepare(self) -> Serve:
         """In the fork server: load what all processes that decode need, so that they share it."""
-        job, decoder = self.job, pickle.loads(self.job.decoder)
-        delivery = ClipDelivery(self.manifest, job.recipe, self.reader, decoder, self.ring, job.packs_for, self._reading)
+        assignment, decoder = self.assignment, pickle.loads(self.assignment.decoder)
+        delivery = ClipDelivery(
+            self.manifest, assignment.recipe, self.reader, decoder, self.ring, assignment.packs_for, self._reading
+        )
         if not kernel():
             import torch  # noqa: F401
         load_swscale()
@@ -114,12 +114,12 @@ class Sidecar:
 
     def run(self) -> None:
         """Keep every free slot in work until the trainer closes the connection."""
-        consumed = self.connection.recv()  # not job.number: the trainer still holds batches that were ready before
-        order = order_of(self.manifest, self.job.recipe)
-        work = batches(self.job, order)
+        consumed = self.connection.recv()  # not assignment.number: the trainer still holds batches that were ready before
+        order = order_of(self.manifest, self.assignment.recipe)
+        work = batches(self.assignment, order)
         if is_url(self.reader.root):
-            work = ReadPlan(self.reader, self.manifest, self.job.recipe).ahead_of(work)
-        for number, (epoch, positions) in enumerate(work, self.job.number):
+            work = ReadPlan(self.reader, self.manifest, self.assignment.recipe).ahead_of(work)
+        for number, (epoch, positions) in enumerate(work, self.assignment.number):
             while number > consumed + self.tuner.prefetch:
                 if self.connection.poll(None if self.tuner.settled else TICK):
                     message = self.connection.recv()
@@ -139,11 +139,11 @@ class Sidecar:
 
     def _submit(self, number: int, epoch: int, positions: np.ndarray) -> None:
         slot, began = self.ring[number], time.thread_time_ns()
-        attempts = np.array([self.job.failed.get((epoch, int(p)), 0) for p in positions])
+        attempts = np.array([self.assignment.failed.get((epoch, int(p)), 0) for p in positions])
         slot.positions[:] = positions
-        slot.visible[:], slot.decoded[:], slot.loss_weight[:] = sample_masks(self.job.recipe, epoch, positions)
+        slot.visible[:], slot.decoded[:], slot.loss_weight[:] = sample_masks(self.assignment.recipe, epoch, positions)
         # for the whole batch: 34 µs a clip, 0.4 ms one by one
-        samples = sample_clips(self.manifest, self.job.recipe, epoch, positions, attempts)
+        samples = sample_clips(self.manifest, self.assignment.recipe, epoch, positions, attempts)
         slot.records["submitted"] = time.perf_counter_ns()
         slot.records["plan"] = (time.thread_time_ns() - began) // len(positions)
         delivered = itertools.count(1)
@@ -155,7 +155,7 @@ class Sidecar:
         """A thread's task: a clip, and the news of its batch if it is the last one of that."""
         with self._reported():
             self._deliver(task)
-            if next(delivered) == self.job.clips:
+            if next(delivered) == self.assignment.clips:
                 self._announce(task.number)
 
     @contextmanager
@@ -180,7 +180,7 @@ class Sidecar:
             self._here.process = None  # until it has done this
             try:
                 process.send(replace(task, worker=self._here.row))
-                while (message := process.receive(self.job.clip_timeout)) is not None:
+                while (message := process.receive(self.assignment.clip_timeout)) is not None:
                     if isinstance(message, BytesWanted):
                         process.send(answer(message, self.manifest, self.reader.read))
                     elif isinstance(message, Unreadable):
@@ -201,13 +201,13 @@ class Sidecar:
                     continue
                 reason, detail = Failure.CRASH, f"the process that decoded it died with {error}, {crashes} times in a row"
             except TimeoutError:
-                reason, detail = Failure.TIMEOUT, f"over {self.job.clip_timeout:g} s"
+                reason, detail = Failure.TIMEOUT, f"over {self.assignment.clip_timeout:g} s"
             clip = self._clip(task)
             if reason is Failure.TIMEOUT and self._reading[self._here.row]:
                 self._reading[self._here.row] = 0
                 unreadable += 1
                 where = os.path.join(self.reader.root, clip.shard)
-                trouble = Unreadable(clip.row, f"{where}: reading it hangs, for over {self.job.clip_timeout:g} s", True)
+                trouble = Unreadable(clip.row, f"{where}: reading it hangs, for over {self.assignment.clip_timeout:g} s", True)
                 self._watch.gives_up(clip, trouble, unreadable, hung=True)
                 continue
             self._send(FailedClip(task.epoch, task.position, task.attempt, clip.row, clip.key, reason, detail))
@@ -215,7 +215,7 @@ class Sidecar:
 
     def _clip(self, task: Delivery) -> Clip:
         """That stands there."""
-        sample = sample_position(self.manifest, self.job.recipe, task.epoch, task.position, task.attempt)
+        sample = sample_position(self.manifest, self.assignment.recipe, task.epoch, task.position, task.attempt)
         return self.manifest.clip(int(sample.rows[0]))
 
     def _repeat(self, task: Delivery) -> None:

@@ -1,10 +1,10 @@
 import threading
 import time
 
-from pipeline.workers.decoders import DecoderThreads
+from pipeline.workers.decoders import Decoders
 
 
-def wait_for(pool: DecoderThreads, done: int) -> None:
+def wait_for(pool: Decoders, done: int) -> None:
     deadline = time.monotonic() + 20
     while pool.done < done:
         assert time.monotonic() < deadline, f"{pool.done} of {done} tasks done"
@@ -12,7 +12,7 @@ def wait_for(pool: DecoderThreads, done: int) -> None:
 
 
 def test_as_many_work_as_are_told_and_in_order() -> None:
-    pool, lock = DecoderThreads(2, 6), threading.Lock()
+    pool, lock = Decoders(2, 6), threading.Lock()
     running, most, order = 0, 0, []
 
     def task(number: int) -> None:
@@ -48,7 +48,7 @@ def test_as_many_work_as_are_told_and_in_order() -> None:
 
 
 def test_urgent_tasks_come_first() -> None:
-    pool, gate, order = DecoderThreads(1, 1), threading.Event(), list[str]()
+    pool, gate, order = Decoders(1, 1), threading.Event(), list[str]()
     pool.submit(lambda: bool(gate.wait()) and None)
     pool.submit(order.append, "last")
     pool.submit_urgent(order.append, "urgent")
