@@ -18,50 +18,27 @@ STAGES = ("fetch", "demux", "decode", "colour", "resize")
 trimmed, before a hardware decoder); frames are decoded; the wanted ones become RGB; crops are cut out and resized into the
 batch. Decode, colour and the cutting take turns, frame by frame."""
 
-RECORD = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "submitted",  # ns of CLOCK_MONOTONIC, as all moments: the clip is handed to the workers
-            "plan",  # ns on a core, its share of sampling the batch: order, frames, crops, masks
-            "worker",  # its number
-            "began",
-            "ended",
-            *STAGES,  # ns each
-            "fetch_cpu",  # ns that the worker had a core while it fetched
-            "cpu",  # and altogether, without the failed attempts
-            "frames_decoded",
-            "frames_spanned",  # from the first wanted frame to the last
-            "frames_kept",
-            "bytes_read",
-            "bytes_used",  # given to the decoder
-            "failures",  # attempts at this position that failed before
-            "lost",  # ns that they took
-        )
-    ]
+COUNTS = (
+    *("frames_decoded", "frames_spanned", "frames_kept"),  # spanned: from the first wanted frame to the last
+    *("bytes_read", "bytes_used"),  # used: given to the decoder
 )
+NOTED = (*STAGES, *COUNTS)
+FIELDS = (
+    "submitted",  # ns of CLOCK_MONOTONIC, as all moments: the clip is handed to the workers
+    "plan",  # ns on a core, its share of sampling the batch: order, frames, crops, masks
+    *("worker", "began", "ended"),  # its number, and moments
+    *STAGES,  # ns each
+    *("fetch_cpu", "cpu"),  # ns that the worker had a core while it fetched, and altogether, without the failed attempts
+    *COUNTS,
+    *("failures", "lost"),  # attempts at this position that failed before, and ns that they took
+)
+RECORD = np.dtype([(name, np.int64) for name in FIELDS])
 
 
 class ClipMeter:
     """Times, in ns, and counts of the clip that a worker works at; a decoder adds to them as it goes."""
 
-    __slots__ = (
-        "_began",
-        "_cpu",
-        "_failures",
-        "_fetch_cpu",
-        "_lost",
-        "bytes_read",
-        "bytes_used",
-        "colour",
-        "decode",
-        "demux",
-        "fetch",
-        "frames_decoded",
-        "frames_kept",
-        "frames_spanned",
-        "resize",
-    )
+    __slots__ = ("_began", "_cpu", "_failures", "_fetch_cpu", "_lost", *NOTED)
 
     def __init__(self, failures: int = 0) -> None:
         """After so many attempts that nobody could time."""
@@ -83,12 +60,9 @@ class ClipMeter:
     def write(self, record: np.void, worker: int) -> None:
         """The clip is in the batch: fill its note, a row of `RECORD`, all but what its batch's planning wrote there."""
         record["worker"], record["began"], record["ended"] = worker, self._began, time.perf_counter_ns()
-        for stage in STAGES:
-            record[stage] = getattr(self, stage)
+        for name in NOTED:
+            record[name] = getattr(self, name)
         record["fetch_cpu"], record["cpu"] = self._fetch_cpu, time.thread_time_ns() - self._cpu
-        record["frames_decoded"], record["frames_kept"] = self.frames_decoded, self.frames_kept
-        record["frames_spanned"] = self.frames_spanned
-        record["bytes_read"], record["bytes_used"] = self.bytes_read, self.bytes_used
         record["failures"], record["lost"] = self._failures, self._lost
 
     def _start(self) -> None:

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from pipeline.machine import usable_cores
-from pipeline.report.limits import DISTURBED
+from pipeline.report.verdict import DISTURBED
 from pipeline.storage.output_folder import refuse_dataset
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report import sections
-from pipeline.report.limits import Evidence, ceilings
 from pipeline.report.page import render
-from pipeline.report.verdict import judge
+from pipeline.report.verdict import Evidence, ceilings, judge
 from pipeline.sampling.samples import SamplingRecipe
 from pipeline.storage.manifest import Manifest
 
@@ -39,45 +38,12 @@ def assemble(
 ) -> dict[str, Any]:
     """Put a profile together and judge it. `loader` are `figures` of the loader at full speed (of a live run: of the run);
     `run` of training; `rates` {"loader": {"median", "rounds"}, ...} in views/s, of `sections.RATES` what was measured."""
-    evidence = evidence_of(loader, run, rates, settings, stages_alone, target)
-    return {
-        "format": FORMAT,
-        "title": title,
-        "time": time.strftime("%Y-%m-%d %H:%M"),
-        "machine": machine,
-        "dataset": {
-            "path": manifest.place,
-            "clips": len(manifest),
-            "version": manifest.version,
-            "fingerprint": manifest.fingerprint,
-        },
-        "recipe": asdict(recipe),
-        "settings": dict(settings),
-        "rates": {name: dict(rate) for name, rate in rates.items()},
-        "figures": dict(loader),
-        "run": dict(run) if run else None,
-        "stages_alone": dict(stages_alone) if stages_alone else None,
-        "ceilings": ceilings(evidence),
-        "target": needs(loader, target, rates) if target else None,
-        "verdict": asdict(judge(evidence)),
-    }
-
-
-def evidence_of(
-    loader: Mapping[str, Any],
-    run: Mapping[str, Any] | None,
-    rates: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    stages_alone: Mapping[str, Any] | None,
-    target: float | None,
-) -> Evidence:
-    """What the rules look at."""
     medians = {name: rate["median"] for name, rate in rates.items()}
     spreads = [(max(rate["rounds"]) - min(rate["rounds"])) / rate["median"] for rate in rates.values()]
     batches = (run or {}).get("batches") or {}
     per_batch = batches["seconds"] / max(batches["batches"] - 1, 1) if batches else 0.0
     copied = batches.get("copy_ms")
-    return Evidence(
+    evidence = Evidence(
         views_per_clip=loader["views_per_clip"],
         cores=settings["cores"],
         workers=settings["workers"],
@@ -106,6 +72,27 @@ def evidence_of(
         neighbours=settings.get("neighbours", 0.0),
         clips=loader["clips"],
     )
+    return {
+        "format": FORMAT,
+        "title": title,
+        "time": time.strftime("%Y-%m-%d %H:%M"),
+        "machine": machine,
+        "dataset": {
+            "path": manifest.place,
+            "clips": len(manifest),
+            "version": manifest.version,
+            "fingerprint": manifest.fingerprint,
+        },
+        "recipe": asdict(recipe),
+        "settings": dict(settings),
+        "rates": {name: dict(rate) for name, rate in rates.items()},
+        "figures": dict(loader),
+        "run": dict(run) if run else None,
+        "stages_alone": dict(stages_alone) if stages_alone else None,
+        "ceilings": ceilings(evidence),
+        "target": needs(loader, target, rates) if target else None,
+        "verdict": asdict(judge(evidence)),
+    }
 
 
 def needs(loader: Mapping[str, Any], target: float, rates: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.charts import steps
-from pipeline.report.limits import STAGE_NAMES
 from pipeline.report.page import form
+from pipeline.report.verdict import STAGE_NAMES
 from pipeline.stage_meters import STAGES
 
 RATES = {

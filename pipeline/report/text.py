@@ -3,42 +3,27 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.limits import STAGE_NAMES
 from pipeline.report.sections import RATES
+from pipeline.report.verdict import STAGE_NAMES
+
+LINES = {"limits": "What limits", "change": "The one change", "following": "The next ceiling", "sure": "How sure"}
 
 
 def four_lines(profile: Mapping[str, Any]) -> list[str]:
     """The verdict."""
-    found = profile["verdict"]
-    return [
-        f"What limits       {found['limits']}",
-        f"The one change    {found['change']}",
-        f"The next ceiling  {found['following']}",
-        f"How sure          {found['sure']}",
-    ]
+    return [f"{title:<18}{profile['verdict'][name]}" for name, title in LINES.items()]
 
 
 def summary(profile: Mapping[str, Any]) -> str:
     """The four lines, rates and stages, and the target."""
     figures = profile["figures"]
-    lines = [
-        *four_lines(profile),
-        "",
-        *(
-            f"{title:<31}{profile['rates'][name]['median']:>9,.1f} views/s"
-            for name, title in RATES.items()
-            if name in profile["rates"]
-        ),
-    ]
+    lines = [*four_lines(profile), "", *(f"{title:<31}{rate:>9,.1f} views/s" for title, rate in _medians(profile).items())]
     if profile["run"] and (waited := profile["run"]["batches"]["wait_share"]) is not None:  # None: too short to tell
         lines.append(f"{'waiting for data':<31}{waited:>9.1%} of the time")
     lines += ["", f"{'stage':<34}{'core-ms':>9}{'P50 ms':>9}{'P99 ms':>9}"]
     for stage in figures["stages"]:
-        lines.append(
-            f"{STAGE_NAMES[stage['name']]:<34}{stage['core_ms']:>9.2f}{stage['ms']['p50']:>9.2f}{stage['ms']['p99']:>9.2f}"
-        )
-    whole = figures["clip_ms"]
-    lines.append(f"{'a clip':<34}{figures['core_ms']:>9.2f}{whole['p50']:>9.2f}{whole['p99']:>9.2f}")
+        lines.append(_timed(STAGE_NAMES[stage["name"]], stage["core_ms"], stage["ms"]))
+    lines.append(_timed("a clip", figures["core_ms"], figures["clip_ms"]))
     frames, sizes = figures["frames"], figures["bytes"]
     lines += [
         "",
@@ -76,22 +61,24 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     )
 
 
+def _timed(name: str, core_ms: float, ms: Mapping[str, float]) -> str:
+    return f"{name:<34}{core_ms:>9.2f}{ms['p50']:>9.2f}{ms['p99']:>9.2f}"
+
+
+def _medians(profile: Mapping[str, Any]) -> dict[str, float]:
+    return {title: profile["rates"][name]["median"] for name, title in RATES.items() if name in profile["rates"]}
+
+
 def _flat(profile: Mapping[str, Any]) -> dict[str, float]:
     """name -> figure."""
-    figures, found = profile["figures"], {}
-    for name, title in RATES.items():
-        if name in profile["rates"]:
-            found[f"{title}, views/s"] = profile["rates"][name]["median"]
+    figures, frames, whole = profile["figures"], profile["figures"]["frames"], profile["figures"]["clip_ms"]
+    found = {f"{title}, views/s": rate for title, rate in _medians(profile).items()}
     if profile["run"]:
         found["waiting for data, share"] = profile["run"]["batches"]["wait_share"]
     for stage in figures["stages"]:
         found[f"{STAGE_NAMES[stage['name']]}, core-ms"] = stage["core_ms"]
-    found |= {
-        "a clip, core-ms": figures["core_ms"],
-        "a clip, P50 ms": figures["clip_ms"]["p50"],
-        "a clip, P99 ms": figures["clip_ms"]["p99"],
-    }
-    found |= {"frames decoded a clip": figures["frames"]["decoded"], "frames kept": figures["frames"]["kept"]}
+    found |= {"a clip, core-ms": figures["core_ms"], "a clip, P50 ms": whole["p50"], "a clip, P99 ms": whole["p99"]}
+    found |= {"frames decoded a clip": frames["decoded"], "frames kept": frames["kept"]}
     found |= {"kB read a clip": figures["bytes"]["read"] / 1e3, "failed attempts": float(figures["failures"]["attempts"])}
     return found
 

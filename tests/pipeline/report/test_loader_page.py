@@ -8,10 +8,9 @@ from markupsafe import escape
 
 from pipeline.decoding.decode import Failure
 from pipeline.report.figures import figures, parsed, percentiles, shares, spelled
-from pipeline.report.limits import RULES, Evidence, ceilings
 from pipeline.report.loader_page import assemble, page, write_report
 from pipeline.report.text import comparison, summary
-from pipeline.report.verdict import judge
+from pipeline.report.verdict import RULES, Evidence, ceilings, judge
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.stage_meters import RECORD, STAGES, BatchMeter, StageMeters
 from pipeline.storage.manifest import Manifest
