@@ -18,27 +18,28 @@ from pathlib import Path
 from pipeline.console import prepare
 
 ROOT = Path(__file__).resolve().parent
+MADE = """
+  runs/quickstart/reconstruction.png   input, what the encoder saw, what it made of it
+  runs/quickstart/loss.png             from metrics.jsonl; or: .venv/bin/tensorboard --logdir runs/quickstart
+  runs/quickstart/dataset/             shards, manifest.parquet, rejects.parquet
+  runs/quickstart/checkpoints/         to go on from; the weights alone: runs/quickstart/model.safetensors"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, metavar="FOLDER", help="your own videos, of any format that FFmpeg decodes")
     videos: Path | None = parser.parse_args().videos
-    if videos and not videos.is_dir():
-        print(f"quickstart: --videos {videos} is no folder", file=sys.stderr)
-        return 2
     began = time.monotonic()
-    run = run_folder(videos)
-    dataset = run / "dataset"
-    if videos and not dataset.exists() and dataset.is_relative_to(videos.resolve()):
-        print(
-            f"quickstart: --videos {videos} holds {relative(run)}, where the dataset goes; give a folder in it", file=sys.stderr
-        )
-        return 2
-    if (run / "complete").exists() and (run / "reconstruction.png").exists():
-        print(f"Already done; delete {relative(run)} to start over.")
-        return report()
     try:
+        if videos and not videos.is_dir():
+            raise ValueError(f"--videos {videos} is no folder")
+        run = run_folder(videos)
+        dataset = run / "dataset"
+        if videos and not dataset.exists() and dataset.is_relative_to(videos.resolve()):
+            raise ValueError(f"--videos {videos} holds {relative(run)}, where the dataset goes; give a folder in it")
+        if (run / "complete").exists() and (run / "reconstruction.png").exists():
+            print(f"Already done; delete {relative(run)} to start over.{MADE}")
+            return 0
         if videos is None:
             call("generating clips", "generate-clips", "--out", run / "videos")
             folder = f"generated={run / 'videos'}"
@@ -54,16 +55,7 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    print(f"\nDone in {time.monotonic() - began:.0f} s.")
-    return report()
-
-
-def report() -> int:
-    """Say where everything lies."""
-    print("  runs/quickstart/reconstruction.png   input, what the encoder saw, what it made of it")
-    print("  runs/quickstart/loss.png             from metrics.jsonl; or: .venv/bin/tensorboard --logdir runs/quickstart")
-    print("  runs/quickstart/dataset/             shards, manifest.parquet, rejects.parquet")
-    print("  runs/quickstart/checkpoints/         to go on from; the weights alone: runs/quickstart/model.safetensors")
+    print(f"\nDone in {time.monotonic() - began:.0f} s.{MADE}")
     return 0
 
 

@@ -28,10 +28,8 @@ REQUEST_SCHEMA = pa.schema(
         ("start", pa.float64()),  # seconds of the file where the wanted part begins and ends; null: its own beginning and end
         ("end", pa.float64()),
         ("seconds", pa.float64()),  # what the annotations say it lasts, for the plan's counts; null where only the file knows
-        (
-            "rate",
-            pa.float64(),
-        ),  # frames per second: to re-time a video to, or that a folder of frames was extracted at; else null
+        # frames per second: to re-time a video to, or that a folder of frames was extracted at; else null
+        ("rate", pa.float64()),
         ("clip_frames", pa.int32()),  # cut into clips of exactly so many frames and leave out the rest; null: see --max-seconds
         ("first_frame", pa.int32()),  # for "frames": place in the sorted folder of the first image (from 0); null: 0
         ("num_images", pa.int32()),  # for "frames": images to take; null: all from there
@@ -69,9 +67,8 @@ class SourcePlan:
     requests: pa.Table  # REQUEST_SCHEMA
     dropped: pa.Table  # DROPPED_SCHEMA; a sum rather than rows where there would be millions goes into `counts`
     counts: Mapping[str, int] = field(default_factory=dict)  # for the plan and the report, in the order to be read
-    files: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # JSON files to write beside the manifest: {"label_map_710.json": [...]}
+    # JSON files to write beside the manifest: {"label_map_710.json": [...]}
+    files: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # sentences that a user must read
 
 
@@ -86,6 +83,10 @@ class Plan:
     @property
     def sources(self) -> list[str]:
         return list(self.parts)
+
+    def num_clips(self, source: str) -> int:
+        """As many as a source is expected to give."""
+        return pc.sum(self.requests["clips"].filter(pc.equal(self.requests["source"], source)), min_count=0).as_py()
 
 
 def together(parts: Mapping[str, SourcePlan]) -> SourcePlan:

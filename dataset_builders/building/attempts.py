@@ -8,8 +8,8 @@ manifest names is made again with exactly the clips that it had.
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -59,17 +59,18 @@ class Tally:
         return f"{number} earlier reject{'s' * (number > 1)} tried again: {', '.join(came)}"
 
 
-class Progress:
+class Progress(ExitStack):
     """A bar per source: requests, rate, time left, rejects. Off when stderr is no terminal."""
 
     def __init__(self, attempts: Iterable[Attempt]) -> None:
+        super().__init__()
         totals = Counter[str]()
         for attempt in attempts:
             totals[attempt.job.source] += attempt.num_requests
-        self._bars = {
-            source: tqdm(total=total, unit="file", desc=source, position=i, disable=None, dynamic_ncols=True)
-            for i, (source, total) in enumerate(totals.items())
-        }
+        self._bars: dict[str, tqdm] = {}
+        for i, (source, total) in enumerate(totals.items()):
+            bar = tqdm(total=total, unit="file", desc=source, position=i, disable=None, dynamic_ncols=True)
+            self._bars[source] = self.enter_context(bar)
         self._rejects = Counter[str]()
 
     def update(self, source: str, rejects_of_job: int) -> None:
@@ -80,13 +81,6 @@ class Progress:
 
     def rejected(self, source: str, number: int) -> None:
         self._rejects[source] += number
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for bar in self._bars.values():
-            bar.close()
 
 
 class Kept:
@@ -117,19 +111,14 @@ class Kept:
         """The bytes of a row, from the shard as it was; raises OSError."""
         shard = self._state.dataset / row["shard"]
         if not self._names:
-            if not shard.exists():
-                _fetch(shard, f"{files.origin(self._state.dataset)}/{row['shard']}")
+            if not shard.exists():  # it was uploaded, and comes back whole or not at all
+                temporary = shard.with_name(f".{shard.stem}.{os.getpid()}.tar.tmp")
+                files.download(f"{files.origin(self._state.dataset)}/{row['shard']}", temporary)
+                os.replace(temporary, shard)
             self._names = {offset: name for name, offset, _ in tar_members(shard)}
         with shard.open("rb") as file:
             data = os.pread(file.fileno(), row["size"], row["offset"])
         return EncodedClip(data, self._names[row["offset"]].rpartition(".")[2], dict(row))
-
-
-def _fetch(shard: Path, url: str) -> None:
-    """A shard that was uploaded comes back, whole or not at all."""
-    temporary = shard.with_name(f".{shard.stem}.{os.getpid()}.tar.tmp")
-    files.download(url, temporary)
-    os.replace(temporary, shard)
 
 
 class Shard:
@@ -190,10 +179,8 @@ def write_shard(
     ValueError if a shard that is made again would not hold what it had.
     """
     job, kept, tally = attempt.job, Kept(state, attempt), Tally()
-    if attempt.tried is None:
-        again = state.is_repeated(job) and not state.marker(job).exists()
-    else:
-        again = attempt.held is None
+    first = attempt.tried is None
+    again = state.is_repeated(job) and not state.marker(job).exists() if first else attempt.held is None
     shard = Shard(state, job, kept)
     rejects: list[dict[str, Any]] = []
     try:
@@ -221,7 +208,7 @@ def write_shard(
                 rejects.append({**request, "reason": str(Reason.UNREADABLE), "detail": LATER})
             if again:
                 tally.count(new, rejects[failed:])
-            elif attempt.tried is None:
+            elif first:
                 saw(request, new, rejects[failed:])
             progress.update(job.source, len(rejects))
         if attempt.held is not None and attempt.exact:
@@ -232,7 +219,7 @@ def write_shard(
         shard.abandon()
         raise
     progress.rejected(job.source, len(rejects))
-    if attempt.tried is None or attempt.held is not None or shard.changed or _facts(rejects) != _facts(kept.all_rejects):
+    if first or attempt.held is not None or shard.changed or _facts(rejects) != _facts(kept.all_rejects):
         state.commit(job, rows, rejects, size)
         tally.changed = True
     return tally

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_builders.building.attempts import Tally
-from dataset_builders.building.jobs import BuildState
+from dataset_builders.building.jobs import BuildState, write_table
 from dataset_builders.building.request import Build
 from dataset_builders.building.store import Store
 from dataset_builders.building.trial import ffmpeg_banner
 from dataset_builders.media.ffmpeg_process import ffmpeg_path
 from dataset_builders.media.rejects import MACHINE
-from dataset_builders.pages.counts import class_lines
+from dataset_builders.pages.counts import class_lines, counted
 from dataset_builders.plan import Drop, Plan
 from dataset_builders.report import write_report
 from pipeline.storage.files import write_durably
@@ -76,7 +76,7 @@ def renew_dropped(state: BuildState, build: Build, plan: Plan, store: Store | No
         was, now = (table.filter(pc.field("source") == name) for table in (before, plan.dropped))
         if not was.equals(now):
             changed = True
-            unlisted += sum(sign * _counts(table["reason"]).get(Drop.NOT_LISTED, 0) for sign, table in ((1, was), (-1, now)))
+            unlisted += sum(sign * counted(table["reason"]).get(Drop.NOT_LISTED, 0) for sign, table in ((1, was), (-1, now)))
     if changed:
         totals = state.finished()
         assert totals is not None
@@ -93,9 +93,7 @@ def write_dropped(dataset: Path, plan: Plan) -> None:
     if file.exists():
         before = pq.read_table(file)
         tables.insert(0, before.filter(pc.invert(pc.is_in(before["source"], value_set=pa.array(plan.sources, pa.string())))))
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
-    write_durably(file, sink.getvalue())
+    write_table(file, pa.concat_tables(tables))
 
 
 def describe_dataset(
@@ -105,9 +103,9 @@ def describe_dataset(
     file = state.dataset / "dataset.json"
     before = json.loads(file.read_bytes()) if file.exists() else {"sources": {}, "versions": []}
     sources = before["sources"]
-    taken = _counts(pq.read_table(state.dataset / "manifest.parquet", columns=["source"])["source"])
+    taken = counted(pq.read_table(state.dataset / "manifest.parquet", columns=["source"])["source"])
     rejects = pq.read_table(state.dataset / "rejects.parquet", columns=["source", "reason"])
-    rejected = _counts(rejects["source"])
+    rejected = counted(rejects["source"])
     requested = Counter[str]()
     for job in state.jobs:
         requested[job.source] += 0 if state.is_repeated(job) else job.requests
@@ -118,28 +116,21 @@ def describe_dataset(
             "folders": {name: os.fsdecode(path) for name, path in source.roots().items()},
             "counts": dict(part.counts),
             "notes": list(part.notes),
-            "expected_clips": pc.sum(plan.requests["clips"].filter(pc.equal(plan.requests["source"], source.name))).as_py()
-            or 0,
-            "dropped": _counts(part.dropped["reason"]),
+            "expected_clips": plan.num_clips(source.name),
+            "dropped": counted(part.dropped["reason"]),
         }
     for name, source in sources.items():
         source |= {"requested": requested[name], "taken": taken.get(name, 0), "rejected": rejected.get(name, 0)}
     tools = tool_versions()
     known = [version["tools"] for version in before["versions"][: len(versions)]]  # older ones keep what they were made with
-    options = build.options()
     description = {
         "sources": sources,
-        "options": {name: value for name, value in options.items() if name != "sources"},
+        "options": {name: value for name, value in build.options().items() if name != "sources"},
         "totals": totals,
         "versions": [{**version, "tools": made_with} for version, made_with in zip_longest(versions, known, fillvalue=tools)],
-        "rejects": dict(sorted(_counts(rejects["reason"]).items())),
+        "rejects": dict(sorted(counted(rejects["reason"]).items())),
     }
     write_durably(file, (json.dumps(description, indent=1) + "\n").encode())
-
-
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    counted = pc.value_counts(column.combine_chunks())
-    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
 
 
 def tool_versions() -> dict[str, str]:
@@ -160,15 +151,15 @@ def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, r
         print(f"classes   {line}")
     rejects = pq.read_table(dataset / "rejects.parquet", columns=["path", "reason", "detail"])
     print(f"rejected  {len(rejects):>8} files or parts of files")
-    for reason, count in sorted(_counts(rejects["reason"]).items(), key=lambda item: -item[1]):
+    reasons = Counter(counted(rejects["reason"]))
+    for reason, count in reasons.most_common():
         example = rejects.filter(pc.equal(rejects["reason"], reason)).slice(0, 1).to_pylist()[0]
         print(f"  {reason:<16} {count:>4}  such as {os.fsdecode(example['path'])!r}: {example['detail']}")
-    if number := sum(count for reason, count in _counts(rejects["reason"]).items() if reason in MACHINE):
+    if number := sum(reasons[reason] for reason in MACHINE):
         print(f"{number} of these may lie with the machine: {again} them again (others: --retry REASON)")
-    if dropped := _counts(pq.read_table(dataset / "dropped.parquet", columns=["reason"])["reason"]):
-        print(
-            f"dropped   {sum(dropped.values()):>8} (dropped.parquet): {', '.join(f'{n} {why}' for why, n in dropped.items())}"
-        )
+    if dropped := counted(pq.read_table(dataset / "dropped.parquet", columns=["reason"])["reason"]):
+        why = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
+        print(f"dropped   {sum(dropped.values()):>8} (dropped.parquet): {why}")
     print(f"dataset   {place} (version {version}: manifest.parquet, rejects.parquet, dataset.json, shards/)")
     print(f"report    {report}")
     if not totals["clips"]:

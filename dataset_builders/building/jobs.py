@@ -241,13 +241,9 @@ class BuildState:
 
     def is_done(self, job: Job) -> bool:
         """Whether a job's marker and shard are there."""
-        file = self.marker(job)
-        if not file.exists():
+        if not self.marker(job).exists() or (content := self._content(job)).get("requests", "") != job.digest:
             return False
-        content = json.loads(file.read_bytes())
         size, shard = content["shard_size"], self.dataset / "shards" / f"{job.name}.tar"
-        if content.get("requests", "") != job.digest:
-            return False
         return size in (0, self.elsewhere.get(job.name)) or (shard.exists() and shard.stat().st_size == size)
 
     @property
@@ -276,8 +272,7 @@ class BuildState:
 
     def keys(self, job: Job) -> list[str]:
         """Of its requests."""
-        keys: list[str] = self.requests(job)["key"].to_pylist()
-        return keys
+        return self.requests(job)["key"].to_pylist()
 
     def is_tried_later(self, job: Job, key: str) -> bool:
         """Whether a later plan has a request of a job, too."""
@@ -313,9 +308,7 @@ class BuildState:
     def commit(self, job: Job, rows: list[dict[str, Any]], rejects: list[dict[str, Any]], shard_size: int) -> None:
         """Note that a job is finished; its shard, of `shard_size` bytes or none at all, must be on the disk."""
         marker = self.marker(job)
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink, compression="zstd")
-        write_durably(marker.with_suffix(".parquet"), sink.getvalue())
+        write_table(marker.with_suffix(".parquet"), pa.Table.from_pylist(rows, schema=SCHEMA))
         content = {
             "requests": job.digest,
             "shard_size": shard_size,
@@ -330,8 +323,7 @@ class BuildState:
     def parts(self, jobs: Iterable[Job]) -> Iterator[tuple[pa.Table, pa.Table]]:
         """(rows, rejects) of finished jobs, in their order, for `write_manifest`."""
         for job in jobs:
-            marker = self.marker(job)
-            rows = pq.read_table(marker.with_suffix(".parquet"))
+            rows = pq.read_table(self.marker(job).with_suffix(".parquet"))
             yield rows, pa.Table.from_pylist(self.rejects(job), schema=REJECT_SCHEMA)
 
     def rejects(self, job: Job) -> list[dict[str, Any]]:
@@ -345,11 +337,8 @@ class BuildState:
     def strike(self, job: Job, resolved: Collection[tuple[str, str, bytes]]) -> None:
         """Take the rejects of these (source, root, path) out of a finished job."""
         content = self._content(job)
-        content["rejects"] = [
-            reject
-            for reject in content["rejects"]
-            if (reject["source"], reject["root"], os.fsencode(reject["path"])) not in resolved
-        ]
+        files = [(reject["source"], reject["root"], os.fsencode(reject["path"])) for reject in content["rejects"]]
+        content["rejects"] = [one for one, file in zip(content["rejects"], files, strict=True) if file not in resolved]
         write_durably(self.marker(job), json.dumps(content).encode())
 
     def rejected_requests(self, job: Job, rejects: Sequence[Mapping[str, Any]]) -> list[frozenset[str]]:
@@ -381,8 +370,7 @@ class BuildState:
         return int(self._content(job)["shard_size"])
 
     def _content(self, job: Job) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.marker(job).read_bytes())
-        return content
+        return json.loads(self.marker(job).read_bytes())
 
     def finished(self) -> dict[str, Any] | None:
         """Totals of a dataset whose manifest covers all jobs and whose shards are all there, else None."""
@@ -395,12 +383,11 @@ class BuildState:
         sizes = {entry.name: entry.stat().st_size for entry in os.scandir(self.dataset / "shards")}
         if any(size not in (sizes.get(f"{name}.tar"), self.elsewhere.get(name)) for name, size in content["shards"].items()):
             return None
-        totals: dict[str, Any] = content["totals"]
         if all(self.marker(job).exists() for job in self.jobs):  # without them nothing was tried again
             now, _, digest = self.totals(self.jobs)
-            if now != totals or digest != content.get("rejects", digest):
+            if now != content["totals"] or digest != content.get("rejects", digest):
                 return None
-        return totals
+        return content["totals"]
 
     def totals(self, jobs: Sequence[Job]) -> tuple[dict[str, Any], dict[str, int], str]:
         """Of finished jobs: clips, rejects, bytes, seconds; the size of each shard that there is; a digest of the rejects."""
@@ -435,6 +422,13 @@ class BuildState:
     def first_plans(self) -> list[Path]:
         """Those of requests that no earlier plan has."""
         return [file for number, file in enumerate(self.plans()) if number not in self._repeated]
+
+
+def write_table(file: Path, table: pa.Table) -> None:
+    """As Parquet, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_durably(file, sink.getvalue())
 
 
 def _digest(requests: pa.Table) -> str:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset_builders.building.request import Build
-from dataset_builders.pages.counts import count_labels
+from dataset_builders.pages.counts import count_labels, counted
 from dataset_builders.paper import TABLE_8
 from dataset_builders.plan import Plan
 
@@ -19,26 +19,24 @@ def describe(plan: Plan, build: Build) -> str:
         requests = plan.requests.filter(pc.equal(plan.requests["source"], name))
         lines += [f"{name} ({kinds[name]})", *_source(requests, part.counts, plan.dropped, name, build.encoding.max_seconds)]
         lines += [f"  note: {note}" for note in part.notes]
-    clips = pc.sum(plan.requests["clips"]).as_py() or 0
+    clips = {name: plan.num_clips(name) for name in plan.parts}
+    together = sum(clips.values())
     lines += ["", f"{'source':<14} {'files':>10} {'clips':>10} {'share':>7} {'paper, Table 8':>15}"]
     for name in plan.parts:
-        requests = plan.requests.filter(pc.equal(plan.requests["source"], name))
-        expected = pc.sum(requests["clips"]).as_py() or 0
+        files = pc.sum(pc.equal(plan.requests["source"], name), min_count=0).as_py()
+        of_all = f"{clips[name] / together:.1%}" if together else ""
         paper = f"{TABLE_8[kinds[name]]:,}" if kinds[name] in TABLE_8 else ""
-        lines.append(f"{name:<14} {len(requests):>10,} {expected:>10,} {_share(expected, clips):>7} {paper:>15}")
-    lines.append(f"{'together':<14} {len(plan.requests):>10,} {clips:>10,} {'':>7} {sum(TABLE_8.values()):>15,}")
-    shards = sum(-(-_clips_of(plan.requests, name) // build.clips_per_shard) for name in plan.parts)
-    lines += [
-        "",
-        f"would write about {shards:,} shards of up to {build.clips_per_shard} clips to {build.place}; nothing was written",
-    ]
-    return "\n".join(lines)
+        lines.append(f"{name:<14} {files:>10,} {clips[name]:>10,} {of_all:>7} {paper:>15}")
+    lines.append(f"{'together':<14} {len(plan.requests):>10,} {together:>10,} {'':>7} {sum(TABLE_8.values()):>15,}")
+    shards = sum(-(-number // build.clips_per_shard) for number in clips.values())
+    about = f"would write about {shards:,} shards of up to {build.clips_per_shard} clips to {build.place}; nothing was written"
+    return "\n".join([*lines, "", about])
 
 
 def _source(requests: pa.Table, counts: Mapping[str, int], dropped: pa.Table, name: str, max_seconds: float) -> list[str]:
     lines = [f"  {what:<48} {number:>10,}" for what, number in counts.items() if number]
-    reasons = pc.value_counts(dropped["reason"].filter(pc.equal(dropped["source"], name)).combine_chunks())
-    lines += [f"  {'not asked for: ' + entry['values']:<48} {entry['counts']:>10,}" for entry in reasons.to_pylist()]
+    reasons = counted(dropped["reason"].filter(pc.equal(dropped["source"], name)))
+    lines += [f"  {'not asked for: ' + reason:<48} {number:>10,}" for reason, number in reasons.items()]
     lines.append(f"  {'asked for':<48} {len(requests):>10,}")
     labels = count_labels(requests)
     for split in dict.fromkeys(split for split, _ in labels):
@@ -52,12 +50,3 @@ def _source(requests: pa.Table, counts: Mapping[str, int], dropped: pa.Table, na
     if known.null_count:
         lines.append(f"  {'of unknown length until read':<48} {known.null_count:>10,} (longer than {max_seconds:g} s are cut)")
     return lines
-
-
-def _clips_of(requests: pa.Table, name: str) -> int:
-    clips: int = pc.sum(requests["clips"].filter(pc.equal(requests["source"], name))).as_py() or 0
-    return clips
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else ""

@@ -5,7 +5,6 @@ once. Rows of a manifest stay where they are: requests of published jobs get a p
 they give becomes the next version. Then rejects.parquet tells of the last attempt only. Each is tried once per command.
 """
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import groupby
 
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dataset_builders.building.jobs import Attempt, BuildState, Job
 from dataset_builders.media.rejects import Reason
+from dataset_builders.pages.counts import counted
 from dataset_builders.plan import Plan
 
 
@@ -47,16 +47,16 @@ def strike_resolved(state: BuildState, jobs: Sequence[Job], plan: Plan) -> None:
 def attempts(state: BuildState, jobs: Sequence[Job], plan: Plan, reasons: Collection[Reason]) -> list[Attempt]:
     """What is to be done of these jobs, in their order: those that are not done, and what is tried again in others."""
     finished, published = state.finished(), {job.name for job in state.jobs[: state.num_published]}
-    named = Counter[str]()
-    if published and not finished:
-        shards = pq.read_table(state.dataset / "manifest.parquet", columns=["shard"])["shard"]
-        named.update({entry["values"]: entry["counts"] for entry in pc.value_counts(shards.combine_chunks()).to_pylist()})
+    manifest = state.dataset / "manifest.parquet"
+    named = counted(pq.read_table(manifest, columns=["shard"])["shard"]) if published and not finished else {}
     again = {job: keys for job in jobs if job.name not in published and (keys := _rejected(state, job, reasons))}
     known = _asked_for(plan, {key for keys in again.values() for key in keys})["key"].to_pylist() if again else []
     found = []
     for job in jobs:
         if not finished and job.name in published:
-            if not state.is_done(job) or not _is_as_published(state, job, named):
+            # a shard that was lost, and made again otherwise, has not as many clips as the manifest says
+            held = named.get(f"shards/{job.name}.tar", 0)
+            if not state.is_done(job) or not (held == state.num_clips(job) or state.is_indexed(job)):
                 found.append(anew(state, job))
         elif not finished and not state.is_done(job):
             found.append(Attempt(job, elsewhere=state.elsewhere_of(job)))
@@ -74,11 +74,6 @@ def anew(state: BuildState, job: Job, exact: bool = True) -> Attempt:
         never = {key for keys in state.rejected_requests(job, rejects) for key in keys}
     parts = {*held, *(key.rpartition("-")[0] for key in held)}
     return Attempt(job, frozenset({*state.keys(job)} - (never - parts)), held, exact=exact)
-
-
-def _is_as_published(state: BuildState, job: Job, named: Counter[str]) -> bool:
-    """Whether a job has as many clips as the manifest says; not so if its shard was lost and made again otherwise."""
-    return named[f"shards/{job.name}.tar"] == state.num_clips(job) or state.is_indexed(job)
 
 
 def _rejected(state: BuildState, job: Job, reasons: Collection[Reason]) -> set[str]:
