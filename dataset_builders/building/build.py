@@ -36,12 +36,7 @@ def make_plan(build: Build) -> Plan:
     return assemble(parts, build.encoding.max_seconds)
 
 
-def run(
-    build: Build,
-    share: tuple[int, int] | None = None,
-    ray: str | None = None,
-    retry: Collection[Reason] = MACHINE,
-) -> int:
+def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = None, retry: Collection[Reason] = MACHINE) -> int:
     """Plan, encode, finish; with `share` (i, n) only the i-th of n shares of the jobs. What was rejected for one of the reasons
     in `retry` is tried again. Returns the exit status: 0 done, 1 if no clip could be taken. Raises ValueError for what a user
     can put right."""

@@ -27,10 +27,7 @@ TOLD = ("counts", "notes", "folders", "requested", "taken", "rejected", "dropped
 
 
 def values(
-    counts: DatasetCounts,
-    described: Mapping[str, Any],
-    versions: Sequence[Mapping[str, Any]],
-    pictures: Sequence[Picture],
+    counts: DatasetCounts, described: Mapping[str, Any], versions: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]
 ) -> dict[str, Any]:
     """For the template: what has to be computed or drawn."""
     total, told, made = counts.total, described.get("sources", {}), described.get("versions", [])

@@ -51,12 +51,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_killed_and_continued_on_another_machine_it_gives_the_same_bytes(
-    undisturbed: Path,
-    videos: Path,
-    s3: S3Server,
-    home: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    undisturbed: Path, videos: Path, s3: S3Server, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"s3://{BUCKET}/killed/dataset"
     s3.latency = 0.1
@@ -110,11 +105,7 @@ def test_killed_and_continued_on_another_machine_it_gives_the_same_bytes(
 
 
 def test_shares_on_machines_that_see_only_the_url(
-    undisturbed: Path,
-    videos: Path,
-    s3: S3Server,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    undisturbed: Path, videos: Path, s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"s3://{BUCKET}/shares"
     assert build(videos, url, "--work", tmp_path / "c", "--finish") == 2
