@@ -25,7 +25,6 @@ from dataset_builders.building.command import command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
     return command(argv, description=__doc__, splits=("train",))
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from traceback import walk_tb
 from typing import Any
 
 from dataset_builders.media.rejects import Reason
@@ -172,13 +173,8 @@ def serve(pipe: Connection) -> None:
             pipe.send_bytes(TROUBLE + str(error).encode(errors="backslashreplace"))
             return
         except Exception as error:  # whatever it is, it is this clip's row, and the traceback's end says where
-            failure = Failure(Reason.CRASH, f"{type(error).__name__}: {error} ({_innermost(error)})")
+            *_, (frame, line) = walk_tb(error.__traceback__)
+            where = f"{os.path.basename(frame.f_code.co_filename)}:{line}"
+            failure = Failure(Reason.CRASH, f"{type(error).__name__}: {error} ({where})")
             pipe.send_bytes(RESULT + pickle.dumps(failure))
         pipe.send_bytes(END)
-
-
-def _innermost(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else "no traceback"

@@ -42,8 +42,6 @@ def encode(
     worker = Worker(os.fspath(state.dataset), os.fspath(state.root), build.encoding)
     limits = build.limits
 
-    number = sum(attempt.num_requests for attempt in attempts)
-
     def work(worker: Worker, requests: Iterable[ClipRequest], number: int) -> Generator[list[Any] | None, None, None]:
         return map_ordered(worker, requests, min(limits.workers, number), limits.time_limit, int(limits.memory_limit * 2**30))
 
@@ -54,7 +52,7 @@ def encode(
         for request in clip_requests(state.requests(attempt.job), roots)
         if attempt.tried is None or request.key in attempt.tried
     )
-    with closing(work(worker, requests, number)) as results, Progress(attempts) as progress:
+    with closing(work(worker, requests, sum(one.num_requests for one in attempts))) as results, Progress(attempts) as progress:
         for attempt in attempts:
             tally.add(write_shard(state, attempt, results, progress, fault.saw, fault.before_commit))
             committed(attempt.job)

@@ -100,9 +100,8 @@ def recheck(
             for finding in findings:
                 yield _lost(issued[0], finding) if isinstance(finding, Failure) else finding
     for key in sorted(unknown):
-        yield Finding(
-            Fault.UNKNOWN_KEY, "", key, "a clip of this dataset", "none: the run was on another dataset, or a newer version"
-        )
+        other = "none: the run was on another dataset, or a newer version"
+        yield Finding(Fault.UNKNOWN_KEY, "", key, "a clip of this dataset", other)
 
 
 def _lost(task: ShardTask | ClipTask, failure: Failure) -> Finding:
@@ -167,18 +166,15 @@ def repair(dataset: Path, finding: Finding) -> str:
     again = "run the command that built the dataset again"
     if finding.what is Fault.UNKNOWN_KEY:
         return "nothing is wrong with this dataset; give the one that the run was trained on"
+    why = "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was built)"
     if finding.what is Fault.DECODING:
+        tars = shlex.quote(f"NAME={files.origin(dataset) or dataset}/{finding.shard}")
         return (
-            "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was "
-            "built), or takes too long, or the build did not see what is wrong; training replaces what it cannot decode, and "
-            "indexing the shards makes a dataset without such clips: "
-            f"build_dataset.py --index {shlex.quote(f'NAME={files.origin(dataset) or dataset}/{finding.shard}')} --out ANOTHER"
+            f"{why}, or takes too long, or the build did not see what is wrong; training replaces what it cannot decode, and "
+            f"indexing the shards makes a dataset without such clips: build_dataset.py --index {tars} --out ANOTHER"
         )
     if finding.what is Fault.COLUMNS:
-        return (
-            "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was "
-            "built), or the manifest was edited; restore it from a copy, or build the dataset again in another folder"
-        )
+        return f"{why}, or the manifest was edited; restore it from a copy, or build the dataset again in another folder"
     if not finding.shard:
         finished = dataset / ".build" / "finished.json"
         if finding.what is Fault.DATASET and finished.exists() and "manifest.parquet that can" not in finding.expected:
@@ -218,15 +214,9 @@ def report(args: argparse.Namespace) -> int:
         value = getattr(args, option.replace("-", "_"))
         if value is not None and not low <= value <= high:
             raise ValueError(f"--{option} {value:g}: allowed are {low:g} to {high:g}")
-    findings = recheck(
-        dataset,
-        args.sample,
-        args.workers,
-        decode=args.decode,
-        keys=failed_keys(Path(args.failures)) if args.failures else None,
-        time_limit=args.time_limit,
-        memory_limit=args.memory_limit,
-    )
+    keys = failed_keys(Path(args.failures)) if args.failures else None
+    how = {"decode": args.decode, "time_limit": args.time_limit, "memory_limit": args.memory_limit}
+    findings = recheck(dataset, args.sample, args.workers, keys=keys, **how)
     by_shard: Counter[str] = Counter()
     repairs: dict[str, None] = {}
     entries = []
@@ -278,9 +268,8 @@ def failed_keys(file: Path) -> frozenset[str]:
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="folder with manifest.parquet, or a URL")
     which = parser.add_mutually_exclusive_group()

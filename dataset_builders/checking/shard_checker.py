@@ -209,10 +209,8 @@ def _check_member(row: dict[str, Any], member: Member | None, header: bytes) -> 
         member = Member(info.name, offset, info.size)
         if not is_ours(shard):
             return  # a long name or size stands elsewhere; the bytes are the clip's, and the tar is reported as broken
-    if is_ours(shard):
-        right = member.name.split(".", 1)[0] == key
-    else:
-        right = row["path"].endswith(b"/" + os.fsencode(member.name))
+    named, path = member.name.split(".", 1)[0], b"/" + os.fsencode(member.name)
+    right = named == key if is_ours(shard) else row["path"].endswith(path)
     if not right or member.size != size:
         wanted = f"{key}.*" if is_ours(shard) else row["path"].decode("utf-8", "backslashreplace")
         found = f"{member.name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')}, {member.size} bytes"
@@ -242,13 +240,11 @@ def _decoded(row: dict[str, Any], data: bytes) -> Iterator[Finding]:
     try:
         verified = asdict(verify(data))
     except RejectedError as error:
-        yield Finding(
-            Fault.DECODING, row["shard"], row["key"], f"{row['num_frames']} frames", f"{error.reason}: {error.detail}"
-        )
+        found = f"{error.reason}: {error.detail}"
+        yield Finding(Fault.DECODING, row["shard"], row["key"], f"{row['num_frames']} frames", found)
         return
     for column in fields(VerifiedClip):
         want, have = row[column.name], verified[column.name]
         same = math.isclose(want, have, rel_tol=1e-9) if isinstance(have, float) else want == have
         if not same:
-            expected, found = f"{column.name} {want!r:.200}", f"{have!r:.200}"
-            yield Finding(Fault.COLUMNS, row["shard"], row["key"], expected, found)
+            yield Finding(Fault.COLUMNS, row["shard"], row["key"], f"{column.name} {want!r:.200}", f"{have!r:.200}")

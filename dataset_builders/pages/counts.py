@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -134,15 +135,18 @@ def _source(counts: DatasetCounts, name: str | None) -> SourceCounts:
     return counts.sources.setdefault(name or "", SourceCounts())
 
 
-def _add_clips(counts: DatasetCounts, rows: pa.Table) -> None:
-    rows = rows.append_column("train", pc.equal(rows["split"], "train"))
-    sums = [([], "count_all"), ("train", "sum"), ("duration", "sum"), ("size", "sum")]
-    for row in rows.group_by("source", use_threads=False).aggregate(sums).to_pylist():
+def _add(counts: DatasetCounts, sources: pa.ChunkedArray, **numbers: Any) -> None:
+    """Numbers of a row each, by the names of their fields, to its source."""
+    rows = pa.table({"source": sources, **numbers}).group_by("source", use_threads=False)
+    for row in rows.aggregate([(name, "sum") for name in numbers]).to_pylist():
         source = _source(counts, row["source"])
-        source.clips += row["count_all"]
-        source.train_clips += row["train_sum"]
-        source.seconds += row["duration_sum"]
-        source.bytes += row["size_sum"]
+        for name in numbers:
+            setattr(source, name, getattr(source, name) + row[f"{name}_sum"])
+
+
+def _add_clips(counts: DatasetCounts, rows: pa.Table) -> None:
+    clips = {"clips": np.ones(len(rows), np.int64), "train_clips": pc.equal(rows["split"], "train")}
+    _add(counts, rows["source"], **clips, seconds=rows["duration"], bytes=rows["size"])
     counts.labels += count_labels(rows)
     counts.splits.update(counted(rows["split"]))
     counts.codecs.update(counted(rows["codec"]))
@@ -169,13 +173,8 @@ def _add_files(counts: DatasetCounts, rows: pa.Table, *, last: bool = False) -> 
         borders[1:-1] |= _array(pc.not_equal(values[1:], values[:-1]))
     begins = np.flatnonzero(borders)
     clips = np.diff(begins if last else begins[:-1])
-    files = pa.table({"source": rows["source"].take(begins[: len(clips)]), "cut": clips > 1, "of_cut": clips * (clips > 1)})
-    sums = [([], "count_all"), ("cut", "sum"), ("of_cut", "sum")]
-    for row in files.group_by("source", use_threads=False).aggregate(sums).to_pylist():
-        source = _source(counts, row["source"])
-        source.files += row["count_all"]
-        source.files_cut += row["cut_sum"]
-        source.clips_of_cut += row["of_cut_sum"]
+    sources, files, cut = rows["source"].take(begins[: len(clips)]), np.ones(len(clips), np.int64), clips > 1
+    _add(counts, sources, files=files, files_cut=cut, clips_of_cut=clips * cut)
     return rows.slice(begins[len(clips)])
 
 

@@ -85,16 +85,11 @@ def _paper(counts: DatasetCounts, told: Mapping[str, Any]) -> tuple[list[tuple[A
     of_kind = {kind: [name for name in counts.sources if told.get(name, {}).get("kind") == kind] for kind in TABLE_8}
     ours = [name for names in of_kind.values() for name in names]
     lines = [(*PAPER_NAMES[kind], wanted, of_kind[kind], ", ".join(of_kind[kind]) or "–") for kind, wanted in TABLE_8.items()]
-    rows = [
-        (
-            *(name, in_print, wanted),
-            sum(told[source].get("expected_clips") or 0 for source in names),
-            sum(counts.sources[source].files for source in names),
-            sum(counts.sources[source].train_clips for source in names),
-            listed,
-        )
-        for name, in_print, wanted, names, listed in [*lines, ("UnlabeledHybrid", "1.348M", sum(TABLE_8.values()), ours, "")]
-    ]
+    rows = []
+    for name, in_print, wanted, names, listed in [*lines, ("UnlabeledHybrid", "1.348M", sum(TABLE_8.values()), ours, "")]:
+        planned, some = sum(told[source].get("expected_clips") or 0 for source in names), [counts.sources[of] for of in names]
+        files, clips = sum(source.files for source in some), sum(source.train_clips for source in some)
+        rows.append((name, in_print, wanted, planned, files, clips, listed))
     return rows if ours else [], ", ".join(name for name in counts.sources if name not in ours)
 
 
