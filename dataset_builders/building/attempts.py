@@ -97,7 +97,7 @@ class Kept:
         if attempt.tried is None or not marker.exists():
             return
         if attempt.held is None:
-            self.size = state.shard_size(attempt.job)
+            self.size = state.content(attempt.job)["shard_size"]
             requests = {*state.keys(attempt.job)}
             for row in pq.read_table(marker.with_suffix(".parquet")).to_pylist():
                 key = row["key"] if row["key"] in requests else row["key"].rpartition("-")[0]

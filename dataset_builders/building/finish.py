@@ -121,26 +121,18 @@ def describe_dataset(
         }
     for name, source in sources.items():
         source |= {"requested": requested[name], "taken": taken.get(name, 0), "rejected": rejected.get(name, 0)}
-    tools = tool_versions()
-    known = [version["tools"] for version in before["versions"][: len(versions)]]  # older ones keep what they were made with
+    libavcodec = ".".join(map(str, av.library_versions["libavcodec"]))
+    # what a clip's bytes depend on
+    tools = {"tubecell": version(), "ffmpeg": ffmpeg_banner(ffmpeg_path()), "av": av.__version__, "libavcodec": libavcodec}
+    known = [entry["tools"] for entry in before["versions"][: len(versions)]]  # older ones keep what they were made with
     description = {
         "sources": sources,
         "options": {name: value for name, value in build.options().items() if name != "sources"},
         "totals": totals,
-        "versions": [{**version, "tools": made_with} for version, made_with in zip_longest(versions, known, fillvalue=tools)],
+        "versions": [{**entry, "tools": made_with} for entry, made_with in zip_longest(versions, known, fillvalue=tools)],
         "rejects": dict(sorted(counted(rejects["reason"]).items())),
     }
     write_durably(file, (json.dumps(description, indent=1) + "\n").encode())
-
-
-def tool_versions() -> dict[str, str]:
-    """The programs and libraries that a clip's bytes depend on."""
-    return {
-        "tubecell": version(),
-        "ffmpeg": ffmpeg_banner(ffmpeg_path()),
-        "av": av.__version__,
-        "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
-    }
 
 
 def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, report: str, again: str) -> None:

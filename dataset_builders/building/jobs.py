@@ -241,7 +241,7 @@ class BuildState:
 
     def is_done(self, job: Job) -> bool:
         """Whether a job's marker and shard are there."""
-        if not self.marker(job).exists() or (content := self._content(job)).get("requests", "") != job.digest:
+        if not self.marker(job).exists() or (content := self.content(job)).get("requests", "") != job.digest:
             return False
         size, shard = content["shard_size"], self.dataset / "shards" / f"{job.name}.tar"
         return size in (0, self.elsewhere.get(job.name)) or (shard.exists() and shard.stat().st_size == size)
@@ -328,7 +328,7 @@ class BuildState:
 
     def rejects(self, job: Job) -> list[dict[str, Any]]:
         """Of a finished job, but for those whose requests a later plan tries again."""
-        rejects = [{**reject, "path": os.fsencode(reject["path"])} for reject in self._content(job)["rejects"]]
+        rejects = [{**reject, "path": os.fsencode(reject["path"])} for reject in self.content(job)["rejects"]]
         if not rejects or not self._latest:
             return rejects
         requests = zip(rejects, self.rejected_requests(job, rejects), strict=True)
@@ -336,7 +336,7 @@ class BuildState:
 
     def strike(self, job: Job, resolved: Collection[tuple[str, str, bytes]]) -> None:
         """Take the rejects of these (source, root, path) out of a finished job."""
-        content = self._content(job)
+        content = self.content(job)
         files = [(reject["source"], reject["root"], os.fsencode(reject["path"])) for reject in content["rejects"]]
         content["rejects"] = [one for one, file in zip(content["rejects"], files, strict=True) if file not in resolved]
         write_durably(self.marker(job), json.dumps(content).encode())
@@ -361,15 +361,8 @@ class BuildState:
             found.append(frozenset(one["key"] for one in bare or fits))
         return found
 
-    def num_clips(self, job: Job) -> int:
-        """Of a finished job."""
-        return int(self._content(job)["clips"])
-
-    def shard_size(self, job: Job) -> int:
-        """Bytes of the shard of a finished job, 0 if it has none."""
-        return int(self._content(job)["shard_size"])
-
-    def _content(self, job: Job) -> dict[str, Any]:
+    def content(self, job: Job) -> dict[str, Any]:
+        """What `commit` wrote down of a finished job."""
         return json.loads(self.marker(job).read_bytes())
 
     def finished(self) -> dict[str, Any] | None:
@@ -395,11 +388,11 @@ class BuildState:
         totals: dict[str, Any] = {"clips": 0, "rejects": 0, "bytes": 0, "seconds": 0.0}
         shards = {}
         for job in jobs:
-            marker = self._content(job)
-            if marker["shard_size"]:
-                shards[job.name] = marker["shard_size"]
+            content = self.content(job)
+            if content["shard_size"]:
+                shards[job.name] = content["shard_size"]
             for name in ("clips", "bytes", "seconds"):
-                totals[name] += marker[name]
+                totals[name] += content[name]
             rejects = self.rejects(job)
             totals["rejects"] += len(rejects)
             for reject in rejects:

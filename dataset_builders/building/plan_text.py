@@ -14,23 +14,21 @@ from dataset_builders.plan import Plan
 def describe(plan: Plan, build: Build) -> str:
     """The plan as text, a block per source and the totals."""
     kinds = {source.name: source.kind for source in build.sources}
+    clips = {name: plan.num_clips(name) for name in plan.parts}
+    together = sum(clips.values())
     lines = []
+    table = ["", f"{'source':<14} {'files':>10} {'clips':>10} {'share':>7} {'paper, Table 8':>15}"]
     for name, part in plan.parts.items():
         requests = plan.requests.filter(pc.equal(plan.requests["source"], name))
         lines += [f"{name} ({kinds[name]})", *_source(requests, part.counts, plan.dropped, name, build.encoding.max_seconds)]
         lines += [f"  note: {note}" for note in part.notes]
-    clips = {name: plan.num_clips(name) for name in plan.parts}
-    together = sum(clips.values())
-    lines += ["", f"{'source':<14} {'files':>10} {'clips':>10} {'share':>7} {'paper, Table 8':>15}"]
-    for name in plan.parts:
-        files = pc.sum(pc.equal(plan.requests["source"], name), min_count=0).as_py()
         of_all = f"{clips[name] / together:.1%}" if together else ""
         paper = f"{TABLE_8[kinds[name]]:,}" if kinds[name] in TABLE_8 else ""
-        lines.append(f"{name:<14} {files:>10,} {clips[name]:>10,} {of_all:>7} {paper:>15}")
-    lines.append(f"{'together':<14} {len(plan.requests):>10,} {together:>10,} {'':>7} {sum(TABLE_8.values()):>15,}")
+        table.append(f"{name:<14} {len(requests):>10,} {clips[name]:>10,} {of_all:>7} {paper:>15}")
+    table.append(f"{'together':<14} {len(plan.requests):>10,} {together:>10,} {'':>7} {sum(TABLE_8.values()):>15,}")
     shards = sum(-(-number // build.clips_per_shard) for number in clips.values())
     about = f"would write about {shards:,} shards of up to {build.clips_per_shard} clips to {build.place}; nothing was written"
-    return "\n".join([*lines, "", about])
+    return "\n".join([*lines, *table, "", about])
 
 
 def _source(requests: pa.Table, counts: Mapping[str, int], dropped: pa.Table, name: str, max_seconds: float) -> list[str]:

@@ -48,15 +48,14 @@ def encode_on_ray(
         running = {task.remote(state.dataset, attempt, alone): attempt for attempt in attempts}
         with Progress(attempts) as progress:
             while running:
-                done, _ = ray.wait(list(running), num_returns=1)
-                for reference in done:
-                    attempt = running.pop(reference)
-                    rejects, done = ray.get(reference)
-                    for _ in range(attempt.num_requests):
-                        progress.update(attempt.job.source, rejects)
-                    progress.rejected(attempt.job.source, rejects)
-                    tally.add(done)
-                    committed(attempt.job)
+                [reference], _ = ray.wait(list(running), num_returns=1)
+                attempt = running.pop(reference)
+                rejects, done = ray.get(reference)
+                for _ in range(attempt.num_requests):
+                    progress.update(attempt.job.source, rejects)
+                progress.rejected(attempt.job.source, rejects)
+                tally.add(done)
+                committed(attempt.job)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None  # what it would be without Ray
     finally:

@@ -56,7 +56,7 @@ def attempts(state: BuildState, jobs: Sequence[Job], plan: Plan, reasons: Collec
         if not finished and job.name in published:
             # a shard that was lost, and made again otherwise, has not as many clips as the manifest says
             held = named.get(f"shards/{job.name}.tar", 0)
-            if not state.is_done(job) or not (held == state.num_clips(job) or state.is_indexed(job)):
+            if not state.is_done(job) or not (held == state.content(job)["clips"] or state.is_indexed(job)):
                 found.append(anew(state, job))
         elif not finished and not state.is_done(job):
             found.append(Attempt(job, elsewhere=state.elsewhere_of(job)))

@@ -201,8 +201,7 @@ def _check_member(row: dict[str, Any], member: Member | None, header: bytes) -> 
     """Is the tar member at the clip's offset the clip? Where damage hides the member, the header before it says."""
     shard, key, offset, size = row["shard"], row["key"], row["offset"], row["size"]
     if member is None:
-        info = _header(header)
-        if info is None:
+        if (info := _header(header)) is None:
             found = f"no valid tar header at byte {offset - BLOCK}"
             yield Finding(Fault.MEMBER, shard, key, f"a tar member at byte {offset}", found)
             return

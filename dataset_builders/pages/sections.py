@@ -87,8 +87,9 @@ def _paper(counts: DatasetCounts, told: Mapping[str, Any]) -> tuple[list[tuple[A
     lines = [(*PAPER_NAMES[kind], wanted, of_kind[kind], ", ".join(of_kind[kind]) or "–") for kind, wanted in TABLE_8.items()]
     rows = []
     for name, in_print, wanted, names, listed in [*lines, ("UnlabeledHybrid", "1.348M", sum(TABLE_8.values()), ours, "")]:
-        planned, some = sum(told[source].get("expected_clips") or 0 for source in names), [counts.sources[of] for of in names]
-        files, clips = sum(source.files for source in some), sum(source.train_clips for source in some)
+        planned = sum(told[source].get("expected_clips") or 0 for source in names)
+        files = sum(counts.sources[source].files for source in names)
+        clips = sum(counts.sources[source].train_clips for source in names)
         rows.append((name, in_print, wanted, planned, files, clips, listed))
     return rows if ours else [], ", ".join(name for name in counts.sources if name not in ours)
 

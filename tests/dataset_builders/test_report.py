@@ -18,6 +18,7 @@ from dataset_builders.plan import dropped_table
 from dataset_builders.report import main, write_report
 from pipeline.report.charts import histogram
 from pipeline.report.page import share, shown
+from pipeline.storage.manifest_writer import SCHEMA
 from tests.page_reader import Page
 
 HOSTILE = b"<script>alert(1)</script>&\"'\n\x1b[31m\xff \xe2\x80\xae.mp4"
@@ -30,25 +31,11 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 def made_up(number: int, **columns: object) -> dict:
     """A row that no bytes belong to."""
-    known = {
-        "source": "own",
-        "root": "own",
-        "path": b"%d.mp4" % number,
-        "size": 1 << 16,
-        "fps": 30.0,
-        "width": 320,
-        "height": 256,
-    }
+    known = {"source": "own", "root": "own", "path": b"%d.mp4" % number, "size": 1 << 16, "fps": 30.0}
     times = {"num_frames": 300, "duration": 10.0, "rotation": 0, "keyframes": [0], "pts_start": 0, "pts_step": 512}
     rest = {"split": "train", "codec": "h264", "matrix": "bt601", "range": "limited", "sampling": "stride:4"}
-    place = {
-        "shard": "shards/own-000000.tar",
-        "offset": 512,
-        "content_hash": f"{number:032x}",
-        "label": None,
-        "source_id": None,
-    }
-    return {"key": f"key-{number}", **known, **times, **rest, **place, "start": None, "end": None, **columns}
+    place = {"shard": "shards/own-000000.tar", "offset": 512, "content_hash": f"{number:032x}", "width": 320, "height": 256}
+    return dict.fromkeys(SCHEMA.names) | {"key": f"key-{number}", **known, **times, **rest, **place, **columns}
 
 
 def page_of(dataset: Path, pictures: bool = False) -> Page:
@@ -82,9 +69,8 @@ def test_counts(tmp_path: Path) -> None:
         for file in range(files):
             for piece in range(per_file):
                 path = b"same.mp4" if file == 0 else b"%d.mp4" % file
-                rows.append(
-                    made_up(len(rows), source=source, root=source, path=path, start=piece * 10.0, end=piece * 10.0 + 10.0)
-                )
+                part = {"start": piece * 10.0, "end": piece * 10.0 + 10.0}
+                rows.append(made_up(len(rows), source=source, root=source, path=path, **part))
     rejects = [
         {"source": source, "path": b"%d" % i, "reason": reason, "detail": f"detail {i}"}
         for i, (source, reason) in enumerate([("a", "damaged"), ("b", "damaged"), ("b", "too_short"), ("nothing", "crash")])
@@ -92,13 +78,14 @@ def test_counts(tmp_path: Path) -> None:
     finish(tmp_path, rows, rejects)
     counts = count_dataset(tmp_path)
     found = {name: (s.files, s.clips, s.files_cut, s.clips_of_cut) for name, s in counts.sources.items()}
-    assert found == {
+    wanted = {
         "a": (3, 3, 0, 0),
         "b": (2, 80_000, 2, 80_000),
         "c": (4, 8, 4, 8),
         "a-more": (1, 3, 1, 3),
         "nothing": (0, 0, 0, 0),
     }
+    assert found == wanted
     total = counts.total
     assert (total.clips, total.bytes, total.seconds) == (80_014, 80_014 << 16, 800_140.0)
     assert dict(total.rejected) == {"damaged": 2, "too_short": 1, "crash": 1}
@@ -149,11 +136,8 @@ def test_classes_of_each_split(tmp_path: Path) -> None:
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     name = "<b>bold</b>"
-    finish(
-        tmp_path,
-        [made_up(0, source=name)],
-        [{"source": name, "path": HOSTILE, "reason": "crash", "detail": "<i>\u202e\x00</i>"}],
-    )
+    reject = {"source": name, "path": HOSTILE, "reason": "crash", "detail": "<i>\u202e\x00</i>"}
+    finish(tmp_path, [made_up(0, source=name)], [reject])
     columns = {"source": name, "path": [HOSTILE], "reason": "no_file", "detail": "a </section><img src=http://x/>"}
     pq.write_table(dropped_table(columns), tmp_path / "dropped.parquet")
     page = page_of(tmp_path)
@@ -231,13 +215,8 @@ def test_histograms_hold_every_clip() -> None:
 
 def test_shares_and_text() -> None:
     assert [share(1, 4), share(0, 4), share(1, 10_000), share(0, 0)] == ["25.0 %", "0.0 %", "< 0.1 %", "–"]
-    assert [shown(value) for value in (b"a\xffb\t<", "\ud800", 1234, None, ["a", 2])] == [
-        "a\\xffb\\t<",
-        "\\ud800",
-        "1,234",
-        "–",
-        "a, 2",
-    ]
+    values = [b"a\xffb\t<", "\ud800", 1234, None, ["a", 2]]
+    assert [shown(value) for value in values] == ["a\\xffb\\t<", "\\ud800", "1,234", "–", "a, 2"]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

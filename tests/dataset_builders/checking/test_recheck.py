@@ -106,9 +106,7 @@ def test_a_truncated_shard(dataset: Path) -> None:
 def test_a_missing_shard_is_one_finding(dataset: Path) -> None:
     (dataset / SHARD).unlink()
     findings = list(recheck(dataset, workers=1))
-    assert [(f.what, f.shard, f.expected, f.found) for f in findings] == [
-        (Fault.SHARD, SHARD, "a tar with 3 clips", "no such file")
-    ]
+    assert findings == [Finding(Fault.SHARD, SHARD, "", "a tar with 3 clips", "no such file")]
     assert "rm -f" in repair(dataset, findings[0])
 
 
@@ -207,10 +205,8 @@ def test_fingerprints_of_all_versions(dataset: Path, videos: list[bytes]) -> Non
     metadata = pq.read_metadata(dataset / "manifest.parquet").metadata
     assert not [f for f in recheck(dataset, workers=1, decode=False) if f.what is Fault.FINGERPRINT]
     keys = pa.array([*KEYS[:-1], "changed", "another"])
-    pq.write_table(
-        table.set_column(SCHEMA.get_field_index("key"), "key", keys).replace_schema_metadata(metadata),
-        dataset / "manifest.parquet",
-    )
+    changed = table.set_column(SCHEMA.get_field_index("key"), "key", keys)
+    pq.write_table(changed.replace_schema_metadata(metadata), dataset / "manifest.parquet")
     findings = [f for f in recheck(dataset, workers=1, decode=False) if f.what is Fault.FINGERPRINT]
     assert [f.expected[:9] for f in findings] == ["version 1", "version 2"]
     pq.write_table(table.slice(0, 4).replace_schema_metadata(metadata), dataset / "manifest.parquet")
@@ -252,11 +248,7 @@ def test_failures_of_a_training_run(dataset: Path, tmp_path: Path, capsys: pytes
     for row in rows[:3]:
         flip(dataset / row["shard"], row["offset"] + 50)
     log = tmp_path / "failures.jsonl"
-    failed = [
-        {"epoch": 0, "position": 5, "row": 1, "key": KEYS[1], "reason": "damaged"},
-        {"key": "elsewhere"},
-        {"key": KEYS[5]},
-    ]
+    failed = [{"epoch": 0, "row": 1, "key": KEYS[1], "reason": "damaged"}, {"key": "elsewhere"}, {"key": KEYS[5]}]
     log.write_text("".join(json.dumps(entry) + "\n" for entry in failed))
     assert main([str(dataset), "--failures", str(log), "--json"]) == 1
     findings = json.loads(capsys.readouterr().out)["findings"]
@@ -273,17 +265,10 @@ def test_indexed_tars_are_rechecked_where_they_lie(tmp_path: Path, videos: list[
     dataset = tmp_path / "dataset"
     dataset.mkdir()
     members, _ = read_members(tar)
-    rows = [
-        made_row(
-            KEYS[i],
-            videos[i],
-            shard=str(tar),
-            offset=member.offset,
-            size=member.size,
-            path=b"elsewhere.tar/" + member.name.encode(),
-        )
-        for i, member in enumerate(members)
-    ]
+    rows = []
+    for key, video, member in zip(KEYS, videos, members, strict=False):
+        place = {"shard": str(tar), "offset": member.offset, "size": member.size}
+        rows.append(made_row(key, video, path=b"elsewhere.tar/" + member.name.encode(), **place))
     finish(dataset, rows)
     assert list(recheck(dataset, workers=1)) == []
     flip(tar, members[1].offset + 9)
