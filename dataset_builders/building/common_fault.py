@@ -33,16 +33,13 @@ ADVICE = {Reason.TIMEOUT: " Raise --time-limit.", Reason.OUT_OF_MEMORY: " Raise 
 FULL = ("No space left on device", "Disk quota exceeded", "Read-only file system", "Too many open files")
 
 
+Work = Callable[[Worker, Sequence[ClipRequest]], Iterable[list[Any] | None]]
+
+
 class CommonFault:
     """Looks at what becomes of one request after the other."""
 
-    def __init__(
-        self,
-        state: BuildState,
-        roots: Mapping[str, bytes],
-        worker: Worker,
-        work: Callable[[Worker, Sequence[ClipRequest]], Iterable[list[Any] | None]],
-    ) -> None:
+    def __init__(self, state: BuildState, roots: Mapping[str, bytes], worker: Worker, work: Work) -> None:
         """`work` gives the results of requests, as `map_ordered` does."""
         self._state, self._roots, self._worker, self._work = state, roots, worker, work
         self._what: tuple[str, str, Reason] | None = None  # source, root and reason of the failures in a row
@@ -116,9 +113,8 @@ class CommonFault:
 
     def _others(self, source: str, root: str) -> list[ClipRequest]:
         """Requests of a folder, spread over all that were ever planned."""
-        tables = [pq.read_table(file) for file in self._state.first_plans()]
-        requests = pa.concat_tables(tables)
-        requests = requests.filter(pc.and_(pc.equal(requests["source"], source), pc.equal(requests["root"], root)))
+        requests = pa.concat_tables([pq.read_table(file) for file in self._state.first_plans()])
+        requests = requests.filter((pc.field("source") == source) & (pc.field("root") == root))
         return list(clip_requests(requests.take(_spread(range(len(requests)), OPENED)), self._roots))
 
 

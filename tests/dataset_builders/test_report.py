@@ -78,14 +78,8 @@ def test_counts(tmp_path: Path) -> None:
     finish(tmp_path, rows, rejects)
     counts = count_dataset(tmp_path)
     found = {name: (s.files, s.clips, s.files_cut, s.clips_of_cut) for name, s in counts.sources.items()}
-    wanted = {
-        "a": (3, 3, 0, 0),
-        "b": (2, 80_000, 2, 80_000),
-        "c": (4, 8, 4, 8),
-        "a-more": (1, 3, 1, 3),
-        "nothing": (0, 0, 0, 0),
-    }
-    assert found == wanted
+    want = {"a": (3, 3, 0, 0), "b": (2, 80_000, 2, 80_000), "c": (4, 8, 4, 8), "a-more": (1, 3, 1, 3), "nothing": (0, 0, 0, 0)}
+    assert found == want
     total = counts.total
     assert (total.clips, total.bytes, total.seconds) == (80_014, 80_014 << 16, 800_140.0)
     assert dict(total.rejected) == {"damaged": 2, "too_short": 1, "crash": 1}
