@@ -37,6 +37,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.parts.clip_replay import clip_of
 from benchmarks.parts.generated_dataset import draw_video
 from benchmarks.parts.original_files import chosen_videos, shuffled_files
 from benchmarks.parts.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDE, Figures, plot, results, table
@@ -50,7 +51,6 @@ from dataset_builders.media.rejects import RejectedError
 from dataset_builders.media.transcode import MUXING, Timing, Wanted, copy_file, encode, transcode
 from pipeline.decoding.decode import decode_frames, video_stream
 from pipeline.sampling.frames import window_frames
-from pipeline.storage.manifest import Clip
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.version import CHECKOUT
 
@@ -78,7 +78,6 @@ class Options(WithFigures):
 
 @program(Options)
 def main(options: Options) -> list[Result]:
-    """See `program`."""
     if options.clips < 1:
         raise ValueError(f"--clips {options.clips}: it must be at least 1")
     refuse_dataset("--out", options.out)
@@ -150,10 +149,7 @@ def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, re
 
 def time_samples(data: bytes, verified: VerifiedClip) -> float:
     """CPU-seconds of decoding STARTS samples of a clip as the loader does."""
-    names = set(Clip.__dataclass_fields__)
-    columns = {name: getattr(verified, name) for name in VerifiedClip.__dataclass_fields__ if name in names}
-    columns |= {"keyframes": tuple(verified.keyframes), "size": len(data)}
-    clip = Clip(row=0, key="", shard="", offset=0, content_hash="", **columns)
+    clip = clip_of(data, verified)
     lengths, steps = np.full(STARTS, clip.num_frames), np.full(STARTS, float(STRIDE))
     starts = np.random.default_rng(0).integers(0, np.maximum(1, lengths - FRAMES * STRIDE + 1))
     began = time.thread_time()
@@ -184,8 +180,7 @@ def likeness(data: bytes, source: BinaryIO) -> tuple[float, float]:
         graph = f"[0:v]{tags},split[a][c];[1:v]{tags},split[b][d];[a][b]psnr;[c][d]ssim"
         command = [ffmpeg_path(), "-hide_banner", "-nostdin", *inputs, "-lavfi", graph, "-f", "null", "-"]
         said = subprocess.run(command, capture_output=True, pass_fds=both).stderr.decode("utf-8", "replace")
-    psnr = re.search(r"PSNR .*average:(\S+)", said)
-    ssim = re.search(r"SSIM .*All:(\S+)", said)
+    psnr, ssim = re.search(r"PSNR .*average:(\S+)", said), re.search(r"SSIM .*All:(\S+)", said)
     if not psnr or not ssim:
         raise ValueError(f"FFmpeg does not compare the clip with its source: {said[-500:]}")
     return min(float(psnr[1]), 100.0), float(ssim[1])

@@ -7,10 +7,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from operator import methodcaller
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,10 @@ class Job:
     part: str
     module: str
     measurements: list[tuple[str, float, list[str]]]  # name, seconds at full size, figures
-    notes: str
-    out: str  # for pictures and traces
-    work: str  # for anything else; all parts share it
-    kit: str | None  # clips that were carried along
+    notes: Path
+    out: Path  # for pictures and traces
+    work: Path  # for anything else; all parts share it
+    kit: Path | None  # clips that were carried along
     dry: bool
     ends: float  # by time.time()
 
@@ -46,10 +46,8 @@ class Bench:
     """What a measurement is given: device, time, clips, and a place for its figures."""
 
     def __init__(self, job: Job) -> None:
-        self.part, self.dry, self.notes = job.part, job.dry, Notes(Path(job.notes))
-        self.out, self.work = Path(job.out), Path(job.work)
-        self.kit = Path(job.kit) if job.kit else None
-        self.ends = job.ends
+        self.part, self.dry, self.ends, self.notes = job.part, job.dry, job.ends, Notes(job.notes)
+        self.out, self.work, self.kit = job.out, job.work, job.kit
         self.measurement, self.given = "", set[str]()
 
     @cached_property
@@ -102,11 +100,11 @@ class Bench:
         self.notes.write("remark", part=self.part, text=text)
         print(text, flush=True)
 
-    def attempt(self, names: str | Sequence[str], work: Callable[[], None]) -> None:
+    @contextmanager
+    def attempt(self, *names: str) -> Iterator[None]:
         """Some of the figures: if they fail it is put down, and the others go on."""
-        names = [names] if isinstance(names, str) else names
         try:
-            work()
+            yield
         except AbsentError as reason:
             for name in names:
                 if name not in self.given:
@@ -120,11 +118,9 @@ class Bench:
         """Put a failure down, and those of its figures that are missing for it. Ends the process if the GPU cannot be used any
         more."""
         names = [name for name in names if name not in self.given]
-        said = f"{type(error).__name__}: {error}"
-        self.notes.write(
-            "failure", part=self.part, measurement=self.measurement, error=said, traceback=traceback.format_exc(), names=names
-        )
-        print(traceback.format_exc(), flush=True)
+        said, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+        self.notes.write("failure", part=self.part, measurement=self.measurement, error=said, traceback=trace, names=names)
+        print(trace, flush=True)
         for name in names:
             self.absent(name, f"it failed: {said.splitlines()[0][:300]}")
         if "device" in self.__dict__ and self.device.type == "cuda":
@@ -151,13 +147,13 @@ def run(job: Job) -> None:
     for name, seconds, figures in job.measurements:
         if not bench.dry and bench.left() < LEAST_SHARE * seconds:
             left = max(0.0, bench.left())
-            bench.notes.write(
-                "put off", part=job.part, measurement=name, reason=f"{left:.0f} s were left, it takes {seconds:.0f}"
-            )
+            reason = f"{left:.0f} s were left, it takes {seconds:.0f}"
+            bench.notes.write("put off", part=job.part, measurement=name, reason=reason)
             continue
         bench.begin(name)
         began, before = time.time(), sum(os.times()[:4])
-        bench.attempt(figures, partial(methodcaller(name, bench), module))
+        with bench.attempt(*figures):
+            getattr(module, name)(bench)
         used = sum(os.times()[:4]) - before
         bench.notes.write("ended", part=job.part, measurement=name, seconds=time.time() - began, cpu_seconds=used)
         _release()
@@ -166,4 +162,5 @@ def run(job: Job) -> None:
 def main() -> None:
     """A process of the supervisor's; the job is its argument."""
     job = json.loads(sys.argv[1])
-    run(Job(**job))
+    paths = {name: Path(job[name]) for name in ("notes", "out", "work", "kit") if job[name]}
+    run(Job(**job | paths))

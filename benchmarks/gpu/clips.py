@@ -5,7 +5,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 from av.video.reformatter import ColorRange, Colorspace
 
-from dataset_builders.media.decode_check import VerifiedClip, verify
+from benchmarks.gpu.bench import Bench
+from benchmarks.parts.clip_replay import clip_of
 from dataset_builders.media.presets import ENCODERS
+from dataset_builders.tars.writer import tar_members
 from pipeline.decoding.decode import ClipRequest
 from pipeline.machine import usable_cores
 from pipeline.storage.manifest import Clip, content_hash
@@ -64,7 +66,7 @@ def clips_of(wanted: ClipSet, kit: Path | None, cache: Path) -> list[tuple[Clip,
         encode_set(wanted, folder, [texture(number, wanted) for number in range(wanted.clips)])
     files = sorted(folder.glob("*.mp4"))[: wanted.clips]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return list(pool.map(lambda file: (describe(file.read_bytes(), file.stem), file.read_bytes()), files))
+        return list(pool.map(lambda file: (clip_of(file.read_bytes(), key=file.stem), file.read_bytes()), files))
 
 
 def encode_set(wanted: ClipSet, folder: Path, contents: Sequence[Iterator[np.ndarray]]) -> None:
@@ -85,10 +87,8 @@ def encode_set(wanted: ClipSet, folder: Path, contents: Sequence[Iterator[np.nda
 
 def encode(frames: Iterator[np.ndarray], wanted: ClipSet) -> bytes:
     """RGB frames -> MP4, with the builder's options."""
-    if wanted.codec in ENCODERS:
-        options = ENCODERS[wanted.codec](wanted.gop)
-    else:
-        options = {**OTHERS[wanted.codec], "g": wanted.gop}
+    other = OTHERS.get(wanted.codec)
+    options = {**other, "g": wanted.gop} if other else ENCODERS[wanted.codec](wanted.gop)
     encoder = options.pop("c:v")
     options.pop("threads", None)
     space, number = SPACES[wanted.matrix]
@@ -142,15 +142,6 @@ def _clouds(random: np.random.Generator, height: int, width: int, size: int) -> 
     return upper * (1 - v) + lower * v
 
 
-def describe(data: bytes, key: str) -> Clip:
-    """The manifest's row of a clip."""
-    names = set(Clip.__dataclass_fields__)
-    verified = verify(data)
-    columns = {name: getattr(verified, name) for name in VerifiedClip.__dataclass_fields__ if name in names}
-    columns |= {"keyframes": tuple(verified.keyframes), "size": len(data)}
-    return Clip(row=0, key=key, shard="", offset=0, content_hash="", **columns)
-
-
 def turned(clip: Clip, rotation: int) -> Clip:
     """The same stream, to be shown turned counter-clockwise by so many degrees."""
     width, height = (clip.height, clip.width) if rotation % 180 else (clip.width, clip.height)
@@ -158,17 +149,10 @@ def turned(clip: Clip, rotation: int) -> Clip:
 
 
 def requests(
-    clips: Sequence[tuple[Clip, bytes]],
-    number: int,
-    *,
-    views: int = 4,
-    frames: int = 16,
-    stride: int = 4,
-    start: int | None = None,
-    seed: int = 0,
+    clips: Sequence[tuple[Clip, bytes]], number: int, *, views: int, frames: int = 16, stride: int = 4, start: int | None = None
 ) -> list[ClipRequest]:
     """`number` samples of the clips in turn: frames from random starts, or from one, and a crop for each of the views."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     found = []
     for index in range(number):
         clip, data = clips[index % len(clips)]
@@ -182,6 +166,12 @@ def requests(
     return found
 
 
+def kept_dataset(bench: Bench, name: str, wanted: ClipSet, rows: int) -> Path:
+    """The suite's dataset of that name, made if there is none."""
+    folder = bench.work / name
+    return folder if folder.is_dir() else write_dataset(folder, clips_of(wanted, bench.kit, bench.work), rows)
+
+
 def write_dataset(folder: Path, clips: Sequence[tuple[Clip, bytes]], rows: int) -> Path:
     """A dataset of `rows` clips, these ones again and again: few bytes, but an epoch as long as is wanted."""
     (folder / "shards").mkdir(parents=True)
@@ -191,18 +181,12 @@ def write_dataset(folder: Path, clips: Sequence[tuple[Clip, bytes]], rows: int) 
             member = tarfile.TarInfo(f"clip-{number:04d}.mp4")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    with tarfile.open(shard) as tar:
-        offsets = [member.offset_data for member in tar]
-    table = []
+    offsets, table = [offset for _, offset, _ in tar_members(shard)], []
     for number in range(rows):
         (clip, data), offset = clips[number % len(clips)], offsets[number % len(clips)]
-        facts = {
-            name: getattr(clip, name) for name in ("num_frames", "width", "height", "codec", "rotation", "matrix", "range")
-        }
-        facts |= {"keyframes": list(clip.keyframes), "pts_start": clip.pts_start, "pts_step": clip.pts_step}
         place = {"shard": "shards/suite-000000.tar", "offset": offset, "size": len(data), "content_hash": content_hash(data)}
         origin = {"source": "suite", "split": "train", "root": "suite", "path": f"{clip.key}.mp4".encode()}
         timing = {"fps": float(FPS), "duration": clip.num_frames / FPS, "sampling": "stride:4"}
-        table.append({"key": f"{number:06d}-{clip.key}", **facts, **place, **origin, **timing})
+        table.append({**asdict(clip), **place, **origin, **timing, "key": f"{number:06d}-{clip.key}"})
     write_manifest(folder, [(pa.Table.from_pylist(table, schema=SCHEMA), REJECT_SCHEMA.empty_table())])
     return folder

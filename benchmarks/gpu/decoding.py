@@ -4,6 +4,7 @@ Clips are trimmed off the clock, as the loader's sidecar does it; every call is 
 """
 
 import time
+from functools import partial
 from itertools import cycle
 from statistics import median
 from typing import Any
@@ -30,22 +31,16 @@ def in_flight(bench: Bench) -> None:
     for codec in CODECS:
         batches: list[list[TrimmedClip]] = []
         for number in IN_FLIGHT:
-
-            def one(codec: str = codec, number: int = number) -> None:
-                nonlocal batches
+            with bench.attempt(f"in_flight/{codec}/{number}"):
                 batches = batches or batches_of(bench, suite_set(bench, codec))
-                decoder = decoder_of(bench, number)
-                rate = rate_of(lambda batch: decode(decoder, batch), batches, bench.size(0.7, 0))
+                rate = rate_of(partial(decode, decoder_of(bench, number)), batches, bench.size(0.7, 0))
                 figure(bench, f"in_flight/{codec}/{number}", rate)
                 if codec == bench.size("h264-fast", "vp9"):
                     found[number] = rate
-
-            bench.attempt(f"in_flight/{codec}/{number}", one)
     if found:
         best = max(found, key=lambda number: found[number].clips)
-        now = device_decoding.DECODERS
-        rates = ", ".join(f"{number}: {rate.clips:.0f}" for number, rate in found.items())
-        bench.recommend("pipeline/workers/device_decoding.py DECODERS", best, now, f"clips/s by decoders in flight: {rates}")
+        why = "clips/s by decoders in flight: " + ", ".join(f"{number}: {rate.clips:.0f}" for number, rate in found.items())
+        bench.recommend("pipeline/workers/device_decoding.py DECODERS", best, device_decoding.DECODERS, why)
 
 
 def formats(bench: Bench) -> None:
@@ -54,12 +49,9 @@ def formats(bench: Bench) -> None:
     cases = [(f"gop/{gop}", {"gop": gop}) for gop in GOPS]
     cases += [(f"size/{width}x{height}", {"width": width, "height": height}) for width, height in SIZES]
     for name, changes in cases:
-
-        def one(name: str = name, changes: dict[str, int] = changes) -> None:
+        with bench.attempt(name):
             batches = batches_of(bench, suite_set(bench, **changes))  # type: ignore[arg-type]
-            figure(bench, name, rate_of(lambda batch: decode(decoder, batch), batches, bench.size(0.8, 0)))
-
-        bench.attempt(name, one)
+            figure(bench, name, rate_of(partial(decode, decoder), batches, bench.size(0.8, 0)))
 
 
 def trimming(bench: Bench) -> None:
@@ -68,8 +60,7 @@ def trimming(bench: Bench) -> None:
     wanted = suite_set(bench)
 
     def measured(start: int | None, whole: bool) -> Rate:
-        batches = batches_of(bench, wanted, start, whole)
-        return rate_of(lambda batch: decode(decoder, batch), batches, bench.size(0.6, 0))
+        return rate_of(partial(decode, decoder), batches_of(bench, wanted, start, whole), bench.size(0.6, 0))
 
     whole = measured(None, True)
     figure(bench, "whole", whole)
@@ -95,20 +86,16 @@ def reuse(bench: Bench) -> None:
     began = time.perf_counter()
     decode(decoder, aligned[0])
     first = 1e3 * (time.perf_counter() - began) / len(aligned[0])
-    seconds = bench.size(0.8, 0)
-    usual = rate_of(lambda batch: decode(decoder, batch), aligned, seconds)
+    rate = partial(rate_of, partial(decode, decoder), seconds=bench.size(0.8, 0))
+    usual = rate(aligned)
     bench.figure("reuse/first_call", first, "ms/clip", usual.ms)
     bench.figure("reuse/multiple_of_16", usual.ms, "ms/clip", memory_mib=device_memory(bench) - before)
-    rate = rate_of(lambda batch: decode(decoder, batch), odd, seconds)
-    width, height = UNALIGNED
-    detail: dict[str, Any] = {"size": f"{width}x{height}", "memory_mib": device_memory(bench) - before}
-    bench.figure("reuse/not_multiple_of_16", rate.ms, "ms/clip", usual.ms, **detail)
     turns = [clips for three in zip(aligned, odd, wide, strict=True) for clips in three]
     mixed = [[three[i % 3][i] for i in range(len(three[0]))] for three in zip(aligned, odd, wide, strict=True)]
-    rate = rate_of(lambda batch: decode(decoder, batch), turns, seconds)
-    bench.figure("reuse/sizes_in_turn", rate.ms, "ms/clip", usual.ms, memory_mib=device_memory(bench) - before)
-    rate = rate_of(lambda batch: decode(decoder, batch), mixed, seconds)
-    bench.figure("reuse/sizes_mixed", rate.ms, "ms/clip", usual.ms, memory_mib=device_memory(bench) - before)
+    size: dict[str, Any] = {"size": "{}x{}".format(*UNALIGNED)}
+    for name, batches, detail in (("not_multiple_of_16", odd, size), ("sizes_in_turn", turns, {}), ("sizes_mixed", mixed, {})):
+        ms = rate(batches).ms
+        bench.figure(f"reuse/{name}", ms, "ms/clip", usual.ms, **detail, memory_mib=device_memory(bench) - before)
 
 
 def modes(bench: Bench) -> None:
@@ -122,7 +109,7 @@ def modes(bench: Bench) -> None:
     difference = (pipeline().int() - decode(decoder, batches[0]).int()).abs().float()
     rates: dict[str, list[float]] = {"dynamic": [], "pipeline": []}
     for _ in range(bench.size(2, 1)):  # in turns
-        rates["dynamic"].append(rate_of(lambda batch: decode(decoder, batch), batches, seconds).clips)
+        rates["dynamic"].append(rate_of(partial(decode, decoder), batches, seconds).clips)
         rates["pipeline"].append(rate_of(lambda _: pipeline(), batches, seconds).clips)
     medians = {name: median(found) for name, found in rates.items()}
     bench.figure("mode/dynamic", medians["dynamic"], "clips/s", rounds=rates["dynamic"])
@@ -141,20 +128,15 @@ def memory(bench: Bench) -> None:
     ends = time.perf_counter() + min(30.0, max(2.0, bench.left() - 5))
     for number, batch in enumerate(cycle(batches)):
         if number % max(1, most // 20) == 0 or number == most:
-            host = process.memory_info().rss / 2**20
-            series.append((number, round(device_memory(bench)), round(host)))
+            series.append((number, round(device_memory(bench)), round(process.memory_info().rss / 2**20)))
         if number == most or time.perf_counter() > ends:
             break
         decode(decoder, batch)
-    settled = series[len(series) // 5]
-    last = series[-1]
+    settled, last = series[len(series) // 5], series[-1]
     for place, column in (("device", 1), ("host", 2)):
-        detail: dict[str, Any] = {
-            "batches": last[0],
-            "from_batch": settled[0],
-            "series": [(row[0], row[column]) for row in series],
-        }
-        bench.figure(f"memory/{place}", float(last[column] - settled[column]), "MiB", **detail)
+        detail: dict[str, Any] = {"batches": last[0], "from_batch": settled[0]}
+        rows = [(row[0], row[column]) for row in series]
+        bench.figure(f"memory/{place}", float(last[column] - settled[column]), "MiB", **detail, series=rows)
 
 
 def device_memory(bench: Bench) -> float:

@@ -8,14 +8,11 @@ import gc
 from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
-
-import torch
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.bench import AbsentError, Bench
-from benchmarks.gpu.clips import ClipSet, clips_of, write_dataset
-from benchmarks.gpu.plan import DECODERS
+from benchmarks.gpu.clips import ClipSet, kept_dataset
+from benchmarks.gpu.plan import DECODERS, end_to_end_figures
+from benchmarks.gpu.step_costs import traced
 from benchmarks.gpu.usage import Usage
 from benchmarks.parts.path_parts import EndToEndWork, LoaderWork, ModelWork
 from benchmarks.parts.stopwatch import Part, Stopwatch
@@ -49,10 +46,10 @@ def vit_g(bench: Bench) -> None:
 
 def vit_b(bench: Bench) -> None:
     """256 views of ViT-B, and a trace of three steps."""
-    measure(bench, "vit-b", trace=bench.out / "end_to_end.json.gz")
+    measure(bench, "vit-b", trace="end_to_end.json.gz")
 
 
-def measure(bench: Bench, name: str, trace: Path | None = None) -> None:
+def measure(bench: Bench, name: str, trace: str | None = None) -> None:
     """Cached, with each decoder, and with the default decoder's batches thrown away."""
     config = configuration(bench, name)
     dataset = dataset_of(bench)
@@ -65,7 +62,7 @@ def measure(bench: Bench, name: str, trace: Path | None = None) -> None:
                 work = LoaderWork(dataset, config.sampling, config, stopwatch, decoder=decoder)  # type: ignore[arg-type]
                 loaders[decoder] = stack.enter_context(closing(work))
             except ValueError as reason:
-                for figure in figures_of(name, decoder):
+                for figure in end_to_end_figures(name, decoder):
                     bench.absent(figure, str(reason))
         default = loaders["auto" if chosen == "both" else chosen]
         model = ModelWork(config, default.first, ranks)
@@ -94,16 +91,10 @@ def measure(bench: Bench, name: str, trace: Path | None = None) -> None:
         bench.figure(f"{name}/discarded", lost.views, "views/s", cached.views, decoder=chosen, rounds=lost.rates)
         advise(bench, name, contestants, chosen)
         if trace:
-            training = EndToEndWork(model, default.loader, stopwatch)
-            bench.attempt(f"{name}/trace", lambda: record(bench, name, training, trace))
-            del training
+            with bench.attempt(f"{name}/trace"):
+                record(bench, name, EndToEndWork(model, default.loader, stopwatch), trace)
         del model, contestants, cached, discarding, lost
         gc.collect()
-
-
-def figures_of(name: str, decoder: str) -> list[str]:
-    """What `put_down` gives."""
-    return [f"{name}/{decoder}", *(f"{name}/{decoder}/{what}" for what in ("data_wait", "cores", "nvdec"))]
 
 
 def put_down(bench: Bench, name: str, decoder: str, part: Part, cached: Part, nvdec: list[float], choice: str) -> None:
@@ -130,40 +121,23 @@ def advise(bench: Bench, name: str, contestants: dict[str, Part], chosen: str) -
     bench.recommend(f"--compute.decoder for {name}", best, f"auto: {chosen}", why)
 
 
-def record(bench: Bench, name: str, work: Any, file: Path) -> None:
+def record(bench: Bench, name: str, work: EndToEndWork, file: str) -> None:
     """A trace of three steps."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
     work.prepare()
-    with profile(activities=activities) as trace:
-        for _ in range(bench.size(3, 1)):
-            work.work()
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize()
-    trace.export_chrome_trace(str(file))
-    bench.figure(f"{name}/trace", file.stat().st_size / 2**20, "MiB", file=file.name)
+    traced(bench, work, bench.size(3, 1), file)
+    bench.figure(f"{name}/trace", (bench.out / file).stat().st_size / 2**20, "MiB", file=file)
 
 
 def configuration(bench: Bench, name: str) -> PretrainConfig:
     """A step of one forward pass; `tiny` in a dry walk. Workers and prefetch are given: to find them takes a loader 20 s."""
-    views = bench.size(VIEWS[name], 4)
-    compute = ComputeConfig(
-        views_per_forward=views,
-        precision=bench.size("bf16", "fp32"),
-        device=bench.device.type,  # type: ignore[arg-type]
-        workers=usable_cores(),
-        prefetch=3,
-    )
+    views, precision, device = bench.size(VIEWS[name], 4), bench.size("bf16", "fp32"), bench.device.type
+    workers = usable_cores()
+    compute = ComputeConfig(views_per_forward=views, precision=precision, device=device, workers=workers, prefetch=3)  # type: ignore[arg-type]
     per_clip = Views(views_per_step=views, views_per_clip=bench.size(4, 2))
     return PretrainConfig(model=MODELS[bench.size(name, "tiny")], views=per_clip, compute=compute)
 
 
 def dataset_of(bench: Bench) -> Path:
-    """512 rows of the kit's clips, or of encoded ones."""
-    folder = bench.work / "dataset"
-    if folder.is_dir():
-        return folder
-    if bench.dry:
-        clips = ClipSet("vp9", 160, 128, 8, 2, 20)  # libav and DALI decode it on a CPU
-    else:
-        clips = ClipSet("h264-fast", 352, 256, 32, 8, 300)
-    return write_dataset(folder, clips_of(clips, bench.kit, bench.work), bench.size(512, 8))
+    """512 rows of the kit's clips, or of encoded ones; in a dry walk what libav and DALI decode on a CPU."""
+    clips = bench.size(ClipSet("h264-fast", 352, 256, 32, 8, 300), ClipSet("vp9", 160, 128, 8, 2, 20))
+    return kept_dataset(bench, "dataset", clips, bench.size(512, 8))

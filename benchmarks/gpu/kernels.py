@@ -1,7 +1,6 @@
 """Part 3 of the GPU suite: single operations. uint8 views to tokens by every method, attention by every backend, and what an
 aligned width would gain. A dry walk runs the Triton kernel in Triton's interpreter, on a few tokens."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,17 +33,12 @@ def tokens(bench: Bench) -> None:
     for model in TOKEN_MODELS:
         rates: dict[str, float] = {}
         for method in TOKEN_METHODS:
-
-            def one(model: str = model, method: Any = method, rates: dict[str, float] = rates) -> None:
+            with bench.attempt(f"tokens/{model}/{method}", f"tokens/{model}/{method}/error"):
                 rates[method] = _tokens(bench, model, method, copy)
-
-            bench.attempt((f"tokens/{model}/{method}", f"tokens/{model}/{method}/error"), one)
         if len(rates) > 1:
             best = max(rates, key=lambda method: rates[method])
-            told = ", ".join(f"{method} {rate:.0f} GB/s" for method, rate in rates.items())
-            bench.recommend(
-                f"model/patches.py token_function auto on CUDA ({model})", best, "triton", f"{told}; a copy {copy:.0f}"
-            )
+            why = ", ".join(f"{method} {rate:.0f} GB/s" for method, rate in rates.items()) + f"; a copy {copy:.0f}"
+            bench.recommend(f"model/patches.py token_function auto on CUDA ({model})", best, "triton", why)
 
 
 def _tokens(bench: Bench, model: str, method: Any, copy: float) -> float:
@@ -91,19 +85,10 @@ def attention(bench: Bench) -> None:
     for place, (number, heads, dim) in shapes.items():
         rates: dict[str, float] = {}
         for name, backend in BACKENDS.items():
-
-            def one(
-                place: str = place,
-                name: str = name,
-                backend: SDPBackend = backend,
-                rates: dict[str, float] = rates,
-                shape: tuple[int, ...] = (views, heads, number, dim // heads),
-            ) -> None:
-                rates[name] = _attention(bench, backend, shape)
-                detail = {"views": shape[0], "heads": shape[1], "tokens": shape[2], "head_size": shape[3]}
+            with bench.attempt(f"attention/{place}/{name}"):
+                rates[name] = _attention(bench, backend, (views, heads, number, dim // heads))
+                detail = {"views": views, "heads": heads, "tokens": number, "head_size": dim // heads}
                 bench.figure(f"attention/{place}/{name}", rates[name], "TFLOP/s", rates.get("flash"), **detail)
-
-            bench.attempt(f"attention/{place}/{name}", one)
         best = max(rates, key=lambda name: rates[name], default="flash")
         if rates.get(best, 0) > GAIN * rates.get("flash", 0):
             why = ", ".join(f"{name} {rate:.0f} TFLOP/s" for name, rate in rates.items())
@@ -129,23 +114,24 @@ def _attention(bench: Bench, backend: SDPBackend, shape: tuple[int, ...]) -> flo
     return 14 * views * heads * number * number * size / seconds / 1e12
 
 
+def _layer(bench: Bench, dim: int, width: int, rows: int) -> float:
+    """Seconds of both passes."""
+    kind = {"device": bench.device, "dtype": bench.size(torch.bfloat16, torch.float32)}
+    layer = Mlp(dim, width).to(**kind)
+    x, gradient = (torch.randn(rows, dim, **kind) for _ in range(2))
+    x.requires_grad_()
+    return time_of(lambda: layer(x).backward(gradient), bench.device, bench.size(10, 1))
+
+
 def widths(bench: Bench) -> None:
     """ViT-g's decoder MLP at its official width, 2234, and at 2240, the next multiple of 64: forward and backward."""
     config = MODELS["vit-g"]
     rows = bench.size(64 * 1232, 8)
     seconds: dict[int, float] = {}
     for width in (2240, 2234):
-
-        def one(width: int = width) -> None:
-            kind = {"device": bench.device, "dtype": bench.size(torch.bfloat16, torch.float32)}
-            layer = Mlp(config.decoder_dim, width).to(**kind)
-            x, gradient = (torch.randn(rows, config.decoder_dim, **kind) for _ in range(2))
-            x.requires_grad_()
-            work: Callable[[], None] = lambda: layer(x).backward(gradient)  # noqa: E731
-            seconds[width] = time_of(work, bench.device, bench.size(10, 1))
+        with bench.attempt(f"width/{width}"):
+            seconds[width] = _layer(bench, config.decoder_dim, width, rows)
             bench.figure(f"width/{width}", 1e3 * seconds[width], "ms", 1e3 * seconds[2240], rows=rows)
-
-        bench.attempt(f"width/{width}", one)
     if len(seconds) == 2 and seconds[2234] > GAIN * seconds[2240]:
         why = f"{1e3 * seconds[2234]:.3f} ms at 2234, {1e3 * seconds[2240]:.3f} at 2240, a layer of 64 views, both passes"
         bench.recommend("width of ViT-g's decoder MLP inside", 2240, 2234, why)

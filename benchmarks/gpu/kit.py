@@ -30,12 +30,8 @@ def clip_sets() -> list[ClipSet]:
     sets = [ClipSet(codec, 352, 256, 32, 8, 300) for codec in CODECS]
     sets += [ClipSet("h264-fast", 352, 256, gop, 8, 300) for gop in GOPS if gop != 32]
     sets += [ClipSet("h264-fast", w, h, 32, *((4, 150) if w > 1000 else (8, 300))) for w, h in (*SIZES[1:], UNALIGNED)]
-    for codec, matrix, span, _, (width, height) in PARITY:
-        sets.append(ClipSet(codec, width, height, 32, 4, 96, matrix, span))
-    known: dict[str, ClipSet] = {}
-    for one in sets:
-        known.setdefault(one.name, one)  # the longer ones come first
-    return list(known.values())
+    sets += [ClipSet(codec, *size, 32, 4, 96, matrix, span) for codec, matrix, span, _, size in PARITY]
+    return list({one.name: one for one in reversed(sets)}.values())  # of one name the longest, which come first
 
 
 def prepare(kit: Path, videos: Path | None) -> None:
@@ -92,12 +88,9 @@ def _readable(path: Path) -> bool:
     """Whether two seconds of it can be decoded."""
     try:
         with av.open(str(path), metadata_errors="replace") as container:
-            for number, _ in enumerate(container.decode(video_stream(container))):
-                if number == 60:
-                    return True
+            return any(number == 60 for number, _ in enumerate(container.decode(video_stream(container))))
     except (av.FFmpegError, DecodeError):
-        pass
-    return False
+        return False
 
 
 def _copy_package(name: str, site: Path) -> None:

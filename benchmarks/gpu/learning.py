@@ -5,24 +5,24 @@ import os
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts: deterministic algorithms ask for it
 
 import gc
-import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from benchmarks.gpu.bench import AbsentError, Bench
-from benchmarks.gpu.clips import QUICKSTART, ClipSet, clips_of, write_dataset
+from benchmarks.gpu.clips import QUICKSTART, ClipSet, kept_dataset
 from benchmarks.parts.step_work import random_batch
+from benchmarks.parts.stopwatch import Stopwatch
 from model.config import MODELS
 from model.videomae import VideoMAE
 from pipeline.loader import Batch
 from train.compute.parallel import build_model, started
 from train.config import ComputeConfig
+from train.watch.json_lines import read_lines
 
 STEPS = 20  # of the runs that are compared; a checkpoint in their middle
 SPARE = 25.0  # seconds that are kept for drawing
@@ -42,11 +42,11 @@ def vit_s(bench: Bench) -> None:
     wanted = ClipSet("h264-fast", 352, 256, 32, 8, 300)
     if bench.kit is None or not (bench.kit / "clips" / wanted.name).is_dir():
         raise AbsentError("there are no real clips: give --kit, made with --prepare KIT --videos FOLDER")
-    dataset = dataset_of(bench, "vit-s-dataset", wanted, 256)
+    dataset = kept_dataset(bench, "vit-s-dataset", wanted, 256)
     views, trial = 256, bench.work / "vit-s-trial"
     recipe = ["vit-s-hybrid", "--views.views-per-step", f"{views}", "--compute.views-per-forward", f"{views}"]
     pretrain([*recipe, "--steps", "20", "--log-every", "5"], dataset, trial)
-    rate = lines_of(trial)[-1]["views_per_second"]
+    rate = read_lines(trial / "metrics.jsonl")[-1]["views_per_second"]
     steps = max(20, int(rate * min(300.0, bench.left() - SPARE) / views))
     train_and_draw(bench, "vit-s", [*recipe, "--steps", f"{steps}", "--log-every", f"{max(1, steps // 60)}"], dataset)
 
@@ -58,13 +58,12 @@ def train_and_draw(bench: Bench, name: str, arguments: list[str], dataset: Path)
     run = bench.work / name
     began = time.perf_counter()
     pretrain(arguments, dataset, run)
-    lines = [line for line in lines_of(run) if line["loss"] is not None]
-    bench.figure(f"{name}/seconds", time.perf_counter() - began, "s", steps=lines[-1]["step"])
-    bench.figure(f"{name}/views", lines[-1]["views_per_second"], "views/s", data_wait=lines[-1]["data_wait"])
-    bench.figure(f"{name}/first_loss", lines[0]["loss"], "", step=lines[0]["step"])
-    bench.figure(
-        f"{name}/last_loss", lines[-1]["loss"], "", lines[0]["loss"], curve=[(x["step"], x["loss"]) for x in lines][::5]
-    )
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["loss"] is not None]
+    first, last, curve = lines[0], lines[-1], [(line["step"], line["loss"]) for line in lines][::5]
+    bench.figure(f"{name}/seconds", time.perf_counter() - began, "s", steps=last["step"])
+    bench.figure(f"{name}/views", last["views_per_second"], "views/s", data_wait=last["data_wait"])
+    bench.figure(f"{name}/first_loss", first["loss"], "", step=first["step"])
+    bench.figure(f"{name}/last_loss", last["loss"], "", first["loss"], curve=curve)
     if visualize.main([str(run), "--clips", "4"]):
         raise RuntimeError("`tubecell visualize` could not draw; its reason is in the log")
     shutil.copy(run / "reconstruction.png", bench.out / "reconstruction.png")
@@ -84,7 +83,8 @@ def resume(bench: Bench) -> None:
         (resumed / name).unlink()
     pretrain(arguments, dataset, resumed)
     share, worst, furthest = compare(whole, resumed)
-    equal = [line["loss"] for line in lines_of(whole)] == [line["loss"] for line in lines_of(resumed)]
+    losses = [[line["loss"] for line in read_lines(run / "metrics.jsonl")] for run in (whole, resumed)]
+    equal = losses[0] == losses[1]
     detail = {"largest_difference": furthest, "of": worst, "steps": steps, "losses_equal": equal}
     bench.figure("resume/bit_exact", share, "of tensors", **detail)
 
@@ -105,23 +105,22 @@ def determinism(bench: Bench) -> None:
     compute = ComputeConfig(precision=bench.size("bf16", "fp32"), views_per_forward=views, compile=False)
     batch = random_batch(config, views, 0.5, bench.device)
     with started(bench.device.type) as ranks:
-        seconds = {}
+        seconds, watch = {}, Stopwatch(0.0, bench.device)
         model = build_model(config, compute, 0, ranks)
         for name, settled in (("gradients", False), ("deterministic_gradients", True)):
             torch.use_deterministic_algorithms(settled)
             try:
                 first = gradients(model, batch)
-                began = now(bench)
+                began = watch.now()
                 second = gradients(model, batch)
-                seconds[name] = now(bench) - began
+                seconds[name] = watch.now() - began
             finally:
                 torch.use_deterministic_algorithms(False)
             differing = [each for each, value in first.items() if not torch.equal(value, second[each])]
             share = 1 - len(differing) / len(first)
             bench.figure(f"determinism/{name}", share, "of parameters", differing=differing[:12], how_many=len(differing))
-        bench.figure(
-            "determinism/cost", seconds["deterministic_gradients"], "s", seconds["gradients"], of="forward and backward"
-        )
+        cost, usual = seconds["deterministic_gradients"], seconds["gradients"]
+        bench.figure("determinism/cost", cost, "s", usual, of="forward and backward")
         del model
         gc.collect()
 
@@ -132,12 +131,6 @@ def gradients(model: VideoMAE, batch: Batch) -> dict[str, torch.Tensor]:
     model(batch.views, batch.visible, batch.decoded, batch.loss_weight).backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {name: gradient.full_tensor().clone() for name, gradient in found.items() if isinstance(gradient, DTensor)}
-
-
-def now(bench: Bench) -> float:
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def pretrain(arguments: list[str], dataset: Path, run: Path) -> None:
@@ -152,17 +145,7 @@ def pretrain(arguments: list[str], dataset: Path, run: Path) -> None:
     gc.collect()
 
 
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    """The run's log."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def quickstart_dataset(bench: Bench) -> Path:
     """Of as many clips as the quickstart's."""
     clips = bench.size(QUICKSTART, ClipSet("h264-fast", 160, 128, 32, 2, 20))
-    return dataset_of(bench, "quickstart-dataset", clips, bench.size(QUICKSTART.clips, 8))
-
-
-def dataset_of(bench: Bench, name: str, wanted: ClipSet, rows: int) -> Path:
-    folder = bench.work / name
-    return folder if folder.is_dir() else write_dataset(folder, clips_of(wanted, bench.kit, bench.work), rows)
+    return kept_dataset(bench, "quickstart-dataset", clips, bench.size(QUICKSTART.clips, 8))

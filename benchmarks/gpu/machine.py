@@ -28,12 +28,10 @@ def ceilings(bench: Bench) -> None:
     side = bench.size(8192, 128)
     torch.set_float32_matmul_precision("high")
     for kind, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("tf32", torch.float32)):
-
-        def product(kind: str = kind, dtype: torch.dtype = dtype) -> None:
+        with bench.attempt(f"gemm/{kind}"):
             bench.figure(f"gemm/{kind}", gemm_flops(device, dtype, side, bench.size(10, 2)) / 1e12, "TFLOP/s", side=side)
-
-        bench.attempt(f"gemm/{kind}", product)
-    bench.attempt("host_to_device", lambda: _host_to_device(bench))
+    with bench.attempt("host_to_device"):
+        _host_to_device(bench)
 
 
 def copy_rate(device: torch.device, count: int) -> float:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.bench import AbsentError, Bench
-from benchmarks.gpu.clips import ClipSet, clips_of, describe, encode, requests, turned
+from benchmarks.gpu.clips import ClipSet, clips_of, encode, requests, turned
 from benchmarks.gpu.decoding_rate import decode, decoder_of, side_of
 from benchmarks.gpu.plan import PARITY, TAGS, parity_name
+from benchmarks.parts.clip_replay import clip_of
 from pipeline.decoding.dali import LUMA, DaliDecoder, colour_transform
 from pipeline.decoding.decode import ClipRequest, decode_frames, decode_libav
 from pipeline.decoding.trim import can_decode, trim
@@ -28,17 +29,14 @@ def decoders(bench: Bench) -> None:
     """Every codec, colour tag, rotation and size: frames, and pixels after the crop."""
     decoder = decoder_of(bench, device_decoding.DECODERS)
     for case in PARITY:
-
-        def one(case: Any = case) -> None:
-            codec, matrix, span, rotation, (width, height) = case
+        codec, matrix, span, rotation, (width, height) = case
+        with bench.attempt(parity_name(case)):
             number, frames = bench.size((4, 96), (1, 12))
             wanted = ClipSet(codec, width, height, 32, number, frames, matrix, span)
             clips = [(turned(clip, rotation), data) for clip, data in clips_of(wanted, bench.kit, bench.work)]
             if (reason := can_decode(clips[0][0], bench.device.type)) is not None:
                 raise AbsentError(reason)
             compare(bench, parity_name(case), decoder, clips)
-
-        bench.attempt(parity_name(case), one)
 
 
 def compare(bench: Bench, name: str, decoder: DaliDecoder, clips: list[Any]) -> None:
@@ -63,10 +61,11 @@ def compare(bench: Bench, name: str, decoder: DaliDecoder, clips: list[Any]) -> 
 
 def right_frames(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Share of the frames (B, T, ...) that are more like libav's frame of the same place than like any other of the clip."""
-    right = []
-    for one, other in zip(ours.astype(np.int16), theirs.astype(np.int16), strict=True):
-        for place, frame in enumerate(one):
-            right.append(int(np.abs(other - frame).mean(axis=(1, 2, 3)).argmin()) == place)
+    right = [
+        np.abs(other - frame).mean(axis=(1, 2, 3)).argmin() == place
+        for one, other in zip(ours.astype(np.int16), theirs.astype(np.int16), strict=True)
+        for place, frame in enumerate(one)
+    ]
     return float(np.mean(right))
 
 
@@ -75,17 +74,13 @@ def matrices(bench: Bench) -> None:
     libav tells, and DALI's RGB before our correction. The figure is how far the nearest matrix is off, in levels."""
     decoder = decoder_of(bench, device_decoding.DECODERS)
     for tag in TAGS:
-
-        def one(tag: str = tag) -> None:
-            codec, matrix, span = tag.rsplit("-", 2)
-            wanted = ClipSet(codec, 256, 160, 8, 1, 2, matrix, span)
-            data = encode(_patches(), wanted)
-            clip = describe(data, tag)
+        codec, matrix, span = tag.rsplit("-", 2)
+        with bench.attempt(f"matrix/{tag}"):
+            data = encode(_patches(), ClipSet(codec, 256, 160, 8, 1, 2, matrix, span))
+            clip = clip_of(data, key=tag)
             if (reason := can_decode(clip, bench.device.type)) is not None:
                 raise AbsentError(reason)
             solve(bench, f"matrix/{tag}", decoder, clip, data)
-
-        bench.attempt(f"matrix/{tag}", one)
 
 
 def solve(bench: Bench, name: str, decoder: DaliDecoder, clip: Any, data: bytes) -> None:
@@ -178,12 +173,9 @@ def corrections(bench: Bench) -> None:
         frames = np.arange(0, clip.num_frames, 3)
         raw = raw_frames(decoder, trim(ClipRequest(clip, data, frames, np.array([[0, 0, 16, 16]])), bench.device.type))
         means.append((decode_frames(clip, data, frames).astype(np.int16) - raw).mean(axis=(0, 1, 2)))
-    ours = colour_transform("bt601", False)[1]
-    found = np.mean(means, axis=0)
-    rounded = [round(float(value), 2) for value in found]
-    now = [round(float(value), 2) for value in ours]
+    ours, found = colour_transform("bt601", False)[1], np.mean(means, axis=0)
+    rounded, now = ([round(float(value), 2) for value in values] for values in (found, ours))
     bench.figure("truncation", float(np.abs(found - ours).max()), "levels", measured=rounded, ours=now)
     if np.abs(found - ours).max() > 0.3:
-        bench.recommend(
-            "pipeline/decoding/dali.py TRUNCATION['limited']", rounded, now, "libav less DALI, means of red, green, blue"
-        )
+        why = "libav less DALI, means of red, green, blue"
+        bench.recommend("pipeline/decoding/dali.py TRUNCATION['limited']", rounded, now, why)

@@ -4,6 +4,7 @@ A measurement is a function of its part's module, called with a `Bench`. Every f
 value, or with the reason why it has none.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 IN_FLIGHT = (1, 2, 4, 7, 14)  # an H100 or H200 has seven NVDEC
@@ -14,6 +15,7 @@ STARTS = (0, 60, 120, 230)  # of 300 frames
 REUSE = ("first_call", "multiple_of_16", "not_multiple_of_16", "sizes_in_turn", "sizes_mixed")
 DAMAGE = ("as_libav", "delivered_but_refused_by_libav", "whole_afterwards")
 DETERMINISM = ("gradients", "deterministic_gradients", "cost")
+LEARNING = ("seconds", "views", "first_loss", "last_loss")
 TOKEN_MODELS, TOKEN_METHODS = ("vit-g", "vit-b"), ("reference", "compiled", "triton")
 BACKENDS = ("flash", "efficient", "cudnn", "math")
 STEP_PRECISIONS = ("bf16", "fp16", "paper")
@@ -41,38 +43,35 @@ PARITY = (
 TAGS = tuple(f"{codec}-{matrix}-{span}" for codec in CODECS for matrix in ("bt601", "bt709") for span in ("limited", "full"))
 
 
+def under(prefix: str, names: Iterable[object]) -> tuple[str, ...]:
+    """`prefix/name` of each."""
+    return tuple(f"{prefix}/{name}" for name in names)
+
+
 def parity_name(case: tuple[str, str, str, int, tuple[int, int]]) -> str:
     """`h264-fast-bt709-full-90-340x254`"""
     codec, matrix, span, rotation, (width, height) = case
     return f"{codec}-{matrix}-{span}-{rotation}-{width}x{height}"
 
 
-def end_to_end_figures(model: str) -> tuple[str, ...]:
-    """Of training a model with every decoder."""
-    used = [f"{model}/{decoder}/{what}" for decoder in DECODERS for what in ("data_wait", "cores", "nvdec")]
-    return (f"{model}/cached", *(f"{model}/{decoder}" for decoder in DECODERS), *used, f"{model}/discarded")
+def end_to_end_figures(model: str, *decoders: str) -> tuple[str, ...]:
+    """Of training a model with these decoders."""
+    return tuple(f"{model}/{decoder}{what}" for decoder in decoders for what in ("", "/data_wait", "/cores", "/nvdec"))
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """A function of a part's module, and what comes of it."""
 
-    name: str
-    """Of the function."""
-    seconds: float
-    """At full size, about. With much less left it is not begun; longer than `limit` it is killed."""
-    figures: tuple[str, ...]
-    """What it owes."""
-    limit: float | None = None
-    """Seconds; by default twice `seconds` and 15."""
-    spare: bool = False
-    """Done with what is left over: no share of the time is set aside for it."""
+    name: str  # of the function
+    seconds: float  # at full size, about; with much less left it is not begun, longer than `limit` it is killed
+    figures: tuple[str, ...]  # what it owes
+    limit: float | None = None  # seconds; by default twice `seconds` and 15
+    spare: bool = False  # done with what is left over: no share of the time is set aside for it
 
     def patience(self, dry: bool) -> float:
         """Seconds after which it is killed. A dry walk may run on a machine that is busy with other things."""
-        if self.limit is not None:
-            return self.limit
-        return 2 * self.seconds + (150 if dry else 15)
+        return 2 * self.seconds + (150 if dry else 15) if self.limit is None else self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,93 +89,69 @@ class Part:
         return sum(measurement.seconds for measurement in self.measurements if not measurement.spare)
 
 
+def _part(name: str, title: str, *measurements: Measurement) -> Part:
+    """Of the module of the same name."""
+    return Part(name, title, f"{__package__}.{name}", measurements)
+
+
 PARTS = (
-    Part(
+    _part(
         "machine",
         "The machine",
-        f"{__package__}.machine",
-        (Measurement("ceilings", 12, ("copy", *(f"gemm/{kind}" for kind in ("bf16", "fp16", "tf32")), "host_to_device")),),
+        Measurement("ceilings", 12, ("copy", *under("gemm", ("bf16", "fp16", "tf32")), "host_to_device")),
     ),
-    Part(
+    _part(
         "steps",
         "Training steps",
-        f"{__package__}.steps",
-        (
-            Measurement(
-                "vit_g",
-                75,
-                ("vit-g/dual", "bar/of_data_sheet", "bar/of_gemm", *(f"profile/{c}" for c in COSTS), "no_host_sync"),
-            ),
-            Measurement("vit_b", 30, ("vit-b/dual", "guard/skips", "guard/goes_on")),
-            Measurement("modes", 35, ("mode/eager", "mode/compiled", "mode/cuda_graph")),
-            Measurement("precisions", 40, tuple(f"precision/{precision}" for precision in STEP_PRECISIONS)),
-            Measurement("vit_l", 35, ("vit-l/dual",), spare=True),
-            Measurement("vit_h", 40, ("vit-h/dual",), spare=True),
-            Measurement("encoder_only", 80, tuple(f"{model}/encoder_only" for model in MODELS), spare=True),
-            Measurement("largest", 90, tuple(f"largest/{policy}" for policy in POLICIES), spare=True),
-        ),
+        Measurement("vit_g", 75, ("vit-g/dual", "bar/of_data_sheet", "bar/of_gemm", *under("profile", COSTS), "no_host_sync")),
+        Measurement("vit_b", 30, ("vit-b/dual", "guard/skips", "guard/goes_on")),
+        Measurement("modes", 35, ("mode/eager", "mode/compiled", "mode/cuda_graph")),
+        Measurement("precisions", 40, under("precision", STEP_PRECISIONS)),
+        Measurement("vit_l", 35, ("vit-l/dual",), spare=True),
+        Measurement("vit_h", 40, ("vit-h/dual",), spare=True),
+        Measurement("encoder_only", 80, tuple(f"{model}/encoder_only" for model in MODELS), spare=True),
+        Measurement("largest", 90, under("largest", POLICIES), spare=True),
     ),
-    Part(
+    _part(
         "decoding",
         "NVDEC through DALI",
-        f"{__package__}.decoding",
-        (
-            Measurement("in_flight", 22, tuple(f"in_flight/{codec}/{number}" for codec in CODECS for number in IN_FLIGHT)),
-            Measurement("modes", 9, ("mode/dynamic", "mode/pipeline")),
-            Measurement("trimming", 14, ("whole", "trimmed", *(f"start/{start}" for start in STARTS), "trim")),
-            Measurement("formats", 14, (*(f"gop/{gop}" for gop in GOPS), *(f"size/{w}x{h}" for w, h in SIZES))),
-            Measurement("reuse", 8, tuple(f"reuse/{case}" for case in REUSE)),
-            Measurement("damage", 6, tuple(f"damage/{case}" for case in DAMAGE)),
-            Measurement("memory", 20, ("memory/device", "memory/host")),
-        ),
+        Measurement("in_flight", 22, tuple(f"in_flight/{codec}/{number}" for codec in CODECS for number in IN_FLIGHT)),
+        Measurement("modes", 9, ("mode/dynamic", "mode/pipeline")),
+        Measurement("trimming", 14, ("whole", "trimmed", *under("start", STARTS), "trim")),
+        Measurement("formats", 14, (*under("gop", GOPS), *(f"size/{w}x{h}" for w, h in SIZES))),
+        Measurement("reuse", 8, under("reuse", REUSE)),
+        Measurement("damage", 6, under("damage", DAMAGE)),
+        Measurement("memory", 20, ("memory/device", "memory/host")),
     ),
-    Part(
+    _part(
         "parity",
         "Parity of the decoders",
-        f"{__package__}.parity",
-        (
-            Measurement("decoders", 10, tuple(parity_name(case) for case in PARITY)),
-            Measurement("matrices", 3, tuple(f"matrix/{tag}" for tag in TAGS)),
-            Measurement("corrections", 3, ("truncation",)),
-            Measurement("resizing", 2, ("resize",)),
-        ),
+        Measurement("decoders", 10, tuple(parity_name(case) for case in PARITY)),
+        Measurement("matrices", 3, under("matrix", TAGS)),
+        Measurement("corrections", 3, ("truncation",)),
+        Measurement("resizing", 2, ("resize",)),
     ),
-    Part(
+    _part(
         "end_to_end",
         "End to end",
-        f"{__package__}.end_to_end",
-        (
-            Measurement("vit_g", 55, end_to_end_figures("vit-g")),
-            Measurement("vit_b", 45, (*end_to_end_figures("vit-b"), "vit-b/trace")),
-        ),
+        Measurement("vit_g", 55, ("vit-g/cached", *end_to_end_figures("vit-g", *DECODERS), "vit-g/discarded")),
+        Measurement("vit_b", 45, ("vit-b/cached", *end_to_end_figures("vit-b", *DECODERS), "vit-b/discarded", "vit-b/trace")),
     ),
-    Part(
+    _part(
         "kernels",
         "Kernels",
-        f"{__package__}.kernels",
-        (
-            Measurement(
-                "tokens",
-                15,
-                tuple(f"tokens/{m}/{how}{e}" for m in TOKEN_MODELS for how in TOKEN_METHODS for e in ("", "/error")),
-            ),
-            Measurement("attention", 6, tuple(f"attention/{place}/{b}" for place in ("encoder", "decoder") for b in BACKENDS)),
-            Measurement("widths", 3, ("width/2234", "width/2240")),
+        Measurement(
+            "tokens", 15, tuple(f"tokens/{m}/{how}{e}" for m in TOKEN_MODELS for how in TOKEN_METHODS for e in ("", "/error"))
         ),
+        Measurement("attention", 6, tuple(f"attention/{place}/{b}" for place in ("encoder", "decoder") for b in BACKENDS)),
+        Measurement("widths", 3, ("width/2234", "width/2240")),
     ),
-    Part(
+    _part(
         "learning",
         "It learns there too",
-        f"{__package__}.learning",
-        (
-            Measurement(
-                "quickstart", 40, tuple(f"quickstart/{what}" for what in ("seconds", "views", "first_loss", "last_loss"))
-            ),
-            Measurement("resume", 25, ("resume/bit_exact",)),
-            Measurement("determinism", 20, tuple(f"determinism/{what}" for what in DETERMINISM)),
-            Measurement(
-                "vit_s", 330, tuple(f"vit-s/{what}" for what in ("seconds", "views", "first_loss", "last_loss")), spare=True
-            ),
-        ),
+        Measurement("quickstart", 40, under("quickstart", LEARNING)),
+        Measurement("resume", 25, ("resume/bit_exact",)),
+        Measurement("determinism", 20, under("determinism", DETERMINISM)),
+        Measurement("vit_s", 330, under("vit-s", LEARNING), spare=True),
     ),
 )

@@ -7,6 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.plan import COSTS
 from benchmarks.parts.path_parts import ModelWork
+from benchmarks.parts.stopwatch import Work
 
 KINDS = (  # of kernels, by parts of their names; the first that fits counts. Of Inductor's only templates are products
     ("tokens", ("tokens_kernel", "index_select")),
@@ -20,18 +21,23 @@ KINDS = (  # of kernels, by parts of their names; the first that fits counts. Of
 )
 
 
-def costs(bench: Bench, work: ModelWork) -> None:
-    """Shares of the device's time by kind of kernel, the three that cost most, and the trace of a step."""
+def traced(bench: Bench, work: Work, steps: int, file: str) -> profile:
+    """So many steps, and their trace as a file of the suite's."""
     on_gpu = bench.device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    steps = bench.size(2, 1)
-    work.work()
-    with profile(activities=activities) as trace:
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as trace:
         for _ in range(steps):
             work.work()
         if on_gpu:
             torch.cuda.synchronize()
-    trace.export_chrome_trace(str(bench.out / "step.json.gz"))
+    trace.export_chrome_trace(str(bench.out / file))
+    return trace
+
+
+def costs(bench: Bench, work: ModelWork) -> None:
+    """Shares of the device's time by kind of kernel, the three that cost most, and the trace of a step."""
+    on_gpu, steps = bench.device.type == "cuda", bench.size(2, 1)
+    work.work()
+    trace = traced(bench, work, steps, "step.json.gz")
     times: dict[str, float] = {}
     for event in trace.key_averages():
         spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
@@ -45,9 +51,7 @@ def costs(bench: Bench, work: ModelWork) -> None:
     for kind, spent in by_kind.items():
         bench.figure(f"profile/{kind}", spent / total, "of the step", ms=spent)
     told = "; ".join(f"{kernel[:90]}: {spent:.1f} ms, {spent / total:.0%}" for kernel, spent in largest)
-    bench.notes.write(
-        "remark", part=bench.part, text=f"The three kernels that cost most of a ViT-g step of {total:.0f} ms: {told}"
-    )
+    bench.remark(f"The three kernels that cost most of a ViT-g step of {total:.0f} ms: {told}")
 
 
 def kind_of(kernel: str) -> str:

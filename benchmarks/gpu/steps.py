@@ -17,8 +17,8 @@ from benchmarks.gpu.bench import AbsentError, Bench
 from benchmarks.gpu.plan import COSTS, POLICIES, STEP_PRECISIONS
 from benchmarks.gpu.step_costs import costs
 from benchmarks.parts.path_parts import ModelWork
-from benchmarks.parts.step_work import measure_step, step_flops, step_work, tokens_of
-from benchmarks.parts.stopwatch import Part, Stopwatch
+from benchmarks.parts.step_work import step_flops, step_work, tokens_of
+from benchmarks.parts.stopwatch import Part, Stopwatch, Work
 from model.config import MODELS, ModelConfig
 from model.videomae import VideoMAE
 from train.compute.activation_checkpointing import recomputed_blocks
@@ -42,25 +42,31 @@ def vit_g(bench: Bench) -> None:
     with kept_step(bench, "vit-g") as (work, views):
         rate = put_down(bench, "vit-g/dual", work, "vit-g", views)
         bars(bench, rate, views)
-        bench.attempt([f"profile/{cost}" for cost in COSTS], lambda: costs(bench, work))
-        bench.attempt("no_host_sync", lambda: no_host_sync(bench, work))
+        with bench.attempt(*(f"profile/{cost}" for cost in COSTS)):
+            costs(bench, work)
+        with bench.attempt("no_host_sync"):
+            no_host_sync(bench, work)
 
 
 def vit_b(bench: Bench) -> None:
     """And the guard, which is the same for all."""
     with kept_step(bench, "vit-b") as (work, views):
         put_down(bench, "vit-b/dual", work, "vit-b", views)
-        bench.attempt(("guard/skips", "guard/goes_on"), lambda: guard(bench, work, views))
+        with bench.attempt("guard/skips", "guard/goes_on"):
+            guard(bench, work)
 
 
 @contextmanager
-def kept_step(bench: Bench, name: str, **changes: Any) -> Iterator[tuple[ModelWork, int]]:
+def kept_step(
+    bench: Bench, name: str, views: int | None = None, dual: bool = True, **changes: Any
+) -> Iterator[tuple[ModelWork, int]]:
     """A model's step in bf16 (fp32 in a dry walk), warm, and its views; everything of it is gone afterwards."""
-    views = views_of(bench, name)
+    views = views or max(1, views_of(bench, name) // (1 if dual else 2))
     with started(bench.device.type) as ranks:
         if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        work = step_work(model_of(bench, name), views, compute_of(bench, **changes), ranks)
+        work = step_work(model_of(bench, name), views, compute_of(bench, **changes), ranks, dual=dual)
         try:
             yield work, views
         finally:
@@ -70,10 +76,16 @@ def kept_step(bench: Bench, name: str, **changes: Any) -> Iterator[tuple[ModelWo
 
 def put_down(bench: Bench, figure: str, work: ModelWork, name: str, views: int, baseline: float | None = None) -> float:
     """Views/s, and the shares of the data sheet's and of the measured rate. Returns it."""
-    part = Part(figure, figure, 1, work)
-    Stopwatch(bench.size(2.0, 0.01), bench.device).rounds([part], bench.size(3, 1))
+    part = timed(bench, work, 2.0, 3)
     bench.figure(figure, part.views, "views/s", baseline, **shares(bench, name, part.views, views), rounds=part.rates)
     return part.views
+
+
+def timed(bench: Bench, work: Work, seconds: float = 1.5, rounds: int = 2) -> Part:
+    """So many turns of it."""
+    part = Part("step", "step", 1, work)
+    Stopwatch(bench.size(seconds, 0.01), bench.device).rounds([part], bench.size(rounds, 1))
+    return part
 
 
 def shares(bench: Bench, name: str, rate: float, views: int, dual: bool = True, precision: str = "bf16") -> dict[str, Any]:
@@ -111,7 +123,7 @@ def no_host_sync(bench: Bench, work: ModelWork) -> None:
     bench.figure("no_host_sync", 1.0, "of two steps")
 
 
-def guard(bench: Bench, work: ModelWork, views: int) -> None:
+def guard(bench: Bench, work: ModelWork) -> None:
     """A step whose loss is not a number changes nothing; the next one is taken."""
     set_lr(work.optimizer, 1e-4)
     batch = next(work.cached)
@@ -140,21 +152,16 @@ def guard(bench: Bench, work: ModelWork, views: int) -> None:
 
 def modes(bench: Bench) -> None:
     """ViT-B, where launching costs most: eager, blocks compiled, the whole step as one CUDA graph."""
-    eager: list[float] = []
-
-    def plain() -> None:
-        with kept_step(bench, "vit-b", compile=False) as (work, views):
-            eager.append(put_down(bench, "mode/eager", work, "vit-b", views))
-
-    def compiled() -> None:
+    eager: float | None = None
+    with bench.attempt("mode/eager"), kept_step(bench, "vit-b", compile=False) as (work, views):
+        eager = put_down(bench, "mode/eager", work, "vit-b", views)
+    with bench.attempt("mode/compiled", "mode/cuda_graph"):
         if bench.dry:
             raise AbsentError("nothing is compiled in a dry walk: it takes a CPU minutes")
         with kept_step(bench, "vit-b", compile=True) as (work, views):
-            put_down(bench, "mode/compiled", work, "vit-b", views, eager[0] if eager else None)
-            bench.attempt("mode/cuda_graph", lambda: captured(bench, work, views, eager[0] if eager else None))
-
-    bench.attempt("mode/eager", plain)
-    bench.attempt(("mode/compiled", "mode/cuda_graph"), compiled)
+            put_down(bench, "mode/compiled", work, "vit-b", views, eager)
+            with bench.attempt("mode/cuda_graph"):
+                captured(bench, work, views, eager)
 
 
 def captured(bench: Bench, work: ModelWork, views: int, eager: float | None) -> None:
@@ -170,19 +177,15 @@ def captured(bench: Bench, work: ModelWork, views: int, eager: float | None) -> 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work.work()
-    replay = Part("graph", "mode/cuda_graph", 1, Replay(graph, views))
-    Stopwatch(2.0, bench.device).rounds([replay], 3)
+    replay = timed(bench, Replay(graph, views), 2.0, 3)
     bench.figure("mode/cuda_graph", replay.views, "views/s", eager, **shares(bench, "vit-b", replay.views, views))
 
 
-class Replay:
+class Replay(Work):
     """A captured step as a contestant."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph, views: int) -> None:
         self.graph, self.views = graph, views
-
-    def prepare(self) -> None:
-        """It is always ready."""
 
     def work(self) -> int:
         self.graph.replay()
@@ -191,15 +194,12 @@ class Replay:
 
 def precisions(bench: Bench) -> None:
     """ViT-B in bf16, in fp16, and as in the paper: encoder in fp16, decoder in fp32."""
-    first: list[float] = []
+    first: float | None = None
     for precision in STEP_PRECISIONS:
-
-        def one(precision: str = precision) -> None:
-            found = measured(bench, "vit-b", precision=precision)
-            bench.figure(f"precision/{precision}", found[0], "views/s", first[0] if first else None, **found[1])
-            first.append(found[0])
-
-        bench.attempt(f"precision/{precision}", one)
+        with bench.attempt(f"precision/{precision}"):
+            rate, detail = measured(bench, "vit-b", precision=precision)
+            bench.figure(f"precision/{precision}", rate, "views/s", first, **detail)
+            first = first or rate
 
 
 def vit_l(bench: Bench) -> None:
@@ -218,37 +218,30 @@ def encoder_only(bench: Bench) -> None:
         if not bench.dry and bench.left() < 20:
             bench.absent(f"{name}/encoder_only", f"no time: {bench.left():.0f} s were left")
         else:
-            bench.attempt(f"{name}/encoder_only", lambda name=name: whole(bench, name, dual=False))  # type: ignore[misc]
+            with bench.attempt(f"{name}/encoder_only"):
+                whole(bench, name, dual=False)
 
 
 def whole(bench: Bench, name: str, dual: bool) -> None:
-    """A model's step by `measure_step`."""
+    """A model's step."""
     rate, detail = measured(bench, name, dual=dual)
     bench.figure(f"{name}/{'dual' if dual else 'encoder_only'}", rate, "views/s", **detail)
 
 
 def measured(
-    bench: Bench, name: str, *, dual: bool = True, precision: str = "bf16", views: int | None = None, **changes: Any
+    bench: Bench, name: str, dual: bool = True, precision: str = "bf16", views: int | None = None, **changes: Any
 ) -> tuple[float, dict[str, Any]]:
-    """-> (views/s, what else there is to say)."""
-    views = views or max(1, views_of(bench, name) // (1 if dual else 2))
-    compute = compute_of(bench, **changes)
-    if not bench.dry:
-        compute = replace(compute, precision=precision)  # type: ignore[arg-type]
-    with started(bench.device.type) as ranks:
-        seconds, rounds = bench.size((1.5, 2), (0.01, 1))
-        found = measure_step(model_of(bench, name), views, compute, ranks, dual=dual, rounds=rounds, seconds=seconds)
-        detail = shares(bench, name, found.views_per_second, views, dual, precision)
-        if found.peak_memory is not None:
-            detail["peak_gib"] = found.peak_memory / 2**30
-        gc.collect()
-        return found.views_per_second, detail
+    """-> (views/s, what else there is to say), which is found out when the step's memory is free."""
+    with kept_step(bench, name, views, dual, precision=precision, **changes) as (work, views):
+        rate = timed(bench, work).views
+    return rate, shares(bench, name, rate, views, dual, precision)
 
 
 def largest(bench: Bench) -> None:
     """ViT-g's largest batch by checkpointing policy: what `train/compute/memory.py` predicts, tried, and less until it fits."""
     for policy in POLICIES:
-        bench.attempt(f"largest/{policy}", lambda policy=policy: _largest(bench, policy))  # type: ignore[misc]
+        with bench.attempt(f"largest/{policy}"):
+            _largest(bench, policy)
 
 
 def _largest(bench: Bench, policy: str) -> None:

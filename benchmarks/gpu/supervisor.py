@@ -85,17 +85,8 @@ def _one_process(
     on_news: Callable[[], object],
 ) -> tuple[str | None, int, bool]:
     """-> (why it ended before it was done, or None; how many measurements it began or put off; whether it began any)."""
-    job = Job(
-        part=part.name,
-        module=part.module,
-        measurements=[(m.name, m.seconds, list(m.figures)) for m in measurements],
-        notes=str(places.notes),
-        out=str(places.out),
-        work=str(places.work),
-        kit=str(places.kit) if places.kit else None,
-        dry=dry,
-        ends=ends,
-    )
+    told = [(m.name, m.seconds, list(m.figures)) for m in measurements]
+    job = Job(part.name, part.module, told, places.notes, places.out, places.work, places.kit, dry, ends)
     start = START_DRY if dry else START
     handled, began, kill_at, why = 0, False, time.time() + start, f"it did not begin to measure within {start:.0f} s"
     with places.log.open("ab") as log:
@@ -113,15 +104,8 @@ def _one_process(
                 if fresh:
                     on_news()
                 elif ended is not None:
-                    return (
-                        (
-                            None
-                            if ended == 0
-                            else f"its process {'was ended by' if ended < 0 else 'ended with'} {how_it_ended(ended)}"
-                        ),
-                        handled,
-                        began,
-                    )
+                    words = f"its process {'was ended by' if ended < 0 else 'ended with'} {how_it_ended(ended)}"
+                    return words if ended else None, handled, began
                 elif time.time() > kill_at:
                     return why, handled, began
                 time.sleep(0.05)
@@ -132,10 +116,10 @@ def _one_process(
 
 
 def _start(job: Job, log: BinaryIO) -> subprocess.Popen:
-    site = str(Path(job.kit) / "site") if job.kit else None  # last, so that the machine's own packages come first
+    site = str(job.kit / "site") if job.kit else None  # last, so that the machine's own packages come first
     variables = environment(PYTHONUNBUFFERED="1", **({"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"} if job.dry else {}))
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [variables["PYTHONPATH"], site]))
-    line = command(main, json.dumps(asdict(job)))
+    line = command(main, json.dumps(asdict(job), default=str))
     return subprocess.Popen(
         line, env=variables, cwd=job.work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
@@ -148,11 +132,7 @@ def _blame(notes: Notes, part: Part, measurement: Measurement, reason: str, log:
     names = [name for name in measurement.figures if f"{part.name}/{name}" not in known]
     place: dict[str, Any] = {"part": part.name, "measurement": measurement.name}
     if names or not any(note["kind"] == "failure" for note in mine):  # it may have said so itself
-        notes.write("failure", **place, error=reason, traceback=_tail(log), names=names)
+        tail = log.read_bytes()[-4000:].decode("utf-8", "replace")  # what it said last
+        notes.write("failure", **place, error=reason, traceback=tail, names=names)
     for name in names:
         notes.write("absent", **place, name=f"{part.name}/{name}", reason=reason)
-
-
-def _tail(log: Path) -> str:
-    """What it said last."""
-    return log.read_bytes()[-4000:].decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""How busy the GPU's parts are while something else is measured: its decoders and its multiprocessors, by NVML."""
+"""How busy the GPU's decoders are while something else is measured, by NVML."""
 
 import importlib
 import threading
@@ -9,12 +9,11 @@ INTERVAL = 0.05  # seconds; NVML itself renews them about six times a second
 
 
 class Usage:
-    """`with Usage() as usage: ...`, then `usage.nvdec` and `usage.gpu`: mean shares in 0..1, None where NVML cannot be had."""
+    """`with Usage() as usage: ...`, then `usage.nvdec`: a mean share in 0..1, None where NVML cannot be had."""
 
     def __init__(self, index: int = 0) -> None:
         self.nvdec: float | None = None
-        self.gpu: float | None = None
-        self._decoders, self._kernels = list[float](), list[float]()
+        self._decoders = list[float]()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         try:
@@ -35,12 +34,10 @@ class Usage:
             self._stop.set()
             self._thread.join()
             self.nvdec = mean(self._decoders) if self._decoders else None
-            self.gpu = mean(self._kernels) if self._kernels else None
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL):
             try:
                 self._decoders.append(self._nvml.nvmlDeviceGetDecoderUtilization(self._device)[0] / 100)
-                self._kernels.append(self._nvml.nvmlDeviceGetUtilizationRates(self._device).gpu / 100)
             except self._nvml.NVMLError:
                 return

@@ -1,19 +1,29 @@
 """One clip, decoded again: what it is and where its time goes."""
 
 from contextlib import closing
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from dataset_builders.media.decode_check import VerifiedClip, verify
 from pipeline.decoding.decode import ClipRequest, decode_libav
 from pipeline.report.figures import parsed, spelled
 from pipeline.sampling import SamplingRecipe, validation_clips
 from pipeline.stage_meters import RECORD, STAGES, ClipMeter
-from pipeline.storage.manifest import Manifest
+from pipeline.storage.manifest import Clip, Manifest
 from pipeline.storage.shards import ShardReader
 
 REPETITIONS = 7
+
+
+def clip_of(data: bytes, verified: VerifiedClip | None = None, key: str = "") -> Clip:
+    """The manifest's row of a clip that is in no dataset. Raises RejectedError if it is not `verified` and cannot be."""
+    verified = verified or verify(data)
+    columns = {name: value for name, value in asdict(verified).items() if name in Clip.__dataclass_fields__}
+    columns |= {"keyframes": tuple(verified.keyframes), "size": len(data)}
+    return Clip(row=0, key=key, shard="", offset=0, content_hash="", **columns)
 
 
 def replay(manifest: Manifest, recipe: SamplingRecipe, key: str, frames: str | None) -> str:

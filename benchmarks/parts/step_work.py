@@ -1,7 +1,6 @@
 """The optimizer step of pre-training as a contestant, on one batch in memory, and a matrix product to compare it with."""
 
-import gc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.parts.path_parts import ModelWork
-from benchmarks.parts.stopwatch import Part, Stopwatch, Work
+from benchmarks.parts.stopwatch import Work
 from model.config import ModelConfig
 from model.flops import executed_gmac
 from pipeline.loader import Batch
@@ -21,45 +20,6 @@ from train.config import ComputeConfig, OptimConfig, PretrainConfig
 
 MASK_RATIO, DECODER_MASK_RATIO = 0.9, 0.5  # the paper's; a decoder mask ratio of 0 is encoder-only masking
 CLIP_GRAD = 0.02  # ViT-g's
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepFigures:
-    """What a step costs."""
-
-    views_per_second: float
-    """On this one device, the median over the rounds."""
-    peak_memory: int | None
-    """Bytes that the step's tensors took at most, weights and optimizer included; None on a CPU, which does not count them."""
-
-
-def measure_step(
-    config: ModelConfig,
-    views: int,
-    compute: ComputeConfig,
-    ranks: Ranks,
-    *,
-    dual: bool = True,
-    rounds: int = 5,
-    seconds: float = 3.0,
-) -> StepFigures:
-    """The trainer's own step: uint8 views -> loss -> gradients -> clipping -> fused AdamW, as `compute` says.
-
-    `views` go through one forward pass. `dual` False is encoder-only masking (VideoMAE V1). `ranks` are from
-    `tubecell.train.compute.parallel.started`. Raises torch.OutOfMemoryError where the device is too small.
-    """
-    on_gpu = ranks.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(ranks.device)
-    part = Part("step", "step", 1, step_work(config, views, compute, ranks, dual=dual))
-    try:
-        Stopwatch(seconds, ranks.device).rounds([part], rounds)
-        peak = torch.cuda.max_memory_allocated(ranks.device) if on_gpu else None
-        return StepFigures(views_per_second=part.views, peak_memory=peak)
-    finally:
-        del part  # the next model may need the memory
-        gc.collect()
 
 
 def step_work(config: ModelConfig, views: int, compute: ComputeConfig, ranks: Ranks, *, dual: bool = True) -> ModelWork:

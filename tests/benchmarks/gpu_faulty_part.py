@@ -14,8 +14,10 @@ def fine(bench: Bench) -> None:
 
 def raises(bench: Bench) -> None:
     bench.figure("raises/first", 1.0, "s")
-    bench.attempt("raises/second", lambda: bench.figure("raises/second", 1 / 0, "s"))
-    bench.attempt("raises/third", lambda: bench.figure("raises/third", 3.0, "s"))
+    with bench.attempt("raises/second"):
+        bench.figure("raises/second", 1 / 0, "s")
+    with bench.attempt("raises/third"):
+        bench.figure("raises/third", 3.0, "s")
     raise ValueError("no more\nof this")
 
 

@@ -8,11 +8,9 @@ from benchmarks import model_step
 from benchmarks.model_step import wanted_precisions
 from benchmarks.parts import hf_step
 from benchmarks.parts.hf_step import HfWork
-from benchmarks.parts.step_work import largest_product, measure_step, step_flops
+from benchmarks.parts.step_work import largest_product, step_flops
 from model.config import MODELS
 from model.videomae import VideoMAE
-from train.compute.parallel import started
-from train.config import ComputeConfig
 
 SHORT = ["--model", "tiny", "--views", "2", "--rounds", "2", "--seconds", "0.05", "--device", "cpu"]
 
@@ -40,14 +38,6 @@ def test_the_peer_takes_the_same_views_and_sizes() -> None:
     with torch.device("meta"):
         ours = VideoMAE(config)
     assert sum(p.numel() for p in work.parameters) == sum(p.numel() for p in ours.parameters())
-
-
-def test_measured_step() -> None:
-    config = MODELS["tiny"]
-    with started("cpu") as ranks:
-        compute = ComputeConfig(precision="fp32", tokens="reference")
-        figures = measure_step(config, 2, compute, ranks, dual=False, rounds=1, seconds=0.01)
-    assert figures.views_per_second > 0 and figures.peak_memory is None
 
 
 def test_largest_products() -> None:
