@@ -163,7 +163,6 @@ def predicted_peak(config: ModelConfig, compute: ComputeConfig, tokens: TokenCou
 
 @program(Options)
 def main(options: Options) -> list[Result]:
-    """See `program`."""
     if unknown := set(options.models) - set(MODELS):
         raise ValueError(f"--models {' '.join(sorted(unknown))}: known are {', '.join(MODELS)}")
     policies = {text: Policy.parse(text) for text in options.policies}

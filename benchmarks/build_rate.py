@@ -86,7 +86,6 @@ class Encoding(Work):
 
 @program(Options)
 def main(options: Options) -> list[Result]:
-    """See `program`."""
     with tempfile.TemporaryDirectory(prefix="tubecell-build-rate-") as scratch:
         videos = options.videos or Path(scratch, "videos")
         if not options.videos:

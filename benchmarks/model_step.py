@@ -86,7 +86,6 @@ class Measured:
 
 @program(Options)
 def main(options: Options) -> list[Result]:
-    """See `program`."""
     check(options)
     results = []
     with started(options.device) as ranks:

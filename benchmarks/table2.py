@@ -75,7 +75,6 @@ class Options(WithTurns):
 
 @program(Options)
 def main(options: Options) -> list[Result]:
-    """See `program`."""
     check_numbers(options, "views", "rounds")
     with started(options.device) as ranks:
         print(describe_machine(), flush=True)

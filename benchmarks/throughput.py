@@ -82,7 +82,6 @@ class Options(WithTurns):
 
 @program(Options, smaller="--views-per-forward")
 def main(options: Options) -> list[Result]:
-    """See `program`."""
     check(options)
     config = configuration(options)
     with started(config.compute.device) as ranks:

@@ -26,9 +26,13 @@ class Crew:
         for member in self.members:
             member.send(message)
 
-    def answers(self) -> list[Any]:
-        """One of each. Raises EOFError if one has failed; it has said why."""
-        return [member.recv() for member in self.members]
+    def answers(self, number: int | None = None) -> list[Any]:
+        """One of each, or of so many. Raises what is an exception, and EOFError if one has failed; it has said why."""
+        answers = [member.recv() for member in self.members[:number]]
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
 
     def close(self) -> None:
         """They leave when they are done with what they were told."""

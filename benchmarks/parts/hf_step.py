@@ -51,21 +51,17 @@ class HfWork(Work):
         return self.views
 
 
-class HfProcess(Work):
+class HfProcess(Crew, Work):
     """`HfWork` on a CPU in a process of its own, as a user has it: what our trainer does to its process is not done to it."""
 
     def __init__(self, config: ModelConfig, views: int, precision: str) -> None:
-        self._crew = Crew(1, _serve, config, views, precision, torch.get_num_threads())
-        self._crew.answers()
+        super().__init__(1, _serve, config, views, precision, torch.get_num_threads())
+        self.answers()
 
     def work(self) -> int:
         """A step, -> its views."""
-        self._crew.tell_all(None)
-        (views,) = self._crew.answers()
-        return int(views)
-
-    def close(self) -> None:
-        self._crew.close()
+        self.tell_all(None)
+        return int(self.answers()[0])
 
 
 def _serve(connection: Connection, config: ModelConfig, views: int, precision: str, threads: int) -> None:

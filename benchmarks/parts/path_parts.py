@@ -252,21 +252,15 @@ def profile(parts: Mapping[str, Part], title: str, first_batch: float, **more: A
     assert isinstance(alone, FedWork)
     training = parts["together"].work if "together" in parts else None
     neighbours = median(cores for part in parts.values() for cores in part.neighbours)
+    rounds = {name: [rate * part.views_per_clip for rate in part.rates] for name, part in parts.items()}
+    rates = {name: {"median": part.views, "rounds": rounds[name]} for name, part in parts.items()}
     return assemble(
         manifest=alone.loader.manifest,
         recipe=alone.loader.recipe,
         loader=alone.figures(),
         run=training.figures() if isinstance(training, FedWork) else None,
-        rates={
-            name: {"median": part.views, "rounds": [rate * part.views_per_clip for rate in part.rates]}
-            for name, part in parts.items()
-        },
-        settings={
-            **settings_of(alone.loader),
-            "first_batch_s": first_batch,
-            "neighbours": neighbours,
-            "no_model": reason,
-        },
+        rates=rates,
+        settings={**settings_of(alone.loader), "first_batch_s": first_batch, "neighbours": neighbours, "no_model": reason},
         machine=describe_machine(),
         title=title,
         **more,

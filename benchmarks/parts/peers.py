@@ -15,7 +15,7 @@ import av
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.decoding.decode import find_video
 from pipeline.machine import usable_cores
@@ -120,15 +120,10 @@ def multi_scale_crop(width: int, height: int, size: int) -> tuple[int, int, int,
     return column * ((width - w) // 4), row * ((height - h) // 4), w, h
 
 
-class Endless(Sampler[int]):
+def endless(length: int) -> Iterator[int]:
     """One shuffled epoch after the other, so that workers never wait at an epoch's end: real ones last hours."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __iter__(self) -> Iterator[int]:
-        while True:
-            yield from torch.randperm(self.length).tolist()
+    while True:
+        yield from torch.randperm(length).tolist()
 
 
 class PeerWork:
@@ -139,7 +134,7 @@ class PeerWork:
         self.loader = DataLoader(
             VideoFiles(files, reader, recipe),
             batch_size=CLIPS_PER_BATCH,
-            sampler=Endless(len(files)),
+            sampler=endless(len(files)),
             num_workers=self.workers,
             pin_memory=device.type == "cuda",
             persistent_workers=True,

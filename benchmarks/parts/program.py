@@ -1,5 +1,6 @@
 """What every benchmark is as a program: options become figures, or an error that people understand, and an exit status."""
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Annotated, TypeVar
 import torch
 import tyro
 
-from benchmarks.parts.results import Result, check_json, write_json
+from benchmarks.parts.results import Result, check_json
 from pipeline.decoding.decode import DecodeError
 
 Options = TypeVar("Options")
@@ -52,7 +53,7 @@ def program(options: type[Options], **ends: str | int) -> Callable[[Work[Options
                 check_json(file)
                 found = work(given)
                 if file and isinstance(found, Sequence):
-                    write_json(file, found)
+                    file.write_text(json.dumps([result.as_json() for result in found], indent=1) + "\n")
                 return None if isinstance(found, Sequence) else found
 
             return finished(run, work.__globals__["__file__"], **ends)  # type: ignore[arg-type]

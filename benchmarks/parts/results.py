@@ -1,6 +1,5 @@
 """What every benchmark hands over: named figures as JSON, the machine that they belong to, and how busy it was."""
 
-import json
 import os
 import resource
 import time
@@ -37,6 +36,7 @@ class Result:
         return median(self.rounds) if self.rounds else self.value / self.baseline
 
     def as_json(self) -> dict[str, Any]:
+        """Baseline and ratio are None without a baseline. What was measured in rounds has them, too."""
         values = {"name": self.name, "value": self.value, "unit": self.unit, "baseline": self.baseline, "ratio": self.ratio}
         return {**values, "rounds": list(self.rounds)} if self.rounds else values
 
@@ -48,12 +48,6 @@ def check_json(path: Path | None) -> None:
         raise ValueError(f"--json {path}: {what}; give a file in a folder that exists")
     if path is not None:
         refuse_dataset("--json", path)
-
-
-def write_json(path: Path, results: Sequence[Result]) -> None:
-    """A list of {"name", "value", "unit", "baseline", "ratio"}; the last two are null without a baseline. What was measured
-    in rounds has "rounds", too: their ratios, or their values without a baseline."""
-    path.write_text(json.dumps([result.as_json() for result in results], indent=1) + "\n")
 
 
 def check_numbers(options: Any, *counts: str) -> None:

@@ -128,38 +128,26 @@ class Prepared:
                 self.decode_only()
 
 
-class StagesAlone:
+class StagesAlone(Crew):
     """Processes that do one stage over and over."""
 
     def __init__(self, manifest: Manifest, recipe: SamplingRecipe, processes: int) -> None:
-        self._crew = Crew(processes, _serve, manifest.root, manifest.version, recipe)
+        super().__init__(processes, _serve, manifest.root, manifest.version, recipe)
 
     def share(self, samples: Sequence[ClipSamples], each: bool = False) -> None:
         """Give them clips: some to each, or all of them to `each`, who then keeps those that every stage can take.
 
         Raises ValueError if there is none.
         """
-        members = self._crew.members
-        for number, member in enumerate(members):
-            member.send((list(samples) if each else list(samples[number :: len(members)]), each))
-        self._heard(len(members))
+        for number, member in enumerate(self.members):
+            member.send((list(samples) if each else list(samples[number :: len(self.members)]), each))
+        self.answers()
 
     def run(self, stage: str, seconds: float, processes: int | None = None) -> list[tuple[int, float]]:
         """(clips, seconds) of every process, or of so many of them. Raises RuntimeError if a clip cannot be decoded."""
-        members = self._crew.members[:processes]
-        for member in members:
+        for member in self.members[:processes]:
             member.send((stage, seconds))
-        return self._heard(len(members))
-
-    def _heard(self, number: int) -> list[tuple[int, float]]:
-        answers = [member.recv() for member in self._crew.members[:number]]
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
-
-    def close(self) -> None:
-        self._crew.close()
+        return self.answers(processes)
 
 
 def _serve(connection: Connection, root: Path, version: int, recipe: SamplingRecipe) -> None:

@@ -103,9 +103,8 @@ def backends(manifest: Manifest, measured: Measured) -> list[Literal["libav", "d
     try:
         choice = choose_decoder(manifest, measured.device, "dali")
         if choice.name != "dali":
-            raise ValueError(
-                f"{sum(choice.reasons.values())} of {len(manifest)} clips are left to libav: {next(iter(choice.reasons))}"
-            )
+            left = sum(choice.reasons.values())
+            raise ValueError(f"{left} of {len(manifest)} clips are left to libav: {next(iter(choice.reasons))}")
         DaliDecoder(measured.device, 1, 16)
         return ["libav", "dali"]
     except ValueError as reason:
@@ -129,12 +128,10 @@ def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes],
         work = stack.enter_context(closing(PeerWork(files.files, reader, recipe, trial.stopwatch.device)))
         title = f"DataLoader, {reader}, R = {PEER_VIEWS}, original files"
         measured.peers.append(measured.add(Part(f"dataloader/{reader.lower()}/r{PEER_VIEWS}", title, PEER_VIEWS, work)))
-    for built, what in ((files.copy, "original files"), (files.h264_fast, "these as h264-fast")):
+    kinds = (files.copy, "same_files", "original files"), (files.h264_fast, "h264_fast", "these as h264-fast")
+    for built, suffix, what in kinds:
         loader = stack.enter_context(closing(LoaderWork(built.dataset, recipe, trial.config, trial.stopwatch)))
-        name = f"loader/libav/r{PEER_VIEWS}/{'same_files' if built is files.copy else 'h264_fast'}"
-        part = measured.add(Part(name, f"loader, libav, R = {PEER_VIEWS}, {what}", PEER_VIEWS, loader))
+        name = f"loader/libav/r{PEER_VIEWS}/{suffix}"
+        part = Part(name, f"loader, libav, R = {PEER_VIEWS}, {what}", PEER_VIEWS, loader)
+        measured.on_files[suffix] = measured.add(part)
         measured.first_batch[name] = loader.first_batch
-        if built is files.copy:
-            measured.same_files = part
-        else:
-            measured.h264_fast = part

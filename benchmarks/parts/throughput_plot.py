@@ -34,9 +34,10 @@ def plot(measured: Measured, file: Path) -> None:
 
 def _over_files(measured: Measured) -> Rows:
     """DataLoaders and tubecell on the same files."""
-    same, fast, best = measured.same_files, measured.h264_fast, measured.best_peer
-    if measured.originals is None or best is None or same is None or fast is None:
+    best = measured.best_peer
+    if best is None or len(measured.on_files) < 2:
         return []
+    same, fast = measured.on_files.values()
     said = [f"{times(median(ratios(part, best, in_views=True)))} ×" for part in (same, fast)]
     rows = [(peer, peer.title.split(", R")[0], "", GREY) for peer in measured.peers]
     return [*rows, (same, "tubecell, as they are", said[0], LIGHT), (fast, "tubecell, as h264-fast", said[1], BLUE)]
@@ -55,9 +56,8 @@ def _of_training(measured: Measured) -> Rows:
     model, both = measured.model, measured.end_to_end
     if model is None or both is None:
         return []
-    loader = next(part for part in measured.loaders if part.views_per_clip == measured.views_per_clip)
     share = f"{median(ratios(both, model, in_views=True)):.0%} of the model"
-    return [(loader, "loader alone", "", BLUE), (model, "model alone", "", GREY), (both, "end to end", share, LIGHT)]
+    return [(measured.loader, "loader alone", "", BLUE), (model, "model alone", "", GREY), (both, "end to end", share, LIGHT)]
 
 
 def _bars(axis: Axes, rows: Rows, in_views: bool) -> None:

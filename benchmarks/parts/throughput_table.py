@@ -27,8 +27,7 @@ class Measured:
     decode_only: dict[str, Part] = field(default_factory=dict)  # by the loader whose clips it decodes
     first_batch: dict[str, float] = field(default_factory=dict)  # seconds from making a loader to its first batch
     peers: list[Part] = field(default_factory=list)
-    same_files: Part | None = None  # the loader on the peers' files as they are
-    h264_fast: Part | None = None  # and on what the builder makes of them
+    on_files: dict[str, Part] = field(default_factory=dict)  # the loader on the peers' "same_files", and as "h264_fast"
     originals: OriginalFiles | None = None
     model: Part | None = None
     cached: Part | None = None  # the model on batches from memory
@@ -86,10 +85,8 @@ def table(measured: Measured) -> str:
         rows.append(("decode only", measured.decoding, ""))
     rows += [(part.title, part, share(part, measured.decode_only[part.name], "decode only")) for part in loaders]
     rows += [(peer.title, peer, "") for peer in measured.peers]
-    for on_files in (measured.same_files, measured.h264_fast):
-        if on_files is not None:
-            best = measured.best_peer
-            rows.append((on_files.title, on_files, factor(on_files, best) if best else ""))
+    best = measured.best_peer
+    rows += [(part.title, part, factor(part, best) if best else "") for part in measured.on_files.values()]
     if measured.model:
         rows.append((measured.model.title, measured.model, ""))
         for fed in filter(None, (measured.cached, measured.end_to_end)):
@@ -101,10 +98,8 @@ def table(measured: Measured) -> str:
             lines.append(f"{title:<{width}}  {said}")
             continue
         views = f"{row.views:>9.4g}" if row.views_per_clip else " " * 9
-        figures = (
-            f"{row.clips:>9.4g}  {views}  {row.spread:>7.0%}  {median(row.cores):>5.1f}  {median(row.neighbours):>6.1f}  {said}"
-        )
-        lines.append(f"{title:<{width}}  {figures}".rstrip())
+        busy = f"{median(row.cores):>5.1f}  {median(row.neighbours):>6.1f}"
+        lines.append(f"{title:<{width}}  {row.clips:>9.4g}  {views}  {row.spread:>7.0%}  {busy}  {said}".rstrip())
     return "\n".join([*lines, *(f"not measured: {what}" for what in measured.skipped)])
 
 
@@ -134,9 +129,8 @@ def verdict(measured: Measured) -> str:
         ]
         if measured.device.type == "cpu":
             both = 1 / (1 / loader.views + 1 / model.views)
-            lines.append(
-                f"They share the cores: {both:.4g} views/s are what both together can reach, if neither slows the other."
-            )
+            can = f"{both:.4g} views/s are what both together can reach, if neither slows the other."
+            lines.append(f"They share the cores: {can}")
         lines.append(f"Training waited for data {measured.data_wait:.0%} of the time.")
     seconds = median(measured.first_batch.values())
     return "\n".join(["", *lines, f"A loader's first batch came {seconds:.1f} s after it was made."])
@@ -145,9 +139,9 @@ def verdict(measured: Measured) -> str:
 def gain(measured: Measured) -> list[str]:
     """Over the best DataLoader."""
     files, best = measured.originals, measured.best_peer
-    if files is None or best is None or measured.same_files is None or measured.h264_fast is None:
+    if files is None or best is None or len(measured.on_files) < 2:
         return []
-    as_they_are, fast = (median(ratios(part, best, in_views=True)) for part in (measured.same_files, measured.h264_fast))
+    as_they_are, fast = (median(ratios(part, best, in_views=True)) for part in measured.on_files.values())
     built = files.h264_fast
     return [
         f"On these files tubecell gives {times(as_they_are)} x the views of {best.title.split(', R')[0]}, as they are "
@@ -161,10 +155,10 @@ def results(measured: Measured) -> list[Result]:
     found: list[Result] = []
     if measured.decode_only:
         found.append(measured.decoding.result("clips/s"))
-    for name, decode in measured.decode_only.items():
-        found.append(decode.result("clips/s"))
-        loader = next(part for part in measured.loaders if part.name == name)
-        found += [loader.result("views/s"), loader.result("clips/s", f"{name}/vs_decode_only", decode)]
+    for loader in measured.loaders:
+        decode = measured.decode_only[loader.name]
+        found += [decode.result("clips/s"), loader.result("views/s")]
+        found.append(loader.result("clips/s", f"{loader.name}/vs_decode_only", decode))
     if (files := measured.originals) is not None:
         built = files.h264_fast
         found += [
@@ -173,11 +167,9 @@ def results(measured: Measured) -> list[Result]:
             *(peer.result("views/s") for peer in measured.peers),
         ]
     best, prefix = measured.best_peer, f"loader/libav/r{PEER_VIEWS}"
-    for part, name in ((measured.h264_fast, "vs_dataloader_peer"), (measured.same_files, "vs_dataloader_peer_same_files")):
-        if part is not None:
-            found.append(part.result("views/s"))
-            if best is not None:
-                found.append(part.result("views/s", f"{prefix}/{name}", best))
+    for what, name in (("h264_fast", "vs_dataloader_peer"), ("same_files", "vs_dataloader_peer_same_files")):
+        if part := measured.on_files.get(what):
+            found += [part.result("views/s"), *([part.result("views/s", f"{prefix}/{name}", best)] if best else [])]
     if measured.model:
         fed = filter(None, (measured.cached, measured.end_to_end))
         found += [measured.model.result("views/s"), *(part.result("views/s", baseline=measured.model) for part in fed)]

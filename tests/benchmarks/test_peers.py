@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.parts.peers import MEAN, READERS, STD, Endless, PeerWork, VideoFiles, missing_reader, multi_scale_crop
+from benchmarks.parts.peers import MEAN, READERS, STD, PeerWork, VideoFiles, endless, missing_reader, multi_scale_crop
 from pipeline.sampling import SamplingRecipe
 
 RECIPE = SamplingRecipe(views_per_step=2, views_per_clip=2, num_frames=4, input_size=32, patch_size=8)
@@ -88,5 +88,5 @@ def test_workers_deliver_without_end(files: list[Path], tmp_path: Path) -> None:
     peer.prepare()
     assert peer.work() == 2 * peer.workers
     peer.close()
-    shuffled = [index for index, _ in zip(Endless(5), range(15), strict=False)]
+    shuffled = [index for index, _ in zip(endless(5), range(15), strict=False)]
     assert [sorted(shuffled[i : i + 5]) for i in (0, 5, 10)] == [[0, 1, 2, 3, 4]] * 3
