@@ -1,4 +1,7 @@
-"""Clips of remote shards on a local disk, up to a size, shared by the processes of a node and by datasets."""
+"""Clips of remote shards on a local disk, up to a size, shared by the processes of a node and by datasets.
+
+fsspec's file caches have no limit of size; diskcache, one more dependency, keeps an index in SQLite that every read writes to.
+"""
 
 import os
 import re
@@ -71,7 +74,9 @@ class ClipCache:
             return False
         temporary = file.with_name(f"{os.getpid()}-{next(self._numbers)}.tmp")
         try:
-            if not self._reserve(temporary, len(data)):
+            # an empty file of that size takes the room: whoever counts the files sees it
+            room = self._take_room(temporary, len(data), FILL)
+            if not room and not (self._make_room(len(data)) and self._take_room(temporary, len(data), 1.0)):
                 return False
             try:
                 with temporary.open("r+b", buffering=0) as opened:
@@ -98,11 +103,6 @@ class ClipCache:
 
     def _file(self, content_hash: str) -> Path:
         return self.folder / content_hash[:2] / content_hash
-
-    def _reserve(self, file: Path, size: int) -> bool:
-        """Whether there is room, after making some; if so, it is taken, by an empty file of that size: whoever counts the
-        files sees it."""
-        return self._take_room(file, size, FILL) or (self._make_room(size) and self._take_room(file, size, 1.0))
 
     def _take_room(self, file: Path, size: int, share: float) -> bool:
         with self._count() as total:

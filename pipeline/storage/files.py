@@ -1,6 +1,7 @@
 """Whole files, on a local disk or behind a URL: written whole or not at all, read, mirrored.
 
-Object storage has no rename and needs none: an object appears when its upload is complete.
+Object storage has no rename and needs none: an object appears when its upload is complete. Mirrors are not fsspec's
+`filecache`, which names a file after its URL alone: a new version would take the place of a running job's.
 """
 
 import base64
@@ -55,7 +56,6 @@ def sync_directory(path: Path) -> None:
 def upload(file: Path, url: str) -> None:
     """Copy a local file to a URL, in parts where it is large, and check the size that arrived. Raises OSError."""
     url = _writable(url)
-
     expected = file.stat().st_size
     _patiently("put_file", url, str(file), url, patience=UPLOAD_PATIENCE + 2 * expected / SLOWEST)
     arrived = size(url)
@@ -170,8 +170,7 @@ def fetch_manifest(url: str | os.PathLike[str]) -> Path:
     manifest = f"{url}/manifest.parquet"
     home = cache_folder() / "mirrors"
     for _ in range(3):
-        state = stat(manifest)
-        if state is None:
+        if (state := stat(manifest)) is None:
             try:
                 remote.fetch_range(manifest, 0, 1, time.monotonic() + remote.PATIENCE)
             except StorageError as error:

@@ -120,14 +120,10 @@ class Fingerprint:
         for chunk in lines.chunks if isinstance(lines, pa.ChunkedArray) else [lines]:
             if len(chunk):
                 assert not chunk.null_count and chunk.offset == 0
-                self._digest.update(memoryview(chunk.buffers()[2])[: _text_size(chunk)])
+                self._digest.update(memoryview(chunk.buffers()[2])[: np.frombuffer(chunk.buffers()[1], np.int32)[len(chunk)]])
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
-
-
-def _text_size(strings: pa.StringArray) -> int:
-    return int(np.frombuffer(strings.buffers()[1], np.int32)[len(strings)])
 
 
 class _Prefix:

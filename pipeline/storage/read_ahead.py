@@ -1,4 +1,7 @@
-"""Clips that will be read soon, fetched before they are asked for, those side by side in one long request."""
+"""Clips that will be read soon, fetched before they are asked for, those side by side in one long request.
+
+fsspec's `readahead` and `background` caches guess what follows in one open file; here the order is known, over all shards.
+"""
 
 import threading
 import time
@@ -61,14 +64,9 @@ class ReadAhead:
         self._runs: dict[tuple[str, int], deque[_Run]] = {}  # (shard, offset) -> runs with this clip
         self._waiting: deque[_Run] = deque()
         self._held: set[_Run] = set()
-        self._bytes = self._loading = 0  # bytes loading or held; runs loading
+        self._bytes = self._loading = 0  # bytes loading or held, at most `memory` but for one run that is larger; runs loading
         self._wanted = self._reads = 0  # clips announced and not read; clips read
         self._closed = False
-
-    @property
-    def held_bytes(self) -> int:
-        """Loading or held: at most `memory`, but for one run that is larger."""
-        return self._bytes
 
     def announce(self, clips: Iterable[Clip]) -> None:
         """These clips will be read, each once; earlier announcements are fetched first."""

@@ -127,9 +127,7 @@ def filesystem(url: str) -> "fsspec.AbstractFileSystem":
     found = _filesystems.get(key)
     if found is None:
         with _lock:
-            found = _filesystems.get(key)
-            if found is None:
-                found = _filesystems[key] = _connect(protocol)
+            found = _filesystems[key] = _filesystems.get(key) or _connect(protocol)
     return found
 
 
@@ -156,12 +154,8 @@ def _connect(protocol: str) -> "fsspec.AbstractFileSystem":
     configured = fsspec.config.conf.get(protocol, {})
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if protocol in ("s3", "s3a"):
-        mine = {
-            "connect_timeout": STALL,
-            "read_timeout": STALL,
-            "max_pool_connections": MAX_CONNECTIONS,
-            "retries": {"total_max_attempts": 1, "mode": "standard"},
-        }
+        mine: dict[str, Any] = {"connect_timeout": STALL, "read_timeout": STALL, "max_pool_connections": MAX_CONNECTIONS}
+        mine["retries"] = {"total_max_attempts": 1, "mode": "standard"}
         options["config_kwargs"] = mine | configured.get("config_kwargs", {})
     elif protocol in ("http", "https"):
         import aiohttp
@@ -171,9 +165,9 @@ def _connect(protocol: str) -> "fsspec.AbstractFileSystem":
     try:
         found = fsspec.filesystem(protocol, **options)
     except ImportError as error:
-        raise StorageError(f"{protocol}:// URLs need a package that is not here: {error}", transient=False) from error
+        raise StorageError(f"{protocol}:// URLs need a package that is not here: {error}") from error
     except ValueError as error:
-        raise StorageError(f"{protocol}:// URLs are not known to fsspec: {error}", transient=False) from error
+        raise StorageError(f"{protocol}:// URLs are not known to fsspec: {error}") from error
     found.retries = 1  # of s3fs and gcsfs
     return found
 
@@ -209,11 +203,10 @@ def patiently(attempt: Callable[[float], Result], url: str, deadline: float) -> 
             transient, why = diagnosis(error)
             delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (tries - 1)) * random.uniform(0.5, 1.5)
             if not transient:
-                if _is_about_credentials(error):
+                status, _ = _status(error)
+                if status in (400, 401, 403) or _is_named(error, NO_CREDENTIALS):
                     _look_for_renewed_credentials()
-                if _status(error)[0] == 416:
-                    raise WrongBytesError(f"{url}: {why}") from error
-                raise StorageError(f"{url}: {why}", transient=False) from error
+                raise (WrongBytesError if status == 416 else StorageError)(f"{url}: {why}") from error
             if time.monotonic() + delay >= deadline:
                 attempts = f"{tries} attempt{'s' if tries > 1 else ''} in {time.monotonic() - began:.0f} s"
                 raise StorageError(
@@ -221,9 +214,8 @@ def patiently(attempt: Callable[[float], Result], url: str, deadline: float) -> 
                     "the storage limits the rate of requests",
                     transient=True,
                 ) from error
-            _mention(
-                f"{url}: no proper answer yet ({why}); trying for {deadline - time.monotonic():.0f} s more", began, deadline
-            )
+            left = deadline - time.monotonic()
+            _mention(f"{url}: no proper answer yet ({why}); trying for {left:.0f} s more", began, deadline)
         time.sleep(delay)
 
 
@@ -249,11 +241,6 @@ def _told_more(error: Exception, url: str) -> Exception:
             if _status(fuller)[0] == status:
                 return fuller
     return error
-
-
-def _is_about_credentials(error: BaseException) -> bool:
-    status, _ = _status(error)
-    return status in (400, 401, 403) or _is_named(error, NO_CREDENTIALS)
 
 
 def _is_named(error: BaseException, names: set[str]) -> bool:
@@ -291,10 +278,8 @@ def diagnosis(error: BaseException) -> tuple[bool, str]:
         transient = (status >= 500 and status != 501) or status in (408, 425, 429) or code in TRANSIENT_CODES
         return transient, f"{text} ({f'{code}, ' if code not in ('', str(status)) else ''}{status})"
     if _is_named(error, NO_CREDENTIALS):
-        return (
-            False,
-            f"no credentials were found ({text}); set AWS_PROFILE or the like, or FSSPEC_S3_ANON=true for a public bucket",
-        )
+        what = f"no credentials were found ({text}); set AWS_PROFILE or the like, or FSSPEC_S3_ANON=true for a public bucket"
+        return False, what
     if isinstance(error, TimeoutError):
         return True, f"no answer in time ({text})"
     return isinstance(error, OSError) and error.errno not in PERMANENT_ERRNO, f"{type(error).__name__}: {text}"
@@ -337,8 +322,7 @@ def fetch_range(url: str, start: int, stop: int, deadline: float) -> bytes:
         if len(data) > stop - start:
             raise StorageError(
                 f"{url}: the server sent {len(data)} bytes where {stop - start} were asked for: it does not serve byte ranges; "
-                "use a server that does (nginx, Caddy, any object storage), or copy the dataset to a local disk",
-                transient=False,
+                "use a server that does (nginx, Caddy, any object storage), or copy the dataset to a local disk"
             )
         return data
 

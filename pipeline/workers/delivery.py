@@ -134,7 +134,7 @@ class ClipDelivery:
         raise RuntimeError(f"{MAX_ATTEMPTS} clips in a row could not be decoded at {where}")
 
     def _read(self, clip: Clip, worker: int, connection: Connection) -> bytes:
-        if not self._reader.is_remote(clip):
+        if not self._reader.is_remote(clip.shard):
             self._reading[worker] = 1
             try:
                 return self._reader.read(clip)

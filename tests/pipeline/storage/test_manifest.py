@@ -90,7 +90,7 @@ def test_read_only_datasets_are_cached_elsewhere(tmp_path: Path, monkeypatch: py
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"build one with `tubecell build-unlabeled-hybrid`"):
+    with pytest.raises(ValueError, match="build one with `tubecell build-unlabeled-hybrid`"):
         Manifest(tmp_path)
     (tmp_path / "shards").mkdir()
     with pytest.raises(ValueError, match="interrupted; run the build command again"):

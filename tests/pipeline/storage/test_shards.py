@@ -291,7 +291,7 @@ def test_lanes_read_each_shard_in_long_requests(s3: S3Server, url: str, folder: 
                     clip = manifest.clip(int(r))
                     assert reader.read(clip) == local_bytes(folder, clip)
                     used += clip.size
-            assert reader._ahead.held_bytes == 0
+            assert reader._ahead._bytes == 0
             assert reader.counts()["ahead"] == 2 * order.steps_per_epoch * 8 // world
     assert len(shard_gets(s3)) <= 1.1 * needed
     assert len(shard_gets(s3)) < 2 * order.steps_per_epoch * 8 / 3  # far below one per clip
@@ -327,22 +327,22 @@ def test_read_ahead_keeps_within_its_memory(s3: S3Server, url: str, folder: Path
         reader.prefetch(clips)
         for i in np.random.default_rng(0).permutation(len(clips)):
             assert reader.read(clips[i]) == local_bytes(folder, clips[i])
-            assert reader._ahead.held_bytes <= 200_000
-        assert reader._ahead.held_bytes == 0
+            assert reader._ahead._bytes <= 200_000
+        assert reader._ahead._bytes == 0
 
 
 def test_what_is_announced_and_never_read_leaves(s3: S3Server, url: str, clips: list[Clip]) -> None:
     with closing(ShardReader(url, read_ahead_bytes=200_000, get_bytes=200_000)) as reader:
         reader.prefetch(clips[:10])
-        while reader._ahead.held_bytes == 0 or reader._ahead._loading:
+        while reader._ahead._bytes == 0 or reader._ahead._loading:
             time.sleep(0.01)
-        stale = reader._ahead.held_bytes
+        stale = reader._ahead._bytes
         reader._ahead._reads += 2000  # as if so many clips had been read since
         reader.prefetch(clips[CLIPS : CLIPS + 10])
         for clip in clips[CLIPS : CLIPS + 10]:
             reader.read(clip)
         assert stale > 0
-        assert reader._ahead.held_bytes == 0
+        assert reader._ahead._bytes == 0
         assert reader.counts()["ahead"] == 10
 
 
@@ -365,7 +365,7 @@ def test_cached_clips_cost_no_request(s3: S3Server, url: str, folder: Path, clip
     with closing(ShardReader(url, cache=cache)) as reader:
         reader.prefetch(clips[:20])
         assert [reader.read(clip) for clip in clips] == expected
-        assert reader._ahead.held_bytes == 0  # on the disk instead
+        assert reader._ahead._bytes == 0  # on the disk instead
     first = len(s3.gets)
     assert first < 1 + 2 + len(clips) - 20
     with closing(ShardReader(url, cache=ClipCache(tmp_path / "cache", 1 << 30))) as reader:
