@@ -24,9 +24,7 @@ def setting(default: Any = MISSING, *, default_factory: Any = MISSING, was: Any 
     """A dataclass field. `was`: what code before this field did; `may_change` on a resume, with all of its fields if it is a
     group of them."""
     metadata = {"may_change": may_change} | ({} if was is MISSING else {"was": was})
-    if default_factory is not MISSING:
-        return dataclasses.field(default_factory=default_factory, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,12 +19,8 @@ FEISTEL_FROM = 32  # elements; of 16 and fewer, on halves of two bits, some pair
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """The output function of splitmix64, element by element: uint64 -> uint64, bijective."""
-    with np.errstate(over="ignore"):
-        return _splitmix64(x)
-
-
-def _splitmix64(x: np.ndarray) -> np.ndarray:
+    """The output function of splitmix64, element by element: uint64 -> uint64, bijective. Of scalars, NumPy warns that it
+    overflows."""
     x = (x ^ (x >> np.uint64(30))) * _M1
     x = (x ^ (x >> np.uint64(27))) * _M2
     return x ^ (x >> np.uint64(31))
@@ -35,7 +31,7 @@ def mix(*parts: int | np.ndarray) -> np.ndarray:
     state: np.ndarray = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
-            state = _splitmix64((state + _GAMMA) ^ _splitmix64(np.asarray(part).astype(np.uint64) + _GAMMA))
+            state = splitmix64((state + _GAMMA) ^ splitmix64(np.asarray(part).astype(np.uint64) + _GAMMA))
     return state
 
 
@@ -88,7 +84,7 @@ def feistel(index: int | np.ndarray, n: int | np.ndarray, key: int | np.ndarray)
             low = (np.uint64(1) << shift) - np.uint64(1)
             left, right = x >> shift, x & low
             for round_key in rounds:
-                left, right = right, left ^ (_splitmix64(right ^ of_pending(round_key)) & low)
+                left, right = right, left ^ (splitmix64(right ^ of_pending(round_key)) & low)
             result[pending] = left << shift | right
             pending = result >= size
     return result.astype(np.int64)
