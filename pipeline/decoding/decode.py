@@ -346,14 +346,11 @@ def _time_stamps(clip: Clip, container: av.container.InputContainer, stream: av.
         stamps, num_packets = sorted(stamp for stamp in known if stamp is not None), len(known)
     if last >= num_packets:
         raise DecodeError(Failure.MISSING_FRAMES, f"frame {last} was asked for, there are packets of {num_packets}")
-    if len(stamps) != clip.num_frames or (not clip.pts_step and _is_misnumbered(container, stream)):
+    # AVI numbers frames in the order of decoding, also those that only hold a place
+    misnumbered = not clip.pts_step and container.format.name == "avi" and stream.codec_context.has_b_frames
+    if len(stamps) != clip.num_frames or misnumbered:
         raise _TryNextError(Manner.COUNT)
     return stamps
-
-
-def _is_misnumbered(container: av.container.InputContainer, stream: av.VideoStream) -> bool:
-    """AVI numbers frames in the order of decoding, also those that only hold a place."""
-    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
 
 
 def is_hidden(codec: str, packet: av.Packet) -> bool:

@@ -87,11 +87,8 @@ def _left_to_libav(manifest: Manifest, kind: str) -> dict[str, int]:
     rows = columns.group_by(names).aggregate([([], "count_all")]).to_pylist()  # 1.35 million rows are some hundred kinds
     reasons: dict[str, int] = {}
     for row in rows:
-        clip = _sketch(row["codec"], int(row["width"]), int(row["height"]), int(row["rotation"]))
+        width, height, rotation = (int(row[name]) for name in names[1:])
+        clip = Clip(0, "", "", 0, 0, 0, width, height, row["codec"], rotation, "", "", 0, 0, (), "")
         if (reason := can_decode(clip, kind)) is not None:
             reasons[reason] = reasons.get(reason, 0) + row["count_all"]
     return reasons
-
-
-def _sketch(codec: str, width: int, height: int, rotation: int) -> Clip:
-    return Clip(0, "", "", 0, 0, 0, width, height, codec, rotation, "", "", 0, 0, (), "")

@@ -17,7 +17,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, is_hidden, packets_of, video_stream
+from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, is_hidden, open_clip, packets_of, video_stream
 from pipeline.storage.manifest import Clip
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")  # of the wheels since 2.1.1
@@ -79,7 +79,9 @@ def trim(request: ClipRequest, device: str = "cpu") -> TrimmedClip:
         if wanted[-1] >= len(stamps):
             raise DecodeError(Failure.MISSING_FRAMES, f"frame {wanted[-1]} was asked for, there are packets of {len(stamps)}")
         for start in sorted({0, *(k for k in clip.keyframes if k <= wanted[0])}, reverse=True):
-            with _open(request.data) as container:  # anew for a second try: not every container seeks to its beginning
+            with open_clip(
+                request.data, careful=True
+            ) as container:  # anew for a second try: not every container seeks to its beginning
                 stream = _video_stream(container, device)
                 packets = _packets(clip, container, stream, stamps[: wanted[-1] + 1], start)
                 if packets:
@@ -114,10 +116,6 @@ def unpack(memory: np.ndarray, size: int) -> TrimmedClip:
     return pickle.loads(memory.reshape(-1)[:size].data)
 
 
-def _open(data: bytes) -> av.container.InputContainer:
-    return av.open(io.BytesIO(data), "r", metadata_errors="replace")
-
-
 def _video_stream(container: av.container.InputContainer, kind: str) -> av.VideoStream:
     stream = video_stream(container)
     context = stream.codec_context
@@ -136,7 +134,7 @@ def _time_stamps(clip: Clip, data: bytes, kind: str) -> np.ndarray:
     """Of all frames in presentation order; where they are not equally spaced that takes a pass over the packets."""
     if clip.pts_step:
         return clip.pts_start + clip.pts_step * np.arange(clip.num_frames)
-    with _open(data) as container:
+    with open_clip(data, careful=True) as container:
         stream = _video_stream(container, kind)
         packets = packets_of(container, stream)
         shown = [(p.pts, p.dts) for p in packets if p.size and not p.is_discard and not is_hidden(clip.codec, p)]

@@ -38,13 +38,10 @@ class Ring:
 
     def __init__(self, recipe: SamplingRecipe, clips: int, num_slots: int, memfd: int | None = None) -> None:
         """Make the memory, or map that of `memfd`, which another process made with equal arguments."""
-        fields = _fields(recipe, clips)
-        self._fields, self._sizes = fields, _sizes(fields)
-        header = _pages(num_slots * 8)
-        self.num_slots = num_slots
-        self.slot_bytes = sum(self._sizes)
-        self._header = header
-        self.nbytes = header + num_slots * self.slot_bytes
+        self._fields = _fields(recipe, clips)
+        self._sizes = _sizes(self._fields)
+        self.num_slots, self.slot_bytes, self._header = num_slots, sum(self._sizes), _pages(num_slots * 8)
+        self.nbytes = self._header + num_slots * self.slot_bytes
         self.memfd = memfd if memfd is not None else os.memfd_create("tubecell-ring")
         if memfd is None:
             os.ftruncate(self.memfd, self.nbytes)
@@ -99,10 +96,7 @@ def _fields(recipe: SamplingRecipe, clips: int) -> _Fields:
         "visible": ((views, tokens.visible), np.int64),
         "decoded": ((views, tokens.decoded), np.int64),
         "loss_weight": ((views, tokens.loss), np.float32),
-        "positions": ((clips,), np.int64),
-        "rows": ((clips,), np.int64),
-        "repeated": ((clips,), np.int64),
-        "packed": ((clips,), np.int64),
+        **dict.fromkeys(("positions", "rows", "repeated", "packed"), ((clips,), np.int64)),
         "records": ((clips,), RECORD),
     }
 

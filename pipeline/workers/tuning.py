@@ -88,14 +88,8 @@ class Tuner:
 
     @property
     def tuning(self) -> Tuning:
-        return Tuning(
-            workers=self.workers,
-            prefetch=self.prefetch,
-            settled=self.settled,
-            memory=(self.prefetch + 1) * self._batch_bytes,
-            memory_budget=self._memory_budget,
-            ready_seconds=self.prefetch / self._pace if self._pace else None,
-        )
+        memory, lasts = (self.prefetch + 1) * self._batch_bytes, self.prefetch / self._pace if self._pace else None
+        return Tuning(self.workers, self.prefetch, self.settled, memory, self._memory_budget, lasts)
 
     def resume(self, tuning: Tuning) -> None:
         """Go on with what the tuner of a process that died had come to, without further trials."""
