@@ -183,7 +183,6 @@ def step_memory(
     if reshard:
         blocks = [shape.dtype.itemsize * size for shape, size in zip(shapes, of.blocks, strict=True)]
         gathered += sum(sorted(blocks)[-3:]) - sum(blocks)
-    activations = views * activation_bytes(config, tokens, precision, recomputed)
     passing = 16 * views * tokens.loss * config.patch_values
     gone = views * 4 * tokens.loss * (config.patch_values + 1)
     for shape, size, again in reversed(list(zip(shapes, of.blocks, recomputed, strict=True))):
@@ -197,7 +196,7 @@ def step_memory(
         gradients=4 * local + (4 * of.whole if defer else 0),
         gathered=gathered,
         inputs=2 * views * config.num_frames * config.input_size**2 * 3,
-        activations=activations,
+        activations=views * activation_bytes(config, tokens, precision, recomputed),
         passing=passing,
     )
 
