@@ -21,7 +21,7 @@ from model.config import MODELS, ModelConfig
 from model.pixels import IMAGENET_MEAN, IMAGENET_STD, gather_patches, pixel_targets
 from model.videomae import VideoMAE
 from pipeline import sampling
-from pipeline.sampling import crops, frames, keyed, masking
+from pipeline.sampling import crops, keyed, masking
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 
 ARCHITECTURES = {
@@ -143,7 +143,7 @@ def pretrain_offset_range(num_frames, clip_len, step):
 
 
 def finetune_val_ids(num_frames, clip_len, step):
-    return frames.training_frames(None, np.array([num_frames]), clip_len, np.array([float(step)]), "linspace")[0]
+    return sampling.validation_frames(num_frames, clip_len, step)
 
 
 def finetune_test_clips(num_frames, clip_len, step, segments):

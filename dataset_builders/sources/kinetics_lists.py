@@ -166,8 +166,11 @@ def _read_json(data: bytes, name: str) -> tuple[dict[str, pa.ChunkedArray], np.n
     for index, column in enumerate(("youtube_id", "label", "start", "end", "split")):
         values = [None if row[index] is None else str(row[index]) for row in rows]
         texts[column] = pa.chunked_array([pa.array(values, pa.string())])
+    absent = {column for column in texts if len(rows) and texts[column].null_count == len(rows)}
+    if not absent >= {"start", "end"}:  # a list has both or none; one alone is wrong in every row
+        absent -= {"start", "end"}
     for column in ("label", "start", "end", "split"):
-        if len(rows) and texts[column].null_count == len(rows):
+        if column in absent:
             del texts[column]
         elif column != "label":
             texts[column] = texts[column].fill_null("")

@@ -1,6 +1,6 @@
 """The arithmetic of a sample: (dataset, recipe, epoch, position) -> clip, frames, crops, masks. Begin with samples.py."""
 
-from pipeline.sampling.frames import segment_frames, start_range, window_frames
+from pipeline.sampling.frames import segment_frames, start_range, validation_frames, window_frames
 from pipeline.sampling.order import Order, order_of
 from pipeline.sampling.recipe import SamplingRecipe, Views
 from pipeline.sampling.samples import (
@@ -25,5 +25,6 @@ __all__ = [
     "start_range",
     "steps_per_epoch",
     "validation_clips",
+    "validation_frames",
     "window_frames",
 ]

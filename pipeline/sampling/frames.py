@@ -99,6 +99,11 @@ def linspace_frames(num_frames: int, clip_frames: int, step: float, end: int) ->
     return np.clip(padded, 0, num_frames - 1).astype(np.int64)
 
 
+def validation_frames(num_frames: int, clip_frames: int, step: float) -> np.ndarray:
+    """Fine-tuning, dense validation: the official window in the middle -> (T,) int64."""
+    return linspace_frames(num_frames, clip_frames, step, (max(1, int(clip_frames * step)) + num_frames) // 2)
+
+
 def segment_frames(num_frames: int, clip_frames: int, step: float, segments: int) -> np.ndarray:
     """Fine-tuning, dense test: S windows over every `step`-th frame of the whole video -> (S, T) int64.
 

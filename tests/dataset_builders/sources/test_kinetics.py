@@ -120,6 +120,9 @@ def test_json(tmp_path: Path) -> None:
     assert read_annotations(path)[0].to_pylist() == [
         {"youtube_id": A, "start": 3.0, "end": 13.0, "label": None, "split": "test"}
     ]
+    path.write_text(json.dumps({A: entry("yoga", [5, None], "test")}))
+    with pytest.raises(ValueError, match=r"no row that can be understood; the first of 1: train\.json line 1: end '' is not"):
+        read_annotations(path)
 
 
 @pytest.mark.parametrize(
