@@ -96,7 +96,7 @@ def test_an_installed_copy_does_all_without_the_checkout(tmp_path: Path) -> None
     assert sorted(losses(user / "run")) == [1, 2, 3, 4, 5, 6, 7]
     first, second = json.loads((user / "run" / "environment.json").read_text())
     assert (first["commit"], second["first_step"]) == (None, 5) and "crops: " in first["decoder"]
-    for file in (file for file in (user / "run").rglob("*") if file.is_file() and file.suffix != ".html"):
+    for file in (file for part in ("dataset", "run") for file in (user / part).rglob("*") if file.is_file()):
         assert not (found := re.search(rb"tubecell\.\w+\.\w+", file.read_bytes())), f"{file}: {found}"
     assert installed == {file for file in site.rglob("*") if "__pycache__" not in file.parts}, "it may be read-only"
 

@@ -220,8 +220,10 @@ def find_kernel() -> ctypes.CDLL | str:
     if platform.machine() != "x86_64":
         return f"it is written for x86-64, and this is {platform.machine()}"
     try:
-        file = library_file(SOURCE, SOURCE.parent)
-        library = ctypes.CDLL(os.fspath(file if file.exists() else compile_library(SOURCE, cache_folder())))
+        try:
+            library = ctypes.CDLL(os.fspath(library_file(SOURCE, SOURCE.parent)))
+        except OSError:  # it is not there, or was built for another system's libraries
+            library = ctypes.CDLL(os.fspath(compile_library(SOURCE, cache_folder())))
     except OSError as error:
         return str(error)
     library.resize_views.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)

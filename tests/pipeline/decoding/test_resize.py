@@ -117,6 +117,7 @@ def test_what_the_installation_built_is_taken_unless_the_source_is_another(fresh
     built = compile_library(resize.SOURCE, fresh_kernel)
     assert kernel() is not None and find_kernel()._name == str(built)
     resize.SOURCE.write_text(resize.SOURCE.read_text() + "/* changed */")
+    resize.library_file(resize.SOURCE, fresh_kernel).write_text("for another system")
     find_kernel.cache_clear()
     assert kernel() is not None and Path(find_kernel()._name).parent == fresh_kernel / "tubecell"
 
