@@ -59,7 +59,7 @@ def test_outside_of_the_environment_a_line_says_what_to_do(script: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # beside other programs; alone it takes two minutes
+@pytest.mark.timeout(1200)  # beside other programs; it takes two minutes
 def test_an_installed_copy_does_all_without_the_checkout(tmp_path: Path) -> None:
     checkout, user = tmp_path / "checkout", tmp_path / "user"
     checkout.mkdir()
