@@ -1,10 +1,12 @@
 """Fixtures: real material when it lies beside the checkout, generated clips otherwise, and a small dataset built from them."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -19,6 +21,13 @@ def shared() -> Path:
     if not (path / "clips").is_dir():
         pytest.skip("needs the reference material beside the checkout (or TUBECELL_SHARED)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _same_draws_each_time(request: pytest.FixtureRequest) -> None:
+    """What draws from a global generator (the peers of the benchmarks, tensors of tests) draws the same in every run, in any order of tests."""
+    random.seed(request.node.nodeid)
+    torch.manual_seed(random.getrandbits(63))
 
 
 @pytest.fixture(scope="session")
