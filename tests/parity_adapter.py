@@ -20,8 +20,8 @@ from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
 from model.pixels import IMAGENET_MEAN, IMAGENET_STD, gather_patches, pixel_targets
 from model.videomae import VideoMAE
-from pipeline import sampling
-from pipeline.sampling import crops, keyed, masking
+from pipeline import keyed, sampling
+from pipeline.sampling import crops, masking
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 
 ARCHITECTURES = {

@@ -17,9 +17,10 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from model.config import ModelConfig
 from model.pixels import gather_patches
 from model.videomae import VideoMAE
+from pipeline import keyed
 from pipeline.console import may_fail
 from pipeline.decoding.decode import ClipRequest, DecodeError, decode_libav
-from pipeline.sampling import SamplingRecipe, keyed, sample_clips
+from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.sampling.masking import mask_indices, running_cell_masks
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader

@@ -28,8 +28,8 @@ from dataset_builders.checking.shard_checker import Checker, ClipTask, Fault, Fi
 from dataset_builders.executors import Failure, map_ordered
 from dataset_builders.pages.counts import counted
 from pipeline.console import check_printed, exit_status
+from pipeline.keyed import sample_rows
 from pipeline.machine import usable_cores
-from pipeline.sampling.keyed import sample_rows
 from pipeline.storage import files
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.manifest_writer import SCHEMA, Fingerprint

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_builders.executors import Failure, map_ordered
-from pipeline.sampling.keyed import sample_rows
+from pipeline.keyed import sample_rows
 from pipeline.storage.manifest import Clip
 from pipeline.storage.shards import ShardReader
 

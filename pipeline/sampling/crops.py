@@ -6,7 +6,7 @@ a view share it. Frames are at least 16 px wide and high.
 
 import numpy as np
 
-from pipeline.sampling import keyed
+from pipeline import keyed
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side
 # (width, height) by index into SCALES: at most one step apart, so the aspect ratio stays within 3/4 .. 4/3 or so

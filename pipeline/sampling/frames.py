@@ -7,7 +7,7 @@ distance of two of them in frames of the clip: whole for a stride, not always fo
 
 import numpy as np
 
-from pipeline.sampling import keyed
+from pipeline import keyed
 from pipeline.storage.manifest import Manifest, parse_sampling
 
 # Where a view's frames lie. "stride": the pre-training window, an exact step. "linspace": the official fine-tuning window,

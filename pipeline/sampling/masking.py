@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sampling import keyed
+from pipeline import keyed
 
 Grid = tuple[int, int, int]  # tubelets in time, rows, columns
 ARITHMETIC = 2  # of new runs, see SamplingRecipe

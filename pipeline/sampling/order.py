@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sampling import keyed
+from pipeline import keyed
 from pipeline.sampling.recipe import SamplingRecipe
 from pipeline.storage.manifest import Manifest
 

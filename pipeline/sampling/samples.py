@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sampling import crops, keyed, masking
+from pipeline import keyed
+from pipeline.sampling import crops, masking
 from pipeline.sampling.frames import frame_step, parse_rate, repeated, segment_frames, training_frames, tsn_test_frames
 from pipeline.sampling.order import Order, order_of
 from pipeline.sampling.recipe import SamplingRecipe

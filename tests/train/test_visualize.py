@@ -10,9 +10,10 @@ from model.config import MODELS
 from model.initialization import initialise
 from model.pixels import gather_patches
 from model.videomae import VideoMAE
+from pipeline import keyed
 from pipeline.decoding.decode import DecodeError
 from pipeline.loader import ClipLoader
-from pipeline.sampling import SamplingRecipe, keyed, sample_clips
+from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.sampling.masking import tube_masks
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, losses, run

@@ -11,7 +11,7 @@ from made_dataset import KEYS, finish, made_row, make_dataset, make_videos, tar_
 from dataset_builders.checking.recheck import main, recheck, repair
 from dataset_builders.checking.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask
 from dataset_builders.tars.headers import read_members
-from pipeline.sampling.keyed import sample_rows
+from pipeline.keyed import sample_rows
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.manifest_writer import SCHEMA
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.sampling import SamplingRecipe, keyed, masking, sample_clips, sample_masks
+from pipeline import keyed
+from pipeline.sampling import SamplingRecipe, masking, sample_clips, sample_masks
 from pipeline.sampling.crops import multi_scale_crop
 from pipeline.sampling.frames import training_frames
 from pipeline.sampling.order import Order

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampling import crops, keyed
+from pipeline import keyed
+from pipeline.sampling import crops
 
 QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 SIDES = st.integers(16, 600) | st.integers(16, 4320)

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampling import frames, keyed
+from pipeline import keyed
+from pipeline.sampling import frames
 
 QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 LENGTHS = st.integers(1, 400) | st.integers(400, 40_000)

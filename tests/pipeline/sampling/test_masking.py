@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline.sampling import keyed, masking
+from pipeline import keyed
+from pipeline.sampling import masking
 
 KEYS = keyed.mix(0, np.arange(300))
 GRIDS = {"patch 16": (8, 14, 14), "patch 14": (8, 16, 16), "small": (4, 6, 6)}

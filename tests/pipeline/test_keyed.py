@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampling import keyed
+from pipeline import keyed
 
 QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 
