@@ -47,7 +47,7 @@ from train.watch.json_lines import read_lines
 STEPS = 60
 RECIPE = [
     "tiny",
-    *("--views.views-per-step", "16", "--compute.workers", "1", "--steps", str(STEPS), "--log-every", "1", "--save-every", "5"),
+    *("--views.views-per-step", "16", "--loader.workers", "1", "--steps", str(STEPS), "--log-every", "1", "--save-every", "5"),
     *("--model.input-size", "32", "--model.num-frames", "8"),
     *("--model.encoder-dim", "32", "--model.encoder-depth", "2", "--model.encoder-heads", "2"),
     *("--model.decoder-dim", "16", "--model.decoder-depth", "1", "--model.decoder-heads", "2"),

@@ -7,7 +7,7 @@
     tubecell loader-profile --data DATASET --replay KEY [--frames 3:64:4]    one clip again, stage by stage
     tubecell loader-profile --compare A.json B.json                          two runs side by side
 
-Besides the flags below it takes those of `tubecell pretrain` (--compute.workers 8, --model.input-size 112 ...). Ends with 1 if
+Besides the flags below it takes those of `tubecell pretrain` (--loader.workers 8, --model.input-size 112 ...). Ends with 1 if
 the target is missed.
 """
 

@@ -34,6 +34,7 @@ from pipeline.machine import available_memory, ranks_here, usable_cores
 from pipeline.sampling.order import check_reading_order
 from pipeline.sampling.samples import SamplingRecipe
 from pipeline.stage_meters import BatchMeter, StageMeters
+from pipeline.storage.clip_cache import ClipCache
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.remote import PATIENCE
 from pipeline.storage.watch import VARIABLE, StorageTrouble, patience
@@ -110,6 +111,7 @@ class ClipLoader:
         prefetch: int | None = None,
         memory_budget: int | None = None,
         decoder: Literal["auto", "libav", "dali"] | Decoder = "auto",
+        cache: ClipCache | None = None,
         clip_timeout: float = 60.0,
         max_failure_share: float = 0.02,
     ) -> None:
@@ -117,9 +119,9 @@ class ClipLoader:
         `workers` decode and `prefetch` batches are decoded ahead; either is found while the loader works, where it is None (see
         `workers.tuning`; what became of it: `tuning`), in `memory_budget` bytes for the batches (default: a quarter of what is
         available, of the machine or the container, shared by the ranks here: LOCAL_WORLD_SIZE); `decoder` is as in
-        `choose_decoder` (what became of it: `decoder_choice`), or a function that the sidecar calls for every clip; a clip
-        that takes longer than `clip_timeout` seconds is given up; more than `max_failure_share` of failed clips (and 16) end
-        the run.
+        `choose_decoder` (what became of it: `decoder_choice`), or a function that the sidecar calls for every clip; `cache`
+        keeps clips of a dataset behind a URL (default: what TUBECELL_CACHE asks for, see `ClipCache`); a clip that takes longer
+        than `clip_timeout` seconds is given up; more than `max_failure_share` of failed clips (and 16) end the run.
 
         Raises ValueError if the dataset, the recipe, the world size and the state do not fit each other.
         """
@@ -147,6 +149,7 @@ class ClipLoader:
             complain(f"warning: {slow}", once=True)
         on_device = self.decoder_choice.name in ("dali", "both") and not callable(decoder)
         self.decoder = decoder if callable(decoder) else decode_libav  # the sidecar's
+        self._cache = cache or ClipCache.asked_for()
         self.clip_timeout, self.max_failure_share = clip_timeout, max_failure_share
         self.failures: list[FailedClip] = []  # the last MOST_FAILURES or more; the trainer writes them to failures.jsonl
         self.num_failures = 0  # since the start of this process
@@ -303,6 +306,7 @@ class ClipLoader:
                 clip_timeout=self.clip_timeout,
                 patience=min(PATIENCE, self.clip_timeout * 2 / 3),  # ends before the clip is given up
                 memfd=self._ring.memfd,
+                cache=self._cache,
                 packs_for=self.device.type if self._device_decoding else None,
                 failed=self._ledger,
             )

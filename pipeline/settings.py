@@ -13,9 +13,12 @@ from typing import Any, TypeVar
 
 Kind = TypeVar("Kind")
 RENAMED = {  # old name -> new: of flags and config.json ("group.field"), of recipes in states and of TOML files ("field")
-    "views.threads": "compute.workers",
-    "views.workers": "compute.workers",
-    "views.prefetch": "compute.prefetch",
+    "views.threads": "loader.workers",
+    "views.workers": "loader.workers",
+    "views.prefetch": "loader.prefetch",
+    "compute.workers": "loader.workers",
+    "compute.prefetch": "loader.prefetch",
+    "compute.decoder": "loader.decoder",
     "label_from_folder": "labels_from_folder",
 }
 

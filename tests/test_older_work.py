@@ -95,13 +95,13 @@ def test_a_run_refuses_another_arithmetic_and_stays_as_it_was(older: Path) -> No
 
 
 def test_flags_that_were_renamed_go_on_working(older: Path) -> None:
-    """What --compute.workers was called before."""
+    """What --loader.workers was called before."""
     config = older / "folder" / "config.json"
     config.write_text(config.read_text().replace('"workers"', '"threads"'))
     command = older / "folder" / "environment.json"
     command.write_text(command.read_text().replace("--views.workers", "--views.threads"))
     said = go_on(older / "folder")
-    assert said.count("--views.threads is called --compute.workers now") == 1
+    assert said.count("--views.threads is called --loader.workers now") == 1
     assert "changed since" not in said
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
 from pipeline.sampling import SamplingRecipe, Views
 from pipeline.settings import flag, flatten, renamed, setting
+from pipeline.storage.clip_cache import parse_size
 from pipeline.storage.remote import as_given, is_url
 
 CHECKPOINTING = "--compute.activation-checkpointing"
@@ -118,13 +119,6 @@ class ComputeConfig:
     and saved stays the same. By default on a GPU only."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" takes a GPU if there is one."""
-    decoder: Literal["auto", "libav", "dali"] = "auto"
-    """Of the clips: libav on the CPU's cores, or DALI, NVDEC on a GPU; the pixels differ by half a level in the mean. "auto"
-    takes DALI on a GPU, where it is installed, for the clips that it can decode, and libav for the others."""
-    workers: int | None = None
-    """Processes of a rank that decode; by default found in the first seconds, between one and four for each of its cores."""
-    prefetch: int | None = None
-    """Batches decoded ahead; by default what the trainer takes in 5 s, in a quarter of the memory, shared by a node's ranks."""
 
     def __post_init__(self) -> None:
         Policy.parse(self.activation_checkpointing)
@@ -132,6 +126,33 @@ class ComputeConfig:
             raise ValueError(f"--compute.shard {self.shard} must be at least 1")
         if self.memory_gib is not None and self.memory_gib <= 0:
             raise ValueError(f"--compute.memory-gib {self.memory_gib} must be over 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderConfig:
+    """How batches come to the ranks; none of this changes which."""
+
+    workers: int | None = None
+    """Processes of a rank that decode; by default found in the first seconds, between one and four for each of its cores."""
+    prefetch: int | None = None
+    """Batches decoded ahead; by default what the trainer takes in 5 s, in a quarter of the memory, shared by a node's ranks."""
+    decoder: Literal["auto", "libav", "dali"] = "auto"
+    """Of the clips: libav on the CPU's cores, or DALI, NVDEC on a GPU; the pixels differ by half a level in the mean. "auto"
+    takes DALI on a GPU, where it is installed, for the clips that it can decode, and libav for the others."""
+    cache: Path | None = None
+    """A folder on a local disk that keeps clips of a dataset behind a URL, for all runs and ranks of a node; by default the
+    environment's TUBECELL_CACHE, or none."""
+    cache_size: str | None = None
+    """Bytes that the cache may hold, such as 500G: the clips used longest ago go first; by default TUBECELL_CACHE_SIZE."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "prefetch"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{flag(f'loader.{name}')} {value} must be at least 1; without it, the loader finds one")
+        if self.cache is not None and is_url(self.cache):
+            raise ValueError(f"--loader.cache {as_given(self.cache)} must be a folder on a local disk")
+        if self.cache_size is not None:
+            parse_size(self.cache_size, "--loader.cache-size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,6 +198,7 @@ class PretrainConfig:
     views: Views = field(default_factory=Views)
     optim: OptimConfig = setting(default_factory=OptimConfig, may_change=True)
     compute: ComputeConfig = setting(default_factory=ComputeConfig, may_change=True)
+    loader: LoaderConfig = setting(default_factory=LoaderConfig, may_change=True)
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "log_every", "save_every", "keep_last", "reconstruct_every", "expected_clips"):

@@ -22,7 +22,7 @@ from pipeline.machine import usable_cores
 from pipeline.sampling import Views
 from pipeline.storage.manifest import Manifest
 from train.compute.parallel import started
-from train.config import ComputeConfig, PretrainConfig
+from train.config import ComputeConfig, LoaderConfig, PretrainConfig
 
 VIEWS = {"vit-g": 128, "vit-b": 256}  # of a step, in one forward pass: 64 clips of ViT-B at R = 4
 BAR = 0.97  # of the rate on cached batches
@@ -118,7 +118,7 @@ def advise(bench: Bench, name: str, contestants: dict[str, Part], chosen: str) -
     best = max(rates, key=lambda each: rates[each])
     told = ", ".join(f"{each} {rate:.0f}" for each, rate in rates.items())
     why = f"views/s of {name}: {told}; {contestants['cached'].views:.0f} on a cached batch"
-    bench.recommend(f"--compute.decoder for {name}", best, f"auto: {chosen}", why)
+    bench.recommend(f"--loader.decoder for {name}", best, f"auto: {chosen}", why)
 
 
 def record(bench: Bench, name: str, work: EndToEndWork, file: str) -> None:
@@ -131,10 +131,10 @@ def record(bench: Bench, name: str, work: EndToEndWork, file: str) -> None:
 def configuration(bench: Bench, name: str) -> PretrainConfig:
     """A step of one forward pass; `tiny` in a dry walk. Workers and prefetch are given: to find them takes a loader 20 s."""
     views, precision, device = bench.size(VIEWS[name], 4), bench.size("bf16", "fp32"), bench.device.type
-    workers = usable_cores()
-    compute = ComputeConfig(views_per_forward=views, precision=precision, device=device, workers=workers, prefetch=3)  # type: ignore[arg-type]
+    compute = ComputeConfig(views_per_forward=views, precision=precision, device=device)  # type: ignore[arg-type]
+    loader = LoaderConfig(workers=usable_cores(), prefetch=3)
     per_clip = Views(views_per_step=views, views_per_clip=bench.size(4, 2))
-    return PretrainConfig(model=MODELS[bench.size(name, "tiny")], views=per_clip, compute=compute)
+    return PretrainConfig(model=MODELS[bench.size(name, "tiny")], views=per_clip, compute=compute, loader=loader)
 
 
 def dataset_of(bench: Bench) -> Path:

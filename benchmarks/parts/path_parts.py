@@ -36,7 +36,7 @@ WAITED = 1e-3  # seconds for a batch; less is what a ready one costs
 
 
 def decoding_processes(config: PretrainConfig) -> int:
-    return config.compute.workers or usable_cores()
+    return config.loader.workers or usable_cores()
 
 
 def tensors_of(batch: Batch) -> dict[str, Any]:
@@ -86,8 +86,8 @@ class LoaderWork(FedWork):
                 recipe,
                 device=stopwatch.device,
                 clips_per_batch=clips_per_batch,
-                workers=config.compute.workers,
-                prefetch=config.compute.prefetch or PREFETCH,
+                workers=config.loader.workers,
+                prefetch=config.loader.prefetch or PREFETCH,
                 decoder=decoder,
             )
         )

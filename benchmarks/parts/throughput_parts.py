@@ -84,7 +84,7 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
                 add_original_files(measured, trial, dataset_files(manifest.root), narrowest, stack)
             except (ValueError, RuntimeError) as reason:
                 measured.skipped.append(f"DataLoader over the original files: {reason}")
-        clips, decoder = config.sampling.clips_per_step // passes, config.compute.decoder
+        clips, decoder = config.sampling.clips_per_step // passes, config.loader.decoder
         fed = LoaderWork(dataset, config.sampling, config, stopwatch, clips_per_batch=clips, decoder=decoder)
         stack.enter_context(closing(fed))
         parts = training_parts(config, fed, stopwatch, ranks)

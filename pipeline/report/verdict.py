@@ -170,7 +170,7 @@ def rare_batches(evidence: Evidence) -> Finding | None:
     deep = evidence.prefetch + ceil(evidence.longest_wait / max(evidence.seconds_per_batch, 1e-3))
     limits = f"Rare slow batches: one in twenty makes {evidence.worst_share:.0%} of the waiting, the longest took "
     limits += f"{evidence.longest_wait:.2f} s; mostly the loader is fast enough"
-    change = f"--compute.prefetch {deep} instead of {evidence.prefetch}, which lasts through the longest wait seen"
+    change = f"--loader.prefetch {deep} instead of {evidence.prefetch}, which lasts through the longest wait seen"
     return Finding("tail", limits, change, "memory for each batch", gain=1 / (1 - evidence.wait_share * evidence.worst_share))
 
 
@@ -183,7 +183,7 @@ def storage(evidence: Evidence) -> Finding | None:
     wanted = min(4 * evidence.cores, ceil(evidence.cores * evidence.clip_ms / max(evidence.core_ms_per_clip, 1e-3)))
     possible = ceilings(evidence)
     if wanted > evidence.workers and possible.get("storage", inf) > 1.1 * possible["workers"]:  # what it gives to many at once
-        change = f"--compute.workers {wanted} instead of {evidence.workers}: more requests at the same time"
+        change = f"--loader.workers {wanted} instead of {evidence.workers}: more requests at the same time"
         return Finding("storage", limits, change, "no cores, they wait", {"workers": wanted / evidence.workers})
     limits += ", and do not get more by asking at the same time"
     change = "Copy the dataset to a local disk, or --views.shuffle window, which reads ahead in long requests"
@@ -219,7 +219,7 @@ def planning(evidence: Evidence) -> Finding | None:
     if evidence.busy >= BUSY:
         return None
     limits = f"Handing out work: the workers are busy only {evidence.busy:.0%} of the time"
-    deep = f"--compute.prefetch {2 * evidence.prefetch} instead of {evidence.prefetch}"
+    deep = f"--loader.prefetch {2 * evidence.prefetch} instead of {evidence.prefetch}"
     change = f"{deep}, so that there is always a clip to decode"
     return Finding("planning", limits, change, "memory for each batch", gain=1 / max(evidence.busy, 0.1))
 
@@ -229,7 +229,7 @@ def few_workers(evidence: Evidence) -> Finding | None:
     if evidence.workers >= evidence.cores or evidence.shares_cores:
         return None
     workers = "The worker, which is" if evidence.workers == 1 else f"The {evidence.workers} workers, which are"
-    limits, change = f"{workers} always busy: {evidence.cores} cores could decode", f"--compute.workers {evidence.cores}"
+    limits, change = f"{workers} always busy: {evidence.cores} cores could decode", f"--loader.workers {evidence.cores}"
     cost = f"{evidence.cores - evidence.workers} more cores decode"
     return Finding("workers", limits, change, cost, {"workers": evidence.cores / evidence.workers})
 

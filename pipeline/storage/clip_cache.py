@@ -16,7 +16,7 @@ from typing import Self
 
 from pipeline.storage.file_lock import lock
 
-FOLDER_VARIABLE, SIZE_VARIABLE = "TUBECELL_CACHE", "TUBECELL_CACHE_SIZE"
+FOLDER_VARIABLE, SIZE_VARIABLE, SIZE_FLAG = "TUBECELL_CACHE", "TUBECELL_CACHE_SIZE", "--loader.cache-size"
 FILL, KEEP = 0.98, 0.9  # shares of the limit at which clips are removed, and that are left: the whole folder is looked at
 BLOCK = 4096  # bytes a file occupies at least, and a multiple of which
 PAUSE = 60.0  # seconds without writing after the disk refused
@@ -48,10 +48,17 @@ class ClipCache:
             raise ValueError(f"the cache folder {folder} cannot be used: {error.strerror}; choose another") from error
 
     @classmethod
-    def from_environment(cls) -> Self | None:
-        """The cache that TUBECELL_CACHE (a folder) and TUBECELL_CACHE_SIZE (such as 500G) ask for; None without the former."""
-        folder = os.environ.get(FOLDER_VARIABLE)
-        return cls(folder, parse_size(os.environ.get(SIZE_VARIABLE, ""))) if folder else None
+    def asked_for(cls, folder: str | os.PathLike[str] | None = None, size: str | None = None) -> Self | None:
+        """Of a `folder`, and a `size` such as 500G; what is None, TUBECELL_CACHE and TUBECELL_CACHE_SIZE say. None without a
+        folder. Raises ValueError for a folder without a size, a size without a folder, or as the constructor does."""
+        where, most = folder or os.environ.get(FOLDER_VARIABLE), size or os.environ.get(SIZE_VARIABLE, "")
+        if size and not where:
+            raise ValueError(f"--loader.cache-size {size} is for --loader.cache FOLDER, or {FOLDER_VARIABLE}: give it, too")
+        return cls(where, parse_size(most, SIZE_FLAG if size or folder else SIZE_VARIABLE)) if where else None
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, int]]:
+        """For another process: locks stay here."""
+        return type(self), (self.folder, self.limit)
 
     def get(self, content_hash: str) -> bytes | None:
         """What is kept under a hash, unchecked, or None."""
@@ -174,9 +181,9 @@ def _occupied(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def parse_size(text: str) -> int:
-    """ "500G" -> 500,000,000,000 bytes; K, M, G and T are powers of a thousand. Raises ValueError."""
+def parse_size(text: str, what: str) -> int:
+    """ "500G" -> 500,000,000,000 bytes; K, M, G and T are powers of a thousand. Raises ValueError; `what` says the size."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip().upper())
     if not found:
-        raise ValueError(f"{SIZE_VARIABLE} is {text!r}; say how many bytes the cache may hold, such as 500G")
+        raise ValueError(f"{what} is {text!r}; say how many bytes the cache may hold, such as 500G")
     return int(float(found[1]) * UNITS[found[2]])

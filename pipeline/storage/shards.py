@@ -52,7 +52,7 @@ class ShardReader:
         base = remote.as_url(root) if remote.is_url(root) else files.origin(Path(root))
         self.root = base or os.fspath(root)
         self._remote, self._patience = base is not None, patience
-        self._cache = cache or ClipCache.from_environment()
+        self._cache = cache or ClipCache.asked_for()
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._most_open = max(1, hard - SPARE_DESCRIPTORS) if hard != resource.RLIM_INFINITY else 1 << 20

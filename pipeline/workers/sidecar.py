@@ -30,6 +30,7 @@ from pipeline.decoding.colour import load_swscale
 from pipeline.decoding.decode import Failure
 from pipeline.decoding.resize import kernel
 from pipeline.sampling import Order, SamplingRecipe, order_of, sample_clips, sample_masks
+from pipeline.storage.clip_cache import ClipCache
 from pipeline.storage.manifest import Clip, Manifest
 from pipeline.storage.remote import is_url
 from pipeline.storage.shards import ShardReader
@@ -66,6 +67,7 @@ class Assignment:
     tuner: Tuner
     patience: float  # seconds for one reading of a clip from behind a URL
     clip_timeout: float  # seconds after which a clip is given up
+    cache: ClipCache | None  # of clips from behind a URL
     packs_for: str | None = None  # "cpu" or "cuda": what DALI decodes there is trimmed only, for the trainer to decode
     failed: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the ledger: (epoch, position) -> failed attempts
 
@@ -87,7 +89,7 @@ class Sidecar:
     def __init__(self, assignment: Assignment, connection: Connection) -> None:
         self.assignment, self.connection = assignment, connection
         self.manifest = assignment.manifest
-        self.reader = ShardReader(assignment.manifest.root.resolve(), patience=assignment.patience)
+        self.reader = ShardReader(assignment.manifest.root.resolve(), cache=assignment.cache, patience=assignment.patience)
         self.ring = Ring(assignment.recipe, assignment.clips, assignment.num_slots, assignment.memfd)
         self._reading = mmap.mmap(-1, assignment.most_workers)  # a byte for each: whether it waits for a disk
         self.processes = ForkServer(self._prepare, unneeded=(connection,))

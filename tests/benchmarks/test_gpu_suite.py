@@ -73,7 +73,7 @@ def test_every_part_is_walked_through(tmp_path: Path) -> None:
     assert {
         "pipeline/workers/device_decoding.py DECODERS",
         "pipeline/decoding/dali.py mode",
-        "--compute.decoder for vit-b",
+        "--loader.decoder for vit-b",
     } <= settings
     page = (tmp_path / "gpu_suite.md").read_text()
     assert "commit abc" in page

@@ -19,7 +19,7 @@ from pipeline.storage.shards import ShardReader
 # a step of 4 clips takes tens of milliseconds
 SMALL = [
     "tiny",
-    *("--views.views-per-step", "8", "--compute.workers", "1", "--compute.prefetch", "2", "--compute.device", "cpu"),
+    *("--views.views-per-step", "8", "--loader.workers", "1", "--loader.prefetch", "2", "--compute.device", "cpu"),
     *("--model.input-size", "32", "--model.encoder-depth", "2", "--seconds", "0.2", "--rounds", "1"),
 ]
 

@@ -47,7 +47,7 @@ def test_a_field_says_itself_whether_it_may_change() -> None:
     frozen = {name for name, (_, may) in fields_of(PretrainConfig()).items() if not may}
     # matched whole: `steps_per_view` would not be free because `steps` is
     assert {name.partition(".")[0] for name in frozen} == {"seed", "model", "views"}
-    assert "compute.workers" not in frozen and "views.window" in frozen
+    assert "loader.workers" not in frozen and "views.window" in frozen
 
 
 def test_reading_what_other_code_wrote() -> None:
@@ -58,10 +58,10 @@ def test_reading_what_other_code_wrote() -> None:
 
 
 def test_old_names(capsys: pytest.CaptureFixture[str]) -> None:
-    assert renamed({"views.threads": 4, "seed": 1}) == {"compute.workers": 4, "seed": 1}
-    assert translated(["--views.threads", "4", "--out=--views.threads"]) == ["--compute.workers", "4", "--out=--views.threads"]
-    assert translated(["--views.threads=4"]) == ["--compute.workers=4"]
-    assert capsys.readouterr().err.count("--views.threads is called --compute.workers now\n") == 2
+    assert renamed({"views.threads": 4, "seed": 1}) == {"loader.workers": 4, "seed": 1}
+    assert translated(["--views.threads", "4", "--out=--views.threads"]) == ["--loader.workers", "4", "--out=--views.threads"]
+    assert translated(["--views.threads=4"]) == ["--loader.workers=4"]
+    assert capsys.readouterr().err.count("--views.threads is called --loader.workers now\n") == 2
     assert flag_name("--compute.no-reshard-after-forward=1") == "compute.reshard_after_forward"
     assert (flag_name("--"), flag_name("-x"), flag_name("tiny")) == (None, None, None)
-    assert flags_of(["tiny", "--views.threads", "4", "--no-save-in-background"]) == {"compute.workers", "save_in_background"}
+    assert flags_of(["tiny", "--views.threads", "4", "--no-save-in-background"]) == {"loader.workers", "save_in_background"}

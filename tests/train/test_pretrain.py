@@ -95,7 +95,7 @@ def test_what_cannot_go_on_in_a_folder_is_refused_and_changes_nothing(dataset: P
     before = contents(straight)
     assert "--seed 0 -> 3" in refused(dataset, straight, *STEPS, "--seed", "3")
     assert "20 steps already, more than the 3" in refused(dataset, straight, "--steps", "3")
-    assert "DALI" in refused(dataset, straight, "--steps", "25", "--compute.decoder", "dali")
+    assert "DALI" in refused(dataset, straight, "--steps", "25", "--loader.decoder", "dali")
     assert "--profile 3" in start(dataset, straight, "--steps", "25", "--profile", "3").said(2)
     assert contents(straight) == before
 
@@ -133,7 +133,7 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
     if not torch.cuda.is_available():
         assert "no CUDA device" in refused(dataset, out, "--compute.device", "cuda")
-    assert "DALI" in refused(dataset, out, "--compute.decoder", "dali")
+    assert "DALI" in refused(dataset, out, "--loader.decoder", "dali")
     assert not out.exists()  # nothing is left of a start that came to nothing
     assert "either says how long" in refused(dataset, out, "--steps", "5", "--epochs", "2")
     assert not out.exists()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # two layers on 32 px; 4 clips a step of the 12 in the dataset
 SMALL = [
     "tiny",
-    *("--views.views-per-step", "8", "--compute.workers", "1", "--log-every", "1"),
+    *("--views.views-per-step", "8", "--loader.workers", "1", "--log-every", "1"),
     "--no-save-in-background",  # whose process takes seconds to start
     *("--model.input-size", "32", "--model.num-frames", "8"),
     *("--model.encoder-dim", "32", "--model.encoder-depth", "2", "--model.encoder-heads", "2"),

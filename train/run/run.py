@@ -10,6 +10,7 @@ import torch
 
 from pipeline.console import may_fail
 from pipeline.loader import ClipLoader, LoaderState
+from pipeline.storage.clip_cache import ClipCache
 from pipeline.workers.tuning import Tuning
 from train.checkpoint import state as checkpoints
 from train.checkpoint.state import Progress
@@ -59,9 +60,10 @@ class Run:
             state=progress.loader if progress else None,
             device=ranks.device,
             clips_per_batch=config.sampling.clips_per_step // ranks.world_size // accumulation,
-            workers=config.compute.workers,
-            prefetch=config.compute.prefetch,
-            decoder=config.compute.decoder,
+            workers=config.loader.workers,
+            prefetch=config.loader.prefetch,
+            decoder=config.loader.decoder,
+            cache=ClipCache.asked_for(config.loader.cache, config.loader.cache_size),
         )
         cleanup.callback(self.loader.close)
         self._failures = FailureLog(folder.path, self.loader)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import socketserver
@@ -466,16 +467,25 @@ def test_a_full_disk_stops_the_cache_and_not_the_run(
     assert (tmp_path / "cache" / "bytes").read_text() == "0"
 
 
-def test_the_cache_is_asked_for_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_asked_for_by_flags_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TUBECELL_CACHE", raising=False)
-    assert ClipCache.from_environment() is None
+    monkeypatch.delenv("TUBECELL_CACHE_SIZE", raising=False)
+    assert ClipCache.asked_for() is None
+    with pytest.raises(ValueError, match=r"--loader\.cache-size is ''; say how many bytes"):
+        ClipCache.asked_for(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"--loader\.cache-size 5G is for --loader\.cache FOLDER"):
+        ClipCache.asked_for(size="5G")
+    asked = ClipCache.asked_for(tmp_path / "cache", "5G")
+    assert asked is not None
+    elsewhere = pickle.loads(pickle.dumps(asked))  # the sidecar's
+    assert (elsewhere.folder, elsewhere.limit) == (tmp_path / "cache", 5_000_000_000)
     monkeypatch.setenv("TUBECELL_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="TUBECELL_CACHE_SIZE"):
-        ClipCache.from_environment()
+        ClipCache.asked_for()
     monkeypatch.setenv("TUBECELL_CACHE_SIZE", "1.5 GB")
-    cache = ClipCache.from_environment()
+    cache = ClipCache.asked_for()
     assert cache is not None
-    assert cache.limit == 1_500_000_000 == parse_size("1.5g")
+    assert cache.limit == 1_500_000_000 == parse_size("1.5g", "it")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be used"):
         ClipCache(tmp_path / "file", 10)
