@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,15 +35,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.parts.program import WithFigures, program
 from benchmarks.parts.results import Result, describe_machine
+from benchmarks.parts.step_work import pretraining, random_batch
 from model.config import MODELS, ModelConfig
-from model.videomae import VideoMAE
+from model.videomae import VideoMAE, pixel_loss
 from pipeline.sampling.masking import TokenCounts, token_counts
 from train.compute.activation_checkpointing import checkpoint_blocks, recomputed_blocks
 from train.compute.memory import activation_bytes, recomputed_share, step_memory
-from train.compute.optimizer import build_optimizer
-from train.compute.parallel import build_model, exchange_gradients, started
+from train.compute.parallel import started
 from train.compute.precision import PRECISIONS, Precision
 from train.config import ComputeConfig, Policy
+from train.loop import step
+from train.stages.pretraining import autoencoder_cost
+from train.training import Training
 
 POLICIES = ("none", "every:4", "every:3", "every:2", "full")
 
@@ -81,7 +84,7 @@ def activations_of(
     with FakeTensorMode():
         model = in_compute_type(config, precision)
         if recomputed:
-            checkpoint_blocks(list(model.blocks()), recomputed)
+            checkpoint_blocks([*model.encoder.blocks, *model.decoder.blocks], recomputed)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ def activations_of(
 
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = model(*batch(config, tokens, 1))
+                loss = pixel_loss(model, *batch(config, tokens, 1))
             forward, kept = counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())
             loss.backward()
         return Activations(kept_bytes=kept, forward_flops=forward, step_flops=counter.get_total_flops())
@@ -121,43 +124,31 @@ def batch(config: ModelConfig, tokens: TokenCounts, views: int) -> tuple[Tensor,
     return pixels, order[:, : tokens.visible], order[:, -tokens.decoded :], torch.ones(views, tokens.loss)
 
 
-def measured_peak(config: ModelConfig, compute: ComputeConfig, tokens: TokenCounts, views: int) -> int:
+def measured_peak(config: ModelConfig, compute: ComputeConfig, views: int) -> int:
     """Most bytes that this CPU's allocator had handed out at once in a step of two passes over `views`, beyond weights, moments
     and inputs. It is the second step: the first one makes the moments."""
     with started("cpu") as ranks:
-        model = build_model(config, compute, 0, ranks, tokens)
-        optimizer = build_optimizer(model.named_parameters(), weight_decay=0.05, betas=(0.9, 0.95))
-        inputs = batch(config, tokens, views)
-        accumulated_step(model, compute, optimizer, inputs)
+        stage = pretraining(config, replace(compute, views_per_forward=views), views=2 * views)
+        training, batch = Training(stage, ranks), random_batch(config, views, 0.5, ranks.device)
+        step(training, 1, lambda: batch)
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            accumulated_step(model, compute, optimizer, inputs)
+            step(training, 2, lambda: batch)
         assert profiler.profiler is not None
         used = peak = 0
         for event in profiler.profiler.kineto_results.events():
             if event.name() == "[memory]":
                 used += event.nbytes()
                 peak = max(peak, used)
-        del model, optimizer
+        del training
         return peak
 
 
-def accumulated_step(
-    model: VideoMAE, compute: ComputeConfig, optimizer: torch.optim.Optimizer, inputs: tuple[Tensor, ...]
-) -> None:
-    """Two passes over the same views, and the optimizer."""
-    for last in (False, True):
-        exchange_gradients(model, compute, last=last)
-        model(*inputs).backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def predicted_peak(config: ModelConfig, compute: ComputeConfig, tokens: TokenCounts, views: int) -> int:
+def predicted_peak(config: ModelConfig, compute: ComputeConfig, views: int) -> int:
     """The same from the closed form."""
-    precision = PRECISIONS[compute.precision]
-    recomputed = recomputed_blocks(Policy.parse(compute.activation_checkpointing), config, precision, tokens, views)
-    memory = step_memory(config, tokens, precision, recomputed, views=views, defer=compute.defer_gradients)
+    cost = pretraining(config, compute).cost(compute)
+    recomputed = recomputed_blocks(Policy.parse(compute.activation_checkpointing), cost, views)
+    memory = step_memory(cost, recomputed, views=views, defer=compute.defer_gradients)
     return memory.total - memory.parameters - memory.moments - memory.inputs
 
 
@@ -173,20 +164,20 @@ def main(options: Options) -> list[Result]:
     for name in options.models:
         config = MODELS[name]
         tokens = token_counts(config.grid, 0.9, 0.5)
-        plain = activations_of(config, tokens, precision)
+        cost, plain = autoencoder_cost(config, tokens, precision), activations_of(config, tokens, precision)
         for text, policy in policies.items():
-            recomputed = recomputed_blocks(policy, config, precision, tokens, max(views, 1))
+            recomputed = recomputed_blocks(policy, cost, max(views, 1))
             found = activations_of(config, tokens, precision, recomputed)
             again = (found.step_flops - plain.step_flops) / (3 * plain.forward_flops)
-            kept = activation_bytes(config, tokens, precision, recomputed)
-            share = recomputed_share(config, tokens, precision, recomputed)
+            kept = activation_bytes(cost, recomputed)
+            share = recomputed_share(cost, recomputed)
             line = f"{name:<8}{text:<14}{found.kept_bytes / 2**20:>16.2f}{kept / 2**20:>10.2f}{again:>16.2%}{share:>10.2%}"
             prefix = f"activations/{name}/{options.precision}/{text}"
             results.append(Result(f"{prefix}/kept", found.kept_bytes, "bytes", kept))
             results.append(Result(f"{prefix}/again", again, "of a step's FLOPs"))
             if views:
                 compute = ComputeConfig(precision=options.precision, activation_checkpointing=text, views_per_forward=views)
-                peak, expected = (get(config, compute, tokens, views) for get in (measured_peak, predicted_peak))
+                peak, expected = (get(config, compute, views) for get in (measured_peak, predicted_peak))
                 line += f"{peak / 2**20:>16.1f}{expected / 2**20:>10.1f}"
                 results.append(Result(f"{prefix}/peak", peak, "bytes", expected))
             print(line, flush=True)

@@ -42,8 +42,8 @@ from pipeline.settings import with_values
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
 from train.compute.parallel import Ranks, started
-from train.config import PretrainConfig
 from train.recipes import flags_of, from_command_line
+from train.stages.pretraining import PretrainConfig
 
 CLIPS_PER_BATCH = 8  # of a loader that feeds no model
 

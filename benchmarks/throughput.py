@@ -39,8 +39,8 @@ from pipeline.settings import with_values
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
 from train.compute.parallel import started
-from train.config import PretrainConfig
 from train.recipes import RECIPES
+from train.stages.pretraining import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,11 +8,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.layers import LAYER_NORM_EPS, Block, PatchEmbed, PositionTable, reset_buffers
+from model.layers import LAYER_NORM_EPS, Block, PatchEmbed, PositionTable
 from model.pixels import normalise
+from model.trainable import Trainable
 
 
-class VideoClassifier(nn.Module):
+class VideoClassifier(Trainable):
     """Views -> logits. The decoder's sizes in `config` are not used.
 
     From a pre-training checkpoint take `encoder.patch_embed.*` and `encoder.blocks.*` only: `encoder.norm` is dropped and
@@ -32,7 +33,7 @@ class VideoClassifier(nn.Module):
         self.fc_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.head_dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(dim, num_classes)
-        reset_buffers(self)
+        self.reset_buffers()
 
     def forward(self, views: Tensor) -> Tensor:
         """Views as for `features` -> logits (B, classes)."""

@@ -1,4 +1,4 @@
-"""The dual-masked video autoencoder (VideoMAE V2, section 3): uint8 views and token indices -> loss.
+"""The dual-masked video autoencoder (VideoMAE V2, section 3): visible patches and token indices -> predictions, and their loss.
 
 Parameters carry the official names: `state_dict()` is the official checkpoint, entry by entry. Every shape is constant and
 nothing waits for the device, so each block compiles once.
@@ -7,15 +7,16 @@ B views, T frames, N tokens, V visible tokens, K decoded tokens, L loss tokens (
 P values of a patch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from model.config import Implementation, ModelConfig
-from model.layers import DEFAULT, LAYER_NORM_EPS, Block, PatchEmbed, PositionTable, reset_buffers
+from model.layers import DEFAULT, LAYER_NORM_EPS, Block, PatchEmbed, PositionTable
 from model.patches import token_function
 from model.pixels import gather_patches, normalise
+from model.trainable import Trainable
 
 
 class Encoder(nn.Module):
@@ -46,7 +47,7 @@ class Decoder(nn.Module):
     training these are the L of the loss: 2.2 % less of ViT-B's forward, 0.5 % of ViT-g's.
     """
 
-    def __init__(self, config: ModelConfig, how: Implementation = DEFAULT) -> None:
+    def __init__(self, config: ModelConfig, how: Implementation, target_values: int) -> None:
         super().__init__()
         dim = config.decoder_dim
         self.positions = PositionTable(config.num_tokens, dim)
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
             Block(dim, config.decoder_heads, config.decoder_mlp_dim, how=how) for _ in range(config.decoder_depth)
         )
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.head = nn.Linear(dim, config.patch_values)
+        self.head = nn.Linear(dim, target_values)
 
     def forward(self, x_BND: Tensor, wanted: slice) -> Tensor:
         *blocks, last = self.blocks
@@ -63,33 +64,23 @@ class Decoder(nn.Module):
         return self.head(self.norm(last(x_BND, wanted)))
 
 
-class VideoMAE(nn.Module):
-    """Encoder, decoder and loss. Activations have the dtype of the parameters; targets and loss are at least float32."""
+class VideoMAE(Trainable):
+    """Encoder and decoder. Activations have the dtype of the parameters."""
 
-    def __init__(self, config: ModelConfig, how: Implementation = DEFAULT) -> None:
+    def __init__(self, config: ModelConfig, how: Implementation = DEFAULT, target_values: int | None = None) -> None:
+        """`target_values` are predicted of a token: by default the P of its pixels, or what another target has."""
         super().__init__()
         self.config, self.how = config, how
         self.encoder = Encoder(config, how)
-        self.decoder = Decoder(config, how)
+        self.decoder = Decoder(config, how, target_values or config.patch_values)
         self.encoder_to_decoder = nn.Linear(config.encoder_dim, config.decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_dim))
-        reset_buffers(self)
+        self.reset_buffers()
 
-    def forward(self, views: Tensor, visible_idx: Tensor, decoded_idx: Tensor, loss_weight: Tensor) -> Tensor:
-        """Views (B, T, H, W, 3) uint8, contiguous; indices (B, V) and (B, K) int64; weights (B, L) -> loss (), float32.
-
-        The first L of the K decoded tokens have a target. Their squared errors, averaged over the P values, are averaged
-        over the batch with `loss_weight` (official behaviour; equation 2 divides by all K, so is smaller by L / K).
-        """
-        self.config.check_views(views.shape)
-        L = loss_weight.shape[1]
-        patches_BVP, target_BLP = token_function(self.how.tokens, views.device, self.mask_token.dtype)(
-            views, visible_idx, decoded_idx[:, :L], self.config.patch_size, self.config.tubelet_size, self.mask_token.dtype
-        )
-        prediction_BLP = self.decode(self.encoder(patches_BVP, visible_idx), visible_idx, decoded_idx, L)
-        error_BL = (prediction_BLP.to(target_BLP.dtype) - target_BLP).square().mean(-1)
-        weight_BL = loss_weight.to(target_BLP.dtype)
-        return (error_BL * weight_BL).sum() / weight_BL.sum()
+    def forward(self, patches_BVP: Tensor, visible_idx: Tensor, decoded_idx: Tensor, num_predicted: int) -> Tensor:
+        """Normalised patches (B, V, P), indices (B, V) and (B, K) int64 -> predictions (B, L, P) of the first `num_predicted` =
+        L of the K decoded tokens: those that have a target."""
+        return self.decode(self.encoder(patches_BVP, visible_idx), visible_idx, decoded_idx, num_predicted)
 
     def encode(self, views: Tensor, visible_idx: Tensor) -> Tensor:
         """Views (B, T, H, W, 3) uint8, indices (B, V) int64 -> latent (B, V, D), after the encoder's last norm."""
@@ -114,3 +105,26 @@ class VideoMAE(nn.Module):
         """Every transformer block in forward order: what is sharded, checkpointed and compiled one by one."""
         yield from self.encoder.blocks
         yield from self.decoder.blocks
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Two; the projection and the mask token go with the decoder."""
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
+
+def pixel_loss(model: VideoMAE, views: Tensor, visible_idx: Tensor, decoded_idx: Tensor, loss_weight: Tensor) -> Tensor:
+    """The paper's objective: views (B, T, H, W, 3) uint8, contiguous; indices (B, V) and (B, K) int64; weights (B, L), of the
+    first L decoded tokens -> loss (), at least float32. Patches and targets come from one reading of the bytes."""
+    config, dtype, L = model.config, model.mask_token.dtype, loss_weight.shape[1]
+    config.check_views(views.shape)
+    patches_BVP, target_BLP = token_function(model.how.tokens, views.device, dtype)(
+        views, visible_idx, decoded_idx[:, :L], config.patch_size, config.tubelet_size, dtype
+    )
+    return weighted_error(model(patches_BVP, visible_idx, decoded_idx, L), target_BLP, loss_weight)
+
+
+def weighted_error(prediction_BLP: Tensor, target_BLP: Tensor, weight_BL: Tensor) -> Tensor:
+    """Squared errors, averaged over the P values of a token, averaged over the batch with weights (B, L) -> () in the targets'
+    dtype, at least float32 (official behaviour; equation 2 divides by all K decoded tokens, so is smaller by L / K)."""
+    error_BL = (prediction_BLP.to(target_BLP.dtype) - target_BLP).square().mean(-1)
+    weight_BL = weight_BL.to(target_BLP.dtype)
+    return (error_BL * weight_BL).sum() / weight_BL.sum()

@@ -25,7 +25,8 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True)
 def _same_draws_each_time(request: pytest.FixtureRequest) -> None:
-    """What draws from a global generator (the peers of the benchmarks, tensors of tests) draws the same in every run, in any order of tests."""
+    """What draws from a global generator (the peers of the benchmarks, tensors of tests) draws the same in every run, in any
+    order of tests."""
     random.seed(request.node.nodeid)
     torch.manual_seed(random.getrandbits(63))
 

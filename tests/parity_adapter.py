@@ -19,7 +19,7 @@ from torch import Tensor
 from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
 from model.pixels import IMAGENET_MEAN, IMAGENET_STD, gather_patches, pixel_targets
-from model.videomae import VideoMAE
+from model.videomae import VideoMAE, pixel_loss
 from pipeline import keyed, sampling
 from pipeline.sampling import crops, masking
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
@@ -65,12 +65,12 @@ def trajectory(cfg, sd, batches, epochs, opt, max_norm, dtype):
     model.load_state_dict(sd)
     model.to(dtype)
     betas = tuple(opt["opt_betas"])
-    optimizer = build_optimizer(model.named_parameters(), weight_decay=opt["weight_decay"], betas=betas, eps=opt["eps"])
+    optimizer = build_optimizer(parameter_groups(model.named_parameters(), opt["weight_decay"]), betas, opt["eps"])
     total, warmup = epochs * len(batches), int(opt["warmup_epochs"] * len(batches))
     losses = []
     for step in range(total):
         set_lr(optimizer, lr_at(step, peak=opt["lr"], final=opt["min_lr"], total_steps=total, warmup_steps=warmup))
-        loss = model(*step_inputs(*batches[step % len(batches)]))
+        loss = pixel_loss(model, *step_inputs(*batches[step % len(batches)]))
         optimizer.zero_grad()
         loss.backward()
         if max_norm:
@@ -167,7 +167,7 @@ def crop_offsets(w, h, cw, ch):
 def run_pretrain(model, clip, mask, decode_mask):
     """Predictions and targets of the decoded tokens in index order, loss and gradients, from a normalised clip."""
     views, visible_idx, decoded_idx, loss_weight = step_inputs(clip, mask, decode_mask)
-    loss = model(views, visible_idx, decoded_idx, loss_weight)
+    loss = pixel_loss(model, views, visible_idx, decoded_idx, loss_weight)
     loss.backward()
     with torch.no_grad():
         latent = model.encode(views, visible_idx)

@@ -1,4 +1,4 @@
-"""The configuration of a pre-training run: typed, complete, and written into the run's folder.
+"""The configuration of a run: typed, complete, and written into its folder. A stage adds its own fields and groups.
 
 A field says itself whether it may change from one start of a run to the next (`setting`); a change of any other would make it
 another run.
@@ -156,8 +156,8 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainConfig:
-    """A pre-training run."""
+class RunConfig:
+    """A run of any stage."""
 
     data: str | None = setting(None, may_change=True)
     """The dataset: a folder with a manifest.parquet, made by dataset_builders/, or its URL."""
@@ -183,8 +183,14 @@ class PretrainConfig:
     """A place in object storage, s3://bucket/run, to upload checkpoints to. A run whose folder is lost goes on from there."""
     wandb: str | None = setting(None, may_change=True)
     """Project of Weights & Biases to log to as well; needs `pip install wandb`."""
-    reconstruct_every: int | None = setting(None, may_change=True)
-    """Steps between two pictures of what the model makes of six clips, in RUN/reconstructions and TensorBoard."""
+    evaluate_every: int | None = setting(None, may_change=True)
+    """Steps between two evaluations on clips that are held out, see --evaluate-split; figures go to RUN/evaluations.jsonl."""
+    evaluate_split: str = setting("val", may_change=True)
+    """Split of the dataset to evaluate on."""
+    ema: float | None = None
+    """Keep a running mean of the weights, with this decay a step, as 0.9999; it is saved, evaluated and exported besides."""
+    freeze: int = 0
+    """Do not train the first N blocks, and the patch embedding with them."""
     profile: str | None = setting(None, may_change=True)
     """FIRST:LAST, as 10:15: write a trace of these steps, and on a GPU of its memory, into RUN/profile."""
     profile_loader: bool = setting(False, may_change=True)
@@ -201,9 +207,8 @@ class PretrainConfig:
     loader: LoaderConfig = setting(default_factory=LoaderConfig, may_change=True)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "log_every", "save_every", "keep_last", "reconstruct_every", "expected_clips"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{flag(name)} {value} must be at least 1")
+        for name in ("steps", "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "expected_clips"):
+            at_least_1(self, name)
         if self.steps is None and self.epochs is None:
             raise ValueError("--steps or --epochs is needed: how long the run is")
         if self.data is not None:
@@ -218,13 +223,21 @@ class PretrainConfig:
             raise ValueError(f"--mirror {self.mirror} must be a URL such as s3://bucket/run; --out is where the run is on disk")
         if self.profile is not None:
             parse_steps(self.profile)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"--ema {self.ema} must be over 0 and less than 1, as 0.9999; None keeps no mean")
+        if not 0 <= self.freeze <= self.model.encoder_depth:
+            raise ValueError(f"--freeze {self.freeze} must be 0 to {self.model.encoder_depth}, the blocks of the encoder")
         _ = self.sampling  # refuses views that cannot be taken or masked
 
     @property
     def sampling(self) -> SamplingRecipe:
-        """What decides the batches. Raises ValueError if the views cannot be masked so."""
+        """What decides the batches. Raises ValueError if such views cannot be taken."""
+        return self.joined()
+
+    def joined(self, **more: Any) -> SamplingRecipe:
+        """The views, the model's sizes, the run's seed, and what a stage knows besides, as one recipe."""
         sizes = {name: getattr(self.model, name) for name in ("num_frames", "input_size", "tubelet_size", "patch_size")}
-        return SamplingRecipe(seed=self.seed, **sizes, **asdict(self.views))
+        return SamplingRecipe(seed=self.seed, **sizes, **asdict(self.views), **more)
 
     @property
     def peak_lr(self) -> float:
@@ -262,12 +275,26 @@ class PretrainConfig:
         return next(n for n in range(math.ceil(share / most), share + 1) if share % n == 0)
 
 
+def at_least_1(config: Any, name: str) -> None:
+    """Raises ValueError if a field is a number below 1."""
+    if (value := getattr(config, name)) is not None and value < 1:
+        raise ValueError(f"{flag(name)} {value} must be at least 1")
+
+
 def read_config(file: Path) -> dict[str, Any]:
-    """A run's config.json, flat, under today's names: {"optim.base_lr": ...}; it may lack fields, see `settings.completed`."""
+    """A run's config.json, flat, without its stage, under today's names: {"optim.base_lr": ...}; it may lack fields, see
+    `settings.completed`."""
     values = renamed(flatten(json.loads(file.read_text())))
+    values.pop("stage", None)
     if values.get("data"):
         values["data"] = as_given(values["data"])  # older code lost a slash of a URL
     return values
+
+
+def read_stage(file: Path) -> str:
+    """Of a run's config.json."""
+    name: str = json.loads(file.read_text()).get("stage", "pretrain")  # the only one of older code
+    return name
 
 
 def parse_steps(text: str) -> tuple[int, int]:

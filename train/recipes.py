@@ -13,7 +13,8 @@ import tyro
 from model.config import MODELS
 from pipeline.sampling import Views
 from pipeline.settings import RENAMED, flag_name, translated
-from train.config import ComputeConfig, OptimConfig, PretrainConfig
+from train.config import ComputeConfig, OptimConfig, RunConfig
+from train.stages.pretraining import PretrainConfig
 
 FULL = ComputeConfig(activation_checkpointing="full")
 SSV2_TRAIN_CLIPS = 168_913  # the official training list
@@ -94,7 +95,7 @@ def from_command_line(arguments: Sequence[str] | None = None, prog: str | None =
     return replace(config, epochs=None) if config.steps else config
 
 
-def check_length(config: PretrainConfig, given: Collection[str]) -> None:
+def check_length(config: RunConfig, given: Collection[str]) -> None:
     """Raises ValueError if a command line says twice how long a run is."""
     if {"steps", "epochs"} <= set(given) and config.steps and config.epochs:
         raise ValueError(f"--steps {config.steps} and --epochs {config.epochs}: either says how long a run is; give one")

@@ -34,7 +34,7 @@ from pipeline.storage.manifest import Manifest
 from pipeline.storage.remote import on_disk
 from train.checkpoint import state as checkpoints
 from train.config import read_config
-from train.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct
+from train.stages.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct
 
 
 @exit_status(DecodeError, name="visualize")

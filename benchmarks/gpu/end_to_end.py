@@ -22,7 +22,8 @@ from pipeline.machine import usable_cores
 from pipeline.sampling import Views
 from pipeline.storage.manifest import Manifest
 from train.compute.parallel import started
-from train.config import ComputeConfig, LoaderConfig, PretrainConfig
+from train.config import ComputeConfig, LoaderConfig
+from train.stages.pretraining import PretrainConfig, Pretraining
 
 VIEWS = {"vit-g": 128, "vit-b": 256}  # of a step, in one forward pass: 64 clips of ViT-B at R = 4
 BAR = 0.97  # of the rate on cached batches
@@ -65,7 +66,7 @@ def measure(bench: Bench, name: str, trace: str | None = None) -> None:
                 for figure in end_to_end_figures(name, decoder):
                     bench.absent(figure, str(reason))
         default = loaders["auto" if chosen == "both" else chosen]
-        model = ModelWork(config, default.first, ranks)
+        model = ModelWork(Pretraining(config), default.first, ranks)
         cached = Part("cached", "model on a cached batch", config.views.views_per_clip, model)
         contestants = {"cached": cached}
         for decoder, loader in loaders.items():

@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 
 from benchmarks.gpu.bench import AbsentError, Bench
 from benchmarks.gpu.clips import QUICKSTART, ClipSet, kept_dataset
-from benchmarks.parts.step_work import random_batch
+from benchmarks.parts.step_work import pretraining, random_batch
 from benchmarks.parts.stopwatch import Stopwatch
 from model.config import MODELS
-from model.videomae import VideoMAE
 from pipeline.loader import Batch
-from train.compute.parallel import build_model, started
+from train.compute.parallel import started
 from train.config import ComputeConfig
+from train.training import Training
 from train.watch.json_lines import read_lines
 
 STEPS = 20  # of the runs that are compared; a checkpoint in their middle
@@ -106,13 +106,13 @@ def determinism(bench: Bench) -> None:
     batch = random_batch(config, views, 0.5, bench.device)
     with started(bench.device.type) as ranks:
         seconds, watch = {}, Stopwatch(0.0, bench.device)
-        model = build_model(config, compute, 0, ranks)
+        training = Training(pretraining(config, compute), ranks)
         for name, settled in (("gradients", False), ("deterministic_gradients", True)):
             torch.use_deterministic_algorithms(settled)
             try:
-                first = gradients(model, batch)
+                first = gradients(training, batch)
                 began = watch.now()
-                second = gradients(model, batch)
+                second = gradients(training, batch)
                 seconds[name] = watch.now() - began
             finally:
                 torch.use_deterministic_algorithms(False)
@@ -121,14 +121,15 @@ def determinism(bench: Bench) -> None:
             bench.figure(f"determinism/{name}", share, "of parameters", differing=differing[:12], how_many=len(differing))
         cost, usual = seconds["deterministic_gradients"], seconds["gradients"]
         bench.figure("determinism/cost", cost, "s", usual, of="forward and backward")
-        del model
+        del training
         gc.collect()
 
 
-def gradients(model: VideoMAE, batch: Batch) -> dict[str, torch.Tensor]:
+def gradients(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
     """Of one backward pass, by parameter."""
+    model = training.model
     model.zero_grad(set_to_none=True)
-    model(batch.views, batch.visible, batch.decoded, batch.loss_weight).backward()
+    training.stage.loss(model, batch, training.draws(batch))[0].backward()
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {name: gradient.full_tensor().clone() for name, gradient in found.items() if isinstance(gradient, DTensor)}
 

@@ -20,7 +20,6 @@ from benchmarks.parts.path_parts import ModelWork
 from benchmarks.parts.step_work import step_flops, step_work, tokens_of
 from benchmarks.parts.stopwatch import Part, Stopwatch, Work
 from model.config import MODELS, ModelConfig
-from model.videomae import VideoMAE
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import gemm_flops, peak_flops
 from train.compute.memory import activation_bytes
@@ -28,7 +27,8 @@ from train.compute.optimizer import set_lr
 from train.compute.parallel import started
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy
-from train.watch.guard import guarded_step
+from train.loop import step
+from train.stages.pretraining import autoencoder_cost
 
 VIEWS = {"vit-b": 256, "vit-l": 192, "vit-h": 128, "vit-g": 128}  # with 100 GB and more; a fourth with less
 LARGE = 100e9  # bytes
@@ -125,29 +125,27 @@ def no_host_sync(bench: Bench, work: ModelWork) -> None:
 
 def guard(bench: Bench, work: ModelWork) -> None:
     """A step whose loss is not a number changes nothing; the next one is taken."""
-    set_lr(work.optimizer, 1e-4)
-    batch = next(work.cached)
+    training, batch = work.training, next(work.cached)
+    set_lr(training.optimizer, 1e-4)
 
-    def step(factor: float) -> float:
-        loss = work.model(batch.views, batch.visible, batch.decoded, batch.loss_weight) * factor
-        loss.backward()
-        _, verdict = guarded_step(work.optimizer, work.parameters, work.clip_grad, loss.detach())
-        return float(verdict)
+    def taken(factor: float) -> float:
+        weighted = replace(batch, loss_weight=batch.loss_weight * factor)
+        return float(step(training, 1, lambda: weighted).taken)
 
     def state() -> list[torch.Tensor]:
-        moments = [value for held in work.optimizer.state.values() for value in held.values() if value.ndim]
-        return [tensor.detach().clone() for tensor in (*work.parameters, *moments)]
+        moments = [value for held in training.optimizer.state.values() for value in held.values() if value.ndim]
+        return [tensor.detach().clone() for tensor in (*training.parameters, *moments)]
 
     before = state()
-    verdict = step(float("nan"))
+    skipped = taken(float("nan")) == 0
     unchanged = sum(bool((a == b).all()) for a, b in zip(before, state(), strict=True)) / len(before)
-    bench.figure("guard/skips", unchanged, "of tensors unchanged", verdict=verdict)
-    taken = step(1.0) == 0
+    bench.figure("guard/skips", unchanged, "of tensors unchanged", skipped=skipped)
+    went_on = taken(1.0) == 1
     after = state()
     moved = sum(not bool((a == b).all()) for a, b in zip(before, after, strict=True)) / len(before)
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in after)
-    bench.figure("guard/goes_on", float(taken and finite), "of one step", tensors_changed=moved)
-    set_lr(work.optimizer, 0.0)
+    bench.figure("guard/goes_on", float(went_on and finite), "of one step", tensors_changed=moved)
+    set_lr(training.optimizer, 0.0)
 
 
 def modes(bench: Bench) -> None:
@@ -166,7 +164,7 @@ def modes(bench: Bench) -> None:
 
 def captured(bench: Bench, work: ModelWork, views: int, eager: float | None) -> None:
     """The step captured as a CUDA graph, and replayed."""
-    for group in work.optimizer.param_groups:
+    for group in work.training.optimizer.param_groups:
         group["capturable"] = True
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -248,12 +246,10 @@ def _largest(bench: Bench, policy: str) -> None:
     """Up to three tries, each with an eighth less."""
     if bench.device.type != "cuda":
         raise AbsentError("there is no GPU memory to fill")
-    config, tokens, precision = MODELS["vit-g"], tokens_of(MODELS["vit-g"], True), PRECISIONS["bf16"]
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in VideoMAE(config).parameters())
-    recomputed = recomputed_blocks(Policy.parse(policy), config, precision)
-    room = torch.cuda.mem_get_info()[1] - RESERVE - STATE_BYTES * parameters
-    predicted = int(room // activation_bytes(config, tokens, precision, recomputed))
+    cost = autoencoder_cost(MODELS["vit-g"], tokens_of(MODELS["vit-g"], True), PRECISIONS["bf16"])
+    recomputed = recomputed_blocks(Policy.parse(policy), cost, 1)
+    room = torch.cuda.mem_get_info()[1] - RESERVE - STATE_BYTES * cost.sizes.whole
+    predicted = int(room // activation_bytes(cost, recomputed))
     views = predicted
     for _ in range(3):
         try:

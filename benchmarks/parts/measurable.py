@@ -8,7 +8,7 @@ import torch
 from model.flops import executed_gmac
 from pipeline.machine import usable_cores
 from pipeline.storage.manifest import Manifest
-from train.config import PretrainConfig
+from train.stages.pretraining import PretrainConfig
 
 FEW_VIEWS = 8  # of a forward pass on a CPU, where 128 of ViT-B take minutes
 SLOWEST_STEP = 5.0  # seconds, above which a model is not run on a CPU

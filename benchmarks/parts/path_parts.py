@@ -12,7 +12,6 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from benchmarks.parts.results import describe_machine
 from benchmarks.parts.stages_alone import DECODE_ONLY, StagesAlone
@@ -23,13 +22,15 @@ from pipeline.report.figures import figures, settings_of
 from pipeline.report.loader_page import assemble
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.stage_meters import StageMeters
-from train.compute.optimizer import pretraining_optimizer
-from train.compute.parallel import Ranks, build_model
-from train.config import PretrainConfig
-from train.watch.guard import guarded_step
+from train.compute.parallel import Ranks
+from train.loop import step
+from train.stage import Stage
+from train.stages.pretraining import PretrainConfig, Pretraining
+from train.training import Training
 
 MOST_CLIPS = 512  # of a turn that are decoded once more: their bytes lie in memory
 CACHED_BATCHES = 4  # that take turns: one alone would stay in the processor's cache
+STEPS = 4096  # after which the guard is read: as seldom as its memory allows
 PREFETCH = 3  # batches; 5 s of them, a training run's default, would only make the rests between turns long
 SETTLING = 20.0  # seconds that a loader has to find its number of workers
 WAITED = 1e-3  # seconds for a batch; less is what a ready one costs
@@ -150,11 +151,9 @@ class ModelWork(Work):
     The learning rate stays 0: it costs the same, and a batch seen a thousand times cannot make the weights run away.
     """
 
-    def __init__(self, config: PretrainConfig, batch: Batch, ranks: Ranks) -> None:
-        self.model = build_model(config.model, config.compute, config.seed, ranks)
-        self.optimizer = pretraining_optimizer(self.model, config.optim)
-        self.parameters = list(self.model.parameters())
-        self.passes, self.clip_grad, self.device = config.accumulation(ranks.world_size), config.optim.clip_grad, ranks.device
+    def __init__(self, stage: Stage, batch: Batch, ranks: Ranks) -> None:
+        self.training, self.device = Training(stage, ranks, memory=STEPS), ranks.device
+        self.model, self.passes, self.steps = self.training.model, self.training.passes, 0
         self.cached = itertools.repeat(batch)
         for _ in range(2):  # compiles on a GPU; makes AdamW's moments
             self.work()
@@ -164,14 +163,19 @@ class ModelWork(Work):
         return self.step(self.cached)
 
     def step(self, batches: Iterator[Batch]) -> int:
-        """As in the loop of train/pretrain.py; returns its clips."""
-        clips, total = 0, torch.zeros((), device=self.device)
-        for part in itertools.islice(batches, self.passes):
-            loss = self.model(part.views, part.visible, part.decoded, part.loss_weight) / self.passes
-            loss.backward()
-            total += loss.detach()
-            clips += len(part.positions)
-        guarded_step(self.optimizer, self.parameters, self.clip_grad, total)
+        """The loop's; returns its clips."""
+        clips = 0
+
+        def take() -> Batch:
+            nonlocal clips
+            batch = next(batches)
+            clips += len(batch.positions)
+            return batch
+
+        self.steps += 1
+        step(self.training, self.steps, take)
+        if self.steps % STEPS == 0:
+            self.training.guard.read()  # as where a line of the log is due
         return clips
 
 
@@ -237,7 +241,7 @@ class EndToEndWork(FedWork):
 
 def training_parts(config: PretrainConfig, fed: LoaderWork, stopwatch: Stopwatch, ranks: Ranks) -> dict[str, Part]:
     """The model on one batch, on batches from memory, and fed by the loader."""
-    model, views = ModelWork(config, fed.first, ranks), config.views.views_per_clip
+    model, views = ModelWork(Pretraining(config), fed.first, ranks), config.views.views_per_clip
     return {
         "model": Part("model", "model alone", views, model),
         "cached": Part("cached", "batches from memory", views, CachedWork(model, fed.loader)),

@@ -16,22 +16,40 @@ from pipeline.sampling import Views
 from pipeline.sampling.masking import TokenCounts, mask_indices, token_counts
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
-from train.config import ComputeConfig, OptimConfig, PretrainConfig
+from train.config import ComputeConfig, OptimConfig
+from train.stages.pretraining import PretrainConfig, Pretraining
 
 MASK_RATIO, DECODER_MASK_RATIO = 0.9, 0.5  # the paper's; a decoder mask ratio of 0 is encoder-only masking
 CLIP_GRAD = 0.02  # ViT-g's
 
 
+def pretraining(
+    config: ModelConfig,
+    compute: ComputeConfig,
+    *,
+    views: int = 8,
+    seed: int = 0,
+    dual: bool = True,
+    clip_grad: float = CLIP_GRAD,
+) -> Pretraining:
+    """The stage, with so many views a step, each of a clip of its own."""
+    ratio = DECODER_MASK_RATIO if dual else 0.0
+    return Pretraining(
+        PretrainConfig(
+            model=config,
+            views=Views(views_per_step=views, views_per_clip=1, mask_ratio=MASK_RATIO, decoder_mask_ratio=ratio),
+            optim=OptimConfig(clip_grad=clip_grad),
+            compute=compute,
+            seed=seed,
+        )
+    )
+
+
 def step_work(config: ModelConfig, views: int, compute: ComputeConfig, ranks: Ranks, *, dual: bool = True) -> ModelWork:
     """The step, built and warm: its `work()` is one step and returns `views`."""
+    stage = pretraining(config, replace(compute, views_per_forward=views), views=views, dual=dual)
     ratio = DECODER_MASK_RATIO if dual else 0.0
-    recipe = PretrainConfig(
-        model=config,
-        views=Views(views_per_step=views, views_per_clip=1, mask_ratio=MASK_RATIO, decoder_mask_ratio=ratio),
-        optim=OptimConfig(clip_grad=CLIP_GRAD),
-        compute=replace(compute, views_per_forward=views),
-    )
-    return ModelWork(recipe, random_batch(config, views, ratio, ranks.device), ranks)
+    return ModelWork(stage, random_batch(config, views, ratio, ranks.device), ranks)
 
 
 def random_batch(config: ModelConfig, views: int, decoder_mask_ratio: float, device: torch.device) -> Batch:

@@ -21,7 +21,7 @@ from pipeline.decoding.decoder_choice import choose_decoder
 from pipeline.sampling import SamplingRecipe
 from pipeline.storage.manifest import Manifest
 from train.compute.parallel import Ranks
-from train.config import PretrainConfig
+from train.stages.pretraining import PretrainConfig
 
 CLIPS_PER_BATCH = 8  # of a loader that feeds no model: 32 views where R = 4
 

@@ -30,8 +30,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.tensor import DTensor
 
 from pipeline.loader import Batch, ClipLoader
-from train import pretrain
-from train.run import run
+from train import parts, pretrain
 from train.watch.guard import Guard
 
 
@@ -64,7 +63,7 @@ class Fault:
                     batch.loss_weight[0] = math.nan
                 return batch
 
-        run.ClipLoader = SpoiltLoader  # type: ignore[misc]
+        parts.ClipLoader = SpoiltLoader  # type: ignore[misc]
 
     def _spoil_steps(self) -> None:
         fault, step_of = self, Guard.step

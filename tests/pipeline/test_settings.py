@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 import pytest
 
 from pipeline.settings import completed, fields_of, flag_name, kept, read, renamed, setting, translated, with_values
-from train.config import PretrainConfig
 from train.recipes import flags_of
+from train.stages.pretraining import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,13 +18,17 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from benchmarks.parts.step_work import pretraining
 from model.config import ModelConfig
 from model.initialization import initial_value
+from model.videomae import pixel_loss
 from pipeline.sampling.masking import token_counts
 from train.compute.memory import GIB, activation_bytes
-from train.compute.parallel import Ranks, build_model, exchange_gradients, started
+from train.compute.parallel import Ranks, exchange_gradients, started
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
+from train.stages.pretraining import autoencoder_cost
+from train.training import Training
 
 # widths that no number of ranks divides: shards are uneven
 MODEL = ModelConfig(
@@ -58,7 +62,7 @@ class Case:
 def cases(world_size: int) -> list[Case]:
     """On every mesh every policy, in two accumulated passes, and the other options with some of them; and bf16."""
     # what one view keeps with one of the three blocks running again
-    keeps = activation_bytes(MODEL, TOKENS, PRECISIONS["fp32"], [True, False, False])
+    keeps = activation_bytes(autoencoder_cost(MODEL, TOKENS, PRECISIONS["fp32"]), [True, False, False])
     found = []
     for shard in (n for n in (1, 2, 4) if n <= world_size):
         found += [
@@ -89,7 +93,7 @@ def step(case: Case, ranks: Ranks) -> dict[str, Any]:
         reshard_after_forward=case.reshard,
         defer_gradients=case.defer,
     )
-    model = build_model(MODEL, compute, SEED, ranks, TOKENS)
+    model = Training(pretraining(MODEL, compute, views=VIEWS, seed=SEED), ranks).model
     wrong = [
         name
         for name, parameter in model.named_parameters()
@@ -99,7 +103,7 @@ def step(case: Case, ranks: Ranks) -> dict[str, Any]:
     loss = torch.zeros(())
     for i, parts in enumerate(zip(*(part.chunk(case.passes) for part in mine), strict=True)):
         exchange_gradients(model, compute, last=i == case.passes - 1)
-        part = model(*parts) / case.passes
+        part = pixel_loss(model, *parts) / case.passes
         part.backward()
         loss += part.detach()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.settings import completed, flatten, value_of
-from train.config import PretrainConfig
 from train.recipes import from_command_line
+from train.stages.pretraining import PretrainConfig
 
 # every flag of 28 November 2026, and what it gives a field; never shortened: somebody's scripts have them
 FROZEN = """

@@ -1,15 +1,18 @@
 """Nothing in a training step makes the host wait for the device: no value is read, no shape depends on values."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.parts.step_work import random_batch
+from benchmarks.parts.step_work import pretraining, random_batch
 from model.config import MODELS
-from train.compute.optimizer import pretraining_optimizer, set_lr
-from train.compute.parallel import build_model, exchange_gradients, started
-from train.config import ComputeConfig, OptimConfig
-from train.watch.guard import Guard
+from train.compute.optimizer import set_lr
+from train.compute.parallel import started
+from train.config import ComputeConfig
+from train.loop import step
+from train.training import Training
 
 # reading a value (.item(), bool(), tolist()), and results whose shape is known only when they are computed
 WAITING = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
@@ -34,30 +37,25 @@ class RefuseWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_reads_nothing_back(precision):
     with started("cpu") as ranks:
-        check_step(ranks, ComputeConfig(precision=precision, activation_checkpointing="every:2"))
+        check_step(ranks, ComputeConfig(precision=precision, activation_checkpointing="every:2", views_per_forward=2))
 
 
 def check_step(ranks, compute):
     """Two forward passes, clipping, the guard with all its rules, the optimizer."""
-    optim = OptimConfig(clip_grad=0.02, spike_factor=5.0)
-    model = build_model(MODELS["tiny"], compute, 0, ranks)
-    optimizer, parameters = pretraining_optimizer(model, optim), list(model.parameters())
-    guard = Guard(optim, passes=2, memory=10, device=ranks.device, scaled=compute.precision == "fp16")
+    stage = pretraining(MODELS["tiny"], compute, views=4)
+    config = replace(stage.config, optim=replace(stage.config.optim, spike_factor=5.0), ema=0.9)
+    training = Training(type(stage)(config), ranks)
+    assert training.passes == 2
     batch = random_batch(MODELS["tiny"], 2, 0.5, ranks.device)
 
-    def step(number):
-        losses = []
-        for last in (False, True):
-            exchange_gradients(model, compute, last=last)
-            loss = model(batch.views, batch.visible, batch.decoded, batch.loss_weight) / 2
-            guard.scaled(loss).backward()
-            losses.append(loss.detach())
-        set_lr(optimizer, 1e-3 / number)
-        return guard.step(number, optimizer, parameters, losses)
+    def one(number):
+        set_lr(training.optimizer, 1e-3 / number)
+        return step(training, number, lambda: batch)
 
-    step(1)  # makes AdamW's moments
+    one(1)  # makes AdamW's moments
     with RefuseWaiting() as mode:
-        norm, taken = step(2)
+        done = one(2)
+    norm, taken = done.norm, done.taken
     # forward pass, backward pass and optimizer were looked at
     assert {"index_select", "addmm", "native_layer_norm_backward", "_fused_adamw_"} <= mode.seen
     assert norm.isfinite() and taken

@@ -6,9 +6,10 @@ import pytest
 
 from pipeline.sampling import Views
 from train import recipes
-from train.config import ComputeConfig, OptimConfig, PretrainConfig
+from train.config import ComputeConfig, OptimConfig
 from train.pretrain import main
 from train.run.dry_run import describe
+from train.stages.pretraining import PretrainConfig
 
 
 @pytest.mark.parametrize(

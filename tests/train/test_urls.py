@@ -10,10 +10,10 @@ import pytest
 from pipeline.storage import files
 from tests.pipeline.s3_server import BUCKET, S3Server
 from tests.train.trainers import SMALL, run, start
-from train.config import PretrainConfig
 from train.pages.run_record import RunRecord
 from train.recipes import from_command_line
 from train.report import main as report
+from train.stages.pretraining import PretrainConfig
 
 
 def test_urls_in_configurations_keep_both_slashes() -> None:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,14 @@ from pipeline.sampling.masking import tube_masks
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, losses, run
 from train import visualize
-from train.compute.optimizer import pretraining_optimizer, set_lr
-from train.compute.parallel import build_model, started
+from train.compute.optimizer import set_lr
+from train.compute.parallel import started
+from train.evaluation import Evaluations
+from train.loop import step
 from train.recipes import from_command_line
-from train.reconstructions import Reconstructions, centre_views, reconstruct, unpatchify
+from train.stages.pretraining import Pretraining
+from train.stages.reconstructions import centre_views, reconstruct, unpatchify
+from train.training import Training
 
 RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=64, patch_size=8, num_frames=8)
 
@@ -73,18 +78,17 @@ def test_pictures_of_the_sharded_model_are_of_its_weights_and_leave_them_alone(d
     for drawn in (False, True):
         with started("cpu") as ranks:
             loader = ClipLoader(dataset, config.sampling, workers=1)
-            model = build_model(config.model, config.compute, 0, ranks)
-            optimizer = pretraining_optimizer(model, config.optim)
-            set_lr(optimizer, 1e-2)
-            pictures = Reconstructions(tmp_path, 2, loader.manifest, config.sampling, model, ranks)
-            for step in range(1, 4):
-                batch = next(loader)
-                model(batch.views, batch.visible, batch.decoded, batch.loss_weight).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+            stage = Pretraining(replace(config, reconstruct_every=2))
+            training = Training(stage, ranks)
+            model = training.model
+            set_lr(training.optimizer, 1e-2)
+            (tmp_path / "run").mkdir(exist_ok=True)
+            evaluations = Evaluations(stage, training, tmp_path / "run", 0, 3)
+            for number in range(1, 4):
+                step(training, number, lambda loader=loader: next(loader))
                 if drawn:
-                    pictures.draw_if_due(step, None)
-                if drawn and step == 2:
+                    evaluations.after(number, None)
+                if drawn and number == 2:
                     plain = VideoMAE(config.model)
                     plain.load_state_dict({name: tensor.full_tensor() for name, tensor in model.state_dict().items()})
                     views = centre_views(loader.manifest, config.sampling, 6)
@@ -92,7 +96,7 @@ def test_pictures_of_the_sharded_model_are_of_its_weights_and_leave_them_alone(d
                     assert np.abs(mine.astype(int) - theirs).max() <= 1
             weights.append([parameter.full_tensor().clone() for parameter in model.parameters()])
             loader.close()
-            del model, optimizer, pictures
+            del model, training, evaluations
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 

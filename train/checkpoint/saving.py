@@ -16,10 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from pipeline.storage.files import sync_directory
 from train.checkpoint.files import PROGRESS, damage, latest, listed, name_of, set_aside, surplus
@@ -104,8 +101,8 @@ class RunCheckpoints:
         group, ranks = self._ranks.gather(uuid.uuid4().hex)[0], self._ranks
         self._writer = HelperProcess(Post(ranks.rank, ranks.world_size, group, self._staging.memfd, Staging.__module__))
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, background: bool = True) -> None:
-        """Save a checkpoint, after the one before; when this returns, the state may change.
+    def save(self, state: dict[str, Any], progress: Progress, *, background: bool = True) -> None:
+        """Save a checkpoint of `state_of` a training, after the one before; when this returns, the state may change.
 
         In the background, this copies the state and returns. Otherwise the trainer writes, without a copy, and without a
         process that may have been ended with the rest of the job; the checkpoint is on disk, and on the mirror, when this
@@ -115,8 +112,6 @@ class RunCheckpoints:
         self.wait()
         self._save = _Save(progress.step, self.folder / f".writing-{self._ranks.gather(uuid.uuid4().hex)[0]}")
         documents = {**self.documents, PROGRESS: json.dumps(asdict(progress), indent=1) + "\n"}
-        model_state, optimizer_state = get_state_dict(model, optimizer)
-        state = {"model": model_state, "optimizer": optimizer_state}
         if background:
             self._ship(state, documents)
             return

@@ -6,7 +6,8 @@ A checkpoint is a folder that `torch.distributed.checkpoint` wrote, with model a
 
 import json
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +21,55 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from pipeline.loader import LoaderState
 from pipeline.settings import read
 from train.checkpoint.files import PROGRESS, latest
-from train.compute.parallel import Ranks
+from train.training import Training
 
-__all__ = ["Progress", "export", "latest", "load", "load_model", "read_progress", "read_weights", "save_weights"]
+__all__ = ["Progress", "export", "latest", "load", "load_model", "read_progress", "read_weights", "save_weights", "state_of"]
+FORMAT = 2  # of progress.json
+TAKEN = "steps taken"  # the name of their number among the sums
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """Where a run stands, beside its tensors."""
 
+    format: int = FORMAT
     step: int  # optimizer steps done
-    loss_sum: float  # over the steps taken since the last line of the log, over all ranks
-    good_steps: float  # their number, times the ranks
-    guard: dict[str, float]  # what it remembers of the steps
+    sums: Mapping[str, float]  # over the steps taken since the last line of the log, over all ranks; and the number of those
+    guard: Mapping[str, float]  # what it remembers of the steps
+    frozen: Mapping[str, str] = field(default_factory=dict)  # fingerprints of the frozen models, by name
     loader: LoaderState
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Where the run stood when it was saved."""
+    """Where the run stood when it was saved. Raises ValueError for what only newer code knows."""
     values: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text())
+    if "format" not in values:  # of before: these two, by name
+        values["sums"] = {"loss": values.pop("loss_sum"), TAKEN: values.pop("good_steps")}
+    elif values["format"] > FORMAT:
+        raise ValueError(f"{checkpoint} has format {values['format']}; this tubecell reads up to {FORMAT}: update it")
     loader = values.pop("loader")
     ledger = tuple(tuple(entry) for entry in loader.pop("ledger"))
     state = read(LoaderState, loader | {"ledger": ledger}, "the loader's state")
-    return read(Progress, values | {"loader": state}, "the checkpoint's progress")
+    return read(Progress, values | {"loader": state, "format": FORMAT}, "the checkpoint's progress")
 
 
-def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def state_of(training: Training) -> dict[str, Any]:
+    """The tensors of a checkpoint: model, optimizer, and the running mean of the weights, if there is one."""
+    model, optimizer = get_state_dict(training.model, training.optimizer)
+    return {"model": model, "optimizer": optimizer} | ({"ema": training.mean.state} if training.mean else {})
+
+
+def load(checkpoint: Path, training: Training) -> None:
     """Read a checkpoint into a sharded model and its optimizer, whatever the world size that wrote it.
 
     The optimizer's settings stay as configured: the moments are the run's, weight decay and betas may be changed.
     """
+    model, optimizer = training.model, training.optimizer
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    model_state, optimizer_state = get_state_dict(model, optimizer)
+    state = state_of(training)
     # filled in place
-    dcp.load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=checkpoint)
-    set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=optimizer_state)
+    dcp.load(state, checkpoint_id=checkpoint)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
 
@@ -86,8 +101,13 @@ def save_weights(file: Path, weights: dict[str, Any]) -> None:
     temporary.rename(file)
 
 
-def export(file: Path, model: nn.Module, ranks: Ranks) -> None:
-    """All weights in one safetensors file, float32, under their official names. All ranks call it."""
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if ranks.rank == 0:
-        save_weights(file, state)
+def export(folder: Path, training: Training) -> None:
+    """RUN/model.safetensors, all weights, float32, under their official names, and model_ema.safetensors, their running mean,
+    if there is one. All ranks call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    whole = {"model": get_model_state_dict(training.model, options=options)}
+    if training.mean:
+        with training.mean.in_place():
+            whole["model_ema"] = get_model_state_dict(training.model, options=options)
+    for name, state in whole.items() if training.ranks.rank == 0 else ():
+        save_weights(folder / f"{name}.safetensors", state)

@@ -11,24 +11,20 @@ form (`train/compute/memory.py`), so that the choice is exact and the same with 
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from model.config import ModelConfig
-from pipeline.sampling.masking import TokenCounts
-from train.compute.memory import GIB, activation_bytes, block_shapes
-from train.compute.precision import Precision
+from train.compute.memory import GIB, Cost, activation_bytes
 from train.config import CHECKPOINTING, Policy
 
 
-def recomputed_blocks(
-    policy: Policy, config: ModelConfig, precision: Precision, tokens: TokenCounts | None = None, views: int | None = None
-) -> list[bool]:
-    """Of every block in forward order, whether it runs again. `tokens` of a view and `views` of a forward pass matter to a
-    budget only, which raises ValueError if they exceed it even with every block running again."""
-    depth = config.encoder_depth + config.decoder_depth
+def recomputed_blocks(policy: Policy, cost: Cost, views: int) -> list[bool]:
+    """Of every block in forward order, whether it runs again. `views` of a forward pass matter to a budget only, which raises
+    ValueError if they exceed it even with every block running again."""
+    depth = len(cost.shapes)
     match policy.kind:
         case "none":
             return [False] * depth
@@ -36,26 +32,20 @@ def recomputed_blocks(
             return [True] * depth
         case "every":
             return [i % int(policy.number) == 0 for i in range(depth)]
-    if tokens is None or views is None:
-        raise ValueError(
-            f"{CHECKPOINTING} budget:{policy.number:g} needs to know the tokens of a view; pass them to build_model"
-        )
-    return within_budget(config, precision, tokens, views, policy.number * GIB)
+    return within_budget(cost, views, policy.number * GIB)
 
 
-def within_budget(config: ModelConfig, precision: Precision, tokens: TokenCounts, views: int, budget: float) -> list[bool]:
-    """The choice with the fewest FLOPs among all numbers of encoder and of decoder blocks: the first ones of each, whose
-    activations live longest. `budget` in bytes."""
-    shapes = block_shapes(config, tokens, precision)
-    best, fewest = None, math.inf
-    for encoder in range(config.encoder_depth + 1):
-        for decoder in range(config.decoder_depth + 1):
-            chosen = [*(i < encoder for i in range(config.encoder_depth)), *(i < decoder for i in range(config.decoder_depth))]
-            cost = sum(shape.recomputed_mac for shape, again in zip(shapes, chosen, strict=True) if again)
-            if cost < fewest and views * activation_bytes(config, tokens, precision, chosen) <= budget:
-                best, fewest = chosen, cost
+def within_budget(cost: Cost, views: int, budget: float) -> list[bool]:
+    """The choice with the fewest FLOPs among all numbers of blocks of each part: the first ones of each, whose activations live
+    longest. `budget` in bytes."""
+    shapes, best, fewest = cost.shapes, None, math.inf
+    for numbers in product(*(range(len(part) + 1) for part in cost.blocks)):
+        chosen = [i < number for part, number in zip(cost.blocks, numbers, strict=True) for i in range(len(part))]
+        again = sum(shape.recomputed_mac for shape, one in zip(shapes, chosen, strict=True) if one)
+        if again < fewest and views * activation_bytes(cost, chosen) <= budget:
+            best, fewest = chosen, again
     if best is None:
-        least = activation_bytes(config, tokens, precision, [True] * len(shapes))
+        least = activation_bytes(cost, [True] * len(shapes))
         raise ValueError(
             f"{CHECKPOINTING} budget:{budget / GIB:g}: {views} views keep {views * least / GIB:.2f} GiB even if every block "
             f"runs again; raise it, or lower --compute.views-per-forward to {int(budget // least)} or less"

@@ -4,22 +4,17 @@ Counted are tensors. Not counted: the CUDA context, NCCL's buffers, workspaces o
 tensors; `HEADROOM` of a card is left for them.
 
 B views, N tokens of a block, D its width, M its MLP's hidden width, H its heads, e bytes of a value in the compute type.
-V visible, K decoded and L loss tokens, P values of a patch.
 """
 
 import bisect
-import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 
 import torch
 
-from model.config import ModelConfig
-from model.flops import block_mac, executed_gmac
-from model.videomae import VideoMAE
-from pipeline.sampling.masking import TokenCounts
-from train.compute.precision import Precision
+from model.flops import block_mac
+from model.trainable import Trainable, blocks_of
 
 GIB = 2**30
 HEADROOM = 0.1  # share of a card that a plan leaves free: our choice, not a measurement
@@ -65,39 +60,54 @@ class BlockShape:
         return self.dtype.itemsize * self.tokens * (self.mlp_dim + 2 * self.dim)
 
 
-def block_shapes(config: ModelConfig, tokens: TokenCounts, precision: Precision) -> list[BlockShape]:
-    """Every block in forward order: the encoder's, then the decoder's."""
-    V, N = tokens.visible, tokens.visible + tokens.decoded
-    encoder = BlockShape(V, V, config.encoder_dim, config.encoder_mlp_dim, config.encoder_heads, precision.encoder)
-    decoder = BlockShape(N, N, config.decoder_dim, config.decoder_mlp_dim, config.decoder_heads, precision.decoder)
-    last = replace(decoder, queries=tokens.loss)
-    return [encoder] * config.encoder_depth + [decoder] * (config.decoder_depth - 1) + [last]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Of a stage's training step, by view. What it computes on, a stage knows; what follows from that, is here."""
+
+    blocks: tuple[tuple[BlockShape, ...], ...]
+    """Of each part of the model, in forward order."""
+    sizes: "ParameterSizes"
+    gmac: float
+    """Products of the forward pass of what is trained."""
+    outside: int
+    """Bytes that the forward pass keeps for the backward pass outside of the blocks."""
+    errors: int
+    """Bytes of them that are gone when the loss's backward pass is through."""
+    loss: int
+    """Bytes that the loss's backward pass has alive at most, beyond what was kept."""
+    inputs: int
+    """Bytes of a view, uint8."""
+    frozen_gmac: float = 0.0
+    """Products of frozen models: without a backward pass."""
+    frozen_bytes: int = 0
+    """Of the weights of frozen models on a rank, which are gathered once; not by view."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """{what: figures} that a dry run says of it besides."""
+
+    @property
+    def shapes(self) -> list[BlockShape]:
+        """Every block in forward order."""
+        return [block for part in self.blocks for block in part]
+
+    @property
+    def flops(self) -> float:
+        """Executed once, forward and backward: three times the products of what is trained (its own, and two for the
+        gradients), once those of frozen models; two operations a product."""
+        return 2e9 * (3 * self.gmac + self.frozen_gmac)
 
 
-def activation_bytes(
-    config: ModelConfig, tokens: TokenCounts, precision: Precision, recomputed: Sequence[bool] | None = None
-) -> int:
-    """What the forward pass of one view keeps for the backward pass; `recomputed` says of which blocks only the input.
-
-    The blocks' `kept_bytes` or `input_bytes`, and outside them, with e for the encoder and e' for the decoder of width D',
-    e V (P + D) + e' V D: patches, the stream into the encoder's norm, the latent; 2 e' L D': the stream into the
-    decoder's norm, its output; float32 statistics of the two; 4 L (P + 1): errors and their weights, always float32.
-    """
-    blocks = block_shapes(config, tokens, precision)
+def activation_bytes(cost: Cost, recomputed: Sequence[bool] | None = None) -> int:
+    """What the forward pass of one view keeps for the backward pass; `recomputed` says of which blocks only the input: the
+    blocks' `kept_bytes` or `input_bytes`, and what is outside of them."""
+    blocks = cost.shapes
     recomputed = recomputed or [False] * len(blocks)
-    inside = sum(b.input_bytes if again else b.kept_bytes for b, again in zip(blocks, recomputed, strict=True))
-    V, L = tokens.visible, tokens.loss
-    e, e2 = precision.encoder.itemsize, precision.decoder.itemsize
-    encoder_ends = e * V * (config.patch_values + config.encoder_dim) + e2 * V * config.encoder_dim
-    decoder_ends = e2 * 2 * L * config.decoder_dim
-    return inside + encoder_ends + decoder_ends + 2 * STATISTIC * (V + L) + 4 * L * (config.patch_values + 1)
+    return cost.outside + sum(b.input_bytes if again else b.kept_bytes for b, again in zip(blocks, recomputed, strict=True))
 
 
-def recomputed_share(config: ModelConfig, tokens: TokenCounts, precision: Precision, recomputed: Sequence[bool]) -> float:
-    """FLOPs done twice by those of a training step without any: 3 forward passes."""
-    blocks = block_shapes(config, tokens, precision)
-    again = sum(block.recomputed_mac for block, chosen in zip(blocks, recomputed, strict=True) if chosen)
-    return again / (3e9 * executed_gmac(config, tokens.visible, tokens.decoded, tokens.loss))
+def recomputed_share(cost: Cost, recomputed: Sequence[bool]) -> float:
+    """FLOPs done twice by those of a training step without any: 3 forward passes, and those of frozen models."""
+    again = sum(block.recomputed_mac for block, chosen in zip(cost.shapes, recomputed, strict=True) if chosen)
+    return again / (3e9 * cost.gmac + 1e9 * cost.frozen_gmac)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,10 +116,20 @@ class ParameterSizes:
 
     shapes: tuple[tuple[int, ...], ...]
     """Of each."""
-    encoder: int
-    """Their number in the encoder."""
+    parts: tuple[int, ...]
+    """Their number in each part, what is in none counted to the last; in forward order."""
     blocks: tuple[int, ...]
     """Their number in each block, in forward order."""
+
+    @staticmethod
+    def of(model: Trainable) -> "ParameterSizes":
+        """Of a model, which may be on meta."""
+        parts = list(model.parts().values())
+        shapes = tuple(tuple(parameter.shape) for parameter in model.parameters())
+        numbers = [sum(parameter.numel() for parameter in part.parameters()) for part in parts[:-1]]
+        numbers.append(sum(math.prod(shape) for shape in shapes) - sum(numbers))
+        blocks = (sum(parameter.numel() for parameter in block.parameters()) for part in parts for block in blocks_of(part))
+        return ParameterSizes(shapes=shapes, parts=tuple(numbers), blocks=tuple(blocks))
 
     @property
     def whole(self) -> int:
@@ -121,18 +141,6 @@ class ParameterSizes:
         return sum(math.ceil(shape[0] / shard) * math.prod(shape[1:]) for shape in self.shapes)
 
 
-@functools.cache
-def parameter_sizes(config: ModelConfig) -> ParameterSizes:
-    """Of the model, which is built without values."""
-    with torch.device("meta"):
-        model = VideoMAE(config)
-    return ParameterSizes(
-        shapes=tuple(tuple(parameter.shape) for parameter in model.parameters()),
-        encoder=sum(parameter.numel() for parameter in model.encoder.parameters()),
-        blocks=tuple(sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks()),
-    )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMemory:
     """Bytes on one rank, of p parameters shared by s ranks; what a step needs at its fullest moment."""
@@ -140,12 +148,12 @@ class StepMemory:
     parameters: int
     """4 p / s: master weights in float32. A shard is as long as the longest: each tensor's rows are divided, rounded up."""
     moments: int
-    """8 p / s: AdamW's two, in float32."""
+    """8 p / s: AdamW's two, in float32; 4 p / s more where a running mean of the weights is kept."""
     gradients: int
     """4 p / s in float32; with deferred exchange 4 p besides, each rank's own sum."""
     gathered: int
     """e p: the weights in the compute type; resharded, those outside the blocks and of the three largest blocks: the one that
-    computes, the next, and the buffer it was gathered in."""
+    computes, the next, and the buffer it was gathered in. And all of the frozen models'."""
     inputs: int
     """Two batches of uint8 views."""
     activations: int
@@ -159,32 +167,30 @@ class StepMemory:
 
 
 def step_memory(
-    config: ModelConfig,
-    tokens: TokenCounts,
-    precision: Precision,
+    cost: Cost,
     recomputed: Sequence[bool],
     *,
     views: int,
     shard: int = 1,
     reshard: bool = False,
     defer: bool = False,
+    mean: bool = False,
 ) -> StepMemory:
     """Of a forward and backward pass over `views`, the second or a later one of a step: in the first one gradients only come as
     activations go.
 
-    Passing are the loss's backward pass, 16 L P bytes a view (four float32 copies of the targets), or, for each block from the
-    last to the first, less what those behind it held: its `kept_bytes` again if it runs again, its `backward_bytes`, and
-    (e + 8 + 4 / s) bytes a parameter of its gradient on the way: unsharded, in float32 while it is reduced, beside the one
-    before, and reduced.
+    Passing are the loss's backward pass, or, for each block from the last to the first, less what those behind it held: its
+    `kept_bytes` again if it runs again, its `backward_bytes`, and (e + 8 + 4 / s) bytes a parameter of its gradient on the way:
+    unsharded, in float32 while it is reduced, beside the one before, and reduced.
     """
-    of, shapes = parameter_sizes(config), block_shapes(config, tokens, precision)
+    of, shapes = cost.sizes, cost.shapes
     local = of.local(shard)
-    gathered = precision.encoder.itemsize * of.encoder + precision.decoder.itemsize * (of.whole - of.encoder)
+    gathered = sum(part[0].dtype.itemsize * size for part, size in zip(cost.blocks, of.parts, strict=True))
     if reshard:
         blocks = [shape.dtype.itemsize * size for shape, size in zip(shapes, of.blocks, strict=True)]
         gathered += sum(sorted(blocks)[-3:]) - sum(blocks)
-    passing = 16 * views * tokens.loss * config.patch_values
-    gone = views * 4 * tokens.loss * (config.patch_values + 1)
+    passing = views * cost.loss
+    gone = views * cost.errors
     for shape, size, again in reversed(list(zip(shapes, of.blocks, recomputed, strict=True))):
         own = views * ((shape.kept_bytes - shape.input_bytes if again else 0) + shape.backward_bytes)
         passing = max(passing, own + size * (shape.dtype.itemsize + 8) + 4 * size // shard - gone)
@@ -192,11 +198,11 @@ def step_memory(
         gone += 0 if reshard else shape.dtype.itemsize * size
     return StepMemory(
         parameters=4 * local,
-        moments=8 * local,
+        moments=(12 if mean else 8) * local,
         gradients=4 * local + (4 * of.whole if defer else 0),
-        gathered=gathered,
-        inputs=2 * views * config.num_frames * config.input_size**2 * 3,
-        activations=views * activation_bytes(config, tokens, precision, recomputed),
+        gathered=gathered + cost.frozen_bytes,
+        inputs=2 * views * cost.inputs,
+        activations=views * activation_bytes(cost, recomputed),
         passing=passing,
     )
 

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from train.config import OptimConfig
-
 NO_DECAY_NAMES = ("mask_token", "pos_embed", "cls_token")
 
 
@@ -53,23 +51,9 @@ def layer_number(name: str, depth: int) -> int:
     return int(block[1]) + 1 if block else depth + 1
 
 
-def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    *,
-    weight_decay: float,
-    betas: tuple[float, float],
-    eps: float = 1e-8,
-    layer_decay: float | None = None,
-    depth: int | None = None,
-) -> torch.optim.AdamW:
+def build_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float = 1e-8) -> torch.optim.AdamW:
     """Fused AdamW over `parameter_groups`, its learning rate 0 until `set_lr`. Betas: (0.9, 0.95) in pre-training."""
-    groups = parameter_groups(named_parameters, weight_decay, layer_decay, depth)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
-
-
-def pretraining_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """The optimizer of a pre-training run's configuration."""
-    return build_optimizer(model.named_parameters(), weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -6,15 +6,16 @@ limit on addresses, is the exception.
 """
 
 from dataclasses import asdict, replace
+from typing import Protocol
 
 import torch
 
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import device_name
-from train.compute.memory import GIB, HEADROOM, StepMemory, recomputed_share, step_memory
+from train.compute.memory import GIB, HEADROOM, Cost, StepMemory, recomputed_share, step_memory
 from train.compute.parallel import Ranks, shard_size
 from train.compute.precision import PRECISIONS
-from train.config import ComputeConfig, Policy, PretrainConfig
+from train.config import ComputeConfig, Policy, RunConfig
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -22,30 +23,37 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+class Costed(Protocol):
+    """What a stage is asked for here."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    def cost(self, compute: ComputeConfig) -> Cost: ...
+
+
 def predict(
-    config: PretrainConfig, compute: ComputeConfig, world_size: int, local_world_size: int, views: int | None = None
+    stage: Costed, compute: ComputeConfig, world_size: int, local_world_size: int, views: int | None = None
 ) -> tuple[StepMemory, float]:
     """Memory of a step computed so, and its FLOPs by those without any computed again; by default with as many `views` in a
     forward pass as the run has. Raises ValueError if `--compute.shard` does not divide the ranks, or a budget of activations
     cannot be kept."""
-    config = replace(config, compute=compute)
-    tokens, precision = config.sampling.tokens, PRECISIONS[compute.precision]
+    config, cost = replace(stage.config, compute=compute), stage.cost(compute)
     policy = Policy.parse(compute.activation_checkpointing)
-    again = recomputed_blocks(policy, config.model, precision, tokens, views or compute.views_per_forward)
+    again = recomputed_blocks(policy, cost, views or compute.views_per_forward)
     memory = step_memory(
-        config.model,
-        tokens,
-        precision,
+        cost,
         again,
         views=views or config.views.views_per_step // world_size // config.accumulation(world_size),
         shard=shard_size(compute.shard, world_size, local_world_size),
         reshard=compute.reshard_after_forward,
         defer=compute.defer_gradients,
+        mean=config.ema is not None,
     )
-    return memory, 1 + recomputed_share(config.model, tokens, precision, again)
+    return memory, 1 + recomputed_share(cost, again)
 
 
-def knobs(config: PretrainConfig, world_size: int, local_world_size: int) -> list[tuple[str, ComputeConfig]]:
+def knobs(config: RunConfig, world_size: int, local_world_size: int) -> list[tuple[str, ComputeConfig]]:
     """Every flag that could lower the memory of this configuration, with what it makes of it. All leave the batch as it is."""
     compute, found = config.compute, []
     share = config.views.views_per_step // world_size // config.accumulation(world_size)
@@ -67,9 +75,10 @@ def knobs(config: PretrainConfig, world_size: int, local_world_size: int) -> lis
     return found
 
 
-def advice(config: PretrainConfig, ranks: Ranks) -> str:
+def advice(stage: Costed, ranks: Ranks) -> str:
     """The prediction for this run, and for every knob by itself, those that save most first."""
-    now, flops = predict(config, config.compute, ranks.world_size, ranks.local_world_size)
+    config = stage.config
+    now, flops = predict(stage, config.compute, ranks.world_size, ranks.local_world_size)
     told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(now).items())
     lines = [f"A step of this configuration should need {now.total / GIB:.1f} GiB ({told})."]
     if ranks.device.type == "cuda":
@@ -87,7 +96,7 @@ def advice(config: PretrainConfig, ranks: Ranks) -> str:
             )
     saved = []
     for flag, compute in knobs(config, ranks.world_size, ranks.local_world_size):
-        then, more = predict(config, compute, ranks.world_size, ranks.local_world_size)
+        then, more = predict(stage, compute, ranks.world_size, ranks.local_world_size)
         if then.total < now.total:
             cost = f", {more / flops - 1:.0%} more FLOPs" if more > flops else ""
             saved.append((now.total - then.total, f"  {flag:<44} saves {(now.total - then.total) / GIB:.1f} GiB{cost}"))

@@ -11,26 +11,25 @@ of a node by default: weights then travel inside nodes only, and between nodes o
 import gc
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from model.config import Implementation, ModelConfig
-from model.initialization import initial_value
+from model.config import Implementation
 from model.layers import activate_flash_attention_3, reset_buffers
-from model.videomae import VideoMAE
-from pipeline.sampling.masking import TokenCounts
-from train.compute.activation_checkpointing import checkpoint_blocks, recomputed_blocks
+from model.trainable import Trainable, blocks_of
+from train.compute.activation_checkpointing import checkpoint_blocks
 from train.compute.on_cpu import attend_plainly, keep_gradients, keep_memory
 from train.compute.precision import PRECISIONS
-from train.config import ComputeConfig, Policy
+from train.config import ComputeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,50 +138,73 @@ def shard_size(shard: int | None, world_size: int, local_world_size: int) -> int
     return size
 
 
-def build_model(
-    config: ModelConfig, compute: ComputeConfig, seed: int, ranks: Ranks, tokens: TokenCounts | None = None
-) -> VideoMAE:
-    """The sharded model with its initial weights: bit-equal for any number of ranks and any mesh.
+def implementation(compute: ComputeConfig, device: torch.device) -> Implementation:
+    """How models are computed on a device. Raises ValueError for kernels that are not there."""
+    if compute.attention == "flash3":
+        activate_flash_attention_3()
+    align_mlp = compute.align_mlp if compute.align_mlp is not None else device.type == "cuda"
+    return Implementation(tokens=compute.tokens, attention=compute.attention, align_mlp=align_mlp)
 
-    `tokens` of a view are needed for the activation checkpointing "budget:GIB" only. Sets torch's precision of float32
-    products for the whole process. Raises ValueError for a mesh or a budget that cannot be.
+
+def shard_model(model: Trainable, compute: ComputeConfig, ranks: Ranks, recomputed: Sequence[bool]) -> None:
+    """A model on meta -> sharded, on the device, and NaN throughout: `initialise` comes next. `recomputed` says of each
+    block whether it runs again in the backward pass.
+
+    Sets torch's precision of float32 products for the whole process. Raises ValueError for a mesh that cannot be.
     """
     precision = PRECISIONS[compute.precision]
     torch.set_float32_matmul_precision("high" if precision.tf32 else "highest")
-    mesh = ranks.mesh(compute.shard)
-    policy = Policy.parse(compute.activation_checkpointing)
-    recomputed = recomputed_blocks(policy, config, precision, tokens, compute.views_per_forward)
-    if compute.attention == "flash3":
-        activate_flash_attention_3()
-    on_gpu = ranks.device.type == "cuda"
-    align_mlp = compute.align_mlp if compute.align_mlp is not None else on_gpu
-    with torch.device("meta"):
-        model = VideoMAE(config, Implementation(tokens=compute.tokens, attention=compute.attention, align_mlp=align_mlp))
+    mesh, on_gpu, parts = ranks.mesh(compute.shard), ranks.device.type == "cuda", model.parts()
+    blocks = [block for part in parts.values() for block in blocks_of(part)]
     if not on_gpu:
         attend_plainly(model)
-    checkpoint_blocks(list(model.blocks()), recomputed)
+    checkpoint_blocks(blocks, recomputed)
     if compute.compile if compute.compile is not None else on_gpu:
-        for block in model.blocks():
+        for block in blocks:
             block.compile(fullgraph=True, dynamic=False)
-    # weights are handed out in the compute type, gradients reduced in float32, master weights stay float32; the latent
-    # leaves the encoder in the decoder's type
-    latent = precision.decoder if precision.decoder != precision.encoder else None
-    encoder = MixedPrecisionPolicy(param_dtype=precision.encoder, reduce_dtype=torch.float32)
-    decoder = MixedPrecisionPolicy(param_dtype=precision.decoder, reduce_dtype=torch.float32)
-    for part, mixed in ((model.encoder, encoder), (model.decoder, decoder)):
-        for block in part.blocks:
+    # weights are handed out in the compute type, gradients reduced in float32, master weights stay float32; what leaves a part
+    # is in the last one's type
+    last = precision.of(list(parts)[-1])
+    for name, part in parts.items():
+        mixed = MixedPrecisionPolicy(param_dtype=precision.of(name), reduce_dtype=torch.float32)
+        for block in blocks_of(part):
             fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=compute.reshard_after_forward)
-    fully_shard(model.encoder, mesh=mesh, mp_policy=replace(encoder, output_dtype=latent), reshard_after_forward=False)
-    fully_shard(model.decoder, mesh=mesh, mp_policy=decoder, reshard_after_forward=False)
-    fully_shard(model, mesh=mesh, mp_policy=decoder, reshard_after_forward=False)
+        if precision.of(name) != last:
+            mixed = replace(mixed, output_dtype=last)
+        if part is not model:
+            fully_shard(part, mesh=mesh, mp_policy=mixed, reshard_after_forward=False)
+    mixed = MixedPrecisionPolicy(param_dtype=last, reduce_dtype=torch.float32)
+    fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=False)
     model.to_empty(device=ranks.device)
-    initialise(model, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    model.reset_buffers()
     if ranks.world_size == 1 and not on_gpu:
         keep_gradients(model)
-    return model
 
 
-def exchange_gradients(model: VideoMAE, compute: ComputeConfig, *, last: bool) -> None:
+def shard_frozen(model: nn.Module, weights: Mapping[str, torch.Tensor], compute: ComputeConfig, ranks: Ranks) -> None:
+    """A model on meta that is run and never trained -> with its weights, in the compute type, sharded. The first forward pass
+    gathers them, once: they stay. Raises ValueError, with the names, if the weights are not its own."""
+    dtype, mesh = PRECISIONS[compute.precision].encoder, ranks.mesh(compute.shard)
+    if ranks.device.type != "cuda":
+        attend_plainly(model)
+    model.eval()
+    for module in model.modules():  # not of buffers: positions are rounded where they are added
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    model.to_empty(device=ranks.device)
+    reset_buffers(model)
+    fill(model, weights)
+    if missing := [name for name, _ in model.named_parameters() if name not in weights]:
+        raise ValueError(f"the weights lack {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}")
+
+
+def exchange_gradients(model: nn.Module, compute: ComputeConfig, *, last: bool) -> None:
     """Call it before each forward pass of an accumulated step: what its backward pass sends.
 
     Replicas sum their shards of the gradient after the step's last pass only, which costs nothing. Inside a copy every pass
@@ -193,17 +215,30 @@ def exchange_gradients(model: VideoMAE, compute: ComputeConfig, *, last: bool) -
     model.set_requires_all_reduce(last)
 
 
-@torch.no_grad()
-def initialise(model: VideoMAE, seed: int) -> None:
-    """Initialise parameter by parameter: every rank computes the full tensor from (seed, official name) and keeps its part.
+def initialise(model: Trainable, seed: int, values: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Parameter by parameter: every rank computes the full tensor from (seed, official name), or takes it from `values`, and
+    keeps its part. Raises ValueError, with the names, for values that the model has no parameter for.
 
     (`nn.init` on a sharded parameter draws the same numbers on every rank.)
     """
-    for parameter in model.parameters():
-        parameter.fill_(float("nan"))
-    reset_buffers(model)
-    for name, parameter in model.named_parameters():
-        assert isinstance(parameter, DTensor)
-        value = initial_value(name, tuple(parameter.shape), seed, model.config.patch_values)
-        part = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    given = values or {}
+    fresh = (name for name, _ in model.named_parameters() if name not in given)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    fill(model, given)
+    for name in fresh:
+        fill(model, {name: model.initial_value(name, shapes[name], seed)})
+
+
+@torch.no_grad()
+def fill(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    """Whole tensors into the parameters of these names, of which each rank keeps its part. Raises ValueError for a name that
+    the model does not have, or another shape."""
+    parameters = dict(model.named_parameters())
+    for name, value in values.items():
+        parameter = parameters.get(name)
+        if not isinstance(parameter, DTensor) or parameter.shape != value.shape:
+            has = "no such parameter" if parameter is None else f"{tuple(parameter.shape)} there"
+            raise ValueError(f"the weights have {name} {tuple(value.shape)}, and the model has {has}")
+        value = value.to(parameter.device, parameter.dtype)
+        part = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.copy_(part)

@@ -24,6 +24,12 @@ class Precision:
     """Whether products of float32 matrices may round their factors to 10 bits of mantissa, on GPUs that gain by it. A CPU
     has no such unit: there it is float32 to the last bit."""
 
+    def of(self, part: str) -> torch.dtype:
+        """The type of a model's part, by its name among these fields."""
+        dtype = getattr(self, part)
+        assert isinstance(dtype, torch.dtype), part
+        return dtype
+
 
 PRECISIONS: dict[str, Precision] = {
     "bf16": Precision(encoder=torch.bfloat16, decoder=torch.bfloat16),

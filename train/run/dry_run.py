@@ -7,48 +7,42 @@ from dataclasses import asdict, replace
 
 import torch
 
-from model.flops import executed_gmac, paper_gmac
 from pipeline.sampling import steps_per_epoch
 from pipeline.sampling.order import order_of
 from pipeline.storage.manifest import Manifest
 from train.compute.activation_checkpointing import recomputed_blocks
-from train.compute.memory import GIB, HEADROOM, StepMemory, activation_bytes, largest, parameter_sizes, recomputed_share
-from train.compute.out_of_memory import predict
+from train.compute.memory import GIB, HEADROOM, StepMemory, activation_bytes, largest, recomputed_share
+from train.compute.out_of_memory import Costed, predict
 from train.compute.parallel import shard_size
-from train.compute.precision import PRECISIONS
-from train.config import Policy, PretrainConfig
+from train.config import ComputeConfig, Policy, RunConfig
 
 NODE = 8  # GPUs of a node, for numbers of ranks that are only thought of
 CARDS = {"40 GB": 40e9, "80 GB": 80e9, "141 GB": 141e9}  # A100, A100 and H100, H200: bytes by the data sheets
 POLICIES = ("none", "every:4", "every:2", "full")
 
 
-def describe(config: PretrainConfig, world_size: int) -> str:
+def describe(stage: Costed, world_size: int) -> str:
     """The resolved configuration and the figures that follow from it, as text.
 
     Raises ValueError for what the run itself would refuse: views that cannot be shared, too few clips.
     """
-    parameters = parameter_sizes(config.model).whole
-    sampling = config.sampling
-    tokens, views = sampling.tokens, config.views.views_per_step
+    config = stage.config
+    cost = stage.cost(config.compute)
+    sampling, views = config.sampling, config.views.views_per_step
     manifest = Manifest(config.data) if config.data else None
     clips = len(manifest) if manifest else config.expected_clips
     epoch = order_of(manifest, sampling).steps_per_epoch if manifest else steps_per_epoch(clips, sampling)
     steps = config.total_steps(epoch)
-    executed = executed_gmac(config.model, tokens.visible, tokens.decoded, tokens.loss)
     source = f"of {config.data}" if config.data else "expected; --data DATASET counts them"
     lines = {
         "clips": f"{clips:,} ({source})",
-        "parameters": f"{parameters:,}",
-        "tokens of a view": f"{tokens.visible} visible + {tokens.decoded} decoded, {tokens.loss} in the loss, "
-        f"of {config.model.num_tokens}",
-        "forward": f"{paper_gmac(config.model, tokens.visible, tokens.decoded):.2f} GMAC a view as the paper counts, "
-        f"{executed:.2f} executed; {6 * executed / 1e3:.3g} TFLOP a view in training",
+        "parameters": f"{cost.sizes.whole:,}",
+        **cost.notes,
         "steps": f"{steps:,} ({epoch:,} an epoch, {steps / epoch:g} epochs; warm-up {config.warmup_steps(steps):,})",
         "learning rate": f"peak {config.peak_lr:.2e}, end {config.final_lr:.2e} "
         f"({config.optim.base_lr:g} and {config.optim.base_min_lr:g} for 256 views)",
         "batch": f"{views:,} views = {sampling.clips_per_step:,} clips x {config.views.views_per_clip}",
-        "whole run": f"{steps * views:,} views, {6e9 * executed * steps * views / 1e21:.3g} ZFLOP",
+        "whole run": f"{steps * views:,} views, {cost.flops * steps * views / 1e21:.3g} ZFLOP",
     }
     for ranks in dict.fromkeys((world_size, 8, 64)):
         try:
@@ -62,40 +56,41 @@ def describe(config: PretrainConfig, world_size: int) -> str:
                 raise
     width = max(map(len, lines))
     figures = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
-    plans = ["\n".join(memory_plan(config, world_size))]
+    plans = ["\n".join(memory_plan(stage, world_size))]
     if world_size < NODE:
         with contextlib.suppress(ValueError):  # what eight ranks cannot share
-            plans.append("\n".join(memory_plan(config, NODE)))
+            plans.append("\n".join(memory_plan(stage, NODE)))
     return "\n\n".join([json.dumps(asdict(config), indent=1, default=str), figures, *plans])
 
 
-def predicted_memory(config: PretrainConfig, world_size: int, views: int) -> StepMemory:
+def predicted_memory(stage: Costed, compute: ComputeConfig, world_size: int, views: int) -> StepMemory:
     """Of a forward and backward pass over `views` on one of `world_size` ranks, on nodes of at most eight. Raises ValueError as
     `predict` does."""
-    return predict(config, config.compute, world_size, min(world_size, NODE), views)[0]
+    return predict(stage, compute, world_size, min(world_size, NODE), views)[0]
 
 
-def largest_views(config: PretrainConfig, world_size: int, card: float) -> int:
+def largest_views(stage: Costed, compute: ComputeConfig, world_size: int, card: float) -> int:
     """The most views of a forward pass, whole clips, that fit a card of so many bytes with `HEADROOM` to spare; 0 if none."""
-    clip = config.views.views_per_clip
+    clip = stage.config.views.views_per_clip
 
     def fits(clips: int) -> bool:
         try:
-            return predicted_memory(config, world_size, clips * clip).total <= (1 - HEADROOM) * card
+            return predicted_memory(stage, compute, world_size, clips * clip).total <= (1 - HEADROOM) * card
         except ValueError:  # more than its budget of activations
             return False
 
-    shard_size(config.compute.shard, world_size, min(world_size, NODE))
+    shard_size(compute.shard, world_size, min(world_size, NODE))
     return clip * largest(fits)
 
 
-def memory_plan(config: PretrainConfig, world_size: int) -> Iterator[str]:
+def memory_plan(stage: Costed, world_size: int) -> Iterator[str]:
     """What a rank holds, and how many views fit with each way of activation checkpointing."""
-    compute, tokens, precision = config.compute, config.sampling.tokens, PRECISIONS[config.compute.precision]
+    config = stage.config
+    compute, cost = config.compute, stage.cost(config.compute)
     views = config.sampling.views_per_step // world_size // config.accumulation(world_size)
-    memory = predicted_memory(config, world_size, views)
+    memory = predicted_memory(stage, compute, world_size, views)
     gathered = [
-        predicted_memory(replace(config, compute=replace(compute, reshard_after_forward=reshard)), world_size, views).gathered
+        predicted_memory(stage, replace(compute, reshard_after_forward=reshard), world_size, views).gathered
         for reshard in (False, True)
     ]
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
@@ -114,15 +109,14 @@ def memory_plan(config: PretrainConfig, world_size: int) -> Iterator[str]:
     columns = "".join(f"{card:>10}" for card in cards)
     yield f"  {'activation checkpointing':<26}{'kept by a view':>16}{'FLOPs again':>13}{columns}"
     for policy in dict.fromkeys((*POLICIES, compute.activation_checkpointing)):
-        chosen = replace(config, compute=replace(compute, activation_checkpointing=policy))
-        again = recomputed_blocks(Policy.parse(policy), config.model, precision, tokens, views)
-        kept = activation_bytes(config.model, tokens, precision, again) / 2**20
-        share = recomputed_share(config.model, tokens, precision, again)
-        fitting = "".join(f"{largest_views(chosen, world_size, size) or '-':>10}" for size in cards.values())
+        chosen = replace(compute, activation_checkpointing=policy)
+        again = recomputed_blocks(Policy.parse(policy), cost, views)
+        kept, share = activation_bytes(cost, again) / 2**20, recomputed_share(cost, again)
+        fitting = "".join(f"{largest_views(stage, chosen, world_size, size) or '-':>10}" for size in cards.values())
         yield f"  {policy:<26}{kept:>12.1f} MiB{share:>13.1%}{fitting}"
 
 
-def planned_cards(config: PretrainConfig) -> dict[str, float]:
+def planned_cards(config: RunConfig) -> dict[str, float]:
     """{name: bytes} of the cards to plan for."""
     if config.compute.memory_gib is not None:
         return {f"{config.compute.memory_gib:g} GiB": config.compute.memory_gib * GIB}

@@ -30,7 +30,7 @@ from train.checkpoint.mirror import Mirror
 from train.checkpoint.saving import RunCheckpoints, on_rank_0
 from train.compute.parallel import Ranks
 from train.compute.startup import LOCK
-from train.config import PretrainConfig, read_config
+from train.config import RunConfig, read_config, read_stage
 from train.recipes import check_length, flags_of
 from train.watch.json_lines import keep_lines
 
@@ -44,16 +44,15 @@ class RunFolder:
     What `begin` writes is written then, and not before: a start that is refused leaves no trace.
     """
 
-    def __init__(self, config: PretrainConfig, ranks: Ranks, given: Collection[str] = ()) -> None:
+    def __init__(self, stage: str, config: RunConfig, ranks: Ranks, given: Collection[str] = ()) -> None:
         """Create the folder or go on with it, from the newest whole checkpoint in it or in the mirror; all ranks agree.
 
         `config` of this object is the one to run: fields that remember what older code did (`setting`) stay as they were begun,
         unless they are among the `given`. Raises ValueError on every rank if another run is writing to it, if it holds a
-        checkpoint of a run with another model, views or seed, naming what differs, if none of its checkpoints is whole, if
-        some rank cannot see it, or if a new run would lie in a dataset or its sources.
-        """
+        checkpoint of another stage's run, or of one with another model, views or seed, naming what differs, if none of its
+        checkpoints is whole, if some rank cannot see it, or if a new run would lie in a dataset or its sources."""
         assert config.out is not None and config.data is not None
-        self.path, self._ranks = config.out, ranks
+        self.path, self._ranks, self._stage = config.out, ranks, stage
         self.checkpoints = self.path / "checkpoints"
         self.changes: list[str] = []  # of the configuration since the last start
         self._begun = False
@@ -66,7 +65,7 @@ class RunFolder:
             self.close()
             raise
 
-    def _find(self, config: PretrainConfig, given: Collection[str]) -> None:
+    def _find(self, config: RunConfig, given: Collection[str]) -> None:
         ranks = self._ranks
         on_rank_0(ranks, partial(check_place, config))
         on_rank_0(ranks, self._lock_it)
@@ -135,7 +134,7 @@ class RunFolder:
             raise ValueError(f"another process is writing to {self.path}; wait for it, or choose another --out") from error
         clean_up(self.checkpoints)
 
-    def _compare(self, config: PretrainConfig, given: Collection[str]) -> tuple[PretrainConfig, list[str], int | None]:
+    def _compare(self, config: RunConfig, given: Collection[str]) -> tuple[RunConfig, list[str], int | None]:
         """What is asked for against what is there -> what to run, what has changed, and the steps of a run that is complete."""
         changes: list[str] = []
         if not self.checkpoint:
@@ -143,6 +142,8 @@ class RunFolder:
         else:
             # a run that goes on from its mirror, on another machine, has no folder yet
             file = self.path / CONFIG if (self.path / CONFIG).exists() else self.checkpoint / CONFIG
+            if (theirs := read_stage(file)) != self._stage:
+                raise ValueError(f"{self.path} holds a run of `{theirs}`, not of `{self._stage}`; give another --out")
             before = completed(read_config(file), config)
             config = with_values(config, kept(before, config, given))
             config, told = self._length(config, before, given)
@@ -158,13 +159,11 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path} holds another run: {'; '.join(frozen)}. Give the values it began with, or another --out"
                 )
-        self.saver.documents[CONFIG] = json.dumps(asdict(config), indent=1, default=str) + "\n"
+        self.saver.documents[CONFIG] = json.dumps({"stage": self._stage} | asdict(config), indent=1, default=str) + "\n"
         complete = self.path / "complete"
         return config, changes, json.loads(complete.read_text())["steps"] if complete.exists() else None
 
-    def _length(
-        self, config: PretrainConfig, before: Mapping[str, Any], given: Collection[str]
-    ) -> tuple[PretrainConfig, list[str]]:
+    def _length(self, config: RunConfig, before: Mapping[str, Any], given: Collection[str]) -> tuple[RunConfig, list[str]]:
         """Steps or epochs of a run that goes on, and what is to be said. Raises ValueError if two things are asked for.
 
         Older code wrote both down, and let steps win: the command line's, or else the recipe's. A run that was begun so
@@ -182,7 +181,7 @@ class RunFolder:
         return replace(config, steps=steps), [said]
 
 
-def check_place(config: PretrainConfig) -> None:
+def check_place(config: RunConfig) -> None:
     """Raises ValueError if a run would be written into a dataset or its sources; one that was begun there goes on."""
     assert config.out is not None and config.data is not None
     try:

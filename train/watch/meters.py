@@ -3,6 +3,7 @@
 import importlib.util
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ class Meters:
         if not self._steady:
             self._began, self._first, self._steady = now, step, True
         self.say(f"step {step}/{self.total_steps} · {console_line(values)} · {duration(left)} left")
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """What an evaluation found, to TensorBoard and where else it is looked at."""
+        if self._tensorboard:
+            with may_fail(TENSORBOARD):
+                for name, value in figures.items():
+                    self._tensorboard.add_scalar(f"evaluation/{name}", value, step)
+        if self._wandb:
+            with may_fail(WANDB):
+                self._wandb.log({f"evaluation/{name}": value for name, value in figures.items()}, step=step)
 
     def picture(self, name: str, file: Path, pixels: np.ndarray, step: int) -> None:
         """A picture, uint8 (height, width, 3), which lies in `file`."""

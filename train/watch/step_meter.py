@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.flops import executed_gmac
 from pipeline.loader import Batch, ClipLoader
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import gemm_flops, memory_gib
 from train.compute.memory import recomputed_share
+from train.compute.out_of_memory import Costed
 from train.compute.parallel import Ranks
-from train.compute.precision import PRECISIONS
-from train.config import Policy, PretrainConfig
+from train.config import Policy
 
 PROBE = 4096  # size of the matrices by which GPUs are compared at every line: 0.14 TFLOP, 96 MiB in bf16
 
@@ -54,13 +53,11 @@ class RankReport:
     """Taken from the loader, by source."""
 
 
-def view_flops(config: PretrainConfig) -> ViewFlops:
-    """Three times the forward's products: its own, and two for the gradients; and those of the blocks that run again."""
-    tokens, precision = config.sampling.tokens, PRECISIONS[config.compute.precision]
-    policy = Policy.parse(config.compute.activation_checkpointing)
-    again = recomputed_blocks(policy, config.model, precision, tokens, config.compute.views_per_forward)
-    model = 6e9 * executed_gmac(config.model, tokens.visible, tokens.decoded, tokens.loss)
-    return ViewFlops(model=model, recompute=model * recomputed_share(config.model, tokens, precision, again))
+def view_flops(stage: Costed) -> ViewFlops:
+    """Of what is computed once, and of the blocks that run again."""
+    compute, cost = stage.config.compute, stage.cost(stage.config.compute)
+    again = recomputed_blocks(Policy.parse(compute.activation_checkpointing), cost, compute.views_per_forward)
+    return ViewFlops(model=cost.flops, recompute=cost.flops * recomputed_share(cost, again))
 
 
 class StepMeter:

@@ -14,14 +14,13 @@ from train.compute.memory import (
     GIB,
     BlockShape,
     activation_bytes,
-    block_shapes,
     largest,
-    parameter_sizes,
     recomputed_share,
     step_memory,
 )
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy
+from train.stages.pretraining import autoencoder_cost
 
 
 @pytest.mark.parametrize(
@@ -37,15 +36,15 @@ def test_activations_are_those_that_autograd_saves(name: str, precision: str, to
     """To the byte in float32, but for the loss's own 4; a CPU has smaller statistics of half-precision norms."""
     config, dtypes = MODELS[name], PRECISIONS[precision]
     tokens = token_counts(config.grid, 0.9, 0.5)
-    plain = None
+    cost, plain = autoencoder_cost(config, tokens, dtypes), None
     for text in ("none", "every:3", "full"):
-        recomputed = recomputed_blocks(Policy.parse(text), config, dtypes)
+        recomputed = recomputed_blocks(Policy.parse(text), cost, 1)
         found = activations_of(config, tokens, dtypes, recomputed)
         plain = plain or found
-        predicted = activation_bytes(config, tokens, dtypes, recomputed)
+        predicted = activation_bytes(cost, recomputed)
         assert predicted - found.kept_bytes == pytest.approx(-4, abs=tolerance * predicted), text
         again = (found.step_flops - plain.step_flops) / (3 * plain.forward_flops)
-        assert again == pytest.approx(recomputed_share(config, tokens, dtypes, recomputed), rel=1e-9), text
+        assert again == pytest.approx(recomputed_share(cost, recomputed), rel=1e-9), text
 
 
 @pytest.mark.parametrize(
@@ -54,56 +53,55 @@ def test_activations_are_those_that_autograd_saves(name: str, precision: str, to
 @pytest.mark.slow
 def test_the_peak_of_a_step_is_what_a_dry_run_says(precision: str, policy: str, defer: bool) -> None:
     config, views = MODELS["tiny"], 4
-    tokens = token_counts(config.grid, 0.9, 0.5)
     # the closed form is of flash attention; "auto" on a CPU in bf16 keeps the matrices of pairs, too
     options = {"precision": precision, "attention": "flash", "activation_checkpointing": policy, "defer_gradients": defer}
     compute = ComputeConfig(**options)  # type: ignore[arg-type]
-    peak = measured_peak(config, compute, tokens, views)
+    peak = measured_peak(config, compute, views)
     # of one process on a CPU, gradients lie in memory that stays from step to step (on_cpu.py), which no step allocates
     kept = 4 * sum(parameter.numel() for parameter in VideoMAE(config).parameters())
-    assert predicted_peak(config, compute, tokens, views) == pytest.approx(peak + kept, rel=0.03)
+    assert predicted_peak(config, compute, views) == pytest.approx(peak + kept, rel=0.03)
 
 
 def test_state_of_vit_g_on_eight_ranks() -> None:
     """16 bytes a parameter over eight ranks, and its copy in bf16; the decoder's 2,234 rows are shared as 280 each."""
     config, dtypes = MODELS["vit-g"], PRECISIONS["bf16"]
-    tokens = token_counts(config.grid, 0.9, 0.5)
+    cost = autoencoder_cost(config, token_counts(config.grid, 0.9, 0.5), dtypes)
     none = [False] * 44
-    memory = step_memory(config, tokens, dtypes, none, views=128, shard=8)
+    memory = step_memory(cost, none, views=128, shard=8)
     parameters = 1_026_306_560
     assert memory.parameters + memory.moments + memory.gradients == pytest.approx(2 * parameters, rel=1e-3)
     assert memory.gathered == 2 * parameters
-    assert memory.activations == 128 * activation_bytes(config, tokens, dtypes, none)
-    resharded = step_memory(config, tokens, dtypes, none, views=128, shard=8, reshard=True).gathered
-    sizes = parameter_sizes(config)
+    assert memory.activations == 128 * activation_bytes(cost, none)
+    resharded = step_memory(cost, none, views=128, shard=8, reshard=True).gathered
+    sizes = cost.sizes
     assert resharded == 2 * (parameters - sum(sizes.blocks) + 3 * max(sizes.blocks))
-    deferred = step_memory(config, tokens, dtypes, none, views=128, shard=8, defer=True)
+    deferred = step_memory(cost, none, views=128, shard=8, defer=True)
     assert deferred.gradients - memory.gradients == 4 * parameters
 
 
 def test_a_budget_takes_the_fewest_flops_that_fit() -> None:
     config, dtypes, views = MODELS["tiny"], PRECISIONS["fp32"], 10
-    tokens = token_counts(config.grid, 0.9, 0.5)
-    shapes = block_shapes(config, tokens, dtypes)
-    least = activation_bytes(config, tokens, dtypes, [True] * len(shapes))
-    most = activation_bytes(config, tokens, dtypes)
-    assert within_budget(config, dtypes, tokens, views, views * most) == [False] * len(shapes)
-    assert within_budget(config, dtypes, tokens, views, views * least) == [True] * len(shapes)
+    cost = autoencoder_cost(config, token_counts(config.grid, 0.9, 0.5), dtypes)
+    shapes = cost.shapes
+    least = activation_bytes(cost, [True] * len(shapes))
+    most = activation_bytes(cost)
+    assert within_budget(cost, views, views * most) == [False] * len(shapes)
+    assert within_budget(cost, views, views * least) == [True] * len(shapes)
     budget = views * (least + most) / 2
-    chosen = within_budget(config, dtypes, tokens, views, budget)
+    chosen = within_budget(cost, views, budget)
 
     def kept(choice: list[bool]) -> int:
-        return views * activation_bytes(config, tokens, dtypes, choice)
+        return views * activation_bytes(cost, choice)
 
-    def cost(choice: list[bool]) -> float:
-        return recomputed_share(config, tokens, dtypes, choice)
+    def again(choice: list[bool]) -> float:
+        return recomputed_share(cost, choice)
 
     assert kept(chosen) <= budget
     for number in range(2 ** len(shapes)):
         other = [bool(number >> i & 1) for i in range(len(shapes))]
-        assert kept(other) > budget or cost(other) >= cost(chosen) * (1 - 1e-12)
+        assert kept(other) > budget or again(other) >= again(chosen) * (1 - 1e-12)
     with pytest.raises(ValueError, match=r"10 views keep .* GiB even if every block runs again; .*views-per-forward to 9 or"):
-        within_budget(config, dtypes, tokens, views, views * least - 1)
+        within_budget(cost, views, views * least - 1)
 
 
 @pytest.mark.parametrize("text", ["", "some", "full:2", "every", "every:0", "every:2.5", "budget", "budget:-1", "budget:inf"])

@@ -6,14 +6,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.parts.step_work import pretraining
 from model.config import Implementation
 from model.layers import Attention
-from model.videomae import VideoMAE
+from model.videomae import VideoMAE, pixel_loss
 from tests.train.parallel_cases import MODEL, TOKENS
 from train.compute import parallel
 from train.compute.on_cpu import KeptGradients, attend_plainly
-from train.compute.parallel import build_model, started
+from train.compute.parallel import started
 from train.config import ComputeConfig
+from train.training import Training
 
 
 def batch(seed: int) -> tuple[torch.Tensor, ...]:
@@ -35,10 +37,10 @@ def steps(precision: str) -> list[dict[str, torch.Tensor]]:
     """Of a pass, of another one after it, and of three that add up."""
     found = []
     with started("cpu") as ranks:
-        model = build_model(MODEL, ComputeConfig(precision=precision), 0, ranks)  # type: ignore[arg-type]
+        model = Training(pretraining(MODEL, ComputeConfig(precision=precision)), ranks).model  # type: ignore[arg-type]
         for passes in ((1,), (2,), (3, 4, 5)):
             for seed in passes:
-                model(*batch(seed)).backward()
+                pixel_loss(model, *batch(seed)).backward()
             found.append(gradients(model))
             model.zero_grad(set_to_none=True)
         del model
@@ -57,10 +59,10 @@ def test_they_are_the_same(precision: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_memory_stays_and_nothing_is_copied_twice() -> None:
     with started("cpu") as ranks:
-        model = build_model(MODEL, ComputeConfig(precision="bf16"), 0, ranks)
+        model = Training(pretraining(MODEL, ComputeConfig(precision="bf16")), ranks).model
         addresses = []
         for seed in (1, 2, 3):
-            model(*batch(seed)).backward()
+            pixel_loss(model, *batch(seed)).backward()
             addresses.append(
                 {n: p.grad.to_local().data_ptr() for n, p in model.named_parameters() if isinstance(p.grad, DTensor)}
             )

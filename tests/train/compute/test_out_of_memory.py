@@ -9,6 +9,7 @@ from model.videomae import VideoMAE
 from tests.train.trainers import start
 from train.compute.out_of_memory import is_out_of_memory, knobs, predict
 from train.recipes import RECIPES, from_command_line
+from train.stages.pretraining import Pretraining
 
 
 def ask_for_too_much(rank: int) -> None:
@@ -39,17 +40,18 @@ def test_every_flag_is_one_and_saves_what_is_predicted_for_it(name: str) -> None
     config = RECIPES[name]()
     compute = replace(config.compute, activation_checkpointing="none", precision="fp32", defer_gradients=True)
     config = replace(config, compute=compute)
-    now, flops = predict(config, compute, 64, 8)
+    stage = Pretraining(config)
+    now, flops = predict(stage, compute, 64, 8)
     assert flops == 1
     begin = [name, "--compute.activation-checkpointing", "none", "--compute.precision", "fp32", "--compute.defer-gradients"]
     found = knobs(config, 64, 8)
     assert len(found) == 7
     for flag, changed in found:
         assert from_command_line([*begin, *flag.split()]).compute == changed
-        then, more = predict(config, changed, 64, 8)
+        then, more = predict(stage, changed, 64, 8)
         assert then.total < now.total or flag.startswith("--compute.reshard")
         assert (more > 1) == ("checkpointing" in flag)
-    half = predict(config, found[0][1], 64, 8)[0]
+    half = predict(stage, found[0][1], 64, 8)[0]
     assert half.activations == now.activations // 2 and half.parameters == now.parameters
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ import torch
 
 from tests.train import parallel_cases
 from tests.train.parallel_cases import Case, step
-from train.compute.parallel import build_model, shard_size, started
-from train.config import ComputeConfig
+from train.compute.parallel import shard_size, started
 
 BOUNDS = {"fp32": 1e-6, "bf16": 2e-2}
 
@@ -76,15 +74,3 @@ def test_ranks_that_cannot_be_divided_are_told_how_they_can() -> None:
         shard_size(3, 8, 8)
     with pytest.raises(ValueError, match="the 3 ranks of this node must divide the 7 ranks"):
         shard_size(None, 7, 3)
-
-
-@pytest.fixture
-def one_rank() -> Iterator[Any]:
-    with started("cpu") as ranks:
-        yield ranks
-
-
-def test_a_budget_needs_the_tokens(one_rank: Any) -> None:
-    compute = ComputeConfig(precision="fp32", activation_checkpointing="budget:1")
-    with pytest.raises(ValueError, match="budget:1 needs to know the tokens of a view"):
-        build_model(parallel_cases.MODEL, compute, 0, one_rank)

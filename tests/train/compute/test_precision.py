@@ -1,17 +1,21 @@
 """A hundred steps in every preset beside float32, with the guard and the loss scaling of a real run."""
 
+from dataclasses import replace
 from functools import cache
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
+from benchmarks.parts.step_work import pretraining, random_batch
+from model.videomae import pixel_loss
 from tests.train.parallel_cases import MODEL, TOKENS
-from train.compute.optimizer import lr_at, pretraining_optimizer, set_lr
-from train.compute.parallel import build_model, started
+from train.compute.optimizer import lr_at, set_lr
+from train.compute.parallel import started
 from train.compute.precision import PRECISIONS
-from train.config import ComputeConfig, OptimConfig
-from train.watch.guard import Guard
+from train.config import ComputeConfig
+from train.loop import step
+from train.training import Training
 
 STEPS, VIEWS = 100, 4
 # largest and mean distance of the loss from float32's, relative, that a preset may have
@@ -26,26 +30,22 @@ def curve(precision: str) -> tuple[torch.Tensor, float | None]:
     fine = torch.nn.functional.interpolate(coarse, (MODEL.num_frames, 32, 32), mode="trilinear")
     views = (255 * fine).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
     order = torch.stack([torch.randperm(MODEL.num_tokens, generator=generator) for _ in range(3 * VIEWS)])
-    optim = OptimConfig(clip_grad=1.0)
     losses = []
     with started("cpu") as ranks:
-        model = build_model(MODEL, ComputeConfig(precision=precision), 0, ranks)  # type: ignore[arg-type]
-        optimizer = pretraining_optimizer(model, optim)
-        parameters = list(model.parameters())
+        compute = ComputeConfig(precision=precision)  # type: ignore[arg-type]
+        training = Training(pretraining(MODEL, compute, views=VIEWS, clip_grad=1.0), ranks, memory=STEPS)
         scaled = PRECISIONS[precision].loss_scaling
-        guard = Guard(optim, passes=1, memory=STEPS, device=ranks.device, scaled=scaled)
-        for step in range(STEPS):
-            set_lr(optimizer, lr_at(step, peak=3e-3, final=1e-4, total_steps=STEPS, warmup_steps=10))
-            some = slice(VIEWS * (step % 3), VIEWS * (step % 3 + 1))
+        for number in range(STEPS):
+            set_lr(training.optimizer, lr_at(number, peak=3e-3, final=1e-4, total_steps=STEPS, warmup_steps=10))
+            some = slice(VIEWS * (number % 3), VIEWS * (number % 3 + 1))
             tokens = order[some, : TOKENS.visible], order[some, -TOKENS.decoded :]
-            loss = model(views[some], *tokens, torch.ones(VIEWS, TOKENS.loss))
-            guard.scaled(loss).backward()
-            guard.step(step + 1, optimizer, parameters, [loss.detach()])
-            losses.append(loss.detach())
-        reading = guard.read()
+            batch = replace(random_batch(MODEL, VIEWS, 0.5, ranks.device), views=views[some], visible=tokens[0])
+            batch = replace(batch, decoded=tokens[1], loss_weight=torch.ones(VIEWS, TOKENS.loss))
+            losses += step(training, number + 1, lambda batch=batch: batch).losses
+        reading = training.guard.read()
         assert reading.total == len(reading.skipped)
         assert reading.total <= (2 if scaled else 0), reading.skipped
-        del model, optimizer, parameters
+        del training
     return torch.stack(losses), reading.loss_scale
 
 
@@ -76,12 +76,12 @@ def test_types_of_the_paper_preset() -> None:
     """Encoder in float16 up to the latent, decoder and head in float32, parameters and gradients float32 throughout."""
     seen: dict[str, torch.dtype] = {}
     with started("cpu") as ranks:
-        model = build_model(MODEL, ComputeConfig(precision="paper"), 0, ranks)
+        model = Training(pretraining(MODEL, ComputeConfig(precision="paper")), ranks).model
         for name in ("encoder.patch_embed", "encoder.blocks.1", "encoder.norm", "encoder_to_decoder", "decoder.blocks.0"):
             model.get_submodule(name).register_forward_hook(lambda _, given, out, name=name: seen.update({name: out.dtype}))
         views = torch.zeros(1, MODEL.num_frames, 32, 32, 3, dtype=torch.uint8)
         order = torch.arange(MODEL.num_tokens)[None]
-        model(views, order[:, : TOKENS.visible], order[:, -TOKENS.decoded :], torch.ones(1, TOKENS.loss)).backward()
+        pixel_loss(model, views, order[:, : TOKENS.visible], order[:, -TOKENS.decoded :], torch.ones(1, TOKENS.loss)).backward()
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}
         del model

@@ -8,33 +8,36 @@ from train import recipes
 from train.compute.memory import GIB, HEADROOM
 from train.config import ComputeConfig
 from train.run.dry_run import describe, largest_views, planned_cards, predicted_memory
+from train.stages.pretraining import Pretraining
 
 
 def test_vit_g_on_eight_cards_of_80_gb() -> None:
     """128 views without activation checkpointing, as the design reckons; far more with it."""
     config = recipes.from_command_line(["vit-g-hybrid", "--compute.activation-checkpointing", "none"])
+    stage = Pretraining(config)
     card = 80e9
-    views = largest_views(config, 8, card)
+    views = largest_views(stage, config.compute, 8, card)
     assert views >= 128
     assert views % config.views.views_per_clip == 0
-    assert predicted_memory(config, 8, views).total <= (1 - HEADROOM) * card
-    assert predicted_memory(config, 8, views + config.views.views_per_clip).total > (1 - HEADROOM) * card
-    assert largest_views(recipes.RECIPES["vit-g-hybrid"](), 8, card) > 4 * views  # full
-    assert largest_views(config, 1, 20e9) == 0  # the state of one rank alone is 17 GB
+    assert predicted_memory(stage, config.compute, 8, views).total <= (1 - HEADROOM) * card
+    assert predicted_memory(stage, config.compute, 8, views + config.views.views_per_clip).total > (1 - HEADROOM) * card
+    assert largest_views(stage, recipes.RECIPES["vit-g-hybrid"]().compute, 8, card) > 4 * views  # full
+    assert largest_views(stage, config.compute, 1, 20e9) == 0  # the state of one rank alone is 17 GB
 
 
 def test_a_budget_bounds_the_views() -> None:
     config = recipes.from_command_line(["vit-g-hybrid", "--compute.activation-checkpointing", "budget:4"])
-    views = largest_views(config, 8, 80e9)
-    assert predicted_memory(config, 8, views).activations <= 4 * GIB
+    stage = Pretraining(config)
+    views = largest_views(stage, config.compute, 8, 80e9)
+    assert predicted_memory(stage, config.compute, 8, views).activations <= 4 * GIB
     with pytest.raises(ValueError, match=r"budget:4: .* even if every block runs again"):
-        predicted_memory(config, 8, views + 4)
+        predicted_memory(stage, config.compute, 8, views + 4)
 
 
 def test_the_plan_is_a_table_of_policies() -> None:
     config = recipes.from_command_line(["vit-b-hybrid", "--compute.memory-gib", "24", "--compute.reshard-after-forward"])
     assert planned_cards(config) == {"24 GiB": 24 * GIB}
-    text = describe(config, 1)
+    text = describe(Pretraining(config), 1)
     assert "memory of one of 1 rank, 1 to a copy of the state" in text
     assert "memory of one of 8 ranks, 8 to a copy of the state" in text
     rows = {name: text.split(f"  {name} ")[1].split("\n")[0] for name in ("none", "every:4", "every:2", "full")}
@@ -50,7 +53,7 @@ def test_the_plan_is_a_table_of_policies() -> None:
 def test_ranks_that_cannot_share_are_refused() -> None:
     config = recipes.from_command_line(["vit-b-hybrid", "--compute.shard", "3"])
     with pytest.raises(ValueError, match=r"--compute.shard: 3 must divide the 8 ranks; possible: 1, 2, 4, 8"):
-        describe(config, 8)
+        describe(Pretraining(config), 8)
 
 
 @pytest.mark.parametrize("option", [{"shard": 0}, {"memory_gib": 0.0}])

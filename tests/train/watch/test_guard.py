@@ -12,9 +12,11 @@ from torch.distributed.tensor import DTensor
 
 from tests.train.trainers import SMALL
 from train import recipes
-from train.compute.optimizer import build_optimizer, set_lr
-from train.compute.parallel import Ranks, build_model, started
+from train.compute.optimizer import set_lr
+from train.compute.parallel import Ranks, started
 from train.config import OptimConfig
+from train.stages.pretraining import Pretraining
+from train.training import Training
 from train.watch.guard import SPIKE_MEMORY, Guard, LossScale, Verdict, guarded_step
 
 CPU = torch.device("cpu")
@@ -24,11 +26,9 @@ class Model:
     """A sharded model and its optimizer."""
 
     def __init__(self, ranks: Ranks) -> None:
-        config = recipes.from_command_line(SMALL)
-        self.model = build_model(config.model, config.compute, 0, ranks)
-        self.optimizer = build_optimizer(self.model.named_parameters(), weight_decay=0.05, betas=(0.9, 0.95))
+        training = Training(Pretraining(recipes.from_command_line(SMALL)), ranks)
+        self.optimizer, self.parameters = training.optimizer, training.parameters
         set_lr(self.optimizer, 1e-2)
-        self.parameters = list(self.model.parameters())
 
     def set_gradients(self, value: float) -> None:
         for parameter in self.parameters:

@@ -11,18 +11,18 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.videomae import VideoMAE
+from model.videomae import VideoMAE, pixel_loss
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
 from tests.pipeline import faulty_decoders
 from tests.train.trainers import lines, run
 from train.compute.activation_checkpointing import checkpoint_blocks
 from train.compute.device_speed import gemm_flops
-from train.compute.memory import block_shapes
 from train.compute.parallel import started
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
 from train.recipes import RECIPES
+from train.stages.pretraining import Pretraining, autoencoder_cost
 from train.watch.meters import FailureLog, Meters, check_wandb, console_line
 from train.watch.step_meter import RankReport, StepMeter, ViewFlops, slowest, view_flops
 
@@ -37,16 +37,16 @@ def test_flops_of_a_step_are_those_of_the_flop_counter(recompute: str, passes_ag
     again in any backward pass: the counter has them, HFU only counts what we asked to be done again."""
     config = replace(RECIPES["tiny"](), compute=ComputeConfig(precision="fp32", activation_checkpointing=recompute))
     model, tokens, B = VideoMAE(config.model), config.sampling.tokens, 2
-    blocks = list(model.blocks())
+    blocks = [*model.encoder.blocks, *model.decoder.blocks]
     assert recompute == "none" or len(blocks) % 2 == 0
     checkpoint_blocks(blocks, [bool(passes_again) and i % round(1 / passes_again) == 0 for i in range(len(blocks))])
     views = torch.zeros(B, config.model.num_frames, config.model.input_size, config.model.input_size, 3, dtype=torch.uint8)
     idx = torch.arange(config.model.num_tokens).expand(B, -1)
     with FlopCounterMode(display=False) as counter:
-        model(views, idx[:, : tokens.visible], idx[:, : tokens.decoded], torch.ones(B, tokens.loss)).backward()
-    flops = view_flops(config)
+        pixel_loss(model, views, idx[:, : tokens.visible], idx[:, : tokens.decoded], torch.ones(B, tokens.loss)).backward()
+    flops = view_flops(Pretraining(config))
     patches = 2 * tokens.visible * config.model.patch_values * config.model.encoder_dim
-    *shapes, last = block_shapes(config.model, tokens, PRECISIONS["fp32"])
+    *shapes, last = autoencoder_cost(config.model, tokens, PRECISIONS["fp32"]).shapes
     scores = sum(2 * shape.tokens**2 * shape.dim for shape in shapes) + 2 * tokens.loss * last.tokens * last.dim
     assert counter.get_total_flops() == pytest.approx(B * (flops.model + flops.recompute - patches + scores), rel=1e-9)
     assert bool(flops.recompute) == bool(passes_again)

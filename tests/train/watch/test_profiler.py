@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from train.config import PretrainConfig, parse_steps
+from train.config import parse_steps
+from train.stages.pretraining import PretrainConfig
 from train.watch.profiler import StepProfiler
 
 

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 from einops import rearrange
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from model.config import ModelConfig
 from model.pixels import gather_patches
@@ -25,7 +25,8 @@ from pipeline.sampling.masking import mask_indices, running_cell_masks
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
 from train.compute.parallel import Ranks
-from train.watch.meters import Meters
+from train.config import RunConfig
+from train.stage import Evaluation
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -38,25 +39,22 @@ CLIPS, FRAMES = 6, 4  # of the pictures that a run makes of itself
 
 
 class Reconstructions:
-    """RUN/reconstructions/step-00000500.png, and so on, of the same clips each time. All ranks take part.
+    """RUN/reconstructions/step-00000500.png, and so on, of the same clips each time: an evaluator. All ranks take part.
 
-    Neither the loader nor a generator of random numbers has to do with it: clips, frames and masks are computed from the seed,
-    and the step that follows is bit for bit what it would have been.
+    Neither the loader nor a generator of random numbers has to do with it: clips, frames and masks are computed from the seed.
     """
 
-    def __init__(
-        self, out: Path, every: int, manifest: Manifest, recipe: SamplingRecipe, model: VideoMAE, ranks: Ranks
-    ) -> None:
-        """`every` so many steps. Decode the clips, on rank 0. Raises ValueError on every rank if none can be decoded."""
-        self._folder, self._every = out / "reconstructions", every
-        self._recipe, self._model, self._ranks = recipe, model, ranks
+    def __init__(self, run: Path, config: RunConfig, model: VideoMAE, ranks: Ranks) -> None:
+        """Decode the clips, on rank 0. Raises ValueError on every rank if none can be decoded."""
+        assert config.data is not None
+        self._folder, self._recipe, self._ranks = run / "reconstructions", config.sampling, ranks
         for name in ("encode", "decode"):  # so that they gather the parameters as the forward does
             register_fsdp_forward_method(model, name)
         views, error = None, None
         if ranks.rank == 0:
             self._folder.mkdir(exist_ok=True)
             try:
-                views = centre_views(manifest, recipe, CLIPS)
+                views = centre_views(Manifest(config.data), self._recipe, CLIPS)
             except (DecodeError, OSError) as caught:
                 error = str(caught)
         views, error = ranks.gather((views, error))[0]
@@ -64,22 +62,16 @@ class Reconstructions:
             raise ValueError(f"--reconstruct-every: {error}")
         self._views: torch.Tensor = views.to(ranks.device)
 
-    def draw_if_due(self, step: int, meters: Meters | None) -> None:
-        """Once a step. Rank 0 has meters, and draws."""
-        if step % self._every:
-            return
-        model = self._model
-        # shapes of their own: not worth compiling the blocks for
-        with torch.compiler.set_stance("force_eager"):
-            images = reconstruct(model, self._recipe, self._views)
-        for module in model.modules():
-            if isinstance(module, FSDPModule):  # a forward without a backward leaves its parameters gathered
-                module.reshard()
-        if meters:
+    def __call__(self, model: VideoMAE, step: int) -> Evaluation:
+        """Rank 0 draws."""
+        images = reconstruct(model, self._recipe, self._views)
+        pictures = {}
+        if self._ranks.rank == 0:
             file = self._folder / f"step-{step:08d}.png"
             with may_fail(str(self._folder)):
-                pixels = draw_images(file, images, self._recipe, FRAMES, f"{self._folder.parent.name}, step {step}")
-                meters.picture("reconstruction", file, pixels, step)
+                title = f"{self._folder.parent.name}, step {step}"
+                pictures["reconstruction"] = file, draw_images(file, images, self._recipe, FRAMES, title)
+        return Evaluation(pictures=pictures)
 
 
 def draw_images(file: Path, images: Images, recipe: SamplingRecipe, num_frames: int, title: str) -> np.ndarray:

@@ -1,0 +1,102 @@
+"""From a command line to an exit status: what every stage's entry file calls, and the only place that turns faults into
+statuses."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from pipeline.console import check_printed, open_streams
+from pipeline.loader import LoaderError
+from pipeline.sampling.order import order_of
+from pipeline.stop_signals import StopSignal
+from train.checkpoint import state as checkpoints
+from train.compute.out_of_memory import advice, is_out_of_memory
+from train.compute.parallel import Ranks, started
+from train.compute.startup import Startup
+from train.config import RunConfig
+from train.loop import train
+from train.recipes import check_length, flags_of, from_command_line
+from train.run.dry_run import describe
+from train.run.folder import RunFolder
+from train.run.run import Run, RunFailedError
+from train.stage import Stage
+from train.watch.meters import check_wandb
+
+PATIENCE = 10.0  # seconds that the training waits for a console that does not take in what is said
+
+
+def run(
+    stage: type[Stage],
+    recipes: Mapping[str, Callable[[], RunConfig]],
+    usage: str = "",
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """A stage's program: RECIPE --flag value ... -> 0 when the run is done, or was asked to stop and saved; 2 when it cannot be
+    as asked; 1 when it failed. `recipes`: by name, functions that give a configuration; without a command line `usage` is
+    printed."""
+    startup = Startup()
+    open_streams(PATIENCE)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        print(usage)
+        with contextlib.suppress(SystemExit):
+            from_command_line(["--help"])
+        return 2
+    config = from_command_line(arguments)
+    try:
+        given = flags_of(arguments)
+        if config.dry_run:
+            check_length(config, given)
+            print(describe(stage(config), int(os.environ.get("WORLD_SIZE", "1"))))
+            check_printed()
+            return 0
+        if config.data is None or config.out is None:
+            raise ValueError("--data DATASET and --out RUN are needed; or --dry-run, to look at the recipe without them")
+        with started(config.compute.device) as ranks:
+            startup.done("process group")
+            full = None
+            try:
+                go(stage, config, ranks, startup, given)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                full = str(error)  # the error itself holds the model, by its traceback
+            if full:
+                raise RunFailedError(f"{full}\n{advice(stage(config), ranks)}")
+        return 0
+    except (ValueError, OSError, RunFailedError, LoaderError) as error:
+        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        print(f"{stage.name}: {rank}{error}", file=sys.stderr)
+        get_error_handler().record_exception(error)  # torchrun repeats it after all that the other ranks have to say
+        return 2 if isinstance(error, ValueError | OSError) else 1
+
+
+def go(stage: type[Stage], config: RunConfig, ranks: Ranks, startup: Startup, given: Collection[str] = ()) -> None:
+    """Run, or go on with, the training that the configuration describes; every rank calls it. `given` are the fields that a
+    command line names."""
+    assert config.data is not None
+    check_wandb(config.wandb)
+    stop = StopSignal()
+    with contextlib.ExitStack() as cleanup:
+        folder = cleanup.enter_context(contextlib.closing(RunFolder(stage.name, config, ranks, given)))
+        config = folder.config
+        order = order_of(folder.manifest, config.sampling)
+        order.rank_positions(0, ranks.rank, ranks.world_size)  # refuses ranks that cannot share the clips and lanes
+        total_steps = config.total_steps(order.steps_per_epoch)
+        if folder.completed_steps == total_steps:
+            if ranks.rank == 0:
+                print(f"{folder.path} is done: {total_steps} steps. For a longer run raise --steps or --epochs.")
+            return
+        if folder.first_step > total_steps:
+            raise ValueError(
+                f"{folder.path} has done {folder.first_step} steps already, more than the {total_steps} of --steps or --epochs"
+            )
+        run = Run(stage(config), ranks, folder, total_steps, startup, cleanup)
+        folder.begin()
+        if train(run, stop):
+            checkpoints.export(folder.path, run.training)
+            folder.complete(total_steps)
+            run.say(f"done: {total_steps} steps; weights in {folder.path / 'model.safetensors'}")

@@ -1,0 +1,106 @@
+"""What a stage is: ten answers, which the one loop (`train/loop.py`) asks for. A stage lives in a file of `train/stages/`.
+
+A stage is composed, not inherited: most answers of a new one are functions of `train/parts.py`, taken over by a line such as
+`groups = plain_groups`. `train/stages/pretraining.py` is the first and the fullest example.
+
+It never sees a step, a checkpoint, a rank's share or a signal: those are the loop's. What it must leave alone in return is
+randomness that is no function of the seed: everything random in a step comes from `draws`, and from the batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from model.config import Implementation
+from model.trainable import Trainable
+from pipeline.loader import Batch, ClipLoader, LoaderState
+from train.compute.memory import Cost
+from train.compute.parallel import Ranks
+from train.config import ComputeConfig, RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A model that is run and never trained: a teacher, an encoder under a probe."""
+
+    model: nn.Module
+    """Built on meta; its `blocks`, if it has any, are gathered one by one."""
+    weights: Callable[[], Mapping[str, Tensor]]
+    """All its parameters, whole, on the CPU, under its own names."""
+    source: str
+    """Where they come from, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """By name, the same on every rank."""
+    pictures: Mapping[str, tuple[Path, np.ndarray]] = field(default_factory=dict)
+    """By name, on rank 0: the file, and its pixels, uint8 (height, width, 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Something to be found out now and then. All ranks call it, and make the same number of forward passes."""
+
+    every: int
+    """Steps between two; the last step always counts, if `last`."""
+    call: Callable[[Any, int], Evaluation]
+    """(model, step) -> what it found. Without gradients; the model has its weights, or their running mean."""
+    last: bool = True
+
+    def due(self, step: int, total: int) -> bool:
+        return step % self.every == 0 or (self.last and step == total)
+
+
+class Stage(Protocol):
+    """The ten answers. It is made with its configuration, on every rank; the first answer is its class's."""
+
+    name: ClassVar[str]
+    """The command, and what a run's folder says it is: "pretrain"."""
+
+    def __init__(self, config: Any) -> None: ...
+
+    @property
+    def config(self) -> RunConfig:
+        """A `RunConfig` with the stage's own fields and groups."""
+        ...
+
+    def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int) -> ClipLoader:
+        """This rank's batches from the state on."""
+        ...
+
+    def model(self, how: Implementation) -> Trainable:
+        """It is called on the meta device."""
+        ...
+
+    def frozen(self) -> Mapping[str, Frozen]:
+        """Models that the loss runs, by name; called once, on the meta device. They get their weights where they are."""
+        ...
+
+    def start_from(self, model: Any) -> Mapping[str, Tensor]:
+        """Initial values for a new run's parameters, by name, whole, on the CPU: from an earlier run. Strict: every name is one
+        of the model's. What is not in it keeps `initial_value`."""
+        ...
+
+    def groups(self, model: Any) -> list[dict[str, Any]]:
+        """The optimizer's, each with `params`, `weight_decay` and `lr_scale`."""
+        ...
+
+    def loss(self, model: Any, batch: Batch, draws: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A forward pass -> the loss (), float32, and other named scalars (), both means over the batch, on the device."""
+        ...
+
+    def cost(self, compute: ComputeConfig) -> Cost:
+        """Of a view: what memory, FLOPs, dry run and out-of-memory advice reckon with."""
+        ...
+
+    def evaluators(self, model: Any, ranks: Ranks, run: Path) -> Sequence[Evaluator]:
+        """What is to be found out while it trains. `run` is its folder."""
+        ...

@@ -1,0 +1,85 @@
+"""What a training step works on: the model and its frozen companions, the optimizer, the guard, the running mean of the
+weights."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from model.layers import PatchEmbed
+from model.trainable import Trainable, blocks_of
+from pipeline.loader import Batch
+from train.compute.activation_checkpointing import recomputed_blocks
+from train.compute.ema import RunningMean
+from train.compute.optimizer import build_optimizer
+from train.compute.parallel import Ranks, implementation, initialise, shard_frozen, shard_model
+from train.compute.precision import PRECISIONS
+from train.config import Policy
+from train.stage import Stage
+from train.watch.guard import Guard
+
+
+class Training:
+    """Every rank has one."""
+
+    def __init__(
+        self, stage: Stage, ranks: Ranks, *, resumed: bool = False, memory: int = 64, guard: Mapping[str, float] | None = None
+    ) -> None:
+        """With initial weights, or, `resumed`, with NaN that a checkpoint is about to replace. `memory`: steps after which the
+        guard is read at the latest; `guard`: its state in the run that this one goes on with.
+
+        Raises ValueError if these ranks cannot share a step, for a mesh or a budget that cannot be, and for weights that are
+        not the model's.
+        """
+        config = stage.config
+        compute, precision = config.compute, PRECISIONS[config.compute.precision]
+        self.stage, self.ranks, self.compute = stage, ranks, compute
+        self.passes = config.accumulation(ranks.world_size)
+        how = implementation(compute, ranks.device)
+        policy, cost = Policy.parse(compute.activation_checkpointing), stage.cost(compute)
+        with torch.device("meta"):
+            self.model = stage.model(how)
+            frozen = stage.frozen()
+        freeze(self.model, config.freeze)
+        shard_model(self.model, compute, ranks, recomputed_blocks(policy, cost, compute.views_per_forward))
+        self.fingerprints: dict[str, str] = {}  # of the frozen models
+        for name, each in frozen.items():
+            weights = each.weights()
+            self.fingerprints[name] = fingerprint(weights)
+            shard_frozen(each.model, weights, compute, ranks)
+            del weights
+        if not resumed:
+            initialise(self.model, config.seed, stage.start_from(self.model))
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(stage.groups(self.model), config.optim.betas, config.optim.eps)
+        self.mean = RunningMean(self.model, config.ema) if config.ema is not None else None
+        self.guard = Guard(
+            config.optim,
+            passes=self.passes,
+            memory=memory,
+            device=ranks.device,
+            scaled=precision.loss_scaling,
+            state=guard,
+        )
+
+    def draws(self, batch: Batch) -> None:
+        """What else is random in a forward pass."""
+
+
+def freeze(model: Trainable, blocks: int) -> None:
+    """Do not train the first blocks of the first part, nor the patch embedding, if there are any."""
+    if blocks:
+        first = next(iter(model.parts().values()))
+        embeds = [module for module in first.modules() if isinstance(module, PatchEmbed)]
+        for module in (*embeds, *blocks_of(first)[:blocks]):
+            module.requires_grad_(False)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Of names and values; ViT-g's 4 GB take four seconds."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
