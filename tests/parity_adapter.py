@@ -22,6 +22,7 @@ from model.pixels import IMAGENET_MEAN, IMAGENET_STD, gather_patches, pixel_targ
 from model.videomae import VideoMAE, pixel_loss
 from pipeline import keyed, sampling
 from pipeline.sampling import crops, masking
+from pipeline.sampling.masks.tube import tube_masks as of_tubes
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 
 ARCHITECTURES = {
@@ -123,7 +124,7 @@ def param_groups(kind, arch, weight_decay, layer_decay):
 
 
 def tube_masks(window, ratio, n, seed):
-    return masking.tube_masks(keyed.mix(seed, np.arange(n)), window, ratio).reshape(n, window[0], -1)
+    return of_tubes(keyed.mix(seed, np.arange(n)), window, ratio).reshape(n, window[0], -1)
 
 
 def running_cell_masks(window, ratio, n, seed):

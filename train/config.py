@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
-from pipeline.sampling import SamplingRecipe, Views
+from pipeline.sampling import PlainViews, SamplingRecipe
 from pipeline.settings import flag, flatten, renamed, setting
 from pipeline.storage.clip_cache import parse_size
 from pipeline.storage.remote import as_given, is_url
@@ -201,7 +201,7 @@ class RunConfig:
     """Clips to reckon with in a dry run without --data (UnlabeledHybrid: the paper's Table 8)."""
 
     model: ModelConfig = field(default_factory=lambda: MODELS["vit-b"])
-    views: Views = field(default_factory=Views)
+    views: PlainViews = field(default_factory=PlainViews)
     optim: OptimConfig = setting(default_factory=OptimConfig, may_change=True)
     compute: ComputeConfig = setting(default_factory=ComputeConfig, may_change=True)
     loader: LoaderConfig = setting(default_factory=LoaderConfig, may_change=True)
@@ -232,7 +232,7 @@ class RunConfig:
     @property
     def sampling(self) -> SamplingRecipe:
         """What decides the batches. Raises ValueError if such views cannot be taken."""
-        return self.joined()
+        return self.joined(masks=None)
 
     def joined(self, **more: Any) -> SamplingRecipe:
         """The views, the model's sizes, the run's seed, and what a stage knows besides, as one recipe."""

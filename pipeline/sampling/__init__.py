@@ -1,8 +1,9 @@
 """The arithmetic of a sample: (dataset, recipe, epoch, position) -> clip, frames, crops, masks. Begin with samples.py."""
 
 from pipeline.sampling.frames import segment_frames, start_range, validation_frames, window_frames
+from pipeline.sampling.masks.rules import DecoderMaskRule, MaskRule
 from pipeline.sampling.order import Order, order_of
-from pipeline.sampling.recipe import SamplingRecipe, Views
+from pipeline.sampling.recipe import PlainViews, SamplingRecipe, Views
 from pipeline.sampling.samples import (
     ClipSamples,
     multi_view_clips,
@@ -14,7 +15,10 @@ from pipeline.sampling.samples import (
 
 __all__ = [
     "ClipSamples",
+    "DecoderMaskRule",
+    "MaskRule",
     "Order",
+    "PlainViews",
     "SamplingRecipe",
     "Views",
     "multi_view_clips",

@@ -6,23 +6,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pipeline.sampling import frames, masking
+from pipeline.sampling.masks.choice import Grid
+from pipeline.sampling.masks.rules import DECODER_RULES, RULES, DecoderMaskRule, MaskRule
 from pipeline.settings import kept, read, setting, with_values
 
 CROPS = ("multi_scale", "random_resized")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Views:
-    """What a step takes from the dataset. Defaults: VideoMAE V2, Table 10, with the official code's counts."""
+class PlainViews:
+    """What a step takes from the dataset, without masks. Defaults: VideoMAE V2, Table 10."""
 
     views_per_step: int = 8192
     """Batch size in views (crops with masks) over all ranks and all gradient accumulation, the paper's batch size."""
     views_per_clip: int = 4
     """R, repeated augmentation: views cropped and masked from one decoded clip, which share its frames."""
-    mask_ratio: float = 0.9
-    """Share of the tubes hidden from the encoder."""
-    decoder_mask_ratio: float = 0.5
-    """Share of the tokens the decoder leaves out: 0.25, 0.5, 0.75, or 0 for encoder-only masking (VideoMAE V1)."""
     shuffle: Literal["global", "window"] = "global"
     """Order of an epoch: one permutation of all clips, or, for object storage, shuffled windows of runs of clips (lanes)."""
     lanes: int | None = None
@@ -41,6 +39,18 @@ class Views:
     """Version of what turns seed and position into draws: 2, or 1 for runs that began before it, where the phase of the
     decoder's mask hung on one tube's noise and permutations of 16 clips and fewer were not uniform. What was begun with one
     goes on with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Views(PlainViews):
+    """What a step takes from the dataset, and how much of it is hidden. Defaults: VideoMAE V2, Table 10, with the official
+    code's counts."""
+
+    mask_ratio: float = 0.9
+    """Share of the tubes hidden from the encoder; of the tokens or frames with masks of these."""
+    decoder_mask_ratio: float = 0.5
+    """Share of the tokens the decoder leaves out: 0.25, 0.5, 0.75 with running cells, which random and frame masks do not
+    need; or 0 for encoder-only masking (VideoMAE V1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,9 +74,14 @@ class SamplingRecipe(Views):
     """Where the frames of a view lie: "stride" (pre-training), "linspace", "tsn", "tsn_video" (see `sampling.frames`)."""
     crop: str = "multi_scale"
     """"multi_scale" (pre-training) or "random_resized" (fine-tuning)."""
+    masks: MaskRule | None = setting("tube", was="tube")
+    """What the encoder does not see: "tube", or "random", "frame", "multi-block" (see `sampling.masks`)."""
+    decoder_masks: DecoderMaskRule = setting("running-cell", was="running-cell")
+    """What the decoder leaves out, if its ratio is over 0: "running-cell", or "random", "frame"."""
 
     def __post_init__(self) -> None:
         choices = {"shuffle": ("global", "window"), "temporal": frames.TEMPORAL, "crop": CROPS, "arithmetic": (1, 2)}
+        choices |= {"masks": (*RULES, None), "decoder_masks": tuple(DECODER_RULES)}
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")
@@ -86,7 +101,8 @@ class SamplingRecipe(Views):
             raise ValueError(f"window {self.window} and lanes {self.lanes} must be at least 1")
         object.__setattr__(self, "mixture", _checked_mixture(self.mixture))
         frames.parse_rate(self.sampling)
-        _ = self.tokens  # refuses impossible mask ratios
+        if self.masks is not None:
+            _ = self.tokens  # refuses impossible mask ratios
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> "SamplingRecipe":
@@ -109,7 +125,7 @@ class SamplingRecipe(Views):
         return recipe
 
     @property
-    def grid(self) -> masking.Grid:
+    def grid(self) -> Grid:
         """(T', h, w) in tokens."""
         side = self.input_size // self.patch_size
         return self.num_frames // self.tubelet_size, side, side
@@ -117,7 +133,8 @@ class SamplingRecipe(Views):
     @property
     def tokens(self) -> masking.TokenCounts:
         """Visible, decoded and loss tokens of a view."""
-        return masking.token_counts(self.grid, self.mask_ratio, self.decoder_mask_ratio)
+        assert self.masks is not None
+        return masking.token_counts(self.grid, self.mask_ratio, self.decoder_mask_ratio, self.masks, self.decoder_masks)
 
     @property
     def frames_per_clip(self) -> int:

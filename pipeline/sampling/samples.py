@@ -80,7 +80,9 @@ def sample_clips(
 def sample_masks(recipe: SamplingRecipe, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks of the B·R views at B positions, the views of a clip adjacent; see `masking.mask_indices`."""
     keys = _view_keys(recipe, keyed.MASK, epoch, positions)
-    return masking.mask_indices(keys, recipe.grid, recipe.mask_ratio, recipe.decoder_mask_ratio, recipe.arithmetic)
+    ratios = recipe.mask_ratio, recipe.decoder_mask_ratio
+    assert recipe.masks is not None
+    return masking.mask_indices(keys, recipe.grid, *ratios, recipe.arithmetic, recipe.masks, recipe.decoder_masks)
 
 
 def validation_clips(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarray) -> ClipSamples:

@@ -15,7 +15,7 @@ from pipeline import keyed
 from pipeline.decoding.decode import DecodeError
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe, sample_clips
-from pipeline.sampling.masking import tube_masks
+from pipeline.sampling.masks.tube import tube_masks
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, losses, run
 from train import visualize

@@ -13,7 +13,7 @@ from model.config import MODELS, Implementation, ModelConfig
 from model.flops import executed_gmac, paper_gmac
 from model.videomae import VideoMAE, weighted_error
 from pipeline.loader import Batch
-from pipeline.sampling import Views
+from pipeline.sampling import DecoderMaskRule, MaskRule, SamplingRecipe, Views
 from pipeline.sampling.masking import TokenCounts
 from pipeline.settings import setting
 from train.compute.memory import STATISTIC, BlockShape, Cost, ParameterSizes
@@ -30,6 +30,11 @@ from train.targets import TARGETS
 class PretrainConfig(RunConfig):
     """A pre-training run."""
 
+    mask: MaskRule = setting("tube", was="tube")
+    """What is hidden from the encoder: tubes; random tokens or whole frames (V1, Table 2b, worse); or a few blocks in space
+    through all frames (V-JEPA)."""
+    decoder_mask: DecoderMaskRule = setting("running-cell", was="running-cell")
+    """What the decoder leaves out: running cells; or random tokens or whole frames (V2, Table 1, worse)."""
     target: Literal["pixels", "features"] = "pixels"
     """What is predicted of a hidden token: its pixels, normalised (the paper), or a frozen teacher's features of it."""
     teacher: str | None = None
@@ -45,6 +50,11 @@ class PretrainConfig(RunConfig):
         at_least_1(self, "reconstruct_every")
         if self.reconstruct_every and self.target != "pixels":
             raise ValueError(f"--reconstruct-every: {self.target} are no pixels, of which a picture could be made; leave it")
+
+    @property
+    def sampling(self) -> SamplingRecipe:
+        """With masks. Raises ValueError if the views cannot be masked so."""
+        return self.joined(masks=self.mask, decoder_masks=self.decoder_mask)
 
 
 class Pretraining:

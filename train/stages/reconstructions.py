@@ -21,7 +21,9 @@ from pipeline import keyed
 from pipeline.console import may_fail
 from pipeline.decoding.decode import ClipRequest, DecodeError, decode_libav
 from pipeline.sampling import SamplingRecipe, sample_clips
-from pipeline.sampling.masking import mask_indices, running_cell_masks
+from pipeline.sampling.masking import mask_indices
+from pipeline.sampling.masks.rules import DECODER_RULES
+from pipeline.sampling.masks.running_cell import patterns
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
 from train.compute.parallel import Ranks
@@ -137,19 +139,20 @@ def centre_views(manifest: Manifest, recipe: SamplingRecipe, num_clips: int) -> 
 def reconstruct(model: VideoMAE, recipe: SamplingRecipe, views: torch.Tensor) -> Images:
     """Views (n, T, size, size, 3) uint8 -> themselves, what the encoder saw, and that with the predictions pasted in.
 
-    The decoder is asked as in training, once for each running-cell mask; where several cover a token they are averaged.
+    The decoder is asked as in training, once for each running-cell mask, or for what another mask leaves and for the rest;
+    where several cover a token they are averaged.
     """
     config, device = model.config, views.device
     keys = keyed.mix(recipe.seed, keyed.MASK, np.arange(len(views)))
-    indices = mask_indices(keys, recipe.grid, recipe.mask_ratio, 0, recipe.arithmetic)
+    assert recipe.masks is not None
+    indices = mask_indices(keys, recipe.grid, recipe.mask_ratio, 0, recipe.arithmetic, recipe.masks)
     visible = torch.from_numpy(indices[0]).to(device)
     every = torch.arange(config.num_tokens, device=device).expand(len(views), -1)
     patches = gather_patches(views, every, config.patch_size, config.tubelet_size)
     latent = model.encode(views, visible)
     total = torch.zeros(patches.shape, device=device)
     count = torch.zeros(config.num_tokens, device=device)
-    ratio, everything = recipe.decoder_mask_ratio, np.zeros((1, config.num_tokens), bool)
-    for mask in running_cell_masks(recipe.grid, ratio) if ratio else everything:
+    for mask in decoder_masks(recipe):
         tokens = torch.from_numpy(np.flatnonzero(~mask)).to(device)
         total[:, tokens] += model.decode(latent, visible, tokens.expand(len(views), -1))
         count[tokens] += 1
@@ -163,6 +166,16 @@ def reconstruct(model: VideoMAE, recipe: SamplingRecipe, views: torch.Tensor) ->
     shown = pixels.gather(1, where)
     encoder_saw, filled = (unpatchify(image.scatter(1, where, shown), config) for image in (seen, pasted))
     return views.cpu().numpy(), encoder_saw, filled
+
+
+def decoder_masks(recipe: SamplingRecipe) -> np.ndarray:
+    """Masks that leave every token at least once, bool (n, N)."""
+    if recipe.decoder_mask_ratio == 0:
+        return np.zeros((1, math.prod(recipe.grid)), bool)
+    if recipe.decoder_masks == "running-cell":
+        return patterns(recipe.grid, recipe.decoder_mask_ratio)
+    mask = DECODER_RULES[recipe.decoder_masks].draw(keyed.mix(recipe.seed, [0]), recipe.grid, recipe.decoder_mask_ratio)
+    return np.concatenate([mask, ~mask])
 
 
 def unpatchify(patches: torch.Tensor, config: ModelConfig) -> np.ndarray:
