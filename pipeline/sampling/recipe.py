@@ -80,8 +80,8 @@ class SamplingRecipe(Views):
     """What the decoder leaves out, if its ratio is over 0: "running-cell", or "random", "frame"."""
 
     def __post_init__(self) -> None:
-        choices = {"shuffle": ("global", "window"), "temporal": frames.TEMPORAL, "crop": CROPS, "arithmetic": (1, 2)}
-        choices |= {"masks": (*RULES, None), "decoder_masks": tuple(DECODER_RULES)}
+        choices: dict[str, tuple[Any, ...]] = {"shuffle": ("global", "window"), "temporal": frames.TEMPORAL, "crop": CROPS}
+        choices |= {"arithmetic": (1, 2), "masks": (*RULES, None), "decoder_masks": tuple(DECODER_RULES)}
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} {value!r} is not known; allowed are {', '.join(map(repr, allowed))}")

@@ -174,7 +174,7 @@ def decoder_masks(recipe: SamplingRecipe) -> np.ndarray:
         return np.zeros((1, math.prod(recipe.grid)), bool)
     if recipe.decoder_masks == "running-cell":
         return patterns(recipe.grid, recipe.decoder_mask_ratio)
-    mask = DECODER_RULES[recipe.decoder_masks].draw(keyed.mix(recipe.seed, [0]), recipe.grid, recipe.decoder_mask_ratio)
+    mask = DECODER_RULES[recipe.decoder_masks].draw(keyed.mix(recipe.seed, np.zeros(1)), recipe.grid, recipe.decoder_mask_ratio)
     return np.concatenate([mask, ~mask])
 
 
