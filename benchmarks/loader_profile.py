@@ -38,6 +38,7 @@ from benchmarks.parts.stopwatch import Part, Stopwatch
 from pipeline.machine import usable_cores
 from pipeline.report.loader_page import write_report
 from pipeline.report.text import comparison, summary
+from pipeline.sampling.splits import count_clips, describe_split
 from pipeline.settings import with_values
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
@@ -75,7 +76,7 @@ def profile_loader(options: argparse.Namespace, rest: Sequence[str]) -> int:
     check_numbers(options, "rounds")
     reason = "--no-model" if options.no_model else no_model(config)
     if reason and "views.views_per_step" not in flags_of(rest):
-        views = min(CLIPS_PER_BATCH, len(Manifest(config.data))) * config.views.views_per_clip
+        views = min(CLIPS_PER_BATCH, count_clips(Manifest(config.data), config.sampling.split)) * config.views.views_per_clip
         config = with_values(config, {"views.views_per_step": views, "compute.views_per_forward": views})
     with started(config.compute.device) as ranks:
         found = measure_loader(config, options, reason, ranks)
@@ -109,14 +110,14 @@ def configuration(arguments: Sequence[str]) -> PretrainConfig:
     config = from_command_line(arguments, prog=Path(sys.argv[0]).name)
     if config.data is None:
         raise ValueError("--data DATASET is needed")
-    return measurable(config, arguments[0], flags_of(arguments), len(Manifest(config.data)))
+    return measurable(config, arguments[0], flags_of(arguments), count_clips(Manifest(config.data), config.sampling.split))
 
 
 def measure_loader(config: PretrainConfig, options: argparse.Namespace, reason: str | None, ranks: Ranks) -> dict[str, Any]:
     """Everything, in rounds; then every stage alone. `reason`: why no model takes part."""
     assert config.data is not None
     manifest, recipe, stopwatch = Manifest(config.data), config.sampling, Stopwatch(options.seconds, ranks.device)
-    print(f"{describe_machine()}\n{len(manifest)} clips in {config.data}", flush=True)
+    print(f"{describe_machine()}\n{describe_split(manifest, recipe.split)}, in {config.data}", flush=True)
     clips = recipe.clips_per_step // config.accumulation(1)
     with closing(LoaderWork(config.data, recipe, config, stopwatch, clips_per_batch=clips)) as alone:
         parts = {"loader": Part("loader", "loader alone", config.views.views_per_clip, alone)}

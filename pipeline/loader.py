@@ -33,6 +33,7 @@ from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
 from pipeline.machine import available_memory, ranks_here, usable_cores
 from pipeline.sampling.order import check_reading_order
 from pipeline.sampling.samples import SamplingRecipe
+from pipeline.sampling.splits import clips_of_split
 from pipeline.stage_meters import BatchMeter, StageMeters
 from pipeline.storage.clip_cache import ClipCache
 from pipeline.storage.manifest import Manifest
@@ -143,7 +144,7 @@ class ClipLoader:
         self.decoder_choice = (
             DecoderChoice(getattr(decoder, "__name__", type(decoder).__name__))
             if callable(decoder)
-            else choose_decoder(self.manifest, self.device, decoder)
+            else choose_decoder(self.manifest, self.device, decoder, clips_of_split(self.manifest, recipe.split))
         )
         for slow in self.decoder_choice.slow if rank == 0 else ():
             complain(f"warning: {slow}", once=True)

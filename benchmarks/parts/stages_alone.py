@@ -24,6 +24,7 @@ from pipeline.decoding.colour import RgbConverter, region_around
 from pipeline.decoding.decode import ClipRequest, DecodeError, decode_frames, decode_libav, open_clip, packets_of, video_stream
 from pipeline.decoding.resize import crop_resizer
 from pipeline.sampling import ClipSamples, SamplingRecipe, sample_clips
+from pipeline.sampling.splits import count_clips
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.remote import is_url
 from pipeline.storage.shards import ShardReader
@@ -210,7 +211,7 @@ def prepare(manifest: Manifest, samples: Sequence[ClipSamples], every_stage: boo
 
 def first_clips(manifest: Manifest, recipe: SamplingRecipe, most: int) -> list[ClipSamples]:
     """Of epoch 0."""
-    positions = np.arange(min(len(manifest), most))
+    positions = np.arange(min(count_clips(manifest, recipe.split), most))
     recipe = replace(recipe, views_per_step=recipe.views_per_clip)  # a step of one clip: every position exists
     samples = sample_clips(manifest, recipe, 0, positions, np.zeros_like(positions))
     return [samples.one(i) for i in range(len(positions))]

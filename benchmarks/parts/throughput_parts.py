@@ -19,6 +19,7 @@ from benchmarks.parts.throughput_table import PEER_VIEWS, Measured
 from pipeline.decoding.dali import DaliDecoder
 from pipeline.decoding.decoder_choice import choose_decoder
 from pipeline.sampling import SamplingRecipe
+from pipeline.sampling.splits import count_clips, describe_split
 from pipeline.storage.manifest import Manifest
 from train.compute.parallel import Ranks
 from train.stages.pretraining import PretrainConfig
@@ -67,7 +68,7 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
         f"{trial.describe()}\n"
         f"model: encoder {model.encoder_depth} x {model.encoder_dim}, {config.compute.precision}; a step takes "
         f"{views.views_per_step} views, R = {views.views_per_clip}, in {passes} forward pass{'es' if passes > 1 else ''}\n"
-        f"data: {len(manifest)} clips, {width} x {height} in the middle, in {dataset}"
+        f"data: {describe_split(manifest, config.sampling.split)}, {width} x {height} in the middle, in {dataset}"
         + ("" if config.data else ", generated: smaller and quicker to decode than most real ones"),
         flush=True,
     )
@@ -75,7 +76,7 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
     with ExitStack() as stack:
         for backend in backends(manifest, measured):
             for r in sorted({1, PEER_VIEWS, views.views_per_clip}) if backend == "libav" else (1, PEER_VIEWS):
-                recipe = trial.recipe(r, len(manifest))
+                recipe = trial.recipe(r, count_clips(manifest, config.sampling.split))
                 loader = stack.enter_context(closing(LoaderWork(dataset, recipe, config, stopwatch, decoder=backend)))
                 decode = stack.enter_context(closing(DecodeWork(loader, stopwatch.seconds)))
                 measured.add_loader(f"loader/{backend}/r{r}", f"loader, {backend}, R = {r}", loader, decode)

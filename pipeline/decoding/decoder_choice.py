@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import av
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -31,14 +32,18 @@ class DecoderChoice:
 
 
 def choose_decoder(
-    manifest: Manifest, device: str | torch.device, asked: Literal["auto", "libav", "dali"] = "auto"
+    manifest: Manifest,
+    device: str | torch.device,
+    asked: Literal["auto", "libav", "dali"] = "auto",
+    taken: np.ndarray | None = None,
 ) -> DecoderChoice:
     """Who decodes for a device. "auto": on a CPU libav, three times as fast there; on a GPU DALI, where it is installed, for
-    what it can decode. "dali" insists: on a CPU, too. What DALI does not take is libav's in any case.
+    what it can decode. "dali" insists: on a CPU, too. What DALI does not take is libav's in any case. `taken`, bool (N,): of
+    which clips, by default of all.
 
     Raises ValueError if DALI was asked for and takes none of the clips.
     """
-    choice = _choose(manifest, device, asked)
+    choice = _choose(manifest, device, asked, taken)
     if choice.name == "dali":
         return choice
     crops, colours, slow = "AVX-512" if by_16() else "AVX2", "swscale {}.{}".format(*av.library_versions["libswscale"]), []
@@ -49,8 +54,8 @@ def choose_decoder(
     return replace(choice, kernels=f"crops: {crops}, colours: {colours}", slow=tuple(slow))
 
 
-def _choose(manifest: Manifest, device: str | torch.device, asked: str) -> DecoderChoice:
-    kind, count = torch.device(device).type, len(manifest)
+def _choose(manifest: Manifest, device: str | torch.device, asked: str, taken: np.ndarray | None) -> DecoderChoice:
+    kind, count = torch.device(device).type, len(manifest) if taken is None else int(taken.sum())
     if asked == "libav":
         return DecoderChoice("libav", {"as asked for": count})
     if asked == "dali" and kind == "cuda" and (lacks := what_dali_lacks()) is not None:
@@ -62,7 +67,7 @@ def _choose(manifest: Manifest, device: str | torch.device, asked: str) -> Decod
             return DecoderChoice("libav", {"the batch is wanted on a CPU": count})
         if (reason := what_dali_lacks()) is not None:
             return DecoderChoice("libav", {reason: count})
-    reasons = _left_to_libav(manifest, kind)
+    reasons = _left_to_libav(manifest, kind, taken)
     left = sum(reasons.values())
     if asked == "dali" and left == count:
         raise ValueError(f"DALI takes none of the {count} clips: {'; '.join(reasons)}. Take decoder 'libav' or 'auto'")
@@ -80,10 +85,11 @@ def what_dali_lacks() -> str | None:
     return None
 
 
-def _left_to_libav(manifest: Manifest, kind: str) -> dict[str, int]:
+def _left_to_libav(manifest: Manifest, kind: str, taken: np.ndarray | None) -> dict[str, int]:
     """Why DALI does not take clips on a "cpu" or "cuda" device -> how many."""
     names = ["codec", "width", "height", "rotation"]
     columns = pa.table({name: manifest.column(name).cast(pa.string()) for name in names})
+    columns = columns if taken is None else columns.filter(pa.array(taken))
     rows = columns.group_by(names).aggregate([([], "count_all")]).to_pylist()  # 1.35 million rows are some hundred kinds
     reasons: dict[str, int] = {}
     for row in rows:

@@ -15,6 +15,7 @@ from pipeline.report import sections
 from pipeline.report.page import render
 from pipeline.report.verdict import Evidence, ceilings, judge
 from pipeline.sampling.samples import SamplingRecipe
+from pipeline.sampling.splits import count_clips
 from pipeline.storage.manifest import Manifest
 
 FORMAT = 1
@@ -70,7 +71,7 @@ def assemble(
         "title": title,
         "time": time.strftime("%Y-%m-%d %H:%M"),
         "machine": machine,
-        "dataset": {"path": manifest.place, "clips": len(manifest), **versioned},
+        "dataset": {"path": manifest.place, "clips": count_clips(manifest, recipe.split), **versioned},
         "recipe": asdict(recipe),
         "settings": dict(settings),
         "rates": {name: dict(rate) for name, rate in rates.items()},

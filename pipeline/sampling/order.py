@@ -26,6 +26,7 @@ import numpy as np
 
 from pipeline import keyed
 from pipeline.sampling.recipe import SamplingRecipe
+from pipeline.sampling.splits import ALL, clips_of_split
 from pipeline.storage.manifest import Manifest
 
 LANES = 768  # 2⁸ · 3: served by 1, 2, 3, 4, 6, 8, 12, 16 ... ranks
@@ -36,21 +37,22 @@ ROUNDING = 0.1  # most by which lanes may change a source's share of an epoch
 class Order:
     """The order of one dataset under one recipe; everything that does not depend on the epoch, computed once.
 
-    `steps_per_epoch`; `num_positions`, of them in an epoch before the last ones are dropped; `shares`, {source: its positions
-    of an epoch} of a mixture; `lanes`, their number, 0 for a global shuffle.
+    `num_clips` N, those of the split; `steps_per_epoch`; `num_positions`, of them in an epoch before the last ones are dropped;
+    `shares`, {source: its positions of an epoch} of a mixture; `lanes`, their number, 0 for a global shuffle.
     """
 
     def __init__(
         self, recipe: SamplingRecipe, num_clips: int, names: list[str] | None = None, codes: np.ndarray | None = None
     ) -> None:
-        """`names` of the sources and `codes` (N,), each row's place among them, are needed for a mixture.
+        """`names` of the sources and `codes`, each row's place among them, are needed for a mixture. In `codes` a row that the
+        split leaves out has -1; without a mixture the others have 0.
 
         Raises ValueError for a mixture or lanes that this dataset cannot have, and if one step takes more clips than there are.
         """
         self.recipe, self.num_clips = recipe, num_clips
         self.mixed = bool(recipe.mixture)
         self._permute = keyed.feistel if recipe.arithmetic == 1 else keyed.permute
-        self._sources = _mixture(recipe, names, codes) if self.mixed else _whole(num_clips)
+        self._sources = _mixture(recipe, names, codes) if self.mixed else _whole(num_clips, codes)
         self.lanes = 0
         if recipe.shuffle == "window":
             self._cut_lanes()
@@ -60,8 +62,9 @@ class Order:
         self.shares = dict(zip(self._sources.names, self._sources.virtual.tolist(), strict=True))
         self.steps_per_epoch = self.num_positions // recipe.clips_per_step
         if self.steps_per_epoch == 0:
+            of_split = "" if recipe.split == ALL else f" of split {recipe.split}"
             raise ValueError(
-                f"the dataset has {self.num_positions} clips an epoch, and one step takes {recipe.clips_per_step} "
+                f"the dataset has {self.num_positions} clips{of_split} an epoch, and one step takes {recipe.clips_per_step} "
                 f"(views_per_step {recipe.views_per_step} / views_per_clip {recipe.views_per_clip}); lower views_per_step to "
                 f"at most {self.num_positions * recipe.views_per_clip}, or build a dataset with more clips"
             )
@@ -87,16 +90,16 @@ class Order:
         if self.lanes:
             return self._sources.rows(self._window_places(epoch, positions))
         places = self._permute(positions, self.num_positions, keyed.mix(self.recipe.seed, keyed.ORDER, epoch))
-        return self._sources.rows(self._pass_places(epoch, places)) if self.mixed else places
+        return self._sources.rows(self._pass_places(epoch, places) if self.mixed else places)
 
     def substitutes(self, epoch: int, positions: np.ndarray, attempts: np.ndarray) -> np.ndarray:
         """Rows that stand in for clips that could not be decoded -> (n,); attempt 1 for the clip itself, 2 for its substitute.
 
-        Any clip of the dataset, of the sources in proportion: the neighbours of a clip may lie in the same broken shard.
+        Any clip of the split, of the sources in proportion: the neighbours of a clip may lie in the same broken shard.
         """
         key = keyed.mix(self.recipe.seed, keyed.SUBSTITUTE, epoch, positions, attempts)
         if not self.mixed:
-            return keyed.below(key, self.num_clips)
+            return self._sources.rows(keyed.below(key, self.num_clips))
         sources = self._sources
         source = np.searchsorted(sources.virtual.cumsum(), keyed.below(key, int(sources.virtual.sum())), side="right")
         return sources.rows(sources.first[source] + keyed.below(keyed.mix(key, 0), sources.clips[source]))
@@ -104,7 +107,7 @@ class Order:
     def window_positions(self, epoch: int, position: int) -> np.ndarray:
         """All positions of this epoch that are shuffled in one window with this one, ascending: what to read in one go.
 
-        Their rows are one run of the manifest, two where the lane's order goes around the end of its run.
+        Their rows are one run of the split's clips, two where the lane's order goes around the end of its run.
         """
         assert self.lanes, "a global shuffle has no windows"
         lane, turn, place = self._lane_places(epoch, np.array([position]))
@@ -173,7 +176,11 @@ class Order:
 @functools.lru_cache(maxsize=4)
 def order_of(manifest: Manifest, recipe: SamplingRecipe) -> Order:
     """The order of a dataset under a recipe. Raises ValueError if there is none, see `Order`."""
-    return Order(recipe, len(manifest), *((manifest.sources, manifest.source) if recipe.mixture else ()))
+    sources = (manifest.sources, manifest.source) if recipe.mixture else ()
+    if (taken := clips_of_split(manifest, recipe.split)) is None:
+        return Order(recipe, len(manifest), *sources)
+    names, codes = sources or (None, np.zeros(len(manifest), np.int16))
+    return Order(recipe, int(taken.sum()), names, np.where(taken, codes, np.int16(-1)))
 
 
 def check_reading_order(manifest: Manifest) -> None:
@@ -207,15 +214,23 @@ class _Sources:
         return self.run_rows[run] + places - self.run_first[run]
 
 
-def _whole(num_clips: int) -> _Sources:
-    """The dataset as one source."""
+def _whole(num_clips: int, codes: np.ndarray | None) -> _Sources:
+    """The dataset, or what the split takes of it, as one source."""
     zero, size = np.zeros(1, np.int64), np.array([num_clips])
-    return _Sources(["all"], size, size.copy(), zero, zero, zero)
+    return _Sources(["all"], size, size.copy(), zero, *((zero, zero) if codes is None else _runs(codes, [0])))
+
+
+def _runs(codes: np.ndarray, wanted: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of rows with equal codes, those of the first code that is wanted first -> their first places, their first rows."""
+    starts = np.r_[0, np.flatnonzero(np.diff(codes)) + 1]
+    lengths = np.diff(np.r_[starts, len(codes)])
+    runs = np.concatenate([np.flatnonzero(codes[starts] == code) for code in wanted])
+    return lengths[runs].cumsum() - lengths[runs], starts[runs]
 
 
 def _mixture(recipe: SamplingRecipe, names: list[str] | None, codes: np.ndarray | None) -> _Sources:
     assert names is not None and codes is not None
-    counts = dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
+    counts = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
     counts = {name: clips for name, clips in counts.items() if clips}
     weights = dict(recipe.mixture)
     if unknown := sorted(weights.keys() - counts.keys()):
@@ -230,11 +245,7 @@ def _mixture(recipe: SamplingRecipe, names: list[str] | None, codes: np.ndarray 
     if not virtual.all():
         name = used[int(virtual.argmin())]
         raise ValueError(f"mixture: weight {weights[name]} gives source {name!r} no clip of its {counts[name]} in an epoch")
-    starts = np.r_[0, np.flatnonzero(np.diff(codes)) + 1]
-    lengths = np.diff(np.r_[starts, len(codes)])
-    of_source = [np.flatnonzero(codes[starts] == names.index(name)) for name in used]
-    runs = np.concatenate(of_source)
-    return _Sources(used, clips, virtual, clips.cumsum() - clips, lengths[runs].cumsum() - lengths[runs], starts[runs])
+    return _Sources(used, clips, virtual, clips.cumsum() - clips, *_runs(codes, [names.index(name) for name in used]))
 
 
 def _share_lanes(sources: _Sources, lanes: int) -> np.ndarray:

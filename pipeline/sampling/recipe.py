@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pipeline.sampling import frames, masking
 from pipeline.sampling.masks.choice import Grid
 from pipeline.sampling.masks.rules import DECODER_RULES, RULES, DecoderMaskRule, MaskRule
+from pipeline.sampling.splits import checked_split
 from pipeline.settings import kept, read, setting, with_values
 
 CROPS = ("multi_scale", "random_resized")
@@ -21,6 +22,9 @@ class PlainViews:
     """Batch size in views (crops with masks) over all ranks and all gradient accumulation, the paper's batch size."""
     views_per_clip: int = 4
     """R, repeated augmentation: views cropped and masked from one decoded clip, which share its frames."""
+    split: str = setting("train", was="all")
+    """Clips to take: of a split, or of several, "train,val"; "all": every clip. Those without a split belong to "train". Runs
+    begun before there was this field go on with all."""
     shuffle: Literal["global", "window"] = "global"
     """Order of an epoch: one permutation of all clips, or, for object storage, shuffled windows of runs of clips (lanes)."""
     lanes: int | None = None
@@ -99,6 +103,7 @@ class SamplingRecipe(Views):
             )
         if self.window < 1 or (self.lanes is not None and self.lanes < 1):
             raise ValueError(f"window {self.window} and lanes {self.lanes} must be at least 1")
+        object.__setattr__(self, "split", checked_split(self.split))
         object.__setattr__(self, "mixture", _checked_mixture(self.mixture))
         frames.parse_rate(self.sampling)
         if self.masks is not None:

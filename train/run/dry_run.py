@@ -9,6 +9,7 @@ import torch
 
 from pipeline.sampling import steps_per_epoch
 from pipeline.sampling.order import order_of
+from pipeline.sampling.splits import describe_split
 from pipeline.storage.manifest import Manifest
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.memory import GIB, HEADROOM, StepMemory, activation_bytes, largest, recomputed_share
@@ -30,12 +31,13 @@ def describe(stage: Costed, world_size: int) -> str:
     cost = stage.cost(config.compute)
     sampling, views = config.sampling, config.views.views_per_step
     manifest = Manifest(config.data) if config.data else None
-    clips = len(manifest) if manifest else config.expected_clips
-    epoch = order_of(manifest, sampling).steps_per_epoch if manifest else steps_per_epoch(clips, sampling)
+    clips = f"{config.expected_clips:,} (expected; --data DATASET counts them)"
+    if manifest:
+        clips = f"{describe_split(manifest, sampling.split)}, of {config.data}"
+    epoch = order_of(manifest, sampling).steps_per_epoch if manifest else steps_per_epoch(config.expected_clips, sampling)
     steps = config.total_steps(epoch)
-    source = f"of {config.data}" if config.data else "expected; --data DATASET counts them"
     lines = {
-        "clips": f"{clips:,} ({source})",
+        "clips": clips,
         "parameters": f"{cost.sizes.whole:,}",
         **cost.notes,
         "steps": f"{steps:,} ({epoch:,} an epoch, {steps / epoch:g} epochs; warm-up {config.warmup_steps(steps):,})",

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from pipeline.console import may_fail
+from pipeline.sampling.splits import count_clips
 from pipeline.settings import completed, fields_of, flag, flatten, kept, with_values
 from pipeline.storage.file_lock import lock
 from pipeline.storage.files import write_durably
@@ -95,7 +96,7 @@ class RunFolder:
         write_durably(self.path / CONFIG, self.saver.documents[CONFIG].encode())
         starts_file = self.path / ENVIRONMENT
         starts = json.loads(starts_file.read_text()) if starts_file.exists() else []
-        starts.append(environment(self.manifest, self._ranks) | self._facts)
+        starts.append(environment(self.manifest, self.config.sampling.split, self._ranks) | self._facts)
         write_durably(starts_file, (json.dumps(starts, indent=1) + "\n").encode())
         (self.path / "complete").unlink(missing_ok=True)
 
@@ -191,7 +192,7 @@ def check_place(config: RunConfig) -> None:
             raise
 
 
-def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
+def environment(manifest: Manifest, split: str, ranks: Ranks) -> dict[str, Any]:
     """One start of a run: when, where, with which software and data."""
     on_gpu = ranks.device.type == "cuda"
     return {
@@ -199,7 +200,12 @@ def environment(manifest: Manifest, ranks: Ranks) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "tubecell": version(),
         "commit": git_commit(),
-        "dataset": {"fingerprint": manifest.fingerprint, "version": manifest.version, "clips": len(manifest)},
+        "dataset": {
+            "fingerprint": manifest.fingerprint,
+            "version": manifest.version,
+            "split": split,
+            "clips": count_clips(manifest, split),
+        },
         "world_size": ranks.world_size,
         "device": torch.cuda.get_device_name(ranks.device) if on_gpu else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.console import may_fail
 from pipeline.loader import LoaderState
+from pipeline.sampling.splits import describe_split
 from pipeline.workers.tuning import Tuning
 from train.checkpoint import state as checkpoints
 from train.checkpoint.state import TAKEN, Progress
@@ -210,8 +211,9 @@ class Run:
         """What is about to happen, in a few lines."""
         loader, config, ranks, accumulation = self.loader, self.config, self.ranks, self.training.passes
         print(
-            f"{len(loader.manifest)} clips, {self.total_steps / loader.steps_per_epoch:.1f} epochs of "
-            f"{loader.steps_per_epoch} steps; {config.views.views_per_step} views a step on {ranks.world_size} x "
+            f"{describe_split(loader.manifest, loader.recipe.split)}; "
+            f"{self.total_steps / loader.steps_per_epoch:.1f} epochs of {loader.steps_per_epoch} steps; "
+            f"{config.views.views_per_step} views a step on {ranks.world_size} x "
             f"{ranks.device.type} in {accumulation} forward pass{'es' if accumulation > 1 else ''}; "
             f"peak lr {config.peak_lr:.2e}; {config.compute.precision}"
         )

@@ -24,6 +24,7 @@ from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.sampling.masking import mask_indices
 from pipeline.sampling.masks.rules import DECODER_RULES
 from pipeline.sampling.masks.running_cell import patterns
+from pipeline.sampling.splits import count_clips
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
 from train.compute.parallel import Ranks
@@ -112,7 +113,7 @@ def centre_views(manifest: Manifest, recipe: SamplingRecipe, num_clips: int) -> 
 
     Those that cannot be read or decoded are left out. Raises DecodeError or OSError if none of the first ones can.
     """
-    positions = np.arange(min(2 * num_clips, len(manifest)))
+    positions = np.arange(min(2 * num_clips, count_clips(manifest, recipe.split)))
     samples = sample_clips(manifest, replace(recipe, fresh_windows=False), 0, positions, np.zeros_like(positions))
     reader = ShardReader(manifest.root)
     views: list[np.ndarray] = []

@@ -107,6 +107,31 @@ def test_any_position_is_computed_directly_and_ranks_share_a_step(
         assert [served[position] for position in sorted(served)] == expected.tolist()
 
 
+@QUICK
+@given(
+    kinds=st.lists(st.integers(-1, 2), min_size=60, max_size=400).filter(lambda kinds: {0, 1} <= set(kinds)),
+    shuffle=st.sampled_from(["global", "window"]),
+    mixture=st.booleans(),
+    epoch=st.integers(0, 9),
+)
+def test_a_split_is_as_if_the_dataset_had_no_other_clips(kinds: list[int], shuffle: str, mixture: bool, epoch: int) -> None:
+    codes = np.array(kinds, np.int16)  # sources; -1: of another split
+    rows = np.flatnonzero(codes >= 0)
+    asked = recipe(1, shuffle=shuffle, lanes=2, window=9, mixture={"ssv2": 2.0} if mixture else {})
+    assume(not mixture or shuffle == "global")  # lanes have to share sources evenly
+    if not mixture:
+        codes = np.where(codes < 0, codes, 0)
+    within = Order(asked, len(rows), SOURCES, codes)
+    alone = Order(asked, len(rows), SOURCES, codes[rows])
+    positions = np.arange(within.num_positions)
+    assert within.num_positions == alone.num_positions
+    assert np.array_equal(within.rows(epoch, positions), rows[alone.rows(epoch, positions)])
+    substitutes = (made.substitutes(epoch, positions, np.ones_like(positions)) for made in (within, alone))
+    assert np.array_equal(next(substitutes), rows[next(substitutes)])
+    if not mixture:  # one run of rows is the arithmetic itself
+        assert np.array_equal(alone.rows(epoch, positions), Order(asked, len(rows)).rows(epoch, positions))
+
+
 def test_impossible_shares_name_the_possible_ones() -> None:
     with pytest.raises(
         ValueError, match="12 clips a step cannot be shared by 5 ranks; possible world sizes: 1, 2, 3, 4, 6, 12"

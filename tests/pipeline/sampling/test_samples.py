@@ -13,6 +13,7 @@ from pipeline import sampling
 from pipeline.decoding.decode import ClipRequest, decode_libav
 from pipeline.loader import ClipLoader, LoaderState
 from pipeline.sampling import SamplingRecipe
+from pipeline.sampling.splits import describe_split
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
 
@@ -39,6 +40,9 @@ def manifest(clips: int = 500, **columns: object) -> Columns:
         "interval": np.zeros(clips),
         "sources": ["long", "short"],
         "source": (np.arange(clips) >= clips * 4 // 5).astype(np.int16),
+        "splits": ["val", "train"],
+        "split": np.ones(clips, np.int16),
+        "place": "made-up",
     }
     return Columns(**{**plain, **columns})
 
@@ -192,9 +196,30 @@ def test_validation_and_test_views() -> None:
         sampling.multi_view_clips(columns, RECIPE, rows, 0, 3)  # type: ignore[arg-type]
 
 
+def test_training_takes_its_split_and_clips_without_one() -> None:
+    columns = manifest(split=np.arange(500, dtype=np.int16) // 7 % 3 - 1)  # 168 have none, 168 are val, 164 train
+    own, val = np.flatnonzero(columns.split != 0), np.flatnonzero(columns.split == 0)
+    for chosen, rows in (("train", own), ("val", val), ("train,val", np.arange(500)), ("all", np.arange(500))):
+        recipe = SamplingRecipe(views_per_step=1, views_per_clip=1, split=chosen)
+        order = sampling.order_of(columns, recipe)  # type: ignore[arg-type]
+        assert order.num_clips == order.num_positions == len(rows)
+        assert sorted(order.rows(3, np.arange(len(rows))).tolist()) == rows.tolist()
+    assert describe_split(columns, "train") == "332 clips of split train (left out: 168 val)"  # type: ignore[arg-type]
+    assert describe_split(columns, "val") == "168 clips of split val (left out: 168 without a split, 164 train)"  # type: ignore[arg-type]
+    assert describe_split(columns, "all") == "500 clips, all splits"  # type: ignore[arg-type]
+    assert describe_split(manifest(), "train") == "500 clips of split train (none left out)"  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no clip of 'test'; it has without a split, which is for train \(168 clips\)"):
+        sampling.order_of(columns, replace(RECIPE, split="test,val"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'val': made-up has no clip of 'val'; it has train \(500 clips\); 'all' takes"):
+        sampling.order_of(manifest(), replace(RECIPE, split="val"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the dataset has 168 clips of split val an epoch, and one step takes 200"):
+        sampling.order_of(columns, replace(RECIPE, split="val", views_per_step=800))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"split": " , "}, "split ' , ' names none"),
         ({"views_per_step": 10, "views_per_clip": 4}, "views_per_step 10"),
         ({"views_per_step": 0}, "views_per_step 0"),
         ({"shuffle": "none"}, "shuffle 'none' is not known; allowed are 'global', 'window'"),
@@ -225,6 +250,8 @@ def test_seeds_of_64_bits_draw(seed: int) -> None:
 def test_recipes_survive_json() -> None:
     recipe = SamplingRecipe(mixture={"b": 2, "a": 0.5}, shuffle="window", lanes=12)  # type: ignore[arg-type]
     assert recipe.mixture == (("a", 0.5), ("b", 2.0))
+    assert SamplingRecipe(split=("val", "train")) == SamplingRecipe(split="train, val")  # type: ignore[arg-type]
+    assert SamplingRecipe.of({}).split == "all" and SamplingRecipe(split="all,val").split == "all"
     assert SamplingRecipe(**json.loads(json.dumps(asdict(recipe)))) == recipe
 
 

@@ -22,6 +22,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert opened.num_frames.tolist() == [50, 51, 52, 53, 54]
     assert opened.stride.tolist() == [0, 4, 0, 4, 0]
     assert opened.interval.tolist() == [0.125, 0, 0.125, 0, 0.125]
+    assert (opened.split.tolist(), opened.splits) == ([0] * 5, ["train"])
     clip = opened.clip(3)
     assert (clip.key, clip.offset, clip.size, clip.keyframes) == ("clip-3", 1536, 403, (0, 32))
     assert pq.read_table(tmp_path / "manifest.parquet")["path"][0].as_py() == b"not utf-8 \xff.mp4"
@@ -39,10 +40,24 @@ def test_columns_are_mapped_not_copied(tmp_path: Path) -> None:
     assert cached[0].stat().st_mtime_ns == before
     cached[0].unlink()  # it is made again
     code = "import pickle, sys, pipeline.workers.sidecar; sent = pickle.load(sys.stdin.buffer)\n"
-    code += "print(sent.clip(3), sent.stride, sent.sources, {'pyarrow', 'fsspec', 'torch'} & sys.modules.keys())"
+    code += "print(sent.clip(3), sent.stride, sent.sources, sent.split, {'pyarrow', 'fsspec', 'torch'} & sys.modules.keys())"
     command = [sys.executable, "-c", f"import sys; sys.path = {sys.path!r}; {code}"]
     done = subprocess.run(command, input=pickle.dumps(opened), capture_output=True)
-    assert done.stdout.decode() == f"{opened.clip(3)} [0 4 0 4 0] ['made-up'] set()\n", done.stderr
+    assert done.stdout.decode() == f"{opened.clip(3)} [0 4 0 4 0] ['made-up'] [0 0 0 0 0] set()\n", done.stderr
+
+
+def test_clips_without_a_split(tmp_path: Path) -> None:
+    splits = [None, "val", "train", None, "val", None, "train", "test", "val", None]
+    write_rows(tmp_path, [row(i, split=split) for i, split in enumerate(splits)])
+    opened = Manifest(tmp_path)
+    assert [opened.splits[code] if code >= 0 else None for code in opened.split] == splits
+    assert opened.column("split").to_pylist() == splits
+    write_rows(tmp_path, [row(i, split=split) for i, split in enumerate([*splits, *[None] * 5])])
+    assert Manifest(tmp_path, 1).split.tolist() == opened.split.tolist()
+    assert Manifest(tmp_path).split.tolist() == [*opened.split.tolist(), *[-1] * 5]
+    (tmp_path / "bare").mkdir()
+    write_rows(tmp_path / "bare", [row(i, split=None) for i in range(3)])
+    assert (Manifest(tmp_path / "bare").split.tolist(), Manifest(tmp_path / "bare").splits) == ([-1] * 3, [])
 
 
 def test_versions_append(tmp_path: Path) -> None:

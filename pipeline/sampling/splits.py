@@ -1,0 +1,58 @@
+"""Which clips of a dataset are taken: those of the recipe's split. A clip without a split counts as one for training."""
+
+import numpy as np
+
+from pipeline.storage.manifest import Manifest
+
+ALL, TRAINING = "all", "train"
+
+
+def checked_split(split: object) -> str:
+    """Names, with commas between them or in a sequence -> in one form, so that equal choices are equal: sorted, "a,b"."""
+    names = split.split(",") if isinstance(split, str) else list(map(str, split))  # type: ignore[call-overload]
+    names = sorted({name.strip() for name in names} - {""})
+    if not names:
+        raise ValueError(f"split {split!r} names none; give names such as 'train' or 'train,val', or 'all' for every clip")
+    return ALL if ALL in names else ",".join(names)
+
+
+def clips_of_split(manifest: Manifest, split: str) -> np.ndarray | None:
+    """Whether each clip is taken -> bool (N,), or None where all are. `split` is in the form of `checked_split`.
+
+    Raises ValueError, with the splits that there are, for one that the dataset does not have.
+    """
+    if split == ALL or not len(manifest):
+        return None
+    wanted, have = split.split(","), _counts(manifest)
+    if unknown := [name for name in wanted if not have.get(name) and not (name == TRAINING and have.get(""))]:
+        listed = ", ".join(f"{name or 'without a split, which is for train'} ({n} clips)" for name, n in have.items())
+        raise ValueError(
+            f"split {split!r}: {manifest.place} has no clip of {' and '.join(map(repr, unknown))}; it has {listed}; "
+            "'all' takes every clip"
+        )
+    codes = [manifest.splits.index(name) for name in wanted if name in manifest.splits]
+    taken = np.isin(manifest.split, [*codes, -1] if TRAINING in wanted else codes)
+    return None if taken.all() else taken
+
+
+def count_clips(manifest: Manifest, split: str) -> int:
+    """That are taken."""
+    taken = clips_of_split(manifest, split)
+    return len(manifest) if taken is None else int(taken.sum())
+
+
+def describe_split(manifest: Manifest, split: str) -> str:
+    """For people: "80 clips of split train (left out: 8 val)". Raises ValueError as `clips_of_split` does."""
+    taken = clips_of_split(manifest, split)
+    if split == ALL:
+        return f"{len(manifest):,} clips, all splits"
+    if taken is None:
+        return f"{len(manifest):,} clips of split {split} (none left out)"
+    left = ", ".join(f"{n:,} {name or 'without a split'}" for name, n in _counts(manifest, ~taken).items())
+    return f"{taken.sum():,} clips of split {split} (left out: {left})"
+
+
+def _counts(manifest: Manifest, among: np.ndarray | slice = np.s_[:]) -> dict[str, int]:
+    """Clips of each split that has some; "" for those without one."""
+    counts = np.bincount(manifest.split[among] + 1, minlength=len(manifest.splits) + 1).tolist()
+    return {name: n for name, n in zip(["", *manifest.splits], counts, strict=True) if n}
