@@ -25,13 +25,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline import sampling, stop_signals
+from pipeline import stop_signals
 from pipeline.children import start
 from pipeline.console import complain
 from pipeline.decoding.decode import Decoder, Failure, decode_libav
 from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
 from pipeline.machine import available_memory, ranks_here, usable_cores
-from pipeline.sampling.order import check_reading_order
+from pipeline.sampling.sampler import Sampler, TrainingSampler
 from pipeline.sampling.samples import SamplingRecipe
 from pipeline.sampling.splits import clips_of_split
 from pipeline.stage_meters import BatchMeter, StageMeters
@@ -68,13 +68,14 @@ class Batch:
     lies in the loader's shared memory, on a GPU in DALI's. Work that is queued on it until then is waited for."""
 
     views: torch.Tensor  # uint8 (n, T, size, size, 3), RGB
-    visible: torch.Tensor  # int64 (n, V), tokens the encoder sees
-    decoded: torch.Tensor  # int64 (n, K), tokens the decoder reconstructs, those of the loss first
-    loss_weight: torch.Tensor  # float32 (n, L), of the first L decoded tokens
-    epoch: int
+    visible: torch.Tensor | None  # int64 (n, V), tokens the encoder sees; these three are None in a recipe without masks
+    decoded: torch.Tensor | None  # int64 (n, K), tokens the decoder reconstructs, those of the loss first
+    loss_weight: torch.Tensor | None  # float32 (n, L), of the first L decoded tokens
+    epoch: int  # or pass
     step: int  # of the epoch
     positions: torch.Tensor  # int64 (B,), on the CPU
     rows: torch.Tensor  # int64 (B,) of the manifest, on the CPU
+    weight: torch.Tensor  # float32 (B,), 1, or in a finite pass 0 where no clip stands: the views there are black
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,11 +83,12 @@ class LoaderState:
     """Where a run stands in its data; plain values, for JSON. Merged over ranks it serves any other world size."""
 
     epoch: int
-    step: int
+    step: int  # of a finite pass: how many of its clips have been taken, on all ranks
     ledger: tuple[tuple[int, int, int], ...]  # (epoch, position, failed attempts)
     dataset: str  # fingerprint
     version: int
     recipe: Mapping[str, Any]
+    sampler: str = "training"  # or which finite pass it is
 
     @staticmethod
     def merged(states: list["LoaderState"]) -> "LoaderState":
@@ -96,13 +98,19 @@ class LoaderState:
 
 class ClipLoader:
     """An endless iterator over this rank's batches, resumable after any step. A `state` that older code wrote goes on as it was
-    begun: see `recipe.arithmetic` for what that means."""
+    begun: see `recipe.arithmetic` for what that means.
+
+    With an `EvaluationSampler` it ends after `len(loader)` batches, as many on every rank; `iter()`, and so another `for`,
+    begins the next pass then, with decoding processes of its own. `missing` names this rank's clips that could not be decoded
+    in this pass, `num_clips` says of how many on all ranks. A pass that is resumed tries clips again that failed before.
+    """
 
     def __init__(
         self,
         dataset: str | os.PathLike[str],
         recipe: SamplingRecipe,
         *,
+        sampler: Sampler | None = None,
         rank: int = 0,
         world_size: int = 1,
         state: LoaderState | None = None,
@@ -116,13 +124,15 @@ class ClipLoader:
         clip_timeout: float = 60.0,
         max_failure_share: float = 0.02,
     ) -> None:
-        """`clips_per_batch` splits a rank's share of a step for gradient accumulation (default: all of it at once);
+        """`sampler` is the endless one of training, or an `EvaluationSampler`; `clips_per_batch` splits a rank's share of a
+        step for gradient accumulation (default: all of it at once), or is that share, in a finite pass;
         `workers` decode and `prefetch` batches are decoded ahead; either is found while the loader works, where it is None (see
         `workers.tuning`; what became of it: `tuning`), in `memory_budget` bytes for the batches (default: a quarter of what is
         available, of the machine or the container, shared by the ranks here: LOCAL_WORLD_SIZE); `decoder` is as in
         `choose_decoder` (what became of it: `decoder_choice`), or a function that the sidecar calls for every clip; `cache`
         keeps clips of a dataset behind a URL (default: what TUBECELL_CACHE asks for, see `ClipCache`); a clip that takes longer
-        than `clip_timeout` seconds is given up; more than `max_failure_share` of failed clips (and 16) end the run.
+        than `clip_timeout` seconds is given up; more than `max_failure_share` of failed clips (and 16) end the run, unless
+        it is a finite pass.
 
         Raises ValueError if the dataset, the recipe, the world size and the state do not fit each other.
         """
@@ -132,15 +142,16 @@ class ClipLoader:
             recipe = recipe.going_on(SamplingRecipe.of(state.recipe))
         self.recipe, self.rank, self.world_size = recipe, rank, world_size
         self.device = torch.device(device)
-        order = sampling.order_of(self.manifest, recipe)
-        if order.lanes:
-            check_reading_order(self.manifest)
-        self.steps_per_epoch = order.steps_per_epoch
-        share = len(order.rank_positions(0, rank, world_size))
-        self.clips = clips_per_batch or share
-        if share % self.clips:
-            raise ValueError(f"clips_per_batch {self.clips} does not divide this rank's {share} clips of a step")
-        self.batches_per_step = share // self.clips
+        self.sampler = (sampler or TrainingSampler()).of(self.manifest, recipe)
+        if state and state.sampler != str(self.sampler):
+            raise ValueError(f"the state is one of {state.sampler}, and this loader is for {self.sampler}; take its sampler")
+        self._share = self.sampler.share(rank, world_size, clips_per_batch)
+        self.clips = self._share if self.sampler.finite else clips_per_batch or self._share
+        if self._share % self.clips:
+            raise ValueError(f"clips_per_batch {self.clips} does not divide this rank's {self._share} clips of a step")
+        self.batches_per_step = self._share // self.clips
+        self._stride, self._end = self.sampler.stride(self._share, world_size), self.sampler.epoch_end
+        self.steps_per_epoch = -(-self._end // self._stride)
         self.decoder_choice = (
             DecoderChoice(getattr(decoder, "__name__", type(decoder).__name__))
             if callable(decoder)
@@ -153,6 +164,7 @@ class ClipLoader:
         self._cache = cache or ClipCache.asked_for()
         self.clip_timeout, self.max_failure_share = clip_timeout, max_failure_share
         self.failures: list[FailedClip] = []  # the last MOST_FAILURES or more; the trainer writes them to failures.jsonl
+        self.missing: list[FailedClip] = []  # of this pass, if it is a finite one
         self.num_failures = 0  # since the start of this process
         self._reasons: Counter[Failure] = Counter()
         patience()  # refuses what is no number
@@ -160,13 +172,16 @@ class ClipLoader:
         self.wait_seconds = 0.0  # spent waiting for data, in total
         self.meters: StageMeters | None = None  # give it one, to know where the time of clips and batches goes
         self.sampled_frames = self.repeated_frames = 0  # of clips handed out; repeated: the padding of short clips
-        self._epoch, self._step, self._part = (state.epoch, state.step, 0) if state else (0, 0, 0)
+        self._epoch, self._mark, self._part = (state.epoch, state.step, 0) if state else (0, 0, 0)
+        self._pass = self._epoch if self.sampler.finite else None  # a finite one, the present
+        self._phase = self._mark % self._stride  # not 0 in a pass that other ranks began
+        self._weights = torch.ones(self.clips, device=self.device)  # of a batch of training
         self._ledger: dict[tuple[int, int], int] = {}
         if state:
             self._ledger = {(epoch, position): attempts for epoch, position, attempts in state.ledger}
         cores, ahead = usable_cores(), BATCHES_AHEAD if on_device else 0
         self._most_workers = workers or MOST_WORKERS * cores
-        batch_bytes = slot_size(recipe, self.clips)
+        batch_bytes = slot_size(recipe, self.clips, self.sampler.views_per_clip)
         budget = available_memory() // 4 // ranks_here() if memory_budget is None else memory_budget
         deep = None if prefetch is None else prefetch + ahead
         slots = max(2, min(MOST_SLOTS, budget // batch_bytes)) + ahead if deep is None else deep + 1
@@ -179,7 +194,7 @@ class ClipLoader:
             cores=cores, workers=workers, prefetch=deep, batch_bytes=batch_bytes, slots=slots, memory_budget=budget
         )
         self.tuning: Tuning = self._tuner.tuning  # what the loader works with now
-        self._ring = Ring(recipe, self.clips, slots)
+        self._ring = Ring(recipe, self.clips, slots, views_per_clip=self.sampler.views_per_clip)
         self._pinned: set[int] = set()  # addresses of slots
         self._consumed = self._ready = 0  # batches since the start of this process
         self._holding = False  # a batch is in the caller's hands
@@ -204,12 +219,37 @@ class ClipLoader:
                 raise
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._is_through:
+            if self._holding:
+                self._release()
+            self._closer()
+            self._pass, self._phase, self.missing = self._epoch, 0, []
+            self._ledger.clear()
+            self._start()
         return self
+
+    def __len__(self) -> int:
+        """Batches of a whole finite pass on this rank, as on every other. Raises TypeError if it has no end."""
+        if not self.sampler.finite:
+            raise TypeError("training goes on without end; steps_per_epoch and batches_per_step say how long an epoch is")
+        return self.steps_per_epoch * self.batches_per_step
+
+    @property
+    def num_clips(self) -> int:
+        """N, of a finite pass on all ranks; of an epoch of training those that it takes."""
+        return self._end if self.sampler.finite else self._end * self.recipe.clips_per_step
+
+    @property
+    def _is_through(self) -> bool:
+        return self._pass is not None and self._epoch > self._pass
 
     def __next__(self) -> Batch:
         """The next batch. Raises LoaderError if too many clips fail, or the decoding process cannot go on."""
         if self._holding:
             self._release()
+        if self._is_through:
+            self._closer()
+            raise StopIteration
         asked = time.perf_counter_ns()
         while self._ready == self._consumed:
             self._listen(timeout=0.2)
@@ -222,28 +262,29 @@ class ClipLoader:
         if self.meters:
             self.meters.add(self._meter(slot, asked, got))
         batch = self._tensors(slot)
-        self.sampled_frames += self.clips * self.recipe.frames_per_clip
+        self.sampled_frames += int(slot.weight.sum()) * self.sampler.frames_per_clip
         self.repeated_frames += int(slot.repeated.sum())
         self._holding = True
         self._part += 1
         if self._part == self.batches_per_step:
-            self._part, self._step = 0, self._step + 1
-            if self._step == self.steps_per_epoch:
-                self._step, self._epoch = 0, self._epoch + 1
+            self._part, self._mark = 0, self._mark + self._stride
+            if self._mark >= self._end:
+                self._mark, self._epoch = 0, self._epoch + 1
         return batch
 
     def state(self) -> LoaderState:
         """Where the next step begins. Only whole steps: call it after a step's last batch."""
         assert self._part == 0, "state() in the middle of a step"
-        first = (self._epoch, self._step * self.recipe.clips_per_step)
+        first = (self._epoch, self._mark * self.recipe.clips_per_step)
         ledger = tuple((*where, attempts) for where, attempts in sorted(self._ledger.items()) if where >= first)
         return LoaderState(
             epoch=self._epoch,
-            step=self._step,
-            ledger=ledger,
+            step=self._mark,
+            ledger=() if self.sampler.finite else ledger,
             dataset=self.manifest.fingerprint,
             version=self.manifest.version,
             recipe=asdict(self.recipe),
+            sampler=str(self.sampler),
         )
 
     def keys(self, epoch: int, step: int, part: int | None = None) -> list[str]:
@@ -252,11 +293,11 @@ class ClipLoader:
         They are computed, not remembered; a clip that failed goes by its substitute, while it is one of
         the last MOST_REMEMBERED that did.
         """
-        positions = sampling.order_of(self.manifest, self.recipe).rank_positions(step, self.rank, self.world_size)
+        positions = self.sampler.positions(step * self._stride + self._phase, self.rank, self.world_size, self._share)
         if part is not None:
             positions = positions[part * self.clips : (part + 1) * self.clips]
         attempts = np.array([self._ledger.get((epoch, position), 0) for position in positions.tolist()])
-        rows = sampling.sample_clips(self.manifest, self.recipe, epoch, positions, attempts).rows
+        rows = self.sampler.clips(epoch, positions, attempts).rows
         return [self.manifest.clip(row).key for row in rows.tolist()]
 
     @property
@@ -288,17 +329,18 @@ class ClipLoader:
             process, ours = start(sidecar, pass_fds=(self._ring.memfd,), mortal=False, **SIDECAR)
         # the place of the first batch that is not ready: the next one to hand out, and those that wait in the ring
         part = self._part + self._ready - self._consumed - self._holding
-        step, part = self._step + part // self.batches_per_step, part % self.batches_per_step
+        mark, part = self._mark + part // self.batches_per_step * self._stride, part % self.batches_per_step
         ours.send(
             Assignment(
-                manifest=self.manifest,
-                recipe=self.recipe,
+                sampler=self.sampler,
                 decoder=pickle.dumps(self.decoder),
                 rank=self.rank,
                 world_size=self.world_size,
+                share=self._share,
                 clips=self.clips,
-                epoch=self._epoch + step // self.steps_per_epoch,
-                step=step % self.steps_per_epoch,
+                epoch=self._epoch + mark // self._end,
+                mark=mark % self._end,
+                last_epoch=self._pass,
                 part=part,
                 number=self._ready,
                 num_slots=self._ring.num_slots,
@@ -409,6 +451,8 @@ class ClipLoader:
         where = (failed.epoch, failed.position)
         self._ledger[where] = max(self._ledger.get(where, 0), failed.attempt + 1)
         self.failures.append(failed)
+        if self.sampler.finite:
+            self.missing.append(failed)
         self.num_failures += 1
         self._reasons[failed.reason] += 1
         if len(self.failures) == 2 * MOST_FAILURES:
@@ -416,7 +460,7 @@ class ClipLoader:
         if len(self._ledger) >= 2 * MOST_REMEMBERED:
             self._forget()
         delivered = self._ready * self.clips
-        if self.num_failures > max(16, self.max_failure_share * delivered):
+        if self.num_failures > max(16, self.max_failure_share * delivered) and not self.sampler.finite:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self._reasons.most_common())
             raise LoaderError(
                 f"{self.num_failures} clips failed among the first {delivered} of rank {self.rank}, more than "
@@ -425,7 +469,7 @@ class ClipLoader:
 
     def _forget(self) -> None:
         """Of the steps that were taken, only the last MOST_REMEMBERED failures stay in the ledger; those to come all do."""
-        first = (self._epoch, self._step * self.recipe.clips_per_step)
+        first = (self._epoch, self._mark * self.recipe.clips_per_step)
         for where in sorted(where for where in self._ledger if where < first)[:-MOST_REMEMBERED]:
             del self._ledger[where]
 
@@ -467,10 +511,10 @@ class ClipLoader:
     def _tensors(self, slot: Slot) -> Batch:
         made = self._batch
         if made:
-            tensors = [made.views.flatten(0, 1), made.visible, made.decoded, made.loss_weight]
+            tensors = [made.views.flatten(0, 1), *made.masks]
         else:
             views = torch.from_numpy(slot.views.reshape(-1, *slot.views.shape[2:]))
-            tensors = [views, *map(torch.from_numpy, (slot.visible, slot.decoded, slot.loss_weight))]
+            tensors = [views, *map(torch.from_numpy, slot.masks)]
         if self._copies is not None:
             self._pin(self._ring.memory_of(self._consumed))
             current = torch.cuda.current_stream(self.device)
@@ -481,9 +525,11 @@ class ClipLoader:
             current.wait_event(self._copied)
             for tensor in tensors:
                 tensor.record_stream(current)
-        views, visible, decoded, loss_weight = tensors
+        visible, decoded, loss_weight = tensors[1:] or (None, None, None)
         positions, rows = (torch.from_numpy(array.copy()) for array in (slot.positions, slot.rows))
-        return Batch(views, visible, decoded, loss_weight, self._epoch, self._step, positions, rows)
+        weight = torch.from_numpy(slot.weight.copy()).to(self.device) if self.sampler.finite else self._weights
+        step = self._mark // self._stride
+        return Batch(tensors[0], visible, decoded, loss_weight, self._epoch, step, positions, rows, weight)
 
     def _pin(self, slot: memoryview) -> None:
         """Lock a slot's pages when it is first used, so that its copies to the device run beside the step."""

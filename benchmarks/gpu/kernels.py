@@ -47,6 +47,7 @@ def _tokens(bench: Bench, model: str, method: Any, copy: float) -> float:
         raise AbsentError("nothing is compiled in a dry walk: it takes a CPU minutes")
     config, views = MODELS[bench.size(model, "tiny")], bench.size(64, 1)
     batch, counts = random_batch(config, views, 0.5, bench.device), tokens_of(config, dual=True)
+    assert batch.visible is not None and batch.decoded is not None
     visible, loss = batch.visible, batch.decoded[:, : counts.loss]
     if bench.dry:  # the interpreter takes milliseconds a token
         visible, loss = visible[:, :3], loss[:, :5]

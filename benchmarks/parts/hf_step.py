@@ -34,6 +34,7 @@ class HfWork(Work):
         self.optimizer = torch.optim.AdamW(self.parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
         self.views, self.device, self.autocast = views, device, precision == "bf16"
         batch = random_batch(config, views, 0.0, device)
+        assert batch.visible is not None
         clip = normalise(batch.views.flatten(-2)).view(batch.views.shape)
         self.pixel_values = clip.permute(0, 1, 4, 2, 3).contiguous()  # (B, T, 3, H, W)
         self.hidden = torch.ones(views, config.num_tokens, dtype=torch.bool, device=device).scatter_(1, batch.visible, False)

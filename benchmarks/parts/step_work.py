@@ -59,8 +59,8 @@ def random_batch(config: ModelConfig, views: int, decoder_mask_ratio: float, dev
     visible, decoded, loss_weight = (torch.from_numpy(mask).to(device) for mask in masks)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (views, config.num_frames, size, size, 3), dtype=torch.uint8, generator=generator)
-    every = torch.arange(views)
-    return Batch(pixels.to(device), visible, decoded, loss_weight, epoch=0, step=0, positions=every, rows=every)
+    every, weight = torch.arange(views), torch.ones(views, device=device)
+    return Batch(pixels.to(device), visible, decoded, loss_weight, epoch=0, step=0, positions=every, rows=every, weight=weight)
 
 
 def tokens_of(config: ModelConfig, dual: bool) -> TokenCounts:

@@ -60,6 +60,7 @@ class Fault:
             def __next__(self) -> Batch:
                 batch = super().__next__()
                 if batch.epoch * self.steps_per_epoch + batch.step + 1 in steps:
+                    assert batch.loss_weight is not None
                     batch.loss_weight[0] = math.nan
                 return batch
 

@@ -1,9 +1,11 @@
 """The arithmetic of a sample: (dataset, recipe, epoch, position) -> clip, frames, crops, masks. Begin with samples.py."""
 
+from pipeline.sampling.evaluation import EvaluationSampler
 from pipeline.sampling.frames import segment_frames, start_range, validation_frames, window_frames
 from pipeline.sampling.masks.rules import DecoderMaskRule, MaskRule
 from pipeline.sampling.order import Order, order_of
 from pipeline.sampling.recipe import PlainViews, SamplingRecipe, Views
+from pipeline.sampling.sampler import Sampler, TrainingSampler
 from pipeline.sampling.samples import (
     ClipSamples,
     multi_view_clips,
@@ -16,10 +18,13 @@ from pipeline.sampling.samples import (
 __all__ = [
     "ClipSamples",
     "DecoderMaskRule",
+    "EvaluationSampler",
     "MaskRule",
     "Order",
     "PlainViews",
+    "Sampler",
     "SamplingRecipe",
+    "TrainingSampler",
     "Views",
     "multi_view_clips",
     "order_of",

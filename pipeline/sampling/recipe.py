@@ -79,7 +79,8 @@ class SamplingRecipe(Views):
     crop: str = "multi_scale"
     """"multi_scale" (pre-training) or "random_resized" (fine-tuning)."""
     masks: MaskRule | None = setting("tube", was="tube")
-    """What the encoder does not see: "tube", or "random", "frame", "multi-block" (see `sampling.masks`)."""
+    """What the encoder does not see: "tube", or "random", "frame", "multi-block" (see `sampling.masks`); None: views without
+    masks, of any number of frames and any size."""
     decoder_masks: DecoderMaskRule = setting("running-cell", was="running-cell")
     """What the decoder leaves out, if its ratio is over 0: "running-cell", or "random", "frame"."""
 
@@ -96,7 +97,7 @@ class SamplingRecipe(Views):
                 f"views_per_step {self.views_per_step} must be a multiple of views_per_clip {self.views_per_clip}, "
                 "both at least 1"
             )
-        if self.num_frames % self.tubelet_size or self.input_size % self.patch_size:
+        if self.masks and (self.num_frames % self.tubelet_size or self.input_size % self.patch_size):
             raise ValueError(
                 f"{self.num_frames} frames of {self.input_size} px do not divide into tubelets of {self.tubelet_size} frames "
                 f"and patches of {self.patch_size} px"

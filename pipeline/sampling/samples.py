@@ -77,11 +77,17 @@ def sample_clips(
     return ClipSamples(rows, frames, boxes.reshape(-1, views, 4), repeated(frames))
 
 
-def sample_masks(recipe: SamplingRecipe, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masks of the B·R views at B positions, the views of a clip adjacent; see `masking.mask_indices`."""
-    keys = _view_keys(recipe, keyed.MASK, epoch, positions)
+def sample_masks(
+    recipe: SamplingRecipe, epoch: int, positions: np.ndarray, views: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Masks of the B·R views at B positions, the views of a clip adjacent; see `masking.mask_indices`. `views` in place of R.
+
+    None if the recipe has no masks.
+    """
+    if not recipe.masks:
+        return None
+    keys = _view_keys(recipe, keyed.MASK, epoch, positions, views)
     ratios = recipe.mask_ratio, recipe.decoder_mask_ratio
-    assert recipe.masks is not None
     return masking.mask_indices(keys, recipe.grid, *ratios, recipe.arithmetic, recipe.masks, recipe.decoder_masks)
 
 
@@ -121,6 +127,6 @@ def _lengths(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarray) -> tu
     return manifest.num_frames[rows].astype(np.int64), frame_step(manifest, rows, parse_rate(recipe.sampling))
 
 
-def _view_keys(recipe: SamplingRecipe, purpose: int, epoch: int, positions: np.ndarray) -> np.ndarray:
+def _view_keys(recipe: SamplingRecipe, purpose: int, epoch: int, positions: np.ndarray, views: int | None = None) -> np.ndarray:
     """A key per view: each crop and each mask is a draw of its own -> uint64 (B·R,)."""
-    return keyed.mix(recipe.seed, purpose, epoch, positions[:, None], np.arange(recipe.views_per_clip)).reshape(-1)
+    return keyed.mix(recipe.seed, purpose, epoch, positions[:, None], np.arange(views or recipe.views_per_clip)).reshape(-1)

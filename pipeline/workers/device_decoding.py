@@ -37,9 +37,7 @@ class DecodedBatch:
     """A batch on the device; B clips of R views."""
 
     views: torch.Tensor  # uint8 (B, R, T, size, size, 3)
-    visible: torch.Tensor
-    decoded: torch.Tensor
-    loss_weight: torch.Tensor
+    masks: tuple[torch.Tensor, ...]  # as `Slot.masks`
     failures: list[tuple[int, DecodeError]]  # (place of a clip whose views are still to come, why)
 
 
@@ -107,7 +105,7 @@ class DeviceDecoding:
         decoder = self._decoder.result()
         if decoder.stream is not None:
             stream = torch.cuda.current_stream(decoder.device)
-            for tensor in (batch.visible, batch.decoded, batch.loss_weight):
+            for tensor in batch.masks:
                 tensor.record_stream(stream)
             decoder.retire(batch.views, stream)
 
@@ -121,12 +119,9 @@ def _decode_batch(started: Future[DaliDecoder], slot: Slot) -> DecodedBatch:
     decoder = started.result()
     with torch.cuda.stream(decoder.stream):
         views, failures = _decode(decoder, slot, list(range(len(slot.views))))
-        visible, decoded, loss_weight = (
-            torch.from_numpy(array).to(decoder.device, copy=True, non_blocking=True)
-            for array in (slot.visible, slot.decoded, slot.loss_weight)
-        )
+        masks = tuple(torch.from_numpy(array).to(decoder.device, copy=True, non_blocking=True) for array in slot.masks)
         _wait(decoder)
-    return DecodedBatch(views, visible, decoded, loss_weight, failures)
+    return DecodedBatch(views, masks, failures)
 
 
 def _repair(started: Future[DaliDecoder], slot: Slot, batch: DecodedBatch) -> DecodedBatch:
@@ -137,7 +132,7 @@ def _repair(started: Future[DaliDecoder], slot: Slot, batch: DecodedBatch) -> De
         for place, of_clip in zip(places, views, strict=True):
             batch.views[place].copy_(of_clip)
         _wait(decoder)
-    return DecodedBatch(batch.views, batch.visible, batch.decoded, batch.loss_weight, failures)
+    return DecodedBatch(batch.views, batch.masks, failures)
 
 
 def _decode(decoder: DaliDecoder, slot: Slot, places: list[int]) -> tuple[torch.Tensor, list[tuple[int, DecodeError]]]:

@@ -4,9 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipeline.sampling.order import order_of
-from pipeline.sampling.recipe import SamplingRecipe
-from pipeline.storage.manifest import Manifest
+from pipeline.sampling.sampler import NOBODY, Sampler
 from pipeline.storage.shards import ShardReader
 
 CLIPS_AHEAD = 256  # of those handed to the decoders: 3 s at 80 clips/s, in which a long request comes even at 10 MB/s
@@ -15,9 +13,8 @@ CLIPS_AHEAD = 256  # of those handed to the decoders: 3 s at 80 clips/s, in whic
 class ReadPlan:
     """Passes batches on, after it has announced the clips of those that follow."""
 
-    def __init__(self, reader: ShardReader, manifest: Manifest, recipe: SamplingRecipe, clips_ahead: int = CLIPS_AHEAD) -> None:
-        self._reader, self._manifest, self._clips_ahead = reader, manifest, clips_ahead
-        self._order = order_of(manifest, recipe)
+    def __init__(self, reader: ShardReader, sampler: Sampler, clips_ahead: int = CLIPS_AHEAD) -> None:
+        self._reader, self._sampler, self._clips_ahead = reader, sampler, clips_ahead
         self._announced: dict[int, tuple[int, int]] = {}  # lane -> (epoch, last position) of its windows so far
 
     def ahead_of(self, batches: Iterable[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
@@ -34,16 +31,16 @@ class ReadPlan:
         yield from waiting
 
     def _announce(self, epoch: int, positions: np.ndarray) -> None:
-        order = self._order
-        if not order.lanes:
-            self._prefetch(epoch, positions)
+        lanes = self._sampler.lanes
+        if not lanes:
+            self._prefetch(epoch, positions[positions != NOBODY])
             return
         for position in positions.tolist():
-            lane = position % order.lanes
+            lane = position % lanes
             if (epoch, position) > self._announced.get(lane, (-1, -1)):
-                window = order.window_positions(epoch, position)
+                window = self._sampler.window(epoch, position)
                 self._announced[lane] = epoch, int(window[-1])
                 self._prefetch(epoch, window[window >= position])  # after a restart only the rest of it
 
     def _prefetch(self, epoch: int, positions: np.ndarray) -> None:
-        self._reader.prefetch(self._manifest.clip(int(row)) for row in self._order.rows(epoch, positions))
+        self._reader.prefetch(self._sampler.manifest.clip(int(row)) for row in self._sampler.rows(epoch, positions))

@@ -8,6 +8,7 @@ those of a shallow ring stay in use.
 
 import mmap
 import os
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,22 +24,37 @@ class Slot:
     """One batch, before it becomes tensors; B clips of R views."""
 
     views: np.ndarray  # uint8 (B, R, T, size, size, 3)
-    visible: np.ndarray  # int64 (B·R, V)
-    decoded: np.ndarray  # int64 (B·R, K)
-    loss_weight: np.ndarray  # float32 (B·R, L)
     positions: np.ndarray  # int64 (B,), of the epoch
     rows: np.ndarray  # int64 (B,), of the manifest; those of the substitutes where clips failed
     repeated: np.ndarray  # int64 (B,), frames that are the one before once more, see `ClipSamples`
+    weight: np.ndarray  # float32 (B,), 0 where no clip stands
     packed: np.ndarray  # int64 (B,), bytes of the trimmed clip that lies in the place of its views; 0 where views lie there
     records: np.ndarray  # RECORD (B,): where the time of each clip went, see `stage_meters`
+    visible: np.ndarray | None = None  # int64 (B·R, V); these three only with masks
+    decoded: np.ndarray | None = None  # int64 (B·R, K)
+    loss_weight: np.ndarray | None = None  # float32 (B·R, L)
+
+    @property
+    def masks(self) -> tuple[np.ndarray, ...]:
+        """`visible`, `decoded` and `loss_weight`, if there are any."""
+        return tuple(array for array in (self.visible, self.decoded, self.loss_weight) if array is not None)
+
+    def leave_empty(self, place: int) -> None:
+        """No clip stands there: its views are black, and weigh nothing."""
+        self.views[place] = self.weight[place] = self.repeated[place] = self.packed[place] = 0
+        self.records[place] = 0
+        self.records["began"][place] = self.records["ended"][place] = self.records["submitted"][place] = time.perf_counter_ns()
 
 
 class Ring:
-    """`num_slots` batches of `clips` clips."""
+    """`num_slots` batches of `clips` clips of R views."""
 
-    def __init__(self, recipe: SamplingRecipe, clips: int, num_slots: int, memfd: int | None = None) -> None:
-        """Make the memory, or map that of `memfd`, which another process made with equal arguments."""
-        self._fields = _fields(recipe, clips)
+    def __init__(
+        self, recipe: SamplingRecipe, clips: int, num_slots: int, memfd: int | None = None, views_per_clip: int | None = None
+    ) -> None:
+        """Make the memory, or map that of `memfd`, which another process made with equal arguments. R is the recipe's, unless
+        `views_per_clip` says otherwise."""
+        self._fields = _fields(recipe, clips, views_per_clip)
         self._sizes = _sizes(self._fields)
         self.num_slots, self.slot_bytes, self._header = num_slots, sum(self._sizes), _pages(num_slots * 8)
         self.nbytes = self._header + num_slots * self.slot_bytes
@@ -80,25 +96,29 @@ class Ring:
         os.close(self.memfd)
 
 
-def slot_size(recipe: SamplingRecipe, clips: int) -> int:
+def slot_size(recipe: SamplingRecipe, clips: int, views_per_clip: int | None = None) -> int:
     """Bytes of one slot for `clips` clips."""
-    return sum(_sizes(_fields(recipe, clips)))
+    return sum(_sizes(_fields(recipe, clips, views_per_clip)))
 
 
 _Fields = dict[str, tuple[tuple[int, ...], type | np.dtype]]
 
 
-def _fields(recipe: SamplingRecipe, clips: int) -> _Fields:
-    views, tokens = clips * recipe.views_per_clip, recipe.tokens
+def _fields(recipe: SamplingRecipe, clips: int, views_per_clip: int | None) -> _Fields:
+    views = views_per_clip or recipe.views_per_clip
     side, frames = recipe.input_size, recipe.num_frames
-    return {
-        "views": ((clips, recipe.views_per_clip, frames, side, side, 3), np.uint8),
-        "visible": ((views, tokens.visible), np.int64),
-        "decoded": ((views, tokens.decoded), np.int64),
-        "loss_weight": ((views, tokens.loss), np.float32),
+    fields: _Fields = {
+        "views": ((clips, views, frames, side, side, 3), np.uint8),
         **dict.fromkeys(("positions", "rows", "repeated", "packed"), ((clips,), np.int64)),
+        "weight": ((clips,), np.float32),
         "records": ((clips,), RECORD),
     }
+    if recipe.masks:
+        tokens = recipe.tokens
+        fields["visible"] = (clips * views, tokens.visible), np.int64
+        fields["decoded"] = (clips * views, tokens.decoded), np.int64
+        fields["loss_weight"] = (clips * views, tokens.loss), np.float32
+    return fields
 
 
 def _sizes(fields: _Fields) -> list[int]:

@@ -29,9 +29,9 @@ from pipeline.children import command, serve
 from pipeline.decoding.colour import load_swscale
 from pipeline.decoding.decode import Failure
 from pipeline.decoding.resize import kernel
-from pipeline.sampling import Order, SamplingRecipe, order_of, sample_clips, sample_masks
+from pipeline.sampling.sampler import NOBODY, Sampler
 from pipeline.storage.clip_cache import ClipCache
-from pipeline.storage.manifest import Clip, Manifest
+from pipeline.storage.manifest import Clip
 from pipeline.storage.remote import is_url
 from pipeline.storage.shards import ShardReader
 from pipeline.storage.watch import StorageTrouble, StorageWatch, Unreadable
@@ -51,14 +51,14 @@ CRASHES = 3  # of a process in a row, before the clip that it was at is to blame
 class Assignment:
     """What a sidecar has to do; pickled to it as the first message."""
 
-    manifest: Manifest
-    recipe: SamplingRecipe
+    sampler: Sampler  # of a dataset and a recipe
     decoder: bytes  # a pickled Decoder: what it imports may start threads
     rank: int
     world_size: int
+    share: int  # clips of this rank in a step
     clips: int  # of one batch of this rank
     epoch: int
-    step: int  # of the epoch, the first to deliver
+    mark: int  # where in the epoch the first step to deliver begins, see `Sampler`
     part: int  # of that step: a rank's share of a step may be several batches
     number: int  # of the first batch to deliver; batch n lies in slot n modulo the number of slots
     num_slots: int
@@ -69,18 +69,22 @@ class Assignment:
     clip_timeout: float  # seconds after which a clip is given up
     cache: ClipCache | None  # of clips from behind a URL
     packs_for: str | None = None  # "cpu" or "cuda": what DALI decodes there is trimmed only, for the trainer to decode
+    last_epoch: int | None = None  # of a finite pass
     failed: Mapping[tuple[int, int], int] = field(default_factory=dict)  # the ledger: (epoch, position) -> failed attempts
 
 
-def batches(assignment: Assignment, order: Order) -> Iterator[tuple[int, np.ndarray]]:
-    """(epoch, positions (clips,)) of this rank's batches, from the first assigned one on, without end."""
-    epoch, step, part = assignment.epoch, assignment.step, assignment.part
-    while True:
-        positions = order.rank_positions(step, assignment.rank, assignment.world_size).reshape(-1, assignment.clips)
+def batches(assignment: Assignment) -> Iterator[tuple[int, np.ndarray]]:
+    """(epoch, positions (clips,)) of this rank's batches, from the first assigned one on, to the end of a finite pass."""
+    sampler, rank, world_size = assignment.sampler, assignment.rank, assignment.world_size
+    epoch, mark, part = assignment.epoch, assignment.mark, assignment.part
+    share, end = assignment.share, sampler.epoch_end
+    while assignment.last_epoch is None or epoch <= assignment.last_epoch:
+        positions = sampler.positions(mark, rank, world_size, share).reshape(-1, assignment.clips)
         for chunk in positions[part:]:
             yield epoch, chunk
-        part = 0
-        epoch, step = (epoch, step + 1) if step + 1 < order.steps_per_epoch else (epoch + 1, 0)
+        part, mark = 0, mark + sampler.stride(share, world_size)
+        if mark >= end:
+            epoch, mark = epoch + 1, 0
 
 
 class Sidecar:
@@ -88,9 +92,11 @@ class Sidecar:
 
     def __init__(self, assignment: Assignment, connection: Connection) -> None:
         self.assignment, self.connection = assignment, connection
-        self.manifest = assignment.manifest
-        self.reader = ShardReader(assignment.manifest.root.resolve(), cache=assignment.cache, patience=assignment.patience)
-        self.ring = Ring(assignment.recipe, assignment.clips, assignment.num_slots, assignment.memfd)
+        self.sampler, self.manifest = assignment.sampler, assignment.sampler.manifest
+        self.reader = ShardReader(self.manifest.root.resolve(), cache=assignment.cache, patience=assignment.patience)
+        self.ring = Ring(
+            self.sampler.recipe, assignment.clips, assignment.num_slots, assignment.memfd, self.sampler.views_per_clip
+        )
         self._reading = mmap.mmap(-1, assignment.most_workers)  # a byte for each: whether it waits for a disk
         self.processes = ForkServer(self._prepare, unneeded=(connection,))
         self._send_lock, self._announcing = threading.Lock(), threading.Lock()
@@ -104,9 +110,7 @@ class Sidecar:
     def _prepare(self) -> Serve:
         """In the fork server: load what all processes that decode need, so that they share it."""
         assignment, decoder = self.assignment, pickle.loads(self.assignment.decoder)
-        delivery = ClipDelivery(
-            self.manifest, assignment.recipe, self.reader, decoder, self.ring, assignment.packs_for, self._reading
-        )
+        delivery = ClipDelivery(self.sampler, self.reader, decoder, self.ring, assignment.packs_for, self._reading)
         if not kernel():
             import torch  # noqa: F401
         load_swscale()
@@ -117,21 +121,26 @@ class Sidecar:
     def run(self) -> None:
         """Keep every free slot in work until the trainer closes the connection."""
         consumed = self.connection.recv()  # not assignment.number: the trainer still holds batches that were ready before
-        order = order_of(self.manifest, self.assignment.recipe)
-        work = batches(self.assignment, order)
+        work = batches(self.assignment)
         if is_url(self.reader.root):
-            work = ReadPlan(self.reader, self.manifest, self.assignment.recipe).ahead_of(work)
+            work = ReadPlan(self.reader, self.sampler).ahead_of(work)
         for number, (epoch, positions) in enumerate(work, self.assignment.number):
             while number > consumed + self.tuner.prefetch:
                 if self.connection.poll(None if self.tuner.settled else TICK):
-                    message = self.connection.recv()
-                    if isinstance(message, Delivery):
-                        self.pool.submit_urgent(self._repeat, message)
-                    else:
-                        consumed = message
+                    consumed = self._hear(consumed)
                 self._tune(consumed)
             self.ring.place(number, consumed)
             self._submit(number, epoch, positions)
+        while True:  # a pass is through; what could not be decoded of it on the device may still be asked for
+            self._hear(consumed)
+
+    def _hear(self, consumed: int) -> int:
+        """Wait for the trainer's next message -> the batches that it has consumed."""
+        message = self.connection.recv()
+        if not isinstance(message, Delivery):
+            return message
+        self.pool.submit_urgent(self._repeat, message)
+        return consumed
 
     def _tune(self, consumed: int) -> None:
         done, waiting = self.pool.done, self.pool.waiting
@@ -143,21 +152,30 @@ class Sidecar:
         slot, began = self.ring[number], time.thread_time_ns()
         attempts = np.array([self.assignment.failed.get((epoch, int(p)), 0) for p in positions])
         slot.positions[:] = positions
-        slot.visible[:], slot.decoded[:], slot.loss_weight[:] = sample_masks(self.assignment.recipe, epoch, positions)
+        for place, masks in zip(slot.masks, self.sampler.masks(epoch, positions) or (), strict=True):
+            place[:] = masks
         # for the whole batch: 34 µs a clip, 0.4 ms one by one
-        samples = sample_clips(self.manifest, self.assignment.recipe, epoch, positions, attempts)
+        samples = self.sampler.clips(epoch, positions, attempts)
+        slot.rows[:], slot.weight[:] = samples.rows, 1
         slot.records["submitted"] = time.perf_counter_ns()
         slot.records["plan"] = (time.thread_time_ns() - began) // len(positions)
-        delivered = itertools.count(1)
+        delivered, tasks = itertools.count(1), []
         for i, (position, attempt) in enumerate(zip(positions.tolist(), attempts.tolist(), strict=True)):
-            task = Delivery(number=number, place=i, epoch=epoch, position=position, attempt=attempt, sample=samples.one(i))
-            self.pool.submit(self._decode, task, delivered)
+            if position == NOBODY or (attempt and self.sampler.finite):
+                slot.leave_empty(i)
+            else:
+                sample = samples.one(i)
+                tasks.append(Delivery(number=number, place=i, epoch=epoch, position=position, attempt=attempt, sample=sample))
+        for task in tasks:
+            self.pool.submit(self._decode, task, delivered, len(tasks))
+        if not tasks:
+            self._announce(number)
 
-    def _decode(self, task: Delivery, delivered: Iterator[int]) -> None:
+    def _decode(self, task: Delivery, delivered: Iterator[int], clips: int) -> None:
         """A thread's task: a clip, and the news of its batch if it is the last one of that."""
         with self._reported():
             self._deliver(task)
-            if next(delivered) == self.assignment.clips:
+            if next(delivered) == clips:
                 self._announce(task.number)
 
     @contextmanager
@@ -177,7 +195,7 @@ class Sidecar:
         """Have the thread's process do it. A clip that hangs or crashes it is given up, and the process replaced; one that
         the storage does not give is waited for, as `StorageWatch` says."""
         crashes = unreadable = 0
-        while True:
+        while not (task.attempt and self.sampler.finite):
             process = getattr(self._here, "process", None) or self.processes.fork()
             self._here.process = None  # until it has done this
             try:
@@ -214,10 +232,11 @@ class Sidecar:
                 continue
             self._send(FailedClip(task.epoch, task.position, task.attempt, clip.row, clip.key, reason, detail))
             task, crashes, unreadable = task.next_attempt(task.attempt + 1), 0, 0
+        self.ring[task.number].leave_empty(task.place)  # in a finite pass nobody stands in for a clip
 
     def _clip(self, task: Delivery) -> Clip:
         """That stands there."""
-        sample = sample_position(self.manifest, self.assignment.recipe, task.epoch, task.position, task.attempt)
+        sample = sample_position(self.sampler, task.epoch, task.position, task.attempt)
         return self.manifest.clip(int(sample.rows[0]))
 
     def _repeat(self, task: Delivery) -> None:

@@ -23,6 +23,7 @@ import pytest
 
 from pipeline.sampling.order import order_of
 from pipeline.sampling.recipe import SamplingRecipe
+from pipeline.sampling.sampler import TrainingSampler
 from pipeline.storage import files, remote
 from pipeline.storage.clip_cache import ClipCache, parse_size
 from pipeline.storage.manifest import Clip, Manifest, content_hash
@@ -286,7 +287,7 @@ def test_lanes_read_each_shard_in_long_requests(s3: S3Server, url: str, folder: 
                     members = sorted((manifest.clip(int(r)) for r in order.rows(epoch, window)), key=lambda c: c.row)
                     needed += requests_needed(members, get_bytes)
         with closing(ShardReader(url, get_bytes=get_bytes)) as reader:
-            plan = ReadPlan(reader, manifest, recipe, clips_ahead=24)
+            plan = ReadPlan(reader, TrainingSampler().of(manifest, recipe), clips_ahead=24)
             for epoch, positions in plan.ahead_of(batches(manifest, recipe, 2, rank, world)):
                 for r in order.rows(epoch, positions):
                     clip = manifest.clip(int(r))
@@ -314,7 +315,7 @@ def test_a_global_shuffle_is_one_request_a_clip_ahead_of_time(s3: S3Server, url:
     recipe = SamplingRecipe(views_per_step=16, views_per_clip=4)
     order = order_of(manifest, recipe)
     with closing(ShardReader(url)) as reader:
-        plan = ReadPlan(reader, manifest, recipe, clips_ahead=16)
+        plan = ReadPlan(reader, TrainingSampler().of(manifest, recipe), clips_ahead=16)
         for epoch, positions in plan.ahead_of(batches(manifest, recipe, 1, 0, 1)):
             for r in order.rows(epoch, positions):
                 assert content_hash(reader.read(manifest.clip(int(r)))) == manifest.clip(int(r)).content_hash
