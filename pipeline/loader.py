@@ -54,6 +54,7 @@ SIDECAR = {  # of its environment
 }
 MOST_DEATHS = 3  # of the sidecar in a row
 MOST_FAILURES, MOST_REMEMBERED = 10_000, 50_000  # of the last ones, 0.4 kB each, and where they were, 0.1 kB
+OF_VIEWS, OF_CLIPS = ("views", "visible", "decoded", "loss_weight"), ("positions", "rows", "weight")  # tensors of a batch
 BETWEEN_COMPLAINTS = 30.0  # seconds, of a storage in trouble
 SILENCE = 240.0  # seconds, besides a clip's time, that a sidecar may say nothing while it is waited for
 
@@ -76,6 +77,14 @@ class Batch:
     positions: torch.Tensor  # int64 (B,), on the CPU
     rows: torch.Tensor  # int64 (B,) of the manifest, on the CPU
     weight: torch.Tensor  # float32 (B,), 1, or in a finite pass 0 where no clip stands: the views there are black
+
+    def of_clips(self, places: torch.Tensor) -> "Batch":
+        """That of some of the B clips alone, int64 (b,), copied."""
+        each = torch.arange(len(self.views) // len(self.rows), device=places.device)
+        at = (places[:, None] * len(each) + each).flatten()
+        taken: dict[str, Any] = {name: None if (of := getattr(self, name)) is None else of[at] for name in OF_VIEWS}
+        taken |= {name: (of := getattr(self, name))[places.to(of.device)] for name in OF_CLIPS}
+        return replace(self, **taken)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

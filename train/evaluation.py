@@ -6,32 +6,46 @@ after a pass without a backward pass it stays gathered, and what is then written
 the running mean takes the weights' place only here. The step that follows is bit for bit what it would have been."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from pipeline.console import may_fail
+from pipeline.loader import ClipLoader
+from pipeline.sampling import EvaluationSampler
+from pipeline.sampling.splits import checked_split, clips_of_split
+from pipeline.storage.clip_cache import ClipCache
+from pipeline.storage.manifest import Manifest
 from train.compute.parallel import Ranks
-from train.stage import Evaluator, Stage
+from train.stage import Evaluation, Evaluator, Stage
 from train.training import Training
 from train.watch.json_lines import JsonLines, keep_lines, read_lines
 from train.watch.meters import Meters
 
 FILE = "evaluations.jsonl"
+CLIPS = "clips"  # the name of their sum
+SHOWN = 8  # keys in a line
 
 
 class Evaluations:
     """RUN/evaluations.jsonl, a line for each step at which something was due: {"step": 500, "held_out_loss": 0.71, ...}."""
 
-    def __init__(self, stage: Stage, training: Training, run: Path, first_step: int, total_steps: int) -> None:
+    def __init__(
+        self, stage: Stage, training: Training, run: Path, manifest: Manifest, *, first_step: int, total_steps: int
+    ) -> None:
         """`first_step` are done; lines of later ones are dropped."""
         self._training, self._total = training, total_steps
-        self._evaluators = stage.evaluators(training.model, training.ranks, run)
+        self._evaluators = stage.evaluators(training.model, training.ranks, run, manifest)
         self._file = JsonLines(run / FILE)
         self._done: set[int] = set()
         if training.ranks.rank == 0 and self._evaluators:
@@ -45,7 +59,7 @@ class Evaluations:
         ranks = self._training.ranks
         if not due or (again and ranks.gather(step in self._done)[0]):
             return []
-        began, figures = time.perf_counter(), dict[str, float]()
+        began, figures, seen = time.perf_counter(), dict[str, float](), dict[str, Any]()
         means: dict[str, Callable[[], AbstractContextManager]] = {"": contextlib.nullcontext}
         if self._training.mean:
             means["ema_"] = self._training.mean.in_place
@@ -55,16 +69,22 @@ class Evaluations:
                     found = evaluator.call(self._training.model, step)
                     reshard(self._training.model)
                     figures |= {f"{prefix}{name}": value for name, value in found.figures.items()}
+                    if found.of:
+                        seen = {"clips": found.clips, "of": found.of, "missing": list(found.missing)}
                     if meters and not prefix:
                         for name, (file, pixels) in found.pictures.items():
                             meters.picture(name, file, pixels, step)
         if not figures or not meters:
             return []
-        line = {"step": step, **figures, "seconds": time.perf_counter() - began, "time": time.time()}
-        self._file.add(line)
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        self._file.add({"step": step, **finite, **seen, "seconds": time.perf_counter() - began, "time": time.time()})
         meters.evaluated(step, figures)
         told = " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
-        return [f"step {step}: {told}"]
+        if not seen:
+            return [f"step {step}: {told}"]
+        missing = seen["missing"]
+        lost = f"; not decoded: {', '.join(missing[:SHOWN])}{' ...' if len(missing) > SHOWN else ''}" if missing else ""
+        return [f"step {step}: {told}, of {seen['clips']} of {seen['of']} clips{lost}"]
 
 
 @contextlib.contextmanager
@@ -88,6 +108,49 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def held_out(stage: Stage, model: nn.Module, ranks: Ranks) -> list[Evaluator]:
-    """The stage's own loss on clips that are held out, if `--evaluate-every` asks for it."""
-    return []
+class HeldOut:
+    """An evaluator: the stage's own loss, and its scalars, on every clip of a split once, in its middle view, without noise.
+    Masks are drawn by the clip's row, so all evaluations are of the same thing."""
+
+    def __init__(self, stage: Stage, ranks: Ranks, manifest: Manifest) -> None:
+        """Raises ValueError, with the splits there are, if the dataset has no clip of `--evaluate-split`."""
+        self._stage, self._ranks = stage, ranks
+        taken = clips_of_split(manifest, checked_split(stage.config.evaluate_split))
+        self._rows = np.arange(len(manifest)) if taken is None else np.flatnonzero(taken)
+
+    def __call__(self, model: nn.Module, step: int) -> Evaluation:
+        """Every rank makes as many forward passes as the others: where it has no clip, over black views, which do not count."""
+        config, ranks, total = self._stage.config, self._ranks, dict[str, Tensor]()
+        assert config.data is not None
+        share = config.views.views_per_step // ranks.world_size // config.accumulation(ranks.world_size)
+        with closing(
+            ClipLoader(
+                config.data,
+                replace(config.sampling, views_per_clip=1, fresh_windows=False),
+                sampler=EvaluationSampler(rows=self._rows),
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                device=ranks.device,
+                clips_per_batch=share,
+                workers=config.loader.workers,
+                decoder=config.loader.decoder,
+                cache=ClipCache.asked_for(config.loader.cache, config.loader.cache_size),
+            )
+        ) as loader:
+            for batch in loader:
+                there = batch.weight.nonzero().squeeze(1)
+                value, scalars = self._stage.loss(model, batch.of_clips(there) if len(there) else batch, None)
+                for name, mean in {"loss": value, **scalars, CLIPS: torch.ones_like(value)}.items():
+                    part = mean.double() * len(there) if len(there) else torch.zeros_like(mean.double())
+                    total[name] = total[name] + part if name in total else part
+            missing = [clip.key for clip in loader.missing]
+        sums = dict(zip(total, ranks.sum(torch.stack(list(total.values()))).tolist(), strict=True))
+        clips = sums.pop(CLIPS)
+        figures = {f"held_out_{name}": value / clips if clips else math.nan for name, value in sums.items()}
+        return Evaluation(figures, clips=int(clips), of=len(self._rows), missing=[*chain(*ranks.gather(missing))])
+
+
+def held_out(stage: Stage, ranks: Ranks, manifest: Manifest) -> list[Evaluator]:
+    """What every stage evaluates alike, if `--evaluate-every` asks for it."""
+    every = stage.config.evaluate_every
+    return [Evaluator(every, HeldOut(stage, ranks, manifest))] if every else []

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from model.config import Implementation
 from model.trainable import Trainable
 from pipeline.loader import Batch, ClipLoader, LoaderState
+from pipeline.sampling.draws import Draws
+from pipeline.storage.manifest import Manifest
 from train.compute.memory import Cost
 from train.compute.parallel import Ranks
 from train.config import ComputeConfig, RunConfig
@@ -43,6 +45,12 @@ class Evaluation:
     """By name, the same on every rank."""
     pictures: Mapping[str, tuple[Path, np.ndarray]] = field(default_factory=dict)
     """By name, on rank 0: the file, and its pixels, uint8 (height, width, 3)."""
+    clips: int = 0
+    """That the figures are of, over all ranks."""
+    of: int = 0
+    """Clips that there were."""
+    missing: Sequence[str] = ()
+    """Keys of those that could not be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +101,15 @@ class Stage(Protocol):
         """The optimizer's, each with `params`, `weight_decay` and `lr_scale`."""
         ...
 
-    def loss(self, model: Any, batch: Batch, draws: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """A forward pass -> the loss (), float32, and other named scalars (), both means over the batch, on the device."""
+    def loss(self, model: Any, batch: Batch, draws: Draws | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A forward pass -> the loss (), float32, and other named scalars (), means over the batch, on the device. In an
+        evaluation there are no `draws`, and no noise."""
         ...
 
     def cost(self, compute: ComputeConfig) -> Cost:
         """Of a view: what memory, FLOPs, dry run and out-of-memory advice reckon with."""
         ...
 
-    def evaluators(self, model: Any, ranks: Ranks, run: Path) -> Sequence[Evaluator]:
-        """What is to be found out while it trains. `run` is its folder."""
+    def evaluators(self, model: Any, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
+        """What is to be found out while it trains, see `evaluation.held_out`. `run` is its folder, `manifest` its dataset."""
         ...

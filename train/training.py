@@ -10,6 +10,7 @@ from torch import Tensor
 from model.layers import PatchEmbed
 from model.trainable import Trainable, blocks_of
 from pipeline.loader import Batch
+from pipeline.sampling.draws import Draws
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.ema import RunningMean
 from train.compute.optimizer import build_optimizer
@@ -63,8 +64,9 @@ class Training:
             state=guard,
         )
 
-    def draws(self, batch: Batch) -> None:
+    def draws(self, batch: Batch) -> Draws:
         """What else is random in a forward pass."""
+        return Draws(self.stage.config.sampling, batch.epoch, batch.positions.numpy())
 
 
 def freeze(model: Trainable, blocks: int) -> None:

@@ -126,10 +126,12 @@ def no_host_sync(bench: Bench, work: ModelWork) -> None:
 def guard(bench: Bench, work: ModelWork) -> None:
     """A step whose loss is not a number changes nothing; the next one is taken."""
     training, batch = work.training, next(work.cached)
+    assert batch.loss_weight is not None
+    weight = batch.loss_weight
     set_lr(training.optimizer, 1e-4)
 
     def taken(factor: float) -> float:
-        weighted = replace(batch, loss_weight=batch.loss_weight * factor)
+        weighted = replace(batch, loss_weight=weight * factor)
         return float(step(training, 1, lambda: weighted).taken)
 
     def state() -> list[torch.Tensor]:

@@ -83,7 +83,7 @@ def test_pictures_of_the_sharded_model_are_of_its_weights_and_leave_them_alone(d
             model = training.model
             set_lr(training.optimizer, 1e-2)
             (tmp_path / "run").mkdir(exist_ok=True)
-            evaluations = Evaluations(stage, training, tmp_path / "run", 0, 3)
+            evaluations = Evaluations(stage, training, tmp_path / "run", loader.manifest, first_step=0, total_steps=3)
             for number in range(1, 4):
                 step(training, number, lambda loader=loader: next(loader))
                 if drawn:

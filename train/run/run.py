@@ -88,7 +88,14 @@ class Run:
         cleanup.callback(folder.saver.close)
         if config.save_in_background and total_steps - self.first_step > config.save_every:
             folder.saver.start()
-        self._evaluations = Evaluations(stage, self.training, folder.path, self.first_step, total_steps)
+        self._evaluations = Evaluations(
+            stage,
+            self.training,
+            folder.path,
+            folder.manifest,
+            first_step=self.first_step,
+            total_steps=total_steps,
+        )
         self._profiler = None
         if config.profile and ranks.rank == 0:
             self._profiler = StepProfiler(folder.path, parse_steps(config.profile), ranks.device, self.first_step)

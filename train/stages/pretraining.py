@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from model.flops import executed_gmac, paper_gmac
 from model.videomae import VideoMAE, weighted_error
 from pipeline.loader import Batch
 from pipeline.sampling import DecoderMaskRule, MaskRule, SamplingRecipe, Views
+from pipeline.sampling.draws import Draws
 from pipeline.sampling.masking import TokenCounts
 from pipeline.settings import setting
+from pipeline.storage.manifest import Manifest
 from train.compute.memory import STATISTIC, BlockShape, Cost, ParameterSizes
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS, Precision
@@ -76,9 +78,10 @@ class Pretraining:
     def frozen(self) -> Mapping[str, Frozen]:
         return self.target.frozen()
 
-    def loss(self, model: VideoMAE, batch: Batch, draws: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, model: VideoMAE, batch: Batch, draws: Draws | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The bytes are read once, for patches and targets."""
         self.config.model.check_views(batch.views.shape)
+        assert batch.visible is not None and batch.decoded is not None and batch.loss_weight is not None
         L = batch.loss_weight.shape[1]
         patches_BVP, target_BLP = self.target(batch.views, batch.visible, batch.decoded[:, :L], self._dtype)
         prediction_BLP = model(patches_BVP, batch.visible, batch.decoded, L)
@@ -97,12 +100,12 @@ class Pretraining:
         }
         return replace(cost, notes=notes, frozen_gmac=self.target.gmac)
 
-    def evaluators(self, model: VideoMAE, ranks: Ranks, run: Path) -> Sequence[Evaluator]:
-        found = list(held_out(self, model, ranks))
+    def evaluators(self, model: VideoMAE, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
+        found = held_out(self, ranks, manifest)
         if every := self.config.reconstruct_every:
             from train.stages.reconstructions import Reconstructions  # matplotlib: half a second
 
-            pictures = Reconstructions(run, self.config, model, ranks)
+            pictures = Reconstructions(run, manifest, self.config.sampling, model, ranks)
             found.append(Evaluator(every, pictures, last=False))
         return found
 

@@ -28,7 +28,6 @@ from pipeline.sampling.splits import count_clips
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
 from train.compute.parallel import Ranks
-from train.config import RunConfig
 from train.stage import Evaluation
 
 matplotlib.use("agg")
@@ -47,17 +46,16 @@ class Reconstructions:
     Neither the loader nor a generator of random numbers has to do with it: clips, frames and masks are computed from the seed.
     """
 
-    def __init__(self, run: Path, config: RunConfig, model: VideoMAE, ranks: Ranks) -> None:
+    def __init__(self, run: Path, manifest: Manifest, recipe: SamplingRecipe, model: VideoMAE, ranks: Ranks) -> None:
         """Decode the clips, on rank 0. Raises ValueError on every rank if none can be decoded."""
-        assert config.data is not None
-        self._folder, self._recipe, self._ranks = run / "reconstructions", config.sampling, ranks
+        self._folder, self._recipe, self._ranks = run / "reconstructions", recipe, ranks
         for name in ("encode", "decode"):  # so that they gather the parameters as the forward does
             register_fsdp_forward_method(model, name)
         views, error = None, None
         if ranks.rank == 0:
             self._folder.mkdir(exist_ok=True)
             try:
-                views = centre_views(Manifest(config.data), self._recipe, CLIPS)
+                views = centre_views(manifest, recipe, CLIPS)
             except (DecodeError, OSError) as caught:
                 error = str(caught)
         views, error = ranks.gather((views, error))[0]

@@ -95,7 +95,7 @@ def test_a_step_is_adamw_with_decoupled_decay():
     start, betas, eps, decay, lr = torch.tensor([[1.0, -2.0]]).double(), (0.9, 0.95), 1e-8, 0.05, 0.1
     weight, bias = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start[0].clone())
     named = [("blocks.0.fc.weight", weight), ("head.bias", bias)]
-    optimizer = build_optimizer(named, weight_decay=decay, betas=betas, layer_decay=0.5, depth=1)
+    optimizer = build_optimizer(parameter_groups(named, decay, 0.5, 1), betas)
     assert all(group["lr"] == 0 for group in optimizer.param_groups)
     want = {"weight": start.clone(), "bias": start[0].clone()}
     moments = {name: [torch.zeros_like(v), torch.zeros_like(v)] for name, v in want.items()}
