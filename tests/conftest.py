@@ -41,3 +41,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["--folder", f"generated={folder / 'videos'}", "--out", str(folder / "dataset"), "--clips-per-shard", "5"]
     assert build_unlabeled_hybrid.main(arguments) == 0
     return folder / "dataset"
+
+
+@pytest.fixture(scope="session")
+def labelled(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same 12 clips to train on and 7 others of split val, labelled with what they show."""
+    from dataset_builders import build_dataset, generate_clips
+
+    folder, train = tmp_path_factory.mktemp("labelled"), dataset.parent / "videos"
+    assert generate_clips.main(["--out", str(folder / "val"), "--clips", "7", "--seed", "1"]) == 0
+    sources = ["--folder", f"own={train}", "--folder", f"own:val={folder / 'val'}"]
+    assert build_dataset.main([*sources, "--labels-from-folder", "--out", str(folder / "dataset")]) == 0
+    return folder / "dataset"

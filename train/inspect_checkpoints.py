@@ -40,7 +40,7 @@ from train.checkpoint.state import read_progress, read_weights, save_weights
 @exit_status(name="inspect_checkpoints")
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="folder of a run of `tubecell pretrain`, or its mirror's URL")
+    parser.add_argument("run", metavar="RUN", help="folder of a run, or its mirror's URL")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare it with the checksums")
     parser.add_argument("--consolidate", type=on_disk, metavar="FILE", help="write the weights to one safetensors file")
     parser.add_argument("--step", type=int, metavar="N", help="look at the checkpoint of this step alone")
@@ -59,7 +59,7 @@ def inspect(run: str, verify: bool, consolidate: Path | None, step: int | None, 
     mirror = Mirror(run) if is_url(run) else None
     names = mirror.names() if mirror else [checkpoint.name for checkpoint in listed(Path(run) / "checkpoints")]
     if not names:
-        raise ValueError(f"{run} has no checkpoint; give the folder of a run of `tubecell pretrain`, or its --mirror")
+        raise ValueError(f"{run} has no checkpoint; give the folder of a run, or its --mirror")
     if step is not None:
         if name_of(step) not in names:
             raise ValueError(f"{run} has no checkpoint of step {step}; it has {', '.join(names)}")

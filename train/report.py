@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare pre-training runs on one page: losses by step and by time, rates, what went wrong, what differs between them.
+"""Compare runs on one page: losses by step and by time, rates, what went wrong, what differs between them.
 
     tubecell report RUN [RUN ...] [--out report.html]
 
@@ -32,7 +32,7 @@ from train.pages.run_record import RunRecord
 @exit_status(name="report")
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=on_disk, nargs="+", metavar="RUN", help="folder of a run of `tubecell pretrain`")
+    parser.add_argument("runs", type=on_disk, nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--out", type=on_disk, help="the page (default: report.html in the first run's folder)")
     options = parser.parse_args(arguments)
     file = options.out or options.runs[0] / "report.html"

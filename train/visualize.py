@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Draw what a pre-training run has learned: RUN/loss.png and RUN/reconstruction.png.
+"""Draw what a run has learned: RUN/loss.png and, of pre-training that predicts pixels, RUN/reconstruction.png.
 
     tubecell visualize RUN [--clips 6] [--frames 4]
 
-What the picture shows: see train/reconstructions.py. (A run makes them itself with --reconstruct-every.)
+What the picture shows: see train/stages/reconstructions.py. (A run makes them itself with --reconstruct-every.)
 """
 
 import sys
@@ -33,21 +33,30 @@ from pipeline.settings import read
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.remote import on_disk
 from train.checkpoint import state as checkpoints
-from train.config import read_config
+from train.config import read_config, read_stage
 from train.stages.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct
 
 
 @exit_status(DecodeError, name="visualize")
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=on_disk, metavar="RUN", help="folder of a run of `tubecell pretrain`")
+    parser.add_argument("run", type=on_disk, metavar="RUN", help="folder of a run")
     parser.add_argument("--clips", type=int, default=6, help="clips in the picture (default: 6)")
     parser.add_argument("--frames", type=int, default=4, help="frames of each, equally spaced (default: 4)")
     options = parser.parse_args(arguments)
     draw_loss(options.run)
     print(f"loss curve       {options.run / 'loss.png'}")
-    draw_reconstruction(options.run, options.clips, options.frames)
-    print(f"reconstruction   {options.run / 'reconstruction.png'}")
+    if predicts_pixels(options.run):
+        draw_reconstruction(options.run, options.clips, options.frames)
+        print(f"reconstruction   {options.run / 'reconstruction.png'}")
+
+
+def predicts_pixels(run: Path) -> bool:
+    """Raises ValueError for what is no run's folder."""
+    file = run / "config.json"
+    if not file.exists():
+        raise ValueError(f"{run} has no config.json; give the --out folder of a run")
+    return read_stage(file) == "pretrain" and read_config(file).get("target", "pixels") == "pixels"
 
 
 def draw_loss(run: Path) -> None:
@@ -56,15 +65,16 @@ def draw_loss(run: Path) -> None:
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     lines = [line for line in lines if line["loss"] is not None]
     if not lines:
-        raise ValueError(f"{file} has no losses yet; train first: tubecell pretrain RECIPE --data DATASET --out {run}")
+        raise ValueError(f"{file} has no losses yet; train first: tubecell STAGE RECIPE --data DATASET --out {run}")
     steps, losses = np.array([line["step"] for line in lines]), np.array([line["loss"] for line in lines])
     window = max(1, len(losses) // 20)
     smooth = np.convolve(np.pad(losses, (window - 1, 0), mode="edge"), np.full(window, 1 / window), mode="valid")
 
+    loss = "loss: squared error of normalised pixels" if predicts_pixels(run) else "loss"
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(steps, losses, color=ACCENT, alpha=0.35, linewidth=1, label="logged")
     axes.plot(steps, smooth, color=ACCENT, linewidth=2, label="smoothed")
-    axes.set(xlabel="step", ylabel="loss: squared error of normalised pixels", xlim=(0, steps[-1]))
+    axes.set(xlabel="step", ylabel=loss, xlim=(0, steps[-1]))
     axes.set_title(f"{run.name}: {losses[0]:.3f} → {losses[-1]:.3f} in {steps[-1]} steps", loc="left", fontweight="bold")
     axes.grid(color="#e6e8eb", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

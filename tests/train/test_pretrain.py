@@ -167,10 +167,10 @@ def test_a_start_that_comes_to_nothing_takes_no_other_run_with_it(dataset: Path,
     """Two runs are begun at once in a folder that was not there."""
     config = replace(recipes.from_command_line(SMALL), data=str(dataset), out=tmp_path / "runs" / "a")
     alone = Ranks(0, 1, 1, torch.device("cpu"))
-    folder = RunFolder(config, alone)
+    folder = RunFolder("pretrain", config, alone)
     other = tmp_path / "runs" / "b" / "checkpoints"
     other.mkdir(parents=True)
     folder.close()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b"] and other.exists()
-    RunFolder(replace(config, out=tmp_path / "deep" / "down"), alone).close()
+    RunFolder("pretrain", replace(config, out=tmp_path / "deep" / "down"), alone).close()
     assert not (tmp_path / "deep").exists()

@@ -114,5 +114,5 @@ def test_a_run_draws_itself_on_two_ranks(dataset: Path, tmp_path: Path) -> None:
 
 def test_errors_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert visualize.main([str(tmp_path)]) == 2
-    assert "train first: tubecell pretrain" in capsys.readouterr().err
+    assert "train first: tubecell STAGE" in capsys.readouterr().err
     assert visualize.main([]) == 2

@@ -26,6 +26,8 @@ class RunRecord:
     """config.json, flat: {"optim.base_lr": ...}."""
     starts: list[dict[str, Any]]
     """environment.json, one for each start."""
+    evaluations: list[dict[str, Any]]
+    """evaluations.jsonl, by step."""
     skipped: list[dict[str, Any]]
     failures: list[dict[str, Any]]
     complete: bool
@@ -36,7 +38,7 @@ class RunRecord:
         lines = read_lines(path / "metrics.jsonl")
         if not lines:
             raise ValueError(
-                f"{path} has no metrics.jsonl with a line in it; give the --out folder of a run of `tubecell pretrain`"
+                f"{path} has no metrics.jsonl with a line in it; give the --out folder of a run"
             )
         starts = path / "environment.json"
         return RunRecord(
@@ -45,6 +47,7 @@ class RunRecord:
             lines=lines,
             config=read_config(path / "config.json"),
             starts=json.loads(starts.read_text()) if starts.exists() else [],
+            evaluations=read_lines(path / "evaluations.jsonl"),
             skipped=read_lines(path / "skipped.jsonl"),
             failures=read_lines(path / "failures.jsonl"),
             complete=(path / "complete").exists(),

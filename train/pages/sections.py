@@ -34,6 +34,7 @@ def values(runs: Runs) -> dict[str, Any]:
             "Gradient norm, before clipping": _chart(runs, "grad_norm", log=True),
             "Learning rate": _chart(runs, "lr", zero=True, noisy=False),
         },
+        "evaluations": _evaluations(runs),
         "speed": {
             "views/s": _chart(runs, "views_per_second", zero=True),
             its_name: _chart(runs, use, zero=True, percent=True),
@@ -70,6 +71,22 @@ def _chart(runs: Runs, column: str, x_name: str = "step", unit: float = 0.0, **h
         marks = np.interp(run.restarts, run.steps, x).tolist() if run.restarts else ()
         curves.append(Curve(name=run.name, colour=f"c{number % COLOURS}", x=x, y=run.column(column), marks=marks))
     return lines(curves, x_name, **how)
+
+
+def _evaluations(runs: Runs) -> dict[str, Markup]:
+    """A chart of each figure that some run's evaluations found."""
+    about = ("step", "clips", "of", "missing", "seconds", "time")
+    names = dict.fromkeys(name for run in runs for line in run.evaluations for name in line if name not in about)
+    charts = {}
+    for name in names:
+        curves = []
+        for number, run in enumerate(runs):
+            lines_of = [line for line in run.evaluations if line.get(name) is not None]
+            x, y = (np.array([line[key] for line in lines_of], np.float64) for key in ("step", name))
+            curves += [Curve(name=run.name, colour=f"c{number % COLOURS}", x=x, y=y, marks=())] if lines_of else []
+        if curves:
+            charts[name.replace("_", " ").capitalize()] = lines(curves, "step", noisy=False)
+    return charts
 
 
 def _differences(runs: Runs) -> list[tuple[str, list[str], bool]]:

@@ -59,7 +59,8 @@ class Run:
         cleanup.callback(self._failures.flush)
         self._profile = None
         if config.profile_loader:
-            self._profile = LiveProfile(folder.path, self.loader, ranks.rank, ranks.device.type, device_name(ranks.device))
+            kind, name = ranks.device.type, device_name(ranks.device)
+            self._profile = LiveProfile(folder.path, stage.name, self.loader, ranks.rank, kind, name)
             cleanup.callback(may_fail("--profile-loader")(self._profile.write))
         startup.done("dataset")  # the first batches are decoded beside what follows
 

@@ -19,9 +19,9 @@ FIRST, LONGEST = 60.0, 3600.0  # seconds until the first report, and between two
 class LiveProfile:
     """Watches a loader from now on."""
 
-    def __init__(self, run: Path, loader: ClipLoader, rank: int, device: str, machine: str) -> None:
+    def __init__(self, run: Path, stage: str, loader: ClipLoader, rank: int, device: str, machine: str) -> None:
         self.folder = run / "loader_profile" if rank == 0 else run / "loader_profile" / f"rank-{rank}"
-        self._loader, self._device, self._machine = loader, device, machine
+        self._stage, self._loader, self._device, self._machine = stage, loader, device, machine
         self._began = time.perf_counter()
         self._due = self._began + FIRST
         self._spent = 0.0
@@ -54,7 +54,7 @@ class LiveProfile:
             rates=rates,
             settings=settings_of(loader) | {"cost_of_the_report": self._spent / max(began - self._began, 1e-9)},
             machine=self._machine,
-            title="tubecell pretrain --profile-loader",
+            title=f"tubecell {self._stage} --profile-loader",
         )
         write_report(self.folder, profile)
         now = time.perf_counter()

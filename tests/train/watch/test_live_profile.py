@@ -24,7 +24,7 @@ def test_a_run_writes_a_report_of_itself(dataset: Path, tmp_path: Path) -> None:
 
 def test_a_report_is_written_now_and_then_and_costs_little(dataset: Path, tmp_path: Path) -> None:
     loader = ClipLoader(dataset, RECIPE, workers=1, prefetch=2)
-    profile = LiveProfile(tmp_path, loader, rank=3, device="cpu", machine="two cores")
+    profile = LiveProfile(tmp_path, "pretrain", loader, rank=3, device="cpu", machine="two cores")
     file = tmp_path / "loader_profile" / "rank-3" / "report.json"
     next(loader)
     profile.write()
