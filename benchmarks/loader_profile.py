@@ -14,6 +14,9 @@ the target is missed.
 import sys
 from pathlib import Path
 
+from train.command_line import flags_of, from_command_line
+from train.recipes import RECIPES
+
 if __name__ == "__main__":
     if not __package__:  # a script: its own folder leads the path, where the checkout is to
         sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
@@ -43,7 +46,6 @@ from pipeline.settings import with_values
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
 from train.compute.parallel import Ranks, started
-from train.recipes import flags_of, from_command_line
 from train.stages.pretraining import PretrainConfig
 
 CLIPS_PER_BATCH = 8  # of a loader that feeds no model
@@ -107,7 +109,7 @@ def configuration(arguments: Sequence[str]) -> PretrainConfig:
     """The training's configuration, `measurable` here. Raises ValueError for what cannot be."""
     named = bool(arguments) and not arguments[0].startswith("-")
     arguments = [*([] if named else ["vit-b-hybrid"]), *arguments]
-    config = from_command_line(arguments, prog=Path(sys.argv[0]).name)
+    config = from_command_line(RECIPES, arguments, prog=Path(sys.argv[0]).name)
     if config.data is None:
         raise ValueError("--data DATASET is needed")
     return measurable(config, arguments[0], flags_of(arguments), count_clips(Manifest(config.data), config.sampling.split))

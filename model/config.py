@@ -40,14 +40,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
-                raise ValueError(f"model: {field.name} = {getattr(self, field.name)} must be greater than 0")
+                raise ValueError(f"{field.name} {getattr(self, field.name)} must be greater than 0")
         for whole, part in DIVISORS.items():
             value, divisor = getattr(self, whole), getattr(self, part)
             if value % divisor:
                 below = value // divisor * divisor
                 nearest = " or ".join(str(n) for n in (below, below + divisor) if n)
                 raise ValueError(
-                    f"model: {whole} = {value} is no multiple of {part} = {divisor}; set {whole} to {nearest}, or change {part}"
+                    f"{whole} {value} is no multiple of {part} {divisor}; set {whole} to {nearest}, or change {part}"
                 )
 
     def check_views(self, shape: Sequence[int]) -> None:

@@ -23,10 +23,17 @@ RENAMED = {  # old name -> new: of flags and config.json ("group.field"), of rec
 }
 
 
-def setting(default: Any = MISSING, *, default_factory: Any = MISSING, was: Any = MISSING, may_change: bool = False) -> Any:
+def setting(
+    default: Any = MISSING,
+    *,
+    default_factory: Any = MISSING,
+    was: Any = MISSING,
+    may_change: bool = False,
+    place: bool = False,
+) -> Any:
     """A dataclass field. `was`: what code before this field did; `may_change` on a resume, with all of its fields if it is a
-    group of them."""
-    metadata = {"may_change": may_change} | ({} if was is MISSING else {"was": was})
+    group of them; `place`: a text that is a path or a URL."""
+    metadata = {"may_change": may_change, "place": place} | ({} if was is MISSING else {"was": was})
     return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
 
 

@@ -159,10 +159,12 @@ class LoaderConfig:
 class RunConfig:
     """A run of any stage."""
 
-    data: str | None = setting(None, may_change=True)
+    data: str | None = setting(None, may_change=True, place=True)
     """The dataset: a folder with a manifest.parquet, made by dataset_builders/, or its URL."""
     out: Path | None = setting(None, may_change=True)
     """The run's folder, outside of datasets and of their sources. If it holds a checkpoint, the run goes on from there."""
+    config: Path | None = setting(None, may_change=True)
+    """RUN.toml: recipe and flags as a file (see train/command_line.py). Flags win over it, and so does a run that goes on."""
     steps: int | None = setting(None, may_change=True)
     """Optimizer steps; by default epochs times the steps of an epoch. Who gives one of the two overrides a recipe's other."""
     epochs: int | None = setting(300, may_change=True)

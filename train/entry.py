@@ -13,12 +13,12 @@ from pipeline.loader import LoaderError
 from pipeline.sampling.order import order_of
 from pipeline.stop_signals import StopSignal
 from train.checkpoint import state as checkpoints
+from train.command_line import check_length, flags_of, from_command_line, in_flags
 from train.compute.out_of_memory import advice, is_out_of_memory
 from train.compute.parallel import Ranks, started
 from train.compute.startup import Startup
 from train.config import RunConfig
 from train.loop import train
-from train.recipes import check_length, flags_of, from_command_line
 from train.run.dry_run import describe
 from train.run.folder import RunFolder
 from train.run.run import Run, RunFailedError
@@ -43,9 +43,9 @@ def run(
     if not arguments:
         print(usage)
         with contextlib.suppress(SystemExit):
-            from_command_line(["--help"])
+            from_command_line(recipes, ["--help"])
         return 2
-    config = from_command_line(arguments)
+    config = from_command_line(recipes, arguments)
     try:
         given = flags_of(arguments)
         if config.dry_run:
@@ -69,7 +69,7 @@ def run(
         return 0
     except (ValueError, OSError, RunFailedError, LoaderError) as error:
         rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        print(f"{stage.name}: {rank}{error}", file=sys.stderr)
+        print(f"{stage.name}: {rank}{in_flags(str(error), config)}", file=sys.stderr)
         get_error_handler().record_exception(error)  # torchrun repeats it after all that the other ranks have to say
         return 2 if isinstance(error, ValueError | OSError) else 1
 

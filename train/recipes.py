@@ -4,16 +4,12 @@ Learning rates are per 256 *views*; the official flags are per 256 clips, R = 4 
 differ, the code wins, because the released checkpoints follow it.
 """
 
-import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-
-import tyro
 
 from model.config import MODELS
 from pipeline.sampling import Views
-from pipeline.settings import RENAMED, flag_name, translated
-from train.config import ComputeConfig, OptimConfig, RunConfig
+from train.config import ComputeConfig, OptimConfig
 from train.stages.pretraining import PretrainConfig
 
 FULL = ComputeConfig(activation_checkpointing="full")
@@ -80,27 +76,3 @@ def vit_b_ssv2() -> PretrainConfig:
 
 MAKERS = tiny, vit_s_hybrid, vit_b_hybrid, vit_l_hybrid, vit_h_hybrid, vit_g_hybrid, vit_b_ssv2
 RECIPES: dict[str, Callable[[], PretrainConfig]] = {make.__name__.replace("_", "-"): make for make in MAKERS}
-
-
-def from_command_line(arguments: Sequence[str] | None = None, prog: str | None = None) -> PretrainConfig:
-    """`RECIPE --flag value ...` -> the resolved configuration. Exits with 2 and a message for what cannot be."""
-    arguments = translated(sys.argv[1:] if arguments is None else arguments)
-    recipes = {name: (" ".join((make.__doc__ or "").split()), make()) for name, make in RECIPES.items()}
-    config = tyro.extras.overridable_config_cli(recipes, prog=prog, args=arguments)
-    given = flags_of(arguments)
-    if {"steps", "epochs"} <= given:
-        return config  # a contradiction, unless an older run is meant, see RunFolder
-    if "epochs" in given and config.epochs:
-        return replace(config, steps=None)  # the recipe's
-    return replace(config, epochs=None) if config.steps else config
-
-
-def check_length(config: RunConfig, given: Collection[str]) -> None:
-    """Raises ValueError if a command line says twice how long a run is."""
-    if {"steps", "epochs"} <= set(given) and config.steps and config.epochs:
-        raise ValueError(f"--steps {config.steps} and --epochs {config.epochs}: either says how long a run is; give one")
-
-
-def flags_of(arguments: Sequence[str]) -> set[str]:
-    """The fields that a command line names: {"optim.base_lr"}."""
-    return {RENAMED.get(name, name) for name in map(flag_name, arguments) if name}

@@ -136,7 +136,7 @@ def gradients(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
 
 def pretrain(arguments: list[str], dataset: Path, run: Path) -> None:
     """`train/pretrain.py`, in this process: torch is imported and kernels are compiled once. Raises AbsentError if it cannot
-    be imported (tyro is pure Python and comes with the kit)."""
+    be imported."""
     try:
         from train import pretrain as entry
     except ImportError as error:

@@ -5,6 +5,8 @@ than once, as the official loaders do, and `repeated` counts these. T is the num
 distance of two of them in frames of the clip: whole for a stride, not always for an interval in seconds.
 """
 
+from typing import Literal, get_args
+
 import numpy as np
 
 from pipeline import keyed
@@ -13,7 +15,8 @@ from pipeline.storage.manifest import Manifest, parse_sampling
 # Where a view's frames lie. "stride": the pre-training window, an exact step. "linspace": the official fine-tuning window,
 # whose steps are 4 and sometimes 5. "tsn", "tsn_video": a frame from each of T equal segments of the whole clip, in the form
 # of the official raw-frame loader (Something-Something V2) and of the one for videos (--sparse_sample).
-TEMPORAL = ("stride", "linspace", "tsn", "tsn_video")
+Temporal = Literal["stride", "linspace", "tsn", "tsn_video"]
+TEMPORAL: tuple[Temporal, ...] = get_args(Temporal)
 
 
 def parse_rate(text: str) -> tuple[int, float] | None:

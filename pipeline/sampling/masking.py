@@ -46,10 +46,10 @@ def token_counts(
     """
     rule, decoder_rule = RULES[masks], DECODER_RULES[decoder_masks]
     num_tokens = math.prod(grid)
-    hidden = _masked(rule, grid, mask_ratio, f"mask ratio {mask_ratio} of masks {masks!r}")
+    hidden = _masked(rule, grid, mask_ratio, f"mask_ratio {mask_ratio} of {masks!r} masks")
     if decoder_mask_ratio == 0:
         return TokenCounts(num_tokens - hidden, hidden, hidden)
-    what = f"decoder mask ratio {decoder_mask_ratio} of decoder masks {decoder_masks!r}"
+    what = f"decoder_mask_ratio {decoder_mask_ratio} of {decoder_masks!r} masks"
     decoded = num_tokens - _masked(decoder_rule, grid, decoder_mask_ratio, what)
     constant = False
     match rule.of, decoder_rule.of:
@@ -58,7 +58,7 @@ def token_counts(
         case ("tubes", "frames") | ("frames", "cells"):
             constant = True
         case "frames", "frames" if hidden + decoded <= num_tokens:
-            raise ValueError(f"{what}: with mask ratio {mask_ratio} a view may decode none of the frames it hides; hide more")
+            raise ValueError(f"{what}: with mask_ratio {mask_ratio} a view may decode none of the frames it hides; hide more")
     return TokenCounts(num_tokens - hidden, decoded, hidden * decoded // num_tokens if constant else decoded)
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pipeline.sampling import frames, masking
 from pipeline.sampling.masks.choice import Grid
@@ -11,7 +11,7 @@ from pipeline.sampling.masks.rules import DECODER_RULES, RULES, DecoderMaskRule,
 from pipeline.sampling.splits import checked_split
 from pipeline.settings import kept, read, setting, with_values
 
-CROPS = ("multi_scale", "random_resized")
+Crop = Literal["multi_scale", "random_resized"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +74,9 @@ class SamplingRecipe(Views):
     """Frames of a token."""
     patch_size: int = 16
     """Side of a token in pixels."""
-    temporal: str = "stride"
+    temporal: frames.Temporal = "stride"
     """Where the frames of a view lie: "stride" (pre-training), "linspace", "tsn", "tsn_video" (see `sampling.frames`)."""
-    crop: str = "multi_scale"
+    crop: Crop = "multi_scale"
     """"multi_scale" (pre-training) or "random_resized" (fine-tuning)."""
     masks: MaskRule | None = setting("tube", was="tube")
     """What the encoder does not see: "tube", or "random", "frame", "multi-block" (see `sampling.masks`); None: views without
@@ -85,7 +85,11 @@ class SamplingRecipe(Views):
     """What the decoder leaves out, if its ratio is over 0: "running-cell", or "random", "frame"."""
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[Any, ...]] = {"shuffle": ("global", "window"), "temporal": frames.TEMPORAL, "crop": CROPS}
+        choices: dict[str, tuple[Any, ...]] = {
+            "shuffle": ("global", "window"),
+            "temporal": frames.TEMPORAL,
+            "crop": get_args(Crop),
+        }
         choices |= {"arithmetic": (1, 2), "masks": (*RULES, None), "decoder_masks": tuple(DECODER_RULES)}
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
@@ -102,8 +106,9 @@ class SamplingRecipe(Views):
                 f"{self.num_frames} frames of {self.input_size} px do not divide into tubelets of {self.tubelet_size} frames "
                 f"and patches of {self.patch_size} px"
             )
-        if self.window < 1 or (self.lanes is not None and self.lanes < 1):
-            raise ValueError(f"window {self.window} and lanes {self.lanes} must be at least 1")
+        for name, value in (("window", self.window), ("lanes", self.lanes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
         object.__setattr__(self, "split", checked_split(self.split))
         object.__setattr__(self, "mixture", _checked_mixture(self.mixture))
         frames.parse_rate(self.sampling)

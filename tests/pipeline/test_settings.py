@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 import pytest
 
 from pipeline.settings import completed, fields_of, flag_name, kept, read, renamed, setting, translated, with_values
-from train.recipes import flags_of
+from train.command_line import flags_of
 from train.stages.pretraining import PretrainConfig
 
 

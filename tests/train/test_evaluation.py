@@ -11,7 +11,8 @@ from model.videomae import pixel_loss
 from pipeline.loader import ClipLoader
 from pipeline.sampling import EvaluationSampler
 from tests.train.trainers import lines, losses, run, start
-from train.recipes import from_command_line
+from train.command_line import from_command_line
+from train.recipes import RECIPES
 
 
 @pytest.mark.parametrize("reshard", ["--compute.no-reshard-after-forward", "--compute.reshard-after-forward"])
@@ -41,7 +42,7 @@ def test_the_held_out_loss_is_that_of_every_clip_once(labelled: Path, tmp_path: 
         (line,) = lines(out / "evaluations.jsonl")
         figures.append([line["held_out_loss"], line["ema_held_out_loss"]])
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
-    config = from_command_line(json.loads((tmp_path / "1" / "environment.json").read_text())[0]["command"][1:])
+    config = from_command_line(RECIPES, json.loads((tmp_path / "1" / "environment.json").read_text())[0]["command"][1:])
     from dataclasses import replace
 
     from model.config import Implementation

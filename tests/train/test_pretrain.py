@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from model.videomae import VideoMAE
 from tests.train.trainers import SMALL, command, lines, losses, run, start
 from train import recipes
+from train.command_line import from_command_line
 from train.compute.parallel import Ranks
 from train.run.folder import RunFolder
 
@@ -50,7 +51,7 @@ def test_the_command_leaves_what_it_says(dataset: Path, straight: Path, tmp_path
         assert first["decoder"].startswith("libav: libav takes 12 clips (the batch is wanted on a CPU); crops: ")
         assert list((out / "tensorboard").iterdir())
         weights = load_file(out / "model.safetensors")
-        config = recipes.from_command_line(SMALL)
+        config = from_command_line(recipes.RECIPES, SMALL)
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in VideoMAE(config.model).state_dict().items()}
         assert {name: tensor.shape for name, tensor in weights.items()} == expected
@@ -113,6 +114,19 @@ def test_optimizer_flags_may_change_on_the_way(dataset: Path, copy: Path, tmp_pa
     assert any(not torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+def test_a_run_that_goes_on_wins_over_a_file(dataset: Path, copy: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("steps = 40\nseed = 3\nlog_every = 1\n[optim]\nweight_decay = 0.5\nbase_lr = 0.024\n")
+    text = run(dataset, copy, "--config", str(file))
+    assert f"--config {file} has seed 3, but the run goes on with 0; another --out begins a run with that" in text
+    assert "has steps 40, but the run goes on with 20; --steps 40 changes it" in text
+    assert "has optim.weight_decay 0.5, but the run goes on with 0.05; --optim.weight-decay 0.5 changes it" in text
+    assert "base_lr" not in text and "log_every" not in text and "is done: 20 steps" in text
+    text = run(dataset, copy, "--config", str(file), "--steps", "21", "--optim.weight-decay", "0.5")
+    assert "--optim.weight-decay 0.05 -> 0.5" in text and "done: 21 steps" in text
+    assert "--seed 0 -> 3" in refused(dataset, copy, "--config", str(file), "--steps", "21", "--seed", "3")
+
+
 def test_clips_that_fail_are_in_the_log_even_if_they_end_the_run(dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset, tmp_path / "dataset")
     for shard in (tmp_path / "dataset" / "shards").glob("*.tar"):
@@ -128,7 +142,7 @@ def test_clips_that_fail_are_in_the_log_even_if_they_end_the_run(dataset: Path, 
 
 def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert "lower views_per_step to at most 24" in refused(dataset, out, "--views.views-per-step", "64")
+    assert "lower --views.views-per-step to at most 24" in refused(dataset, out, "--views.views-per-step", "64")
     assert "is no dataset" in refused(tmp_path, tmp_path / "other")
     assert not (tmp_path / "other").exists()
     if not torch.cuda.is_available():
@@ -138,7 +152,7 @@ def test_errors_are_one_line(dataset: Path, tmp_path: Path) -> None:
     assert "either says how long" in refused(dataset, out, "--steps", "5", "--epochs", "2")
     assert not out.exists()
     out.mkdir()
-    assert "lower views_per_step to at most 24" in refused(dataset, out, "--views.views-per-step", "64")
+    assert "lower --views.views-per-step to at most 24" in refused(dataset, out, "--views.views-per-step", "64")
     assert not list(out.iterdir())
 
 
@@ -165,7 +179,7 @@ def test_a_learning_rate_that_is_too_high_is_skipped_and_ends_the_run(dataset: P
 
 def test_a_start_that_comes_to_nothing_takes_no_other_run_with_it(dataset: Path, tmp_path: Path) -> None:
     """Two runs are begun at once in a folder that was not there."""
-    config = replace(recipes.from_command_line(SMALL), data=str(dataset), out=tmp_path / "runs" / "a")
+    config = replace(from_command_line(recipes.RECIPES, SMALL), data=str(dataset), out=tmp_path / "runs" / "a")
     alone = Ranks(0, 1, 1, torch.device("cpu"))
     folder = RunFolder("pretrain", config, alone)
     other = tmp_path / "runs" / "b" / "checkpoints"

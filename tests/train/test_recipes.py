@@ -73,40 +73,6 @@ def test_mismatches_name_the_numbers() -> None:
         PretrainConfig(epochs=0)
 
 
-def test_the_command_line_overrides_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    config = recipes.from_command_line(["vit-b-ssv2", "--steps", "20", "--optim.base-lr", "1e-3", "--model.encoder-depth", "2"])
-    assert (config.steps, config.optim.base_lr, config.model.encoder_depth) == (20, 1e-3, 2)
-    assert math.isclose(config.optim.warmup_share, 40 / 800)
-    for wrong, words in (
-        (["vit-b-ssv2", "--views.decoder-mask-ratio", "0.4"], "0.25, 0.5, 0.75"),
-        (["vit-q"], "vit-g-hybrid"),
-        (["tiny", "--optim.lr", "3"], "base-lr"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            recipes.from_command_line(wrong)
-        assert caught.value.code == 2
-        streams = capsys.readouterr()
-        assert words in streams.out + streams.err
-
-
-def test_steps_and_epochs_are_two_ways_to_say_one_thing(capsys: pytest.CaptureFixture[str]) -> None:
-    """What the command line gives wins over what the recipe has, whichever of them that is."""
-    for arguments, steps, epochs, total in (
-        ("tiny", 1500, None, 1500),
-        ("tiny --epochs 1", None, 1, 8),
-        ("tiny --epochs=3", None, 3, 24),
-        ("tiny --steps 5", 5, None, 5),
-        ("vit-b-hybrid", None, 200, 1600),
-        ("vit-b-hybrid --steps 20", 20, None, 20),
-    ):
-        config = recipes.from_command_line(arguments.split())
-        assert (config.steps, config.epochs, config.total_steps(8)) == (steps, epochs, total)
-    assert main(["tiny", "--steps", "5", "--epochs", "2", "--dry-run"]) == 2
-    assert "--steps 5 and --epochs 2: either says how long a run is; give one" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="--steps or --epochs is needed"):
-        PretrainConfig(epochs=None)
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -125,11 +91,6 @@ def test_steps_and_epochs_are_two_ways_to_say_one_thing(capsys: pytest.CaptureFi
 def test_a_number_that_would_train_nothing_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         OptimConfig(**change)
-
-
-def test_no_argument_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert "vit-g-hybrid" in capsys.readouterr().out
 
 
 def test_every_field_is_read() -> None:

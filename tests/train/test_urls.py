@@ -10,14 +10,15 @@ import pytest
 from pipeline.storage import files
 from tests.pipeline.s3_server import BUCKET, S3Server
 from tests.train.trainers import SMALL, run, start
+from train.command_line import from_command_line
 from train.pages.run_record import RunRecord
-from train.recipes import from_command_line
+from train.recipes import RECIPES
 from train.report import main as report
 from train.stages.pretraining import PretrainConfig
 
 
 def test_urls_in_configurations_keep_both_slashes() -> None:
-    assert from_command_line([*SMALL, "--data", "s3://bucket/x"]).data == "s3://bucket/x"
+    assert from_command_line(RECIPES, [*SMALL, "--data", "s3://bucket/x"]).data == "s3://bucket/x"
     assert PretrainConfig(data=Path("s3://bucket/x")).data == "s3://bucket/x"  # type: ignore[arg-type]
     assert PretrainConfig(data="/data/x").data == "/data/x"
     with pytest.raises(ValueError, match="--out s3://bucket/run must be a folder"):

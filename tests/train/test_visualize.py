@@ -19,11 +19,12 @@ from pipeline.sampling.masks.tube import tube_masks
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, losses, run
 from train import visualize
+from train.command_line import from_command_line
 from train.compute.optimizer import set_lr
 from train.compute.parallel import started
 from train.evaluation import Evaluations
 from train.loop import step
-from train.recipes import from_command_line
+from train.recipes import RECIPES
 from train.stages.pretraining import Pretraining
 from train.stages.reconstructions import centre_views, reconstruct, unpatchify
 from train.training import Training
@@ -73,7 +74,7 @@ def test_a_clip_that_cannot_be_decoded_is_left_out(dataset: Path, tmp_path: Path
 
 def test_pictures_of_the_sharded_model_are_of_its_weights_and_leave_them_alone(dataset: Path, tmp_path: Path) -> None:
     """Drawn between two steps, after the weights were moved."""
-    config = from_command_line([*SMALL, "--data", str(dataset)])
+    config = from_command_line(RECIPES, [*SMALL, "--data", str(dataset)])
     weights = []
     for drawn in (False, True):
         with started("cpu") as ranks:

@@ -37,9 +37,7 @@ class RunRecord:
         """Raises ValueError if the folder is no run, or nothing was logged yet."""
         lines = read_lines(path / "metrics.jsonl")
         if not lines:
-            raise ValueError(
-                f"{path} has no metrics.jsonl with a line in it; give the --out folder of a run"
-            )
+            raise ValueError(f"{path} has no metrics.jsonl with a line in it; give the --out folder of a run")
         starts = path / "environment.json"
         return RunRecord(
             path=path,

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from pipeline.console import may_fail
+from pipeline.console import complain, may_fail
 from pipeline.sampling.splits import count_clips
-from pipeline.settings import completed, fields_of, flag, flatten, kept, with_values
+from pipeline.settings import completed, fields_of, flag, flatten, kept, value_of, with_values
 from pipeline.storage.file_lock import lock
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import Manifest
@@ -29,13 +29,14 @@ from train.checkpoint import state as checkpoints
 from train.checkpoint.files import clean_up
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.saving import RunCheckpoints, on_rank_0
+from train.command_line import Kind, check_length, flags_of, is_place, read_toml, spoken
 from train.compute.parallel import Ranks
 from train.compute.startup import LOCK
 from train.config import RunConfig, read_config, read_stage
-from train.recipes import check_length, flags_of
 from train.watch.json_lines import keep_lines
 
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
+LENGTH = {"steps", "epochs"}  # two ways to say one thing
 PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", "compiled", "loader_profile", "reconstructions", LOCK)  # before `begin`
 
 
@@ -48,10 +49,11 @@ class RunFolder:
     def __init__(self, stage: str, config: RunConfig, ranks: Ranks, given: Collection[str] = ()) -> None:
         """Create the folder or go on with it, from the newest whole checkpoint in it or in the mirror; all ranks agree.
 
-        `config` of this object is the one to run: fields that remember what older code did (`setting`) stay as they were begun,
-        unless they are among the `given`. Raises ValueError on every rank if another run is writing to it, if it holds a
-        checkpoint of another stage's run, or of one with another model, views or seed, naming what differs, if none of its
-        checkpoints is whole, if some rank cannot see it, or if a new run would lie in a dataset or its sources."""
+        `config` of this object is the one to run: fields that remember what older code did (`setting`), and those of a --config
+        FILE, stay as they were begun, unless they are among the `given`. Raises ValueError on every rank if another run is
+        writing to it, if it holds a checkpoint of another stage's run, or of one with another model, views or seed, naming what
+        differs, if none of its checkpoints is whole, if some rank cannot see it, or if a new run would lie in a dataset or its
+        sources."""
         assert config.out is not None and config.data is not None
         self.path, self._ranks, self._stage = config.out, ranks, stage
         self.checkpoints = self.path / "checkpoints"
@@ -147,6 +149,7 @@ class RunFolder:
                 raise ValueError(f"{self.path} holds a run of `{theirs}`, not of `{self._stage}`; give another --out")
             before = completed(read_config(file), config)
             config = with_values(config, kept(before, config, given))
+            config = over_file(config, before, given)
             config, told = self._length(config, before, given)
             before, after = (flatten(json.loads(json.dumps(values, default=str))) for values in (before, asdict(config)))
             fields = fields_of(config)
@@ -180,6 +183,27 @@ class RunFolder:
             return config, []
         said = f"--epochs {epochs} took no effect when this run was begun, and takes none now: it has {steps} steps"
         return replace(config, steps=steps), [said]
+
+
+def over_file(config: RunConfig, before: Mapping[str, Any], given: Collection[str]) -> RunConfig:
+    """What a run that goes on has wins over --config FILE, and it says so; but where things lie is the file's."""
+    if config.config is None:
+        return config
+    fields, values, told = fields_of(config), dict[str, Any](), []
+    of_file = read_toml(config.config, config)[1].keys() - set(given)
+    for name in of_file | (LENGTH if of_file & LENGTH and not LENGTH & set(given) else set()):
+        field, may_change = fields[name]
+        value = Kind.of(field.type).read(spoken(before[name]), name)
+        if is_place(field) or value == (asked := value_of(config, name)):
+            continue
+        values[name] = value
+        if name in of_file:
+            words = " ".join(spoken(asked))
+            remedy = f"{flag(name)} {words} changes it" if may_change else "another --out begins a run with that"
+            told.append(f"{name} {words}, but the run goes on with {' '.join(spoken(value))}; {remedy}")
+    for line in sorted(told):
+        complain(f"--config {config.config} has {line}")
+    return with_values(config, values)
 
 
 def check_place(config: RunConfig) -> None:

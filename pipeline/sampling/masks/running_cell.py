@@ -26,14 +26,14 @@ def patterns(grid: Grid, mask_ratio: float) -> np.ndarray:
     time, rows, columns = grid
     if mask_ratio not in CELL_MASKED:
         raise ValueError(
-            f"decoder mask ratio {mask_ratio} is not possible with running cells of 2 x 2 tokens; "
+            f"decoder_mask_ratio {mask_ratio} is not possible with running cells of 2 x 2 tokens; "
             f"allowed are 0 (decode all that the encoder does not see), {', '.join(map(str, CELL_MASKED))}; random and frame "
             "masks take others"
         )
     if rows % 2 or columns % 2:
         raise ValueError(
             f"running-cell masks tile a frame with 2 x 2 cells, which a grid of {rows} x {columns} tokens does not allow; "
-            "choose an input size that is an even multiple of the patch size, or decoder mask ratio 0"
+            "make input_size an even multiple of patch_size, or decoder_mask_ratio 0"
         )
     queue = np.arange(4) < CELL_MASKED[mask_ratio]
     masks = np.empty((4, time, rows, columns), bool)

@@ -79,11 +79,11 @@ def test_weights_where_the_number_of_loss_tokens_varies() -> None:
     [
         ((8, 14, 14), (0.9, 0.4), (), "0.25, 0.5, 0.75"),
         ((8, 19, 19), (0.9, 0.5), (), "19 x 19"),
-        ((8, 14, 14), (1.0, 0.5), (), "mask ratio 1.0 of masks 'tube' must .* of the 196 tubes .* from 0.0052 to less than 1"),
-        ((8, 14, 14), (0.005, 0.5), (), "mask ratio 0.005 of masks 'tube'"),
-        ((8, 14, 14), (0.1, 0.5), ("frame",), "mask ratio 0.1 of masks 'frame' must hide some of the 8 frames .* from 0.125"),
-        ((8, 14, 14), (0.9, -0.5), ("tube", "random"), "decoder mask ratio -0.5 of decoder masks 'random'"),
-        ((4, 14, 14), (0.5, 0.5), ("frame", "frame"), "with mask ratio 0.5 a view may decode none of the frames it hides"),
+        ((8, 14, 14), (1.0, 0.5), (), "mask_ratio 1.0 of 'tube' masks must .* of the 196 tubes .* from 0.0052 to less than 1"),
+        ((8, 14, 14), (0.005, 0.5), (), "mask_ratio 0.005 of 'tube' masks"),
+        ((8, 14, 14), (0.1, 0.5), ("frame",), "mask_ratio 0.1 of 'frame' masks must hide some of the 8 frames .* from 0.125"),
+        ((8, 14, 14), (0.9, -0.5), ("tube", "random"), "decoder_mask_ratio -0.5 of 'random' masks"),
+        ((4, 14, 14), (0.5, 0.5), ("frame", "frame"), "with mask_ratio 0.5 a view may decode none of the frames it hides"),
     ],
 )
 def test_impossible_masks_are_refused(

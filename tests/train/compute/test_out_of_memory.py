@@ -7,8 +7,9 @@ import torch
 
 from model.videomae import VideoMAE
 from tests.train.trainers import start
+from train.command_line import from_command_line
 from train.compute.out_of_memory import is_out_of_memory, knobs, predict
-from train.recipes import RECIPES, from_command_line
+from train.recipes import RECIPES
 from train.stages.pretraining import Pretraining
 
 
@@ -47,7 +48,7 @@ def test_every_flag_is_one_and_saves_what_is_predicted_for_it(name: str) -> None
     found = knobs(config, 64, 8)
     assert len(found) == 7
     for flag, changed in found:
-        assert from_command_line([*begin, *flag.split()]).compute == changed
+        assert from_command_line(RECIPES, [*begin, *flag.split()]).compute == changed
         then, more = predict(stage, changed, 64, 8)
         assert then.total < now.total or flag.startswith("--compute.reshard")
         assert (more > 1) == ("checkpointing" in flag)

@@ -5,15 +5,17 @@ import re
 import pytest
 
 from train import recipes
+from train.command_line import from_command_line
 from train.compute.memory import GIB, HEADROOM
 from train.config import ComputeConfig
+from train.recipes import RECIPES
 from train.run.dry_run import describe, largest_views, planned_cards, predicted_memory
 from train.stages.pretraining import Pretraining
 
 
 def test_vit_g_on_eight_cards_of_80_gb() -> None:
     """128 views without activation checkpointing, as the design reckons; far more with it."""
-    config = recipes.from_command_line(["vit-g-hybrid", "--compute.activation-checkpointing", "none"])
+    config = from_command_line(recipes.RECIPES, ["vit-g-hybrid", "--compute.activation-checkpointing", "none"])
     stage = Pretraining(config)
     card = 80e9
     views = largest_views(stage, config.compute, 8, card)
@@ -26,7 +28,7 @@ def test_vit_g_on_eight_cards_of_80_gb() -> None:
 
 
 def test_a_budget_bounds_the_views() -> None:
-    config = recipes.from_command_line(["vit-g-hybrid", "--compute.activation-checkpointing", "budget:4"])
+    config = from_command_line(recipes.RECIPES, ["vit-g-hybrid", "--compute.activation-checkpointing", "budget:4"])
     stage = Pretraining(config)
     views = largest_views(stage, config.compute, 8, 80e9)
     assert predicted_memory(stage, config.compute, 8, views).activations <= 4 * GIB
@@ -35,7 +37,9 @@ def test_a_budget_bounds_the_views() -> None:
 
 
 def test_the_plan_is_a_table_of_policies() -> None:
-    config = recipes.from_command_line(["vit-b-hybrid", "--compute.memory-gib", "24", "--compute.reshard-after-forward"])
+    config = from_command_line(
+        RECIPES, recipes.RECIPES, ["vit-b-hybrid", "--compute.memory-gib", "24", "--compute.reshard-after-forward"]
+    )
     assert planned_cards(config) == {"24 GiB": 24 * GIB}
     text = describe(Pretraining(config), 1)
     assert "memory of one of 1 rank, 1 to a copy of the state" in text
@@ -51,7 +55,7 @@ def test_the_plan_is_a_table_of_policies() -> None:
 
 
 def test_ranks_that_cannot_share_are_refused() -> None:
-    config = recipes.from_command_line(["vit-b-hybrid", "--compute.shard", "3"])
+    config = from_command_line(recipes.RECIPES, ["vit-b-hybrid", "--compute.shard", "3"])
     with pytest.raises(ValueError, match=r"--compute.shard: 3 must divide the 8 ranks; possible: 1, 2, 4, 8"):
         describe(Pretraining(config), 8)
 

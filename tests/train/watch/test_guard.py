@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from tests.train.trainers import SMALL
 from train import recipes
+from train.command_line import from_command_line
 from train.compute.optimizer import set_lr
 from train.compute.parallel import Ranks, started
 from train.config import OptimConfig
@@ -26,7 +27,7 @@ class Model:
     """A sharded model and its optimizer."""
 
     def __init__(self, ranks: Ranks) -> None:
-        training = Training(Pretraining(recipes.from_command_line(SMALL)), ranks)
+        training = Training(Pretraining(from_command_line(recipes.RECIPES, SMALL)), ranks)
         self.optimizer, self.parameters = training.optimizer, training.parameters
         set_lr(self.optimizer, 1e-2)
 

@@ -1,0 +1,326 @@
+"""The command line of a stage: RECIPE --flag value ..., or a TOML file, -> its configuration.
+
+recipe = "vit-b-hybrid"               # RUN.toml: any flag, with _ for -; relative paths are relative to it
+data = "DATASET"
+out = "RUN"
+[optim]
+base_lr = 2e-4
+[views]
+mixture = {k710 = 1.0, ssv2 = 0.5}
+
+Flags win over the file, the file over the recipe. Flags, types, values and help are the configuration's own fields; argparse
+lays the help out. What cannot be is said in a line: the flag, the value, what is allowed, what to do.
+"""
+
+import argparse
+import ast
+import difflib
+import inspect
+import re
+import sys
+import textwrap
+import tomllib
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import partial
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from pipeline.settings import RENAMED, fields_of, flag, flag_name, renamed, translated, value_of, with_values
+from pipeline.storage.remote import is_url
+from train.config import RunConfig
+
+Config = TypeVar("Config", bound=RunConfig)
+FIRST = (  # what --help shows, the rest is for --help-all
+    *("data", "out", "config", "dry_run", "epochs", "save_every", "views.views_per_step", "optim.base_lr"),
+    *("compute.views_per_forward", "compute.activation_checkpointing"),
+)
+HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
+IN_WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "True or False"}
+METAVARS: Mapping[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "True|False"}
+
+
+class Kind(NamedTuple):
+    """What a field takes: so many words, each of a type or one of a tuple of choices."""
+
+    words: tuple[Any, ...]
+    optional: bool = False  # or None
+    many: bool = False  # as often as one likes
+
+    @staticmethod
+    def of(annotation: Any) -> "Kind":
+        """Of a field's annotation. Only what configurations are made of is known."""
+        if get_origin(annotation) in (Union, types.UnionType):
+            (inner,) = (part for part in get_args(annotation) if part is not types.NoneType)
+            return Kind.of(inner)._replace(optional=True)
+        if get_origin(annotation) is Literal:
+            return Kind((get_args(annotation),))
+        if get_origin(annotation) is tuple:
+            first, *_, last = get_args(annotation)
+            return Kind(get_args(first) or (first,), many=True) if last is Ellipsis else Kind(get_args(annotation))
+        assert annotation in IN_WORDS, annotation
+        return Kind((annotation,))
+
+    def __str__(self) -> str:
+        said = [IN_WORDS.get(word) or "one of " + ", ".join(map(str, word)) for word in self.words]
+        whole = said[0] if len(said) == 1 else f"{len(said)} values, {' and '.join(said)}"
+        return whole + (", as often as needed" if self.many else "") + (", or None" if self.optional else "")
+
+    @property
+    def metavar(self) -> str:
+        return " ".join(METAVARS.get(word) or "|".join(map(str, word)) for word in self.words) + (" ..." if self.many else "")
+
+    def read(self, words: Sequence[str], name: str, like: Any = None) -> Any:
+        """The value that words say. Raises ValueError that begins with `name`; `like` is an example."""
+        if self.optional and list(words) == ["None"]:
+            return None
+        if self.words == (bool,) and not words:
+            return True
+        size, given = len(self.words), " ".join(word or "''" for word in words)
+        example = "" if like in (None, ()) or self.words == (bool,) else f", such as {' '.join(spoken(like))}"
+        if not words and not self.many:
+            raise ValueError(f"{name} needs a value: {self}{example}")
+        if len(words) % size if self.many else len(words) != size:
+            raise ValueError(f"{name} {given} must be {self}{example}; given are {len(words)}")
+        try:
+            values = [_read(kind, word, f"{self}{example}") for kind, word in zip(cycle(self.words), words, strict=False)]
+        except ValueError as error:
+            raise ValueError(f"{name} {given} {error}") from None
+        if self.many and size > 1:
+            return tuple(zip(*[iter(values)] * size, strict=True))
+        return tuple(values) if self.many or size > 1 else values[0]
+
+
+def _read(kind: Any, word: str, allowed: str) -> Any:
+    """One word. Raises ValueError."""
+    if kind is bool:
+        kind, word = (True, False), word.capitalize()
+    if isinstance(kind, tuple):
+        choices = {str(choice): choice for choice in kind}
+        if word not in choices:
+            raise ValueError(f"is not known{perhaps(word, choices)}; allowed are {', '.join(choices)}")
+        return choices[word]
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"must be {allowed}") from None
+
+
+def spoken(value: Any) -> list[str]:
+    """The words for a value: (("k710", 1.0),) or {"k710": 1.0} -> ["k710", "1.0"]."""
+    if isinstance(value, Mapping):
+        value = value.items()
+    elif isinstance(value, str) or not isinstance(value, Iterable):
+        return [str(value)]
+    return [word for part in value for word in spoken(part)]
+
+
+def perhaps(word: str, known: Iterable[str]) -> str:
+    """What might have been meant."""
+    close = difflib.get_close_matches(word, list(known), cutoff=0.5)
+    return f"; perhaps {' or '.join(close)}" if close else ""
+
+
+def from_command_line(recipes: Mapping[str, Callable[[], Config]], arguments: Sequence[str], prog: str | None = None) -> Config:
+    """The resolved configuration. `recipes` are a stage's; `prog` is what its command is called, by default this process's.
+
+    Exits with 0 after the help, with 2 after the message for what cannot be.
+    """
+    prog = prog or Path(sys.argv[0]).name
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    try:
+        if recipe:
+            _check_recipe(recipes, recipe)
+        if HELP_ALL in arguments or HELP & set(arguments):
+            print(help_of(recipes, recipe, prog, whole=HELP_ALL in arguments))
+            raise SystemExit(0)
+        return _resolved(recipes, recipe, translated(arguments[bool(recipe) :]), prog)
+    except ValueError as error:
+        print(f"{prog.split()[-1].removesuffix('.py')}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _check_recipe(recipes: Collection[str], name: str, where: str = "") -> None:
+    if name not in recipes:
+        raise ValueError(f"{where}there is no recipe {name!r}{perhaps(name, recipes)}; there are {', '.join(recipes)}")
+
+
+def _resolved(recipes: Mapping[str, Callable[[], Config]], recipe: str | None, arguments: Sequence[str], prog: str) -> Config:
+    one = next(iter(recipes.values()))()  # whose fields all of them have
+    flags = _words(arguments, one, f"`{prog} {recipe or 'RECIPE'} {HELP_ALL}` shows all")
+    file = Kind((Path,)).read(flags["config"], "--config") if "config" in flags else None
+    table: dict[str, list[str]] = {}
+    if file:
+        named, table = read_toml(file, one)
+        if not recipe and named:
+            _check_recipe(recipes, recipe := named, f"--config {file}: ")
+    if not recipe:
+        raise ValueError(f"a recipe comes first, as in `{prog} {next(iter(recipes))} ...`; there are {', '.join(recipes)}")
+    config = recipes[recipe]()
+    fields, values = fields_of(config), dict[str, Any]()
+    for words, where in ((table, f"--config {file}: "), (flags, "")):
+        said = {}
+        for name in words:
+            called = where + (name if where else flag(name))
+            said[name] = Kind.of(fields[name][0].type).read(words[name], called, value_of(config, name))
+        length = {name: said[name] for name in ("steps", "epochs") if said.get(name)}
+        if len(length) == 2 and where:
+            raise ValueError(f"{where}steps {said['steps']} and epochs {said['epochs']} both say how long a run is; give one")
+        if len(length) == 1:  # it overrides the recipe's, or the file's, other
+            values |= dict.fromkeys({"steps", "epochs"} - length.keys())
+        values |= said
+    try:
+        config = with_values(config, values)
+        both = {"steps", "epochs"} <= flags.keys()  # a contradiction, unless an older run is meant, see RunFolder
+        return with_values(config, {"epochs": None}) if config.steps and not both else config
+    except ValueError as error:
+        raise ValueError(in_flags(str(error), config, values)) from None
+
+
+def _words(arguments: Sequence[str], config: Any, help_: str) -> dict[str, list[str]]:
+    """{"optim.betas": ["0.8", "0.9"]}; of a flag that is given twice, the last."""
+    known, found, words = fields_of(config), dict[str, list[str]](), list[str]()
+    for argument in arguments:
+        name = flag_name(argument)
+        if not name and re.match(r"-(?!inf|nan)[a-zA-Z-]", argument):  # no number
+            raise ValueError(f"there is no flag {argument}{_perhaps_flag(argument.lstrip('-'), known)}; {help_}")
+        if name:
+            said, equals, value = argument.partition("=")
+            negated = flag(name) != said.replace("_", "-")
+            if name not in known or (negated and bool not in Kind.of(known[name][0].type).words):
+                raise ValueError(f"there is no flag {said}{_perhaps_flag(name, known)}; {help_}")
+            words = found[name] = ["False"] * negated + [value] * bool(equals)
+        elif not found:
+            raise ValueError(f"{argument!r} belongs to no flag: after the recipe come flags and their values; {help_}")
+        else:
+            words.append(argument)
+    return found
+
+
+def _perhaps_flag(name: str, known: Collection[str]) -> str:
+    """Of another group, misspelled, or what it was called once."""
+    name, old = name.replace("-", "_"), [full for full, today in RENAMED.items() if today in known]
+    called = {full.rpartition(".")[2]: RENAMED.get(full, full) for full in (*old, *known)}
+    last = name.rpartition(".")[2]
+    close = [called[part] for part in difflib.get_close_matches(last, called, cutoff=0.75)]
+    close = [called[last]] if last in called else close + difflib.get_close_matches(name, list(known), cutoff=0.6)
+    return f"; perhaps {' or '.join(list(dict.fromkeys(map(flag, close)))[:3])}" if close else ""
+
+
+def read_toml(file: Path, config: Any) -> tuple[str | None, dict[str, list[str]]]:
+    """A RUN.toml -> the recipe that it names, {"optim.base_lr": ["0.0002"]} as `Kind.read` takes them. Raises ValueError for
+    what `config` lacks."""
+    try:
+        table = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"--config {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file}: is no TOML: {error}") from None
+    recipe, known = table.pop("recipe", None), fields_of(config)
+    values = renamed(_flat(table, {*known, *RENAMED}), str(file))
+    for name in values:
+        if name not in known or name == "config":
+            raise ValueError(f"--config {file}: {name} is not known{perhaps(name, known)}; allowed is what {HELP_ALL} shows")
+    words = {name: spoken(value) for name, value in values.items()}
+    for name, (field, _) in known.items():
+        if name in words and is_place(field) and words[name] != ["None"]:
+            words[name] = [word if is_url(word) else str(file.resolve().parent / word) for word in words[name]]
+    return recipe, words
+
+
+def is_place(field: Any) -> bool:
+    """Whether a field says where something lies: such a value of a file is relative to it, and goes on on another machine."""
+    return field.metadata.get("place", False) or Path in Kind.of(field.type).words
+
+
+def _flat(table: Mapping[str, Any], known: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """Nested tables -> {"optim.base_lr": ...}; a value may be a table itself."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        name = prefix + key
+        flat |= _flat(value, known, f"{name}.") if isinstance(value, Mapping) and name not in known else {name: value}
+    return flat
+
+
+def in_flags(text: str, config: Any, given: Collection[str] = ()) -> str:
+    """What the parts of a configuration say of their fields, in flags: "mask_ratio 1.5 ..." -> "--views.mask-ratio 1.5 ...".
+
+    A name of one word could be any word: it is a field's at the beginning only. Of two with one last name, `given` says which.
+    """
+    flags = {name.rpartition(".")[2]: flag(name) for name in sorted(fields_of(config), key=lambda name: name in given)}
+    long = "|".join(name for name in flags if "_" in name)
+    text = re.sub(rf"(?<![\w./-])({long})(?![\w/-])", lambda found: flags[found[1]], text)
+    return re.sub(r"^([a-z]+)(?=:? )", lambda found: flags.get(found[1], found[1]), text)
+
+
+def check_length(config: RunConfig, given: Collection[str]) -> None:
+    """Raises ValueError if a command line says twice how long a run is."""
+    if {"steps", "epochs"} <= set(given) and config.steps and config.epochs:
+        raise ValueError(f"--steps {config.steps} and --epochs {config.epochs}: either says how long a run is; give one")
+
+
+def flags_of(arguments: Sequence[str]) -> set[str]:
+    """The fields that a command line names: {"optim.base_lr"}."""
+    return {RENAMED.get(name, name) for name in map(flag_name, arguments) if name}
+
+
+def help_of(recipes: Mapping[str, Callable[[], Config]], recipe: str | None, prog: str, *, whole: bool) -> str:
+    """What --help prints: the recipes, or one, with what one needs first; the `whole` has all flags, group by group."""
+    config = recipes[recipe or next(iter(recipes))]()
+    begin = f"{prog} {recipe or 'RECIPE'}"
+    more = [] if whole else [f"`{begin} {HELP_ALL}` shows all flags."]
+    more += (
+        ["Where a flag can do without a value, None takes it away."] if recipe else [f"`{begin} --help` shows its defaults."]
+    )
+    parser = argparse.ArgumentParser(
+        usage=f"{begin} --flag value ...",
+        description=_text(recipes[recipe]) if recipe else None,
+        epilog=" ".join(more),
+        add_help=False,
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=30),
+    )
+    if not recipe:
+        group = parser.add_argument_group("recipes")
+        for name, make in recipes.items():
+            group.add_argument(name, help=re.split(r" \(|\. |, ", _text(make))[0])
+    fields, groups = fields_of(config), dict[str, Any]()
+    for name in fields if whole else [name for name in FIRST if name in fields]:
+        part = name.rpartition(".")[0] if whole else ""
+        if part not in groups:
+            title = f"--{part}.*" if part else "the run" if whole else "what one needs first"
+            described = _text(type(value_of(config, part))) if part else None
+            groups[part] = parser.add_argument_group(title, described)
+        _show(groups[part], name, config, example=recipe is not None)
+    return parser.format_help().rstrip()
+
+
+def _show(group: Any, name: str, config: Any, *, example: bool) -> None:
+    """A flag in the help, with its value."""
+    *path, last = name.split(".")
+    owner = value_of(config, ".".join(path)) if path else config
+    field, value = fields_of(owner)[last][0], getattr(owner, last)
+    kind = Kind.of(field.type)
+    shown = f" (default: {' '.join(spoken(value))})" if example and value not in (None, False, ()) else ""
+    text = (in_flags(field_texts(type(owner)).get(last, ""), config) + shown).replace("%", "%%")
+    if kind == Kind((bool,)):
+        group.add_argument(flag(name), flag(".".join([*path, f"no_{last}"])), action="store_true", help=text)
+    else:
+        group.add_argument(flag(name), metavar="PATH|URL" if field.metadata.get("place") else kind.metavar, help=text)
+
+
+def field_texts(kind: type) -> dict[str, str]:
+    """{name: the string below it} of a dataclass's fields, and of those that it inherits."""
+    texts: dict[str, str] = {}
+    for base in reversed([base for base in kind.__mro__ if is_dataclass(base)]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for line, text in pairwise(tree.body):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(text, ast.Expr):
+                texts[line.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return texts
+
+
+def _text(documented: Any) -> str:
+    return " ".join((documented.__doc__ or "").split()).replace("%", "%%")
