@@ -201,6 +201,8 @@ class RunConfig:
     """Print what the run would be, and exit."""
     expected_clips: int = setting(1_348_000, may_change=True)
     """Clips to reckon with in a dry run without --data (UnlabeledHybrid: the paper's Table 8)."""
+    mfu: float = setting(0.45, may_change=True)
+    """Share of a card's data-sheet rate that a dry run reckons with, without what checkpointing computes again."""
 
     model: ModelConfig = field(default_factory=lambda: MODELS["vit-b"])
     views: PlainViews = field(default_factory=PlainViews)
@@ -211,6 +213,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "expected_clips"):
             at_least_1(self, name)
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"--mfu {self.mfu} must be over 0 and at most 1, such as 0.45")
         if self.steps is None and self.epochs is None:
             raise ValueError("--steps or --epochs is needed: how long the run is")
         if self.data is not None:

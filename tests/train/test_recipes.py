@@ -41,6 +41,7 @@ def test_dry_run_of_vit_g(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for figure in ("1,026,306,560", "241.61 GMAC", "237.32 executed", "197,400", "peak 4.80e-03", "64 forward passes of 128"):
         assert figure in text
+    assert re.search(r"2\.3 ZFLOP which takes [\d.,]+ GPU-days, ", text)
     assert "on 64 ranks 128 views a rank and step in 1 forward pass of 128" in text
 
 

@@ -15,12 +15,16 @@ PEAK_TFLOPS |= {"A100": 312.0, "B200": 2250.0, "L40S": 362.0}
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
     """FLOP/s of a GPU's data sheet, None where it is not known or encoder and decoder have different ones: MFU is then not
-    given, rather than guessed. On all these cards TF32 has half the rate of bf16."""
+    given, rather than guessed."""
+    return data_sheet_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+
+
+def data_sheet_flops(card: str, precision: Precision) -> float | None:
+    """The same of a card by its name. On all of these TF32 has half the rate of bf16."""
     plain_fp32 = precision.encoder == torch.float32 and not precision.tf32
-    if device.type != "cuda" or plain_fp32 or precision.encoder != precision.decoder:
+    if plain_fp32 or precision.encoder != precision.decoder:
         return None
-    name = torch.cuda.get_device_name(device)
-    tflops = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in name), None)
+    tflops = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in card), None)
     return tflops and tflops * (0.5e12 if precision.tf32 else 1e12)
 
 

@@ -12,13 +12,16 @@ from pipeline.sampling.order import order_of
 from pipeline.sampling.splits import describe_split
 from pipeline.storage.manifest import Manifest
 from train.compute.activation_checkpointing import recomputed_blocks
+from train.compute.device_speed import data_sheet_flops
 from train.compute.memory import GIB, HEADROOM, StepMemory, activation_bytes, largest, recomputed_share
 from train.compute.out_of_memory import Costed, predict
 from train.compute.parallel import shard_size
+from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy, RunConfig
 
 NODE = 8  # GPUs of a node, for numbers of ranks that are only thought of
 CARDS = {"40 GB": 40e9, "80 GB": 80e9, "141 GB": 141e9}  # A100, A100 and H100, H200: bytes by the data sheets
+CARD = "H100"  # to reckon with where there is none, or an unknown one
 POLICIES = ("none", "every:4", "every:2", "full")
 
 
@@ -36,6 +39,7 @@ def describe(stage: Costed, world_size: int) -> str:
         clips = f"{describe_split(manifest, sampling.split)}, of {config.data}"
     epoch = order_of(manifest, sampling).steps_per_epoch if manifest else steps_per_epoch(config.expected_clips, sampling)
     steps = config.total_steps(epoch)
+    flops = cost.flops * steps * views
     lines = {
         "clips": clips,
         "parameters": f"{cost.sizes.whole:,}",
@@ -44,7 +48,8 @@ def describe(stage: Costed, world_size: int) -> str:
         "learning rate": f"peak {config.peak_lr:.2e}, end {config.final_lr:.2e} "
         f"({config.optim.base_lr:g} and {config.optim.base_min_lr:g} for 256 views)",
         "batch": f"{views:,} views = {sampling.clips_per_step:,} clips x {config.views.views_per_clip}",
-        "whole run": f"{steps * views:,} views, {cost.flops * steps * views / 1e21:.3g} ZFLOP",
+        "whole run": f"{steps * views:,} views, {flops / 1e21:.3g} ZFLOP",
+        "which takes": duration(config, flops),
     }
     for ranks in dict.fromkeys((world_size, 8, 64)):
         try:
@@ -63,6 +68,26 @@ def describe(stage: Costed, world_size: int) -> str:
         with contextlib.suppress(ValueError):  # what eight ranks cannot share
             plans.append("\n".join(memory_plan(stage, NODE)))
     return "\n\n".join([json.dumps(asdict(config), indent=1, default=str), figures, *plans])
+
+
+def duration(config: RunConfig, flops: float) -> str:
+    """GPU-days of so many FLOPs at --mfu of this machine's card, or of CARD, and hours on 8 and 64 of them."""
+    here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    card = here if data_sheet_flops(here, PRECISIONS["bf16"]) else CARD
+    name: str = config.compute.precision
+    rate = data_sheet_flops(card, PRECISIONS[name])
+    if rate is None:  # of two types, or of none that the data sheets are about
+        name, rate = f"bf16 ({name} takes longer)", data_sheet_flops(card, PRECISIONS["bf16"])
+    assert rate is not None
+    hours = flops / (config.mfu * rate) / 3600
+    days, eight, many = (
+        "under 0.01" if number < 0.01 else f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+        for number in (hours / 24, hours / 8, hours / 64)
+    )
+    return (
+        f"{days} GPU-days, {eight} h on 8 GPUs, {many} h on 64, at --mfu {config.mfu:g} of the {rate / 1e12:g} TFLOP/s of "
+        f"{'this' if card == here else 'an'} {card} in {name}"
+    )
 
 
 def predicted_memory(stage: Costed, compute: ComputeConfig, world_size: int, views: int) -> StepMemory:

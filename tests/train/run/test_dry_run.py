@@ -3,13 +3,14 @@
 import re
 
 import pytest
+import torch
 
 from train import recipes
 from train.command_line import from_command_line
 from train.compute.memory import GIB, HEADROOM
 from train.config import ComputeConfig
 from train.recipes import RECIPES
-from train.run.dry_run import describe, largest_views, planned_cards, predicted_memory
+from train.run.dry_run import describe, duration, largest_views, planned_cards, predicted_memory
 from train.stages.pretraining import Pretraining
 
 
@@ -58,6 +59,30 @@ def test_ranks_that_cannot_share_are_refused() -> None:
     config = from_command_line(recipes.RECIPES, ["vit-b-hybrid", "--compute.shard", "3"])
     with pytest.raises(ValueError, match=r"--compute.shard: 3 must divide the 8 ranks; possible: 1, 2, 4, 8"):
         describe(Pretraining(config), 8)
+
+
+@pytest.mark.parametrize(
+    ("card", "flags", "said"),
+    [
+        ("", "", "60 GPU-days, 180 h on 8 GPUs, 22.5 h on 64, at --mfu 0.45 of the 989 TFLOP/s of an H100 in bf16"),
+        ("NVIDIA A100-SXM4", "", "190 GPU-days, 571 h on 8 GPUs, 71.3 h on 64, at --mfu 0.45 of the 312 TFLOP/s of this"),
+        ("NVIDIA T4", "--mfu 0.9", "30 GPU-days, 90 h on 8 GPUs, 11.2 h on 64, at --mfu 0.9 of the 989 TFLOP/s of an H100 in"),
+        ("", "--compute.precision tf32", "120 GPU-days, 360 h on 8 GPUs, 45 h on 64, at --mfu 0.45 of the 494.5 TFLOP/s of an"),
+        (
+            "",
+            "--compute.precision paper",
+            "60 GPU-days, 180 h on 8 GPUs, 22.5 h on 64, at --mfu 0.45 of the 989 TFLOP/s of",
+        ),
+    ],
+)
+def test_how_long_a_run_takes(card: str, flags: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(card))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
+    config = from_command_line(recipes.RECIPES, ["vit-g-hybrid", *flags.split()])
+    text = duration(config, 0.45 * 989e12 * 60 * 86400)  # 60 days of an H100
+    assert text.startswith(said)
+    assert text.endswith("(paper takes longer)") == ("paper" in flags)
+    assert duration(config, 1e12).startswith("under 0.01 GPU-days")
 
 
 @pytest.mark.parametrize("option", [{"shard": 0}, {"memory_gib": 0.0}])
