@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.layers import LAYER_NORM_EPS, Block, PatchEmbed, PositionTable
+from model.layers import LAYER_NORM_EPS, Block, PatchEmbed, PositionTable, scaled
 from model.pixels import normalise
 from model.trainable import Trainable
 
@@ -21,26 +21,38 @@ class VideoClassifier(Trainable):
     """
 
     def __init__(self, config: ModelConfig, num_classes: int, drop_path: float = 0.0, head_dropout: float = 0.0) -> None:
-        """`drop_path`: the probability of skipping the last block's branches; it grows linearly from 0 at the first."""
+        """`drop_path`: the probability of skipping the last block's branches; it grows linearly from 0 at the first.
+
+        What is skipped and dropped is drawn outside: see `forward`. Raises ValueError for probabilities outside [0, 1).
+        """
         super().__init__()
-        self.config = config
+        if not 0 <= head_dropout < 1:
+            raise ValueError(f"head_dropout {head_dropout} must be at least 0 and less than 1")
+        self.config, self.head_dropout = config, head_dropout
         dim, depth = config.encoder_dim, config.encoder_depth
         self.patch_embed = PatchEmbed(dim, config.patch_size, config.tubelet_size)
         self.positions = PositionTable(config.num_tokens, dim)
-        self.blocks = nn.ModuleList(
-            Block(dim, config.encoder_heads, config.encoder_mlp_dim, drop_path * i / max(depth - 1, 1)) for i in range(depth)
-        )
+        # of each block, the probability of skipping a branch
+        self.drop_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(dim, config.encoder_heads, config.encoder_mlp_dim, rate) for rate in self.drop_rates)
         self.fc_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.head_dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(dim, num_classes)
         self.reset_buffers()
 
-    def forward(self, views: Tensor) -> Tensor:
-        """Views as for `features` -> logits (B, classes)."""
-        return self.head(self.head_dropout(self.features(views)))
+    def forward(self, views: Tensor, keep: Tensor | None = None, keep_features: Tensor | None = None) -> Tensor:
+        """Views and `keep` as for `features` -> logits (B, classes).
 
-    def features(self, views: Tensor) -> Tensor:
-        """Views (B, T, H, W, 3), uint8 or already normalised floats (after mixup or random erasing) -> (B, D)."""
+        In training `keep_features` (B, D) bool are what head dropout leaves. Both are drawn with this model's `drop_rates` and
+        `head_dropout` (`sampling.draws` does it); without them nothing is dropped, as in evaluation.
+        """
+        x_BD = self.features(views, keep)
+        return self.head(scaled(x_BD, None if keep_features is None else keep_features / (1 - self.head_dropout)))
+
+    def features(self, views: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Views (B, T, H, W, 3), uint8 or already normalised floats (after mixup or random erasing) -> (B, D).
+
+        `keep` (depth, B, 2) bool: of each block, whose attention and whose MLP count (stochastic depth).
+        """
         self.config.check_views(views.shape)
         p, s = self.config.patch_size, self.config.tubelet_size
         patches_BNP = rearrange(views, "b (t s) (h p) (w q) c -> b (t h w) (s p q c)", s=s, p=p, q=p)
@@ -48,6 +60,6 @@ class VideoClassifier(Trainable):
             patches_BNP = normalise(patches_BNP)
         x_BND = self.patch_embed(patches_BNP.to(self.head.weight.dtype))
         x_BND = x_BND + self.positions.table.to(x_BND.dtype)
-        for block in self.blocks:
-            x_BND = block(x_BND)
+        for block, keep_B2 in zip(self.blocks, [None] * len(self.blocks) if keep is None else keep, strict=True):
+            x_BND = block(x_BND, keep=keep_B2)
         return self.fc_norm(x_BND.mean(1))

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, activate_flash_attention_impl, sdpa_kernel
 from torch.nn.functional import embedding, linear, pad, scaled_dot_product_attention
@@ -99,20 +99,42 @@ class AlignedMlp(Mlp):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: (B, N, D) -> (B, N, D), or only the tokens of `kept`, which see all the others."""
+    """Pre-norm transformer block: (B, N, D) -> (B, N, D), or only the tokens of `kept`, which see all the others.
+
+    Stochastic depth is an input: `keep` (B, 2) bool says whose attention and whose MLP count, by 1 / (1 - drop_path), while
+    None keeps all as they are. The factor is a buffer without dimensions: a number per block would be compiled into a graph per
+    block, of which Dynamo makes eight, and FSDP2 casts inputs of floats to the compute type, but not buffers.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, drop_path: float = 0.0, how: Implementation = DEFAULT) -> None:
         super().__init__()
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path {drop_path} must be at least 0 and less than 1")
+        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = Attention(dim, num_heads, how)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = AlignedMlp(dim, mlp_dim) if how.align_mlp and mlp_dim % ALIGNED else Mlp(dim, mlp_dim)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.register_buffer("keep_scale", torch.empty(()), persistent=False)
+        self.keep_scale: Tensor
+        self.reset()
 
-    def forward(self, x_BND: Tensor, kept: slice | None = None) -> Tensor:
+    def reset(self) -> None:
+        """Fill the factor (again)."""
+        self.keep_scale.fill_(1 / (1 - self.drop_path))
+
+    def forward(self, x_BND: Tensor, kept: slice | None = None, keep: Tensor | None = None) -> Tensor:
+        attention_B, mlp_B = (None, None) if keep is None else (keep * self.keep_scale).unbind(1)
         residual = x_BND if kept is None else x_BND[:, kept]
-        x_BND = residual + self.drop_path(self.attn(self.norm1(x_BND), kept))
-        return x_BND + self.drop_path(self.mlp(self.norm2(x_BND)))
+        x_BND = residual + scaled(self.attn(self.norm1(x_BND), kept), attention_B)
+        return x_BND + scaled(self.mlp(self.norm2(x_BND)), mlp_B)
+
+
+def scaled(x: Tensor, factor: Tensor | None) -> Tensor:
+    """(B, ...) times (B,), or (B, D) times (B, D), in the factor's float32 and rounded once; None leaves it as it is."""
+    if factor is None:
+        return x
+    return (x * factor.view(*factor.shape, *[1] * (x.dim() - factor.dim()))).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -163,5 +185,5 @@ def reset_buffers(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.k_bias.zero_()
-        elif isinstance(module, PositionTable):
+        elif isinstance(module, PositionTable | Block):
             module.reset()

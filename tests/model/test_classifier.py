@@ -1,10 +1,11 @@
+import copy
+
 import pytest
 import torch
 
 from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
 from model.initialization import initialise
-from model.layers import DropPath
 from model.pixels import normalise
 from model.videomae import VideoMAE
 
@@ -57,10 +58,20 @@ def test_positions_follow_the_grid_of_the_model():
 
 
 def test_drop_path_grows_linearly_and_dropout_is_on_the_head():
-    model = VideoClassifier(CONFIG, 5, drop_path=0.3, head_dropout=0.5)
-    rates = [b.drop_path.drop_prob if isinstance(b.drop_path, DropPath) else 0.0 for b in model.blocks]
-    assert rates == pytest.approx([0.0, 0.15, 0.3])
-    assert model.head_dropout.p == 0.5
+    model = VideoClassifier(CONFIG, 5, drop_path=0.3, head_dropout=0.75)
+    initialise(model, 0, head_scale=1.0)
+    assert model.drop_rates == pytest.approx([0.0, 0.15, 0.3])
+    views, keep = random_views(), torch.ones(3, 2, 2, dtype=torch.bool)
+    keep[1, 0] = False
+    features = model.features(views, keep)
+    skipped = copy.deepcopy(model)
+    skipped.blocks[1].forward = lambda x, keep: x
+    torch.testing.assert_close(features[0], skipped.features(views, keep)[0])
+    assert not torch.allclose(features[1], skipped.features(views, keep)[1])
+    some = torch.rand(2, 24) < 0.25
+    torch.testing.assert_close(model(views, keep, some), model.head(torch.where(some, features * 4, 0)))
+    with pytest.raises(ValueError, match=r"head_dropout 1.0 must be at least 0 and less than 1"):
+        VideoClassifier(CONFIG, 5, head_dropout=1.0)
 
 
 @pytest.mark.parametrize(

@@ -80,13 +80,35 @@ def test_flash_attention_3_needs_its_gpu():
         activate_flash_attention_3()
 
 
-def test_drop_path_skips_whole_samples_in_training_only():
-    block = randomise(Block(24, 3, 48, drop_path=0.5))
-    x = torch.randn(64, 3, 24)
-    same = (block(x) == x).flatten(1).all(1).float().mean()
-    assert 0.05 < same < 0.55  # both branches skipped with probability 1/4
-    block.eval()
-    assert not (block(x) == x).flatten(1).all(1).any()
+@pytest.mark.parametrize("queries", [None, slice(1, 3)])
+def test_stochastic_depth_keeps_branches_of_views(queries):
+    block = randomise(Block(24, 3, 48, drop_path=0.2).double())
+    x = torch.randn(4, 5, 24, dtype=torch.float64)
+    keep = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+    some = x if queries is None else x[:, queries]
+    attention = block.attn(block.norm1(x), queries) / 0.8
+    want = some + keep[:, :1, None] * attention
+    want = want + keep[:, 1:, None] * block.mlp(block.norm2(want)) / 0.8
+    torch.testing.assert_close(block(x, queries, keep), want, rtol=1e-6, atol=1e-6)
+    assert torch.equal(block(x, queries, keep)[3], some[3])
+    # rate 0 takes the same way and changes nothing
+    never = randomise(Block(24, 3, 48))
+    assert torch.equal(never(x.float(), queries, torch.ones(4, 2, dtype=torch.bool)), never(x.float(), queries))
+
+
+def test_the_factor_of_stochastic_depth_is_not_rounded_to_bf16():
+    block = randomise(Block(24, 3, 48, drop_path=0.1)).bfloat16()
+    block.keep_scale = torch.tensor(1 / 0.9)  # as under FSDP2, which casts parameters only
+    x = torch.randn(2, 5, 24).bfloat16()
+    keep = torch.tensor([[True, False]] * 2)
+    branch = block.attn(block.norm1(x)).float()
+    assert torch.equal(block(x, keep=keep), x + (branch / 0.9).bfloat16())
+    assert not torch.equal((branch / 0.9).bfloat16(), branch.bfloat16() * torch.tensor(1 / 0.9).bfloat16())
+
+
+def test_impossible_rates_are_refused():
+    with pytest.raises(ValueError, match=r"drop_path 1.0 must be at least 0 and less than 1"):
+        Block(24, 3, 48, drop_path=1.0)
 
 
 @pytest.mark.parametrize(("p", "s"), [(4, 2), (5, 1)])
@@ -111,11 +133,12 @@ def test_position_table_is_an_interleaved_sinusoid_of_the_flat_index():
 
 
 def test_buffers_can_be_computed_anew():
-    table, layer = PositionTable(8, 4), Attention(6, 2)
-    module = torch.nn.ModuleList([table, layer])
+    table, layer, block = PositionTable(8, 4), Attention(6, 2), Block(6, 2, 8, drop_path=0.5)
+    module = torch.nn.ModuleList([table, layer, block])
     reset_buffers(module)
     want = table.table.clone()
     table.table.fill_(math.nan)
     layer.k_bias.fill_(math.nan)
+    block.keep_scale.fill_(math.nan)
     reset_buffers(module)
-    assert torch.equal(table.table, want) and not layer.k_bias.any()
+    assert torch.equal(table.table, want) and not layer.k_bias.any() and block.keep_scale == 2

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,26 +122,31 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def run(rank: int, world_size: int, port: int, out: Path) -> None:
+def every_case(ranks: Ranks) -> list[dict[str, Any]]:
+    return [step(case, ranks) for case in cases(ranks.world_size)]
+
+
+def run(rank: int, world_size: int, port: int, out: Path, work: Callable[[Ranks], Any]) -> None:
     """One process of several."""
     os.environ.update(RANK=f"{rank}", LOCAL_RANK=f"{rank}", WORLD_SIZE=f"{world_size}", LOCAL_WORLD_SIZE=f"{world_size}")
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=f"{port}")
     with started("cpu") as here:
-        results = [step(case, here) for case in cases(world_size)]
+        results = work(here)
         if rank == 0:
             torch.save(results, out)
         gc.collect()
 
 
-def main(folder: Path, world_sizes: list[int]) -> int:
-    """Forks before torch has computed anything, so that its threads are not cut off."""
+def main(folder: Path, world_sizes: list[int], work: Callable[[Ranks], Any] = every_case) -> int:
+    """What rank 0's work gives, into a file for each number of ranks. Forks before torch has computed anything, so that its
+    threads are not cut off."""
     torch.set_num_threads(1)
     fork = multiprocessing.get_context("fork")
     for world_size in world_sizes:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        arguments = (world_size, port, folder / f"{world_size}.pt")
+        arguments = (world_size, port, folder / f"{world_size}.pt", work)
         processes = [fork.Process(target=run, args=(rank, *arguments)) for rank in range(world_size)]
         for process in processes:
             process.start()

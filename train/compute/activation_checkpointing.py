@@ -60,8 +60,8 @@ def checkpoint_block(block: nn.Module) -> None:
     """
     forward: Callable[..., Any] = block.forward
 
-    def run_again(*arguments: Any) -> Any:
-        return checkpoint(forward, *arguments, use_reentrant=False)
+    def run_again(*arguments: Any, **named: Any) -> Any:
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
     block.forward = run_again
 

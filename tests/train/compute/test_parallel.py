@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.train import parallel_cases
+from model.classifier import VideoClassifier
+from model.initialization import initialise
+from tests.train import deep_cases, parallel_cases
 from tests.train.parallel_cases import Case, step
 from train.compute.parallel import shard_size, started
 
@@ -60,6 +63,28 @@ def test_one_process_with_every_option(alone: dict[str, Any]) -> None:
             pairs = [(result["gradients"][name], gradient) for name, gradient in expected["gradients"].items()]
             distance = torch.stack([(mine - theirs).norm() for mine, theirs in pairs]).norm() / expected["norm"]
             assert distance < BOUNDS[case.precision], case
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # beside other programs; it takes a minute and a half
+def test_stochastic_depth_of_many_blocks_compiles_once_and_is_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """44 blocks of 44 rates, each running again: one graph for training and one for evaluation."""
+    command = [sys.executable, deep_cases.__file__, tmp_path]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone, two = (torch.load(tmp_path / f"{ranks}.pt", weights_only=True) for ranks in (1, 2))
+    plain = VideoClassifier(deep_cases.MODEL, deep_cases.CLASSES, **deep_cases.RATES)
+    initialise(plain, deep_cases.SEED)
+    for found, expected, name, bound in (
+        (alone["fp32"], deep_cases.gradients(plain), "fp32", 1e-6),
+        (two["fp32"], alone["fp32"], "fp32", 1e-6),
+        (alone["bf16"], alone["fp32"], "bf16", 2e-2),
+        (two["bf16"], alone["bf16"], "bf16", 2e-2),
+    ):
+        assert set(found) == set(expected)
+        distance = torch.stack([(found[key] - expected[key]).norm() for key in expected]).norm()
+        assert distance < bound * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        assert alone[f"{name} graphs"] == two[f"{name} graphs"] == (1, 2)
 
 
 @pytest.mark.parametrize(
