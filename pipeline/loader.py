@@ -3,13 +3,14 @@
     loader = ClipLoader("DATASET", SamplingRecipe(views_per_step=64), device="cuda")
     for batch in loader:            # without end; loader.steps_per_epoch says how long an epoch is
         loss = model(batch.views, batch.visible, batch.decoded, batch.loss_weight)
-        state = loader.state()      # after the batch's step: two integers, the ledger and what they belong to
+        state = loader.state()      # after the batch's step: two integers, the ledger and what they belong to; plain JSON
 
 It needs no torch.distributed and no trainer of ours: rank and world size are plain integers. The same dataset version and
 recipe give the same bytes of every global batch for any world size and number of workers and restarts.
 """
 
 import contextlib
+import json
 import math
 import os
 import pickle
@@ -17,8 +18,9 @@ import subprocess
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -30,10 +32,15 @@ from pipeline.children import start
 from pipeline.console import complain
 from pipeline.decoding.decode import Decoder, Failure, decode_libav
 from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
+from pipeline.floats import IMAGENET_MEAN, IMAGENET_STD, normalised
+from pipeline.labels import Labels
 from pipeline.machine import available_memory, ranks_here, usable_cores
+from pipeline.sampling.notices import notices
+from pipeline.sampling.order import order_of
 from pipeline.sampling.sampler import Sampler, TrainingSampler
 from pipeline.sampling.samples import SamplingRecipe
-from pipeline.sampling.splits import clips_of_split
+from pipeline.sampling.splits import ALL, clips_of_split, split_digest
+from pipeline.settings import read, setting
 from pipeline.stage_meters import BatchMeter, StageMeters
 from pipeline.storage.clip_cache import ClipCache
 from pipeline.storage.manifest import Manifest
@@ -63,7 +70,7 @@ class LoaderError(RuntimeError):
     """The data cannot go on; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Batch:
     """B clips of R views, n = B · R, the views of a clip adjacent. It is valid until the next batch is asked for: on a CPU it
     lies in the loader's shared memory, on a GPU in DALI's. Work that is queued on it until then is waited for."""
@@ -77,6 +84,40 @@ class Batch:
     positions: torch.Tensor  # int64 (B,), on the CPU
     rows: torch.Tensor  # int64 (B,) of the manifest, on the CPU
     weight: torch.Tensor  # float32 (B,), 1, or in a finite pass 0 where no clip stands: the views there are black
+    loader: "ClipLoader | None" = field(default=None, compare=False)  # that made it
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 (B,), places in `loader.label_map`, -1 without a label; bool (B, C) if `loader.label_kind` is "multi". On the
+        device of the views, of which each clip has R: `labels.repeat_interleave(R, 0)` is a label a view."""
+        assert self.loader
+        labels = torch.from_numpy(self.loader.labels.of(self.rows.numpy()))
+        if self.views.device.type == "cuda":
+            labels = labels.pin_memory()  # then the host does not wait
+        return labels.to(self.views.device, non_blocking=True)
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the B clips."""
+        assert self.loader
+        return [self.loader.manifest.clip(row).key for row in self.rows.tolist()]
+
+    def floats(
+        self,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        layout: Literal["BCTHW", "BTCHW"] = "BCTHW",
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
+        """The views (n, 3, T, size, size), or (n, T, 3, size, size), on their device: (value / 255 - mean) / std, by default of
+        ImageNet. A copy, in one pass, at four times their memory; see `pipeline.floats`. Raises ValueError as that does."""
+        return normalised(self.views, mean, std, layout, dtype)
+
+    def __repr__(self) -> str:
+        tensors = ((name, getattr(self, name)) for name in ("views", "visible", "decoded", "loss_weight"))
+        shapes = [f"{name} {_kind(tensor)} {tuple(tensor.shape)}" for name, tensor in tensors if tensor is not None]
+        where = f"{self.views.device}, epoch {self.epoch}, step {self.step}"
+        return f"Batch({', '.join(shapes)}; {len(self.rows)} clips on {where})"
 
     def of_clips(self, places: torch.Tensor) -> "Batch":
         """That of some of the B clips alone, int64 (b,), copied."""
@@ -89,7 +130,8 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderState:
-    """Where a run stands in its data; plain values, for JSON. Merged over ranks it serves any other world size."""
+    """Where a run stands in its data. `ClipLoader.state` gives it as plain values, and takes them; merged over ranks it serves
+    any other world size."""
 
     epoch: int
     step: int  # of a finite pass: how many of its clips have been taken, on all ranks
@@ -98,11 +140,26 @@ class LoaderState:
     version: int
     recipe: Mapping[str, Any]
     sampler: str = "training"  # or which finite pass it is
+    taken: str = setting("", was="")  # which clips the split takes, see `split_digest`
 
     @staticmethod
-    def merged(states: list["LoaderState"]) -> "LoaderState":
+    def of(values: "Mapping[str, Any] | LoaderState") -> "LoaderState":
+        """From what `plain` gave, whatever code did. Raises ValueError if that was newer than this, or is no state."""
+        if isinstance(values, LoaderState):
+            return values
+        if lacking := sorted({"epoch", "step", "ledger", "dataset", "version", "recipe"} - set(values)):
+            raise ValueError(f"this is no state of a loader: it lacks {', '.join(lacking)}; give what `loader.state()` gave")
+        return read(LoaderState, {**values, "ledger": tuple(map(tuple, values["ledger"]))}, "the loader's state")
+
+    @staticmethod
+    def merged(states: "Sequence[Mapping[str, Any] | LoaderState]") -> "LoaderState":
         """One state for all ranks: their ledgers are disjoint."""
-        return replace(states[0], ledger=tuple(sorted({entry for state in states for entry in state.ledger})))
+        read_states = [LoaderState.of(state) for state in states]
+        return replace(read_states[0], ledger=tuple(sorted({entry for state in read_states for entry in state.ledger})))
+
+    def plain(self) -> dict[str, Any]:
+        """Lists, strings and numbers, which `json` and `torch.load(weights_only=True)` take."""
+        return json.loads(json.dumps(asdict(self)))
 
 
 class ClipLoader:
@@ -122,7 +179,7 @@ class ClipLoader:
         sampler: Sampler | None = None,
         rank: int = 0,
         world_size: int = 1,
-        state: LoaderState | None = None,
+        state: Mapping[str, Any] | LoaderState | None = None,
         device: str | torch.device = "cpu",
         clips_per_batch: int | None = None,
         workers: int | None = None,
@@ -132,23 +189,27 @@ class ClipLoader:
         cache: ClipCache | None = None,
         clip_timeout: float = 60.0,
         max_failure_share: float = 0.02,
+        label_map: Sequence[str] | str | os.PathLike[str] | None = None,
     ) -> None:
-        """`sampler` is the endless one of training, or an `EvaluationSampler`; `clips_per_batch` splits a rank's share of a
-        step for gradient accumulation (default: all of it at once), or is that share, in a finite pass;
-        `workers` decode and `prefetch` batches are decoded ahead; either is found while the loader works, where it is None (see
-        `workers.tuning`; what became of it: `tuning`), in `memory_budget` bytes for the batches (default: a quarter of what is
-        available, of the machine or the container, shared by the ranks here: LOCAL_WORLD_SIZE); `decoder` is as in
-        `choose_decoder` (what became of it: `decoder_choice`), or a function that the sidecar calls for every clip; `cache`
-        keeps clips of a dataset behind a URL (default: what TUBECELL_CACHE asks for, see `ClipCache`); a clip that takes longer
-        than `clip_timeout` seconds is given up; more than `max_failure_share` of failed clips (and 16) end the run, unless
-        it is a finite pass.
+        """`state` is what `state()` gave, of one rank or of all, merged. `sampler` is the endless one of training, or an
+        `EvaluationSampler`; `clips_per_batch` splits a rank's share of a step for gradient accumulation (default: all of it at
+        once), or is that share, in a finite pass; `workers` decode and `prefetch` batches are decoded ahead; either is found
+        while the loader works, where it is None (see `workers.tuning`; what became of it: `tuning`), in `memory_budget` bytes
+        for the batches (default: a quarter of what is available, of the machine or the container, shared by the ranks here:
+        LOCAL_WORLD_SIZE); `decoder` is as in `choose_decoder` (what became of it: `decoder_choice`), or a function that the
+        sidecar calls for every clip; `cache` keeps clips of a dataset behind a URL (default: what TUBECELL_CACHE asks for, see
+        `ClipCache`); a clip that takes longer than `clip_timeout` seconds is given up; more than `max_failure_share` of failed
+        clips (and 16) end the run, unless it is a finite pass; `label_map`, names of classes or a JSON file of them, stands in
+        for the dataset's own.
 
         Raises ValueError if the dataset, the recipe, the world size and the state do not fit each other.
         """
+        state = None if state is None else LoaderState.of(state)
         self.manifest = Manifest(dataset, state.version if state else None)
         if state:
             self._check(state)
             recipe = recipe.going_on(SamplingRecipe.of(state.recipe))
+            self._check_split(state, recipe)
         self.recipe, self.rank, self.world_size = recipe, rank, world_size
         self.device = torch.device(device)
         self.sampler = (sampler or TrainingSampler()).of(self.manifest, recipe)
@@ -161,6 +222,12 @@ class ClipLoader:
         self.batches_per_step = self._share // self.clips
         self._stride, self._end = self.sampler.stride(self._share, world_size), self.sampler.epoch_end
         self.steps_per_epoch = -(-self._end // self._stride)
+        # N: of a finite pass on all ranks; in training, of the split
+        self.num_clips = self._end if self.sampler.finite else order_of(self.manifest, recipe).num_clips
+        self.notices = notices(self.manifest, recipe)
+        for notice in self.notices if rank == 0 else ():
+            complain(f"{self.manifest.place}: {notice}", once=True)
+        self._label_map = label_map
         self.decoder_choice = (
             DecoderChoice(getattr(decoder, "__name__", type(decoder).__name__))
             if callable(decoder)
@@ -244,11 +311,6 @@ class ClipLoader:
         return self.steps_per_epoch * self.batches_per_step
 
     @property
-    def num_clips(self) -> int:
-        """N, of a finite pass on all ranks; of an epoch of training those that it takes."""
-        return self._end if self.sampler.finite else self._end * self.recipe.clips_per_step
-
-    @property
     def _is_through(self) -> bool:
         return self._pass is not None and self._epoch > self._pass
 
@@ -281,8 +343,23 @@ class ClipLoader:
                 self._mark, self._epoch = 0, self._epoch + 1
         return batch
 
-    def state(self) -> LoaderState:
-        """Where the next step begins. Only whole steps: call it after a step's last batch."""
+    def __repr__(self) -> str:
+        recipe = self.recipe
+        clips = f"{self.num_clips} clips of {'all splits' if recipe.split == ALL else f'split {recipe.split}'}"
+        batches = f"{self.clips} clips x {recipe.views_per_clip} views a batch of rank {self.rank} of {self.world_size}"
+        where = f"epoch {self._epoch}, step {self._step} of {self.steps_per_epoch}"
+        return (
+            f"ClipLoader({self.manifest.place}, version {self.manifest.version}: {clips}; {batches} on {self.device}; {where}; "
+            f"decoder {self.decoder_choice.name})"
+        )
+
+    def epochs(self, n: int) -> "Epochs":
+        """This loader's batches up to the end of an epoch, the nth: the one in which it stands counts as the first. Raises
+        ValueError for less than one."""
+        return Epochs(self, n)
+
+    def state(self) -> dict[str, Any]:
+        """Where the next step begins: plain values, for JSON. Only whole steps: call it after a step's last batch."""
         assert self._part == 0, "state() in the middle of a step"
         first = (self._epoch, self._mark * self.recipe.clips_per_step)
         ledger = tuple((*where, attempts) for where, attempts in sorted(self._ledger.items()) if where >= first)
@@ -294,7 +371,31 @@ class ClipLoader:
             version=self.manifest.version,
             recipe=asdict(self.recipe),
             sampler=str(self.sampler),
-        )
+            taken=split_digest(self.manifest, self.recipe.split),
+        ).plain()
+
+    @cached_property
+    def labels(self) -> Labels:
+        """What the clips are labelled; read when it is first asked for. Raises ValueError for a label map that is none."""
+        labels = Labels(self.manifest, self.recipe.split, self._label_map)
+        if labels.unknown:
+            self.notices.append(
+                f"{labels.unknown:,} of {self.num_clips:,} clips have a label that the label map of {len(labels.names):,} "
+                f"classes lacks, such as {labels.example!r}: they count as without it"
+            )
+            if self.rank == 0:
+                complain(f"{self.manifest.place}: {self.notices[-1]}", once=True)
+        return labels
+
+    @property
+    def label_kind(self) -> Literal["none", "single", "multi"]:
+        """Of `batch.labels`: a number each, "single", or of a class each whether the clip shows it, "multi"."""
+        return self.labels.kind
+
+    @property
+    def label_map(self) -> list[str]:
+        """Names of the C classes, in their order: the official one where the dataset's builder wrote one, else sorted."""
+        return self.labels.names
 
     def keys(self, epoch: int, step: int, part: int | None = None) -> list[str]:
         """Of this rank's clips of a step that was taken since the start of this process: of one of its batches, or of all.
@@ -330,6 +431,13 @@ class ClipLoader:
             raise ValueError(
                 f"the state belongs to another dataset: fingerprint {state.dataset}, version {state.version}; "
                 f"{self.manifest.place} has {self.manifest.fingerprint}; give the dataset that the run began with"
+            )
+
+    def _check_split(self, state: LoaderState, recipe: SamplingRecipe) -> None:
+        if state.taken != split_digest(self.manifest, recipe.split):
+            raise ValueError(
+                f"split {recipe.split!r} of {self.manifest.place} has other clips than when the state was written: the "
+                "manifest was changed; restore it, or begin anew"
             )
 
     def _start(self) -> None:
@@ -538,7 +646,7 @@ class ClipLoader:
         positions, rows = (torch.from_numpy(array.copy()) for array in (slot.positions, slot.rows))
         weight = torch.from_numpy(slot.weight.copy()).to(self.device) if self.sampler.finite else self._weights
         step = self._mark // self._stride
-        return Batch(tensors[0], visible, decoded, loss_weight, self._epoch, step, positions, rows, weight)
+        return Batch(tensors[0], visible, decoded, loss_weight, self._epoch, step, positions, rows, weight, self)
 
     def _pin(self, slot: memoryview) -> None:
         """Lock a slot's pages when it is first used, so that its copies to the device run beside the step."""
@@ -550,6 +658,33 @@ class ClipLoader:
             raise LoaderError(f"CUDA refused to pin {slot.nbytes >> 20} MiB (error {code}); lower memory_budget or prefetch")
         weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
         self._pinned.add(address)
+
+
+class Epochs:
+    """A loader's batches to the end of an epoch; `len` says how many are left."""
+
+    def __init__(self, loader: ClipLoader, n: int) -> None:
+        if n < 1:
+            raise ValueError(f"epochs({n}): at least 1 is needed, the epoch in which the loader stands")
+        self._loader, self._end = loader, loader._epoch + n
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """Raises LoaderError as the loader does."""
+        if self._loader._epoch >= self._end:
+            raise StopIteration
+        return next(self._loader)
+
+    def __len__(self) -> int:
+        loader = self._loader
+        steps = (self._end - loader._epoch) * loader.steps_per_epoch - loader._step
+        return max(0, steps * loader.batches_per_step - loader._part)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _shut_down(process: subprocess.Popen, connection: Connection) -> None:

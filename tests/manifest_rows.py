@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.storage.manifest import content_hash
 from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA, write_manifest
@@ -50,3 +51,13 @@ def write_rows(folder: Path, rows: Sequence[Any], rejects: Sequence[Any] = ()) -
     return write_manifest(
         folder, [(tables[0], nothing), (tables[1], pa.Table.from_pylist(list(rejects), schema=REJECT_SCHEMA))]
     )
+
+
+def with_columns(dataset: Path, folder: Path, **columns: Sequence[str | None]) -> Path:
+    """A dataset with the same clips, and other texts in columns of its manifest -> the folder."""
+    (folder / "shards").symlink_to(dataset / "shards")
+    table = pq.read_table(dataset / "manifest.parquet")
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    write_manifest(folder, [(table, REJECT_SCHEMA.empty_table())])
+    return folder

@@ -17,6 +17,7 @@ from pipeline.settings import flag, flatten, renamed, setting
 from pipeline.storage.clip_cache import parse_size
 from pipeline.storage.remote import as_given, is_url
 
+LABEL_MAP = "label_map.json"  # of a run, where clips are labelled: the classes of training
 CHECKPOINTING = "--compute.activation-checkpointing"
 
 

@@ -27,6 +27,7 @@ from pipeline.sampling.splits import checked_split, clips_of_split
 from pipeline.storage.clip_cache import ClipCache
 from pipeline.storage.manifest import Manifest
 from train.compute.parallel import Ranks
+from train.config import LABEL_MAP
 from train.stage import Evaluation, Evaluator, Stage
 from train.training import Training
 from train.watch.json_lines import JsonLines, keep_lines, read_lines
@@ -112,9 +113,10 @@ class HeldOut:
     """An evaluator: the stage's own loss, and its scalars, on every clip of a split once, in its middle view, without noise.
     Masks are drawn by the clip's row, so all evaluations are of the same thing."""
 
-    def __init__(self, stage: Stage, ranks: Ranks, manifest: Manifest) -> None:
-        """Raises ValueError, with the splits there are, if the dataset has no clip of `--evaluate-split`."""
-        self._stage, self._ranks = stage, ranks
+    def __init__(self, stage: Stage, ranks: Ranks, run: Path, manifest: Manifest) -> None:
+        """Labels are looked up in the `run`'s map. Raises ValueError, with the splits there are, if the dataset has no clip of
+        `--evaluate-split`."""
+        self._stage, self._ranks, self._label_map = stage, ranks, run / LABEL_MAP
         taken = clips_of_split(manifest, checked_split(stage.config.evaluate_split))
         self._rows = np.arange(len(manifest)) if taken is None else np.flatnonzero(taken)
 
@@ -135,6 +137,7 @@ class HeldOut:
                 workers=config.loader.workers,
                 decoder=config.loader.decoder,
                 cache=ClipCache.asked_for(config.loader.cache, config.loader.cache_size),
+                label_map=self._label_map if self._label_map.exists() else None,
             )
         ) as loader:
             for batch in loader:
@@ -150,7 +153,7 @@ class HeldOut:
         return Evaluation(figures, clips=int(clips), of=len(self._rows), missing=[*chain(*ranks.gather(missing))])
 
 
-def held_out(stage: Stage, ranks: Ranks, manifest: Manifest) -> list[Evaluator]:
+def held_out(stage: Stage, ranks: Ranks, run: Path, manifest: Manifest) -> list[Evaluator]:
     """What every stage evaluates alike, if `--evaluate-every` asks for it."""
     every = stage.config.evaluate_every
-    return [Evaluator(every, HeldOut(stage, ranks, manifest))] if every else []
+    return [Evaluator(every, HeldOut(stage, ranks, run, manifest))] if every else []

@@ -1,6 +1,7 @@
 """Answers that most stages give alike; a stage takes one over by naming it: `groups = plain_groups`."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,9 @@ from train.compute.parallel import Ranks
 from train.stage import Frozen, Stage
 
 
-def training_loader(stage: Stage, ranks: Ranks, state: LoaderState | None, clips_per_batch: int) -> ClipLoader:
+def training_loader(
+    stage: Stage, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None
+) -> ClipLoader:
     """Endless batches of the configuration's recipe."""
     config = stage.config
     assert config.data is not None
@@ -25,6 +28,7 @@ def training_loader(stage: Stage, ranks: Ranks, state: LoaderState | None, clips
         state=state,
         device=ranks.device,
         clips_per_batch=clips_per_batch,
+        label_map=label_map,
         workers=config.loader.workers,
         prefetch=config.loader.prefetch,
         decoder=config.loader.decoder,

@@ -80,8 +80,8 @@ class Stage(Protocol):
         """A `RunConfig` with the stage's own fields and groups."""
         ...
 
-    def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int) -> ClipLoader:
-        """This rank's batches from the state on."""
+    def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None) -> ClipLoader:
+        """This rank's batches from the state on; labels are places in the run's `label_map`, or the dataset's own."""
         ...
 
     def model(self, how: Implementation) -> Trainable:

@@ -164,9 +164,9 @@ def member_reader(file: str) -> Iterator[Callable[[Member], bytes]]:
 def read_side_files(read: Callable[[Member], bytes], side_files: Sequence[tuple[str, Member]]) -> dict[str, Any]:
     """What lies beside a video -> columns of the manifest that it knows: split, label, source_id, start, end.
 
-    The label is the JSON's "label", else the text of the .cls, else that of the .txt (a class name or a caption). Other
-    members stay in the tar for readers of WebDataset. Raises RejectedError(damaged) for text that cannot be read: a label
-    that is lost in silence would be worse.
+    The label is the JSON's "label" (a list stays one, as JSON), else the text of the .cls, else that of the .txt (a class name
+    or a caption). Other members stay in the tar for readers of WebDataset. Raises RejectedError(damaged) for text that cannot
+    be read: a label that is lost in silence would be worse.
     """
     known: dict[str, Any] = {}
     for kind, member in side_files:
@@ -188,7 +188,10 @@ def read_side_files(read: Callable[[Member], bytes], side_files: Sequence[tuple[
 
 def _from_json(content: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
-    if (label := _text(content.get("label"))) is not None:
+    label = content.get("label")
+    if isinstance(label, list) and label and all(_text(name) is not None for name in label):
+        known["label"] = json.dumps([_text(name) for name in label], ensure_ascii=False)
+    elif (label := _text(label)) is not None:
         known["label"] = label
     if content.get("split") in SPLITS:
         known["split"] = content["split"]

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.report import sections
 from pipeline.report.page import render
 from pipeline.report.verdict import Evidence, ceilings, judge
+from pipeline.sampling.notices import notices
 from pipeline.sampling.samples import SamplingRecipe
 from pipeline.sampling.splits import count_clips
 from pipeline.storage.manifest import Manifest
@@ -71,7 +72,12 @@ def assemble(
         "title": title,
         "time": time.strftime("%Y-%m-%d %H:%M"),
         "machine": machine,
-        "dataset": {"path": manifest.place, "clips": count_clips(manifest, recipe.split), **versioned},
+        "dataset": {
+            "path": manifest.place,
+            "clips": count_clips(manifest, recipe.split),
+            **versioned,
+            "notices": notices(manifest, recipe),
+        },
         "recipe": asdict(recipe),
         "settings": dict(settings),
         "rates": {name: dict(rate) for name, rate in rates.items()},

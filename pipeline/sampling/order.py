@@ -92,6 +92,10 @@ class Order:
         places = self._permute(positions, self.num_positions, keyed.mix(self.recipe.seed, keyed.ORDER, epoch))
         return self._sources.rows(self._pass_places(epoch, places) if self.mixed else places)
 
+    def clips(self) -> np.ndarray:
+        """Rows of all clips that may be taken, source by source."""
+        return self._sources.rows(np.arange(int(self._sources.clips.sum())))
+
     def substitutes(self, epoch: int, positions: np.ndarray, attempts: np.ndarray) -> np.ndarray:
         """Rows that stand in for clips that could not be decoded -> (n,); attempt 1 for the clip itself, 2 for its substitute.
 

@@ -1,5 +1,7 @@
 """Which clips of a dataset are taken: those of the recipe's split. A clip without a split counts as one for training."""
 
+import hashlib
+
 import numpy as np
 
 from pipeline.storage.manifest import Manifest
@@ -33,6 +35,12 @@ def clips_of_split(manifest: Manifest, split: str) -> np.ndarray | None:
     codes = [manifest.splits.index(name) for name in wanted if name in manifest.splits]
     taken = np.isin(manifest.split, [*codes, -1] if TRAINING in wanted else codes)
     return None if taken.all() else taken
+
+
+def split_digest(manifest: Manifest, split: str) -> str:
+    """Says which clips are taken, for a state: the dataset's fingerprint does not; "" where all are."""
+    taken = clips_of_split(manifest, split)
+    return "" if taken is None else hashlib.blake2b(np.packbits(taken).tobytes(), digest_size=16).hexdigest()
 
 
 def count_clips(manifest: Manifest, split: str) -> int:

@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),  # unique, without dots: the WebDataset sample key
         ("source", pa.string()),
         ("split", pa.string()),  # "train", "val" or "test"
-        ("label", pa.string()),  # class name, null without labels
+        ("label", pa.string()),  # class name, null without labels; of several a JSON list: ["clap", "wave"]
         ("shard", pa.string()),  # path relative to the dataset, or a URL
         ("offset", pa.int64()),  # of the encoded clip's first byte in the shard
         ("size", pa.int64()),  # bytes

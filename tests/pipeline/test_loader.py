@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -6,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from pipeline.decoding.decode import Decoder, decode_libav
 from pipeline.loader import SIDECAR, ClipLoader, LoaderError, LoaderState
 from pipeline.sampling import SamplingRecipe
 from pipeline.storage.manifest import Manifest
+from tests.manifest_rows import with_columns
 from tests.pipeline import faulty_decoders
 
 RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=32, patch_size=8, num_frames=8)  # 4 clips, 3 steps
@@ -31,7 +35,7 @@ def take(
     dataset: Path,
     steps: int = STEPS,
     world_size: int = 1,
-    state: LoaderState | None = None,
+    state: LoaderState | dict[str, Any] | None = None,
     decoder: Decoder = decode_libav,
     **options: object,
 ) -> tuple[list[dict[int, str]], LoaderState, list[ClipLoader]]:
@@ -86,10 +90,93 @@ def test_batches_do_not_depend_on_ranks_workers_or_accumulation(
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (4, 1)])
 def test_resume_on_another_world_size(dataset: Path, expected: list[dict[int, str]], before: int, after: int) -> None:
     first, state, _ = take(dataset, 4, world_size=before)
-    saved = json.loads(json.dumps(asdict(state)))
-    state = LoaderState(**{**saved, "ledger": tuple(map(tuple, saved["ledger"]))})
-    rest, _, _ = take(dataset, STEPS - 4, world_size=after, state=state)
-    assert first + rest == expected
+    for whole in (state, json.loads(json.dumps(state.plain()))):
+        rest, _, _ = take(dataset, STEPS - 4, world_size=after, state=whole)
+        assert first + rest == expected
+
+
+@pytest.fixture(scope="module")
+def labelled(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same clips: 0 to 3 are for training, 4 and 5 have no split, 6 to 9 are for validation, 10 and 11 for tests. Four
+    classes in turns; each fifth clip has none."""
+    splits = ["train"] * 4 + [None] * 2 + ["val"] * 4 + ["test"] * 2
+    labels = [None if i % 5 == 4 else f"class {3 - i % 4}" for i in range(12)]
+    return with_columns(dataset, tmp_path_factory.mktemp("labelled"), split=splits, label=labels)
+
+
+def test_training_takes_its_split_and_says_what_it_leaves(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(ClipLoader(labelled, RECIPE, decoder=faulty_decoders.refusing, max_failure_share=1.0)) as loader:
+        told = "6 clips of split train (left out: 4 val, 2 test)"
+        assert loader.num_clips == 6 and told in loader.notices
+        assert f"{labelled}: {told}\n" in capsys.readouterr().err
+        assert f"{labelled}, version 1: 6 clips of split train; 4 clips x 2 views a batch of rank 0 of 1 on cpu" in repr(loader)
+        taken = [row for _ in range(20) for row in next(loader).rows.tolist()]
+        assert loader.failures and set(taken) == {0, 1, 2, 4, 5}  # substitutes are of the split, too
+        state = loader.state()
+    assert state["recipe"]["split"] == "train"
+    other = Manifest(labelled)
+    for split, words in (("val", r"split \(was train, is val\)"), ("train", "has other clips than when the state was written")):
+        with pytest.raises(ValueError, match=words):
+            ClipLoader(labelled, replace(RECIPE, split=split), state={**state, "taken": "0" * 32})
+    assert state["dataset"] == other.fingerprint
+    with pytest.raises(ValueError, match="no state of a loader: it lacks dataset, ledger, recipe, version"):
+        ClipLoader(labelled, RECIPE, state={"epoch": 0, "step": 0})
+    before = {name: value for name, value in state.items() if name != "taken"}  # a state from before there were splits
+    recipe = {name: value for name, value in before["recipe"].items() if name != "split"}
+    with closing(ClipLoader(labelled, RECIPE, state={**before, "step": 0, "epoch": 0, "recipe": recipe})) as loader:
+        assert loader.recipe.split == "all" and loader.num_clips == 12
+
+
+def test_labels_and_keys_of_a_batch(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = Manifest(labelled)
+    with closing(ClipLoader(labelled, replace(RECIPE, split="all"))) as loader:
+        assert (loader.label_kind, loader.label_map) == ("single", [f"class {i}" for i in range(4)])
+        for batch in loader.epochs(1):
+            rows = batch.rows.tolist()
+            assert batch.labels.tolist() == [-1 if row % 5 == 4 else 3 - row % 4 for row in rows]
+            assert batch.labels.dtype == torch.int64 and batch.keys == [manifest.clip(row).key for row in rows]
+    with closing(ClipLoader(labelled, replace(RECIPE, split="val"), label_map=["class 3", "class 1"])) as loader:
+        (batch,) = loader.epochs(1)
+        found = dict(zip(batch.rows.tolist(), batch.labels.tolist(), strict=True))
+        assert found == {6: 1, 7: -1, 8: 0, 9: -1}
+        told = "1 of 4 clips have a label that the label map of 2 classes lacks, such as 'class 0': they count as without it"
+        assert loader.notices[-1] == told and capsys.readouterr().err.count(told) == 1
+
+
+def test_epochs_end(dataset: Path) -> None:
+    with closing(ClipLoader(dataset, RECIPE, clips_per_batch=2)) as loader:
+        next(loader), next(loader)
+        epochs = loader.epochs(2)
+        assert len(epochs) == 2 * (2 + 3)
+        taken = [(batch.epoch, batch.step) for batch in epochs]
+        assert taken == [(0, 1)] * 2 + [(0, 2)] * 2 + [(1, 0)] * 2 + [(1, 1)] * 2 + [(1, 2)] * 2
+        assert (len(epochs), list(epochs)) == (0, [])
+        state = loader.state()
+        assert (state["epoch"], state["step"]) == (2, 0)
+        assert next(loader).epoch == 2
+        with pytest.raises(ValueError, match=r"epochs\(0\): at least 1"):
+            loader.epochs(0)
+    with closing(ClipLoader(dataset, RECIPE, state={**state, "step": 1})) as loader:
+        assert [batch.step for batch in loader.epochs(1)] == [1, 2]
+
+
+def test_views_as_floats(dataset: Path) -> None:
+    with closing(ClipLoader(dataset, RECIPE)) as loader:
+        batch = next(loader)
+        mean, std = (torch.tensor(values) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        expected = (batch.views / 255 - mean) / std
+        for layout, axes in (("BCTHW", (0, 4, 1, 2, 3)), ("BTCHW", (0, 1, 4, 2, 3))):
+            floats = batch.floats(layout=layout)  # type: ignore[arg-type]
+            assert floats.is_contiguous() and floats.dtype == torch.float32
+            torch.testing.assert_close(floats, expected.permute(axes), rtol=1e-6, atol=2e-6)
+        half = batch.floats((0, 0, 0), (1, 1, 1), dtype=torch.bfloat16)
+        assert torch.equal(half, (batch.views.permute(0, 4, 1, 2, 3) * torch.tensor(1 / 255)).bfloat16())
+        with pytest.raises(ValueError, match="layout 'BTHWC' is not known; allowed are 'BCTHW' and 'BTCHW'"):
+            batch.floats(layout="BTHWC")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="must be three numbers each"):
+            batch.floats(std=(1.0, 1.0, 0.0))
+        assert repr(batch).startswith("Batch(views uint8 (8, 8, 32, 32, 3), visible int64 (8, ")
+        assert repr(batch).endswith("; 4 clips on cpu, epoch 0, step 0)")
 
 
 def test_shapes_and_values(dataset: Path) -> None:
@@ -184,9 +271,10 @@ def test_the_ledger_travels_with_the_state(dataset: Path) -> None:
     for loader in loaders:
         loader.close()
     assert state.ledger
-    saved = json.loads(json.dumps(asdict(state)))
-    state = LoaderState(**{**saved, "ledger": tuple(map(tuple, saved["ledger"]))})
-    with_ledger = take(dataset, 2, state=state)[0]  # to the end of the epoch, where both ranks had got to
+    saved = io.BytesIO()
+    torch.save(state.plain(), saved)
+    saved.seek(0)
+    with_ledger, _, _ = take(dataset, 2, state=torch.load(saved, weights_only=True))  # the epoch's rest, where both had got to
     assert with_ledger == take(dataset, 3, decoder=faulty_decoders.refusing)[0][1:]
 
 

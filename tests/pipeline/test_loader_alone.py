@@ -31,7 +31,7 @@ again = ClipLoader(sys.argv[1], recipe, rank=0, world_size=2, state=state)
 print(json.dumps({
     "distributed": torch.distributed.is_initialized(),
     "ours": sorted({name.split(".")[0] for name in sys.modules} & {"train", "model", "benchmarks", "dataset_builders"}),
-    "where": [state.epoch, state.step],
+    "where": [state["epoch"], state["step"]],
     "next": bool((next(loader).views == next(again).views).all()),
     "shm": [line for text in maps for line in text.splitlines() if "/dev/shm" in line],
     "memfd": [text.count("memfd:tubecell-ring") for text in maps],

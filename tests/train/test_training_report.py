@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.report.charts import Curve, lines, thinned
+from tests.manifest_rows import with_columns
 from tests.page_reader import Page
 from tests.train.trainers import run, start
 from train import report
@@ -17,8 +18,12 @@ from train.pages.run_record import RunRecord
 def runs(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """One that was started twice, and one that failed: with its learning rate, steps were skipped."""
     folder = tmp_path_factory.mktemp("runs")
-    run(dataset, folder / "first", "--steps", "4", "--reconstruct-every", "4")
-    run(dataset, folder / "first", "--steps", "9")
+    (folder / "data").mkdir()
+    splits, labels = ["train"] * 10 + ["val"] * 2, ["b", "a", None] * 4
+    labelled = with_columns(dataset, folder / "data", split=splits, label=labels)
+    said = run(labelled, folder / "first", "--steps", "4", "--reconstruct-every", "4")
+    assert "10 clips of split train (left out: 2 val); 2.0 epochs of 2 steps" in said
+    run(labelled, folder / "first", "--steps", "9")
     failed = start(dataset, folder / "second <b>", "--steps", "9", "--optim.base-lr", "1e30", "--optim.max-skipped", "4")
     assert failed.wait() == [1], failed.text()
     return [folder / "first", folder / "second <b>"]
@@ -40,6 +45,15 @@ def test_a_page_compares_runs(runs: list[Path], tmp_path: Path, capsys: pytest.C
     assert (first.complete, first.total_steps, len(first.lines)) == (True, 9, 9)
     assert f"{np.mean([line['loss'] for line in first.lines[-1:]]):.4f}" in page.text
     assert file.read_text().count("stroke-dasharray") == 9  # of the restart, in each chart
+
+
+def test_what_is_left_out_is_told_and_classes_are_kept(runs: list[Path]) -> None:
+    assert RunRecord.read(runs[0]).notices[0] == "10 clips of split train (left out: 2 val)"
+    assert "first: 10 clips of split train (left out: 2 val)" in Page(report.page([RunRecord.read(runs[0])])).text
+    assert RunRecord.read(runs[0]).starts[-1]["dataset"]["clips"] == 10
+    for folder in (runs[0], *(runs[0] / "checkpoints").glob("step-*")):
+        assert json.loads((folder / "label_map.json").read_text()) == ["a", "b"]
+    assert not (runs[1] / "label_map.json").exists()
 
 
 def test_no_page_takes_the_place_of_a_datasets_own(runs: list[Path], dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,10 +47,8 @@ def read_progress(checkpoint: Path) -> Progress:
         values["sums"] = {"loss": values.pop("loss_sum"), TAKEN: values.pop("good_steps")}
     elif values["format"] > FORMAT:
         raise ValueError(f"{checkpoint} has format {values['format']}; this tubecell reads up to {FORMAT}: update it")
-    loader = values.pop("loader")
-    ledger = tuple(tuple(entry) for entry in loader.pop("ledger"))
-    state = read(LoaderState, loader | {"ledger": ledger}, "the loader's state")
-    return read(Progress, values | {"loader": state, "format": FORMAT}, "the checkpoint's progress")
+    known = {"loader": LoaderState.of(values["loader"]), "format": FORMAT}
+    return read(Progress, values | known, "the checkpoint's progress")
 
 
 def state_of(training: Training) -> dict[str, Any]:

@@ -65,6 +65,11 @@ class RunRecord:
         return f"{done / total:.0%} of {total:,} steps"
 
     @property
+    def notices(self) -> list[str]:
+        """What the loader said of the dataset at the last start."""
+        return self.starts[-1].get("notices", []) if self.starts else []
+
+    @property
     def steps(self) -> np.ndarray:
         return self.column("step")
 

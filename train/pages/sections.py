@@ -119,7 +119,7 @@ def _picture(run: RunRecord) -> tuple[str, str]:
 
 def _environment(runs: Runs) -> list[tuple[str, list[str], bool]]:
     """Hardware and software of the last start of each run, and what differs that was not measured."""
-    of_a_start = ("time", "command", "first_step", "total_steps", "startup")
+    of_a_start = ("time", "command", "first_step", "total_steps", "startup", "notices")
     found = [flatten({k: v for k, v in (run.starts or [{}])[-1].items() if k not in of_a_start}) for run in runs]
     rows = []
     for name in dict.fromkeys(name for facts in found for name in facts):

@@ -32,7 +32,7 @@ from train.checkpoint.saving import RunCheckpoints, on_rank_0
 from train.command_line import Kind, check_length, flags_of, is_place, read_toml, spoken
 from train.compute.parallel import Ranks
 from train.compute.startup import LOCK
-from train.config import RunConfig, read_config, read_stage
+from train.config import LABEL_MAP, RunConfig, read_config, read_stage
 from train.watch.json_lines import keep_lines
 
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
@@ -41,7 +41,8 @@ PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", "compiled", "loader_prof
 
 
 class RunFolder:
-    """RUN/config.json, environment.json, complete, and the paths of the rest. Every rank has one, rank 0 writes.
+    """RUN/config.json, environment.json, label_map.json (the classes of training, where clips are labelled), complete, and the
+    paths of the rest. Every rank has one, rank 0 writes.
 
     What `begin` writes is written then, and not before: a start that is refused leaves no trace.
     """
@@ -82,6 +83,16 @@ class RunFolder:
         assert self.config.data is not None
         self.manifest = Manifest(self.config.data, self.progress.loader.version if self.progress else None)
 
+    @property
+    def label_map(self) -> Path | None:
+        """The run's, if it was begun with one: in its folder, or in the checkpoint that came back from the mirror."""
+        folders = [self.path, *([self.checkpoint] if self.checkpoint else [])]
+        return next((folder / LABEL_MAP for folder in folders if (folder / LABEL_MAP).exists()), None)
+
+    def keep_label_map(self, names: list[str]) -> None:
+        """For rank 0: `begin` writes it, and it goes with every checkpoint."""
+        self.saver.documents[LABEL_MAP] = json.dumps(names, indent=1) + "\n"
+
     def complete(self, steps: int) -> None:
         """Mark the run as done: what a scheduler should look at, because torchrun returns 1 after a SIGTERM."""
         if self._ranks.rank == 0:
@@ -95,14 +106,15 @@ class RunFolder:
         data = self.progress.loader if self.progress else None
         resumed = (data.epoch, data.step * self.config.sampling.clips_per_step) if data else (0, 0)
         keep_lines(self.path / "failures.jsonl", lambda failure: (failure["epoch"], failure["position"]) < resumed)
-        write_durably(self.path / CONFIG, self.saver.documents[CONFIG].encode())
+        for name, text in self.saver.documents.items():
+            write_durably(self.path / name, text.encode())
         starts_file = self.path / ENVIRONMENT
         starts = json.loads(starts_file.read_text()) if starts_file.exists() else []
         starts.append(environment(self.manifest, self.config.sampling.split, self._ranks) | self._facts)
         write_durably(starts_file, (json.dumps(starts, indent=1) + "\n").encode())
         (self.path / "complete").unlink(missing_ok=True)
 
-    def note(self, **facts: str | float | dict[str, float]) -> None:
+    def note(self, **facts: str | float | dict[str, float] | list[str]) -> None:
         """Add to what environment.json says of this start."""
         self._facts |= facts
         if self._ranks.rank == 0 and self._begun:

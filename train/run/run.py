@@ -53,7 +53,10 @@ class Run:
         self._startup, precision = startup, PRECISIONS[config.compute.precision]
         clips = config.sampling.clips_per_step // ranks.world_size // config.accumulation(ranks.world_size)
 
-        self.loader = stage.loader(ranks, progress.loader if progress else None, clips)
+        self.loader = stage.loader(ranks, progress.loader if progress else None, clips, folder.label_map)
+        if ranks.rank == 0 and self.loader.label_kind != "none":
+            folder.keep_label_map(self.loader.label_map)
+        folder.note(notices=self.loader.notices)
         cleanup.callback(self.loader.close)
         self._failures = FailureLog(folder.path, self.loader)
         cleanup.callback(self._failures.flush)

@@ -101,7 +101,7 @@ class Pretraining:
         return replace(cost, notes=notes, frozen_gmac=self.target.gmac)
 
     def evaluators(self, model: VideoMAE, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
-        found = held_out(self, ranks, manifest)
+        found = held_out(self, ranks, run, manifest)
         if every := self.config.reconstruct_every:
             from train.stages.reconstructions import Reconstructions  # matplotlib: half a second
 

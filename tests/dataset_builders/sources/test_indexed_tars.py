@@ -97,6 +97,8 @@ def test_side_files_belong_to_the_video_they_lie_beside(tmp_path: Path, clips: l
         "other.json": b'{"label": "too far away"}',
         "bare.mp4": clips[0],
         "bare.json": b'[{"label": "not ours"}]',
+        "several.mp4": clips[0],
+        "several.json": '{"label": ["épée", 7]}'.encode(),
     }
     (tmp_path / "0.tar").write_bytes(tar_bytes(members))
     rows = [result.row for result in index(tmp_path, "0.tar") if isinstance(result, IndexedClip)]
@@ -106,6 +108,7 @@ def test_side_files_belong_to_the_video_they_lie_beside(tmp_path: Path, clips: l
         ("both", "train", None, None, "v1"),
         (None, "train", None, None, "other"),
         (None, "train", None, None, "bare"),
+        ('["épée", "7"]', "train", None, None, "several"),
     ]
 
 

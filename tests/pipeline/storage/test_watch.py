@@ -87,7 +87,7 @@ def test_a_disk_that_stays_away_ends_the_run_and_blames_nobody(
     with closing(ClipLoader(copy, RECIPE, state=state)) as loader:
         with pytest.raises(LoaderError, match=r"No such file.*no clip is blamed"):
             next(loader)
-        assert not loader.failures and not loader.state().ledger
+        assert not loader.failures and not loader.state()["ledger"]
         mend()
         assert sorted(expected[1]) == sorted(next(loader).positions.tolist()), "and goes on, if it is asked once more"
     assert take(copy, 2, state=state)[0] == expected[1:]

@@ -178,4 +178,4 @@ def test_old_failures_are_forgotten_and_each_is_logged_once(
         assert len(logged) == loader.num_failures >= 12 > 10 >= max(len(loader.failures), len(loader._ledger))
         attempts = {(line["epoch"], line["position"]): line["attempt"] + 1 for line in logged}
         assert len({(line["epoch"], line["position"], line["attempt"]) for line in logged}) == len(logged)
-        assert loader.state().ledger == tuple((*where, n) for where, n in sorted(attempts.items()) if where >= (6, 0))
+        assert loader.state()["ledger"] == [[*where, n] for where, n in sorted(attempts.items()) if where >= (6, 0)]
