@@ -75,7 +75,7 @@ class Batch:
     """B clips of R views, n = B · R, the views of a clip adjacent. It is valid until the next batch is asked for: on a CPU it
     lies in the loader's shared memory, on a GPU in DALI's. Work that is queued on it until then is waited for."""
 
-    views: torch.Tensor  # uint8 (n, T, size, size, 3), RGB
+    views: torch.Tensor  # uint8 (n, T, H, W, 3), RGB
     visible: torch.Tensor | None  # int64 (n, V), tokens the encoder sees; these three are None in a recipe without masks
     decoded: torch.Tensor | None  # int64 (n, K), tokens the decoder reconstructs, those of the loss first
     loss_weight: torch.Tensor | None  # float32 (n, L), of the first L decoded tokens
@@ -282,7 +282,7 @@ class ClipLoader:
         self._batch: DecodedBatch | None = None  # in the caller's hands
         self._retries: set[int] = set()  # places of the next batch that the sidecar was asked to fill anew
         if on_device:  # what is left of the ring is small, and copied by a thread: it is not pinned
-            self._device_decoding = DeviceDecoding(self.device, workers or cores, recipe.input_size)
+            self._device_decoding = DeviceDecoding(self.device, workers or cores, recipe.view_size)
         elif self.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.device)
         weakref.finalize(self, self._ring.close)

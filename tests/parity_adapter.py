@@ -152,8 +152,8 @@ def finetune_test_clips(num_frames, clip_len, step, segments):
 
 
 def crop_sizes(w, h, size):
-    sides = crops.crop_sides(np.array([w]), np.array([h]), size)[0]
-    return [(int(sides[i]), int(sides[j])) for i, j in crops.PAIRS]
+    sides = crops.crop_sides(crops.largest_box(np.array([w]), np.array([h]), (size, size)), (size, size))[0]
+    return [(int(sides[i, 0]), int(sides[j, 1])) for i, j in crops.PAIRS]
 
 
 def crop_offsets(w, h, cw, ch):

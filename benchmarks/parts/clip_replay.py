@@ -41,7 +41,7 @@ def replay(manifest: Manifest, recipe: SamplingRecipe, key: str, frames: str | N
         raise ValueError(f"--frames {frames}: frame {wanted[-1]} is asked for, and {key} has {clip.num_frames} frames")
     boxes = np.repeat(samples.boxes[0], recipe.views_per_clip, axis=0)
     places = np.sort(np.resize(np.arange(len(wanted)), recipe.num_frames))
-    views = np.zeros((recipe.views_per_clip, recipe.num_frames, recipe.input_size, recipe.input_size, 3), np.uint8)
+    views = np.zeros((recipe.views_per_clip, recipe.num_frames, *recipe.view_size, 3), np.uint8)
     records = np.zeros(REPETITIONS, RECORD)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

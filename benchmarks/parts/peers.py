@@ -96,7 +96,7 @@ class VideoFiles(Dataset):
 
     def view(self, images: list[Image.Image]) -> torch.Tensor:
         """One crop for all frames, resized with PIL's bilinear filter, normalised."""
-        size = self.recipe.input_size
+        size, _ = self.recipe.view_size
         left, top, width, height = multi_scale_crop(*images[0].size, size)
         box = (left, top, left + width, top + height)
         crops = [image.crop(box).resize((size, size), Image.Resampling.BILINEAR) for image in images]

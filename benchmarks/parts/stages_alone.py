@@ -154,7 +154,7 @@ class StagesAlone(Crew):
 def _serve(connection: Connection, root: Path, version: int, recipe: SamplingRecipe) -> None:
     """A process that is told clips, or a stage and a time: then it answers with its clips and seconds."""
     manifest, clips = Manifest(root, version), list[Prepared]()
-    views = np.zeros((recipe.views_per_clip, recipe.num_frames, recipe.input_size, recipe.input_size, 3), np.uint8)
+    views = np.zeros((recipe.views_per_clip, recipe.num_frames, *recipe.view_size, 3), np.uint8)
     with closing(ShardReader(manifest.root)) as reader:
         while True:
             what, how = connection.recv()

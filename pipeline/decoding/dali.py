@@ -65,8 +65,9 @@ def _to_rgb(matrix: str, full_range: bool) -> np.ndarray:
 class DaliDecoder:
     """Batches of clips -> views on a device. One thread at a time may use it."""
 
-    def __init__(self, device: str | torch.device, threads: int, size: int) -> None:
-        """`threads` clips are in work at a time: decoders in flight on a GPU; `size`: side of a view in pixels.
+    def __init__(self, device: str | torch.device, threads: int, size: int | tuple[int, int]) -> None:
+        """`threads` clips are in work at a time: decoders in flight on a GPU; `size`: side of a view in pixels, or its
+        (height, width).
 
         Raises ValueError if DALI is not installed or finds no such device.
         """
@@ -78,7 +79,7 @@ class DaliDecoder:
                 f"DALI is not installed ({error}); install nvidia-dali-cuda130, or take decoder 'libav'"
             ) from error
         self._dali, self._linear = dynamic, DALIInterpType.INTERP_LINEAR
-        self.device, self.size = torch.device(device), size
+        self.device, self.size = torch.device(device), size if isinstance(size, tuple) else (size, size)
         self.stream: torch.cuda.Stream | None = None
         self._retired: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
         place: dict[str, Any] = {}
@@ -97,7 +98,7 @@ class DaliDecoder:
     def __call__(
         self, clips: Sequence[ClipRequest | TrimmedClip]
     ) -> tuple[torch.Tensor, list[tuple[int, DecodeError | UnsupportedClipError]]]:
-        """-> (uint8 (B, R, T, size, size, 3) on the device, [(index of a failed clip, why)]); R and T are equal in all clips.
+        """-> (uint8 (B, R, T, H, W, 3) on the device, [(index of a failed clip, why)]); R and T are equal in all clips.
 
         A failed clip's views are black, for the caller to replace. On a GPU the views are those of `stream`: let the stream
         that uses them wait for it, and `retire` them afterwards. Raises RuntimeError if the device itself fails.
@@ -115,7 +116,7 @@ class DaliDecoder:
                 return parts[0][1], failures
             first = clips[0]
             shape = (len(first.boxes), (first.places if isinstance(first, TrimmedClip) else first.frames).shape[-1])
-            views = torch.zeros((len(clips), *shape, self.size, self.size, 3), dtype=torch.uint8, device=self.device)
+            views = torch.zeros((len(clips), *shape, *self.size, 3), dtype=torch.uint8, device=self.device)
             for indices, part in parts:
                 for index, of_clip in zip(indices, part, strict=True):  # one by one: a list of places would be copied first
                     views[index] = of_clip
@@ -130,9 +131,13 @@ class DaliDecoder:
     def _isolated(
         self, clips: list[tuple[int, TrimmedClip]], failures: list[tuple[int, DecodeError | UnsupportedClipError]]
     ) -> list[tuple[list[int], torch.Tensor]]:
-        """Decode a batch; if it fails, its halves."""
+        """Decode a batch; if it fails, its halves. Clips that lie on their side are resized apart, unless views are squares."""
         if not clips:
             return []
+        upright = [entry for entry in clips if entry[1].clip.rotation % 180 == 0]
+        if self.size[0] != self.size[1] and 0 < len(upright) < len(clips):
+            others = [entry for entry in clips if entry[1].clip.rotation % 180]
+            return self._isolated(upright, failures) + self._isolated(others, failures)
         try:
             return [([index for index, _ in clips], self._decode([clip for _, clip in clips]))]
         except DecodeError as error:
@@ -169,7 +174,7 @@ class DaliDecoder:
             low, high = boxes[:, 1::-1], (boxes[:, :2] + boxes[:, 2:])[:, ::-1]  # (y, x)
             out = dali.resize(
                 dali.as_batch(sources),
-                size=(self.size, self.size),
+                size=self.size[::-1] if clips[0].clip.rotation % 180 else self.size,  # as coded
                 roi_start=dali.batch(list(np.ascontiguousarray(low))),
                 roi_end=dali.batch(list(np.ascontiguousarray(high))),
                 interp_type=self._linear,
@@ -177,6 +182,10 @@ class DaliDecoder:
                 dtype=dali.uint8,
             ).torch()
         out = out.view(len(clips), views, *out.shape[1:])
+        if out.shape[3:5] != self.size:
+            return torch.stack(
+                [torch.rot90(of, clip.clip.rotation // 90, dims=(2, 3)) for of, clip in zip(out, clips, strict=True)]
+            )
         for i, clip in enumerate(clips):
             if clip.clip.rotation:
                 out[i] = torch.rot90(out[i], clip.clip.rotation // 90, dims=(2, 3))
@@ -195,7 +204,7 @@ def decode_dali(request: ClipRequest, views: np.ndarray) -> None:
 
     Raises DecodeError, and UnsupportedClipError (a ValueError, which ends a run) for clips that libav has to decode.
     """
-    size = views.shape[2]
+    size = views.shape[2:4]
     decoder: DaliDecoder | None = getattr(_own, "decoder", None)
     if decoder is None or decoder.size != size:
         decoder = _own.decoder = DaliDecoder("cpu", 1, size)

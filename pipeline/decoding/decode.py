@@ -1,6 +1,6 @@
 """Encoded clip -> cropped uint8 views: the decoder contract, and its implementation on libav.
 
-The contract: `(encoded bytes, frame indices, crop boxes) -> uint8 (R, T, size, size, 3)`, RGB, full range. Frame indices and
+The contract: `(encoded bytes, frame indices, crop boxes) -> uint8 (R, T, H, W, 3)`, RGB, full range. Frame indices and
 boxes come from `sampling`, never from a decoder, and a decoder is exact: frame i is the i-th in presentation order, its
 rotation, YCbCr matrix and range are those of the manifest, and what cannot be delivered raises `DecodeError`; no frame is
 ever guessed, repeated or left black. The R views share one decode.
@@ -55,7 +55,7 @@ class ClipRequest:
 
 
 Decoder = Callable[[ClipRequest, np.ndarray], None]
-"""Fills a uint8 array (R, T, size, size, 3) or raises DecodeError."""
+"""Fills a uint8 array (R, T, H, W, 3) or raises DecodeError."""
 
 
 def decode_libav(request: ClipRequest, views: np.ndarray) -> None:

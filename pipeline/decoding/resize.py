@@ -24,7 +24,7 @@ NO_BYTE = 0x80  # pshufb puts 0 there
 
 
 def crop_resizer(num_frames: int, places: np.ndarray, boxes: np.ndarray, views: np.ndarray) -> "CropResizer | TorchResizer":
-    """Fills `views`, uint8 (R, T, size, size, 3), each of them contiguous, while the frames of a clip come.
+    """Fills `views`, uint8 (R, T, H, W, 3), each of them contiguous, while the frames of a clip come.
 
     `num_frames` distinct ones will come; `places` int64, (T,) or (R, T), says which of them stands where in a view, in
     ascending order; `boxes` (R, 4) int64 (x, y, width, height) are the crops.

@@ -1,12 +1,15 @@
 """Crop boxes as arithmetic: MultiScaleCrop, RandomResizedCrop, and the crops of validation and tests.
 
 A box is (x, y, width, height) in pixels of the displayed frame, int64; the decoder cuts it out and resizes it. All frames of
-a view share it. Frames are at least 16 px wide and high.
+a view share it. Frames are at least 16 px wide and high. A view may be a rectangle: where the official code says "the shorter
+side" of a frame, this says the largest box of the view's aspect, which is the same for a square.
 """
 
 import numpy as np
 
 from pipeline import keyed
+
+Size = tuple[int, int]  # (height, width) of a view in pixels
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side
 # (width, height) by index into SCALES: at most one step apart, so the aspect ratio stays within 3/4 .. 4/3 or so
@@ -21,11 +24,18 @@ SHAPE, ANCHOR = range(2)
 AREAS, ASPECTS, PLACE = range(3)
 
 
-def crop_sides(width: np.ndarray, height: np.ndarray, size: int) -> np.ndarray:
-    """Frame sizes (n,) -> the four side lengths (n, 4) a crop chooses from, snapped to `size` when less than 3 px off."""
-    base = np.minimum(width, height)
-    sides = (base[:, None] * np.array(SCALES)).astype(np.int64)
-    return np.where(np.abs(sides - size) < 3, size, sides)
+def largest_box(width: np.ndarray, height: np.ndarray, size: Size) -> np.ndarray:
+    """Frame sizes (n,) -> (width, height) (n, 2) of the largest box with the aspect of a view, to whole pixels."""
+    high, wide = size
+    fitting = np.stack([(2 * height * wide + high) // (2 * high), (2 * width * high + wide) // (2 * wide)], axis=1)
+    return np.clip(fitting, 1, np.stack([width, height], axis=1))
+
+
+def crop_sides(base: np.ndarray, size: Size) -> np.ndarray:
+    """Largest boxes (n, 2) -> the four widths and heights (n, 4, 2) a crop chooses from, snapped to the view's when less than
+    3 px off."""
+    sides, of_view = np.maximum((base[:, None] * np.array(SCALES)[:, None]).astype(np.int64), 1), np.array(size[::-1])
+    return np.where(np.abs(sides - of_view) < 3, of_view, sides)
 
 
 def anchor_offsets(width: np.ndarray, height: np.ndarray, box: np.ndarray, anchor: np.ndarray) -> np.ndarray:
@@ -34,14 +44,14 @@ def anchor_offsets(width: np.ndarray, height: np.ndarray, box: np.ndarray, ancho
     return anchor * (free // 4)
 
 
-def multi_scale_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray, size: int) -> np.ndarray:
-    """Keys (n,), frame sizes (n,), the side of the view -> boxes (n, 4): one of 10 shapes at one of 13 places.
+def multi_scale_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray, size: Size) -> np.ndarray:
+    """Keys (n,), frame sizes (n,), the size of the view -> boxes (n, 4): one of 10 shapes at one of 13 places.
 
     Pre-training, Table 10; the official class, inherited from TSN.
     """
-    sides = crop_sides(width, height, size)
+    sides = crop_sides(largest_box(width, height, size), size)
     pair = PAIRS[keyed.below(keyed.mix(keys, SHAPE), len(PAIRS))]
-    box = np.take_along_axis(sides, pair, axis=1)
+    box = np.take_along_axis(sides, pair[:, None], axis=1)[:, 0]
     # a side snapped up to `size` may exceed the frame by up to 2 px (the official code then pads with black)
     box = np.minimum(box, np.stack([width, height], axis=1))
     anchor = ANCHORS[keyed.below(keyed.mix(keys, ANCHOR), len(ANCHORS))]
@@ -49,7 +59,8 @@ def multi_scale_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray, si
 
 
 def random_resized_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Keys (n,), frame sizes (n,) -> boxes (n, 4): fine-tuning's RandomResizedCrop, with torchvision's arithmetic.
+    """Keys (n,), frame sizes (n,) -> boxes (n, 4): fine-tuning's RandomResizedCrop, with torchvision's arithmetic, which does
+    not ask for the aspect of the view.
 
     Of 10 draws of an area (8 to 100 % of the frame) and an aspect ratio (log-uniform in 3/4 .. 4/3) the first that fits
     stands at a uniform place. If none fits: the largest centred box whose aspect ratio is allowed.
@@ -72,21 +83,29 @@ def random_resized_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray)
     return np.concatenate([np.where(found, place, free // 2), box], axis=1)
 
 
-def long_side_crops(width: np.ndarray, height: np.ndarray, size: int, crops: int) -> np.ndarray:
-    """Frame sizes (n,), the side of the view, C -> boxes (n, C, 4): squares of the short side, spread over the long one.
+def long_side_crops(width: np.ndarray, height: np.ndarray, size: Size, crops: int) -> np.ndarray:
+    """Frame sizes (n,), the size of the view, C -> boxes (n, C, 4): the largest that have its aspect, spread over the frame.
 
-    The official test resizes the short side to `size` and takes the pixels from int(j · (long − size) / (C − 1)) on; one crop
-    is the middle (validation; the official test divides by zero). Here that place is carried back into the frame and rounded
-    to whole pixels, at most half a pixel off, so that a decoder cuts first and resizes less.
+    The official test, of squares, resizes the short side to `size` and takes the pixels from int(j · (long − size) / (C − 1))
+    on; one crop is the middle (validation; the official test divides by zero). Here that place is carried back into the frame
+    and rounded to whole pixels, at most half a pixel off, so that a decoder cuts first and resizes less.
     """
-    short, long = np.minimum(width, height), np.maximum(width, height)
-    resized = size * long // short
+    box = largest_box(width, height, size)
+    wide = width * size[0] >= height * size[1]  # than the view: the boxes are as high as the frame
+    short, long, own = np.where(wide, height, width), np.where(wide, width, height), np.where(wide, *box.T)
+    across, along = np.where(wide, size[0], size[1]), np.where(wide, size[1], size[0])  # sides of the view
+    resized = np.maximum(across * long // short, along)
     if crops == 1:
-        places = ((resized - size) // 2)[:, None]
+        places = ((resized - along) // 2)[:, None]
     else:
-        places = np.arange(crops) * (resized - size)[:, None] // (crops - 1)
+        places = np.arange(crops) * (resized - along)[:, None] // (crops - 1)
     offset = (2 * places * long[:, None] + resized[:, None]) // (2 * resized[:, None])  # rounded to nearest
-    offset = np.minimum(offset, (long - short)[:, None])
-    wide = (width >= height)[:, None]
-    side = np.broadcast_to(short[:, None], offset.shape)
-    return np.stack([np.where(wide, offset, 0), np.where(wide, 0, offset), side, side], axis=2)
+    offset, wide = np.minimum(offset, (long - own)[:, None]), wide[:, None]
+    sides = (np.broadcast_to(side[:, None], offset.shape) for side in box.T)
+    return np.stack([np.where(wide, offset, 0), np.where(wide, 0, offset), *sides], axis=2)
+
+
+def whole_frames(width: np.ndarray, height: np.ndarray) -> np.ndarray:
+    """Frame sizes (n,) -> boxes (n, 4)."""
+    zero = np.zeros_like(width)
+    return np.stack([zero, zero, width, height], axis=1)

@@ -61,6 +61,8 @@ class EvaluationSampler(Sampler):
             raise ValueError(f"rows {rows.min()} to {rows.max()} were chosen; {manifest.place} has rows 0 to {last}")
         if len(np.unique(rows)) < len(rows):
             raise ValueError(f"of the {len(rows)} chosen rows some are the same; a pass takes every clip once")
+        if recipe.crop == "none" and self.crops > 1:
+            raise ValueError(f"with crop 'none' {self.crops} crops would all be the whole frame; give crops=1")
         return bound
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from pipeline.sampling.masks.rules import DECODER_RULES, RULES, DecoderMaskRule,
 from pipeline.sampling.splits import checked_split
 from pipeline.settings import kept, read, setting, with_values
 
-Crop = Literal["multi_scale", "random_resized"]
+Crop = Literal["multi_scale", "random_resized", "center", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +68,8 @@ class SamplingRecipe(Views):
     """Of the order, the frames, the crops and the masks."""
     num_frames: int = 16
     """T, frames of a view."""
-    input_size: int = 224
-    """Side of a view in pixels."""
+    input_size: int | tuple[int, int] = 224
+    """Side of a view in pixels, or its (height, width)."""
     tubelet_size: int = 2
     """Frames of a token."""
     patch_size: int = 16
@@ -77,7 +77,8 @@ class SamplingRecipe(Views):
     temporal: frames.Temporal = "stride"
     """Where the frames of a view lie: "stride" (pre-training), "linspace", "tsn", "tsn_video" (see `sampling.frames`)."""
     crop: Crop = "multi_scale"
-    """"multi_scale" (pre-training) or "random_resized" (fine-tuning)."""
+    """"multi_scale" (pre-training) or "random_resized" (fine-tuning); "center", the largest box in the middle that has the
+    aspect of a view, and so fills it; or "none", the whole frame, whatever its aspect."""
     masks: MaskRule | None = setting("tube", was="tube")
     """What the encoder does not see: "tube", or "random", "frame", "multi-block" (see `sampling.masks`); None: views without
     masks, of any number of frames and any size."""
@@ -101,9 +102,13 @@ class SamplingRecipe(Views):
                 f"views_per_step {self.views_per_step} must be a multiple of views_per_clip {self.views_per_clip}, "
                 "both at least 1"
             )
-        if self.masks and (self.num_frames % self.tubelet_size or self.input_size % self.patch_size):
+        object.__setattr__(self, "input_size", _checked_size(self.input_size))
+        if self.num_frames < 1:
+            raise ValueError(f"num_frames {self.num_frames} must be at least 1")
+        if self.masks and (self.num_frames % self.tubelet_size or any(side % self.patch_size for side in self.view_size)):
+            size = " x ".join(map(str, dict.fromkeys(self.view_size)))
             raise ValueError(
-                f"{self.num_frames} frames of {self.input_size} px do not divide into tubelets of {self.tubelet_size} frames "
+                f"{self.num_frames} frames of {size} px do not divide into tubelets of {self.tubelet_size} frames "
                 f"and patches of {self.patch_size} px"
             )
         for name, value in (("window", self.window), ("lanes", self.lanes)):
@@ -136,10 +141,15 @@ class SamplingRecipe(Views):
         return recipe
 
     @property
+    def view_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.input_size if isinstance(self.input_size, tuple) else (self.input_size, self.input_size)
+
+    @property
     def grid(self) -> Grid:
         """(T', h, w) in tokens."""
-        side = self.input_size // self.patch_size
-        return self.num_frames // self.tubelet_size, side, side
+        height, width = self.view_size
+        return self.num_frames // self.tubelet_size, height // self.patch_size, width // self.patch_size
 
     @property
     def tokens(self) -> masking.TokenCounts:
@@ -155,6 +165,14 @@ class SamplingRecipe(Views):
     @property
     def clips_per_step(self) -> int:
         return self.views_per_step // self.views_per_clip
+
+
+def _checked_size(size: object) -> int | tuple[int, int]:
+    """In one form, so that equal sizes are equal: one number for a square, and what JSON made of a pair is a pair again."""
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"input_size {size!r} must be the side of a square or (height, width), in whole pixels, at least 1")
+    return sides[0] if sides[0] == sides[1] else sides
 
 
 def _checked_mixture(mixture: object) -> tuple[tuple[str, float], ...]:

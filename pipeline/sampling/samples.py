@@ -69,11 +69,13 @@ def sample_clips(
         frames = frames.reshape(-1, views, recipe.num_frames)
 
     crop_keys = _view_keys(recipe, keyed.CROP, epoch, positions)
-    width, height = (np.repeat(side[rows].astype(np.int64), views) for side in (manifest.width, manifest.height))
+    width, height = (np.repeat(side, views) for side in _sizes(manifest, rows))
     if recipe.crop == "multi_scale":
-        boxes = crops.multi_scale_crop(crop_keys, width, height, recipe.input_size)
-    else:
+        boxes = crops.multi_scale_crop(crop_keys, width, height, recipe.view_size)
+    elif recipe.crop == "random_resized":
         boxes = crops.random_resized_crop(crop_keys, width, height)
+    else:
+        boxes = _fixed_crops(recipe, width, height, 1)
     return ClipSamples(rows, frames, boxes.reshape(-1, views, 4), repeated(frames))
 
 
@@ -95,7 +97,7 @@ def validation_clips(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarra
     """One view of each of B clips: the middle in time, by the recipe's `temporal`, and in space. frames (B, T), R = 1."""
     length, step = _lengths(manifest, recipe, rows)
     frames = training_frames(None, length, recipe.num_frames, step, recipe.temporal)
-    return ClipSamples(rows, frames, _long_side_crops(manifest, recipe, rows, 1), repeated(frames))
+    return ClipSamples(rows, frames, _fixed_crops(recipe, *_sizes(manifest, rows), 1), repeated(frames))
 
 
 def multi_view_clips(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarray, segments: int, spatial: int) -> ClipSamples:
@@ -113,13 +115,20 @@ def multi_view_clips(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarra
     else:
         frames = np.stack([tsn_test_frames(frames, recipe.num_frames, segments) for frames in length.tolist()])
     frames = np.repeat(frames, spatial, axis=1)
-    boxes = np.tile(_long_side_crops(manifest, recipe, rows, spatial), (1, segments, 1))
+    boxes = np.tile(_fixed_crops(recipe, *_sizes(manifest, rows), spatial), (1, segments, 1))
     return ClipSamples(rows, frames, boxes, repeated(frames))
 
 
-def _long_side_crops(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarray, spatial: int) -> np.ndarray:
-    width, height = (side[rows].astype(np.int64) for side in (manifest.width, manifest.height))
-    return crops.long_side_crops(width, height, recipe.input_size, spatial)
+def _fixed_crops(recipe: SamplingRecipe, width: np.ndarray, height: np.ndarray, spatial: int) -> np.ndarray:
+    """Frame sizes (n,) -> boxes (n, C, 4) that nobody draws: the whole frame with crop "none"."""
+    if recipe.crop == "none":
+        return np.repeat(crops.whole_frames(width, height)[:, None], spatial, axis=1)
+    return crops.long_side_crops(width, height, recipe.view_size, spatial)
+
+
+def _sizes(manifest: Manifest, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Width and height of the clips."""
+    return manifest.width[rows].astype(np.int64), manifest.height[rows].astype(np.int64)
 
 
 def _lengths(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

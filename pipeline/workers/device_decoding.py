@@ -36,7 +36,7 @@ DECODERS = 14  # in flight on a GPU: two for each of the seven NVDEC of an H100 
 class DecodedBatch:
     """A batch on the device; B clips of R views."""
 
-    views: torch.Tensor  # uint8 (B, R, T, size, size, 3)
+    views: torch.Tensor  # uint8 (B, R, T, H, W, 3)
     masks: tuple[torch.Tensor, ...]  # as `Slot.masks`
     failures: list[tuple[int, DecodeError]]  # (place of a clip whose views are still to come, why)
 
@@ -52,8 +52,8 @@ class _Worker:
 class DeviceDecoding:
     """Batches by number: `submit` complete slots in order, then `take` them in order."""
 
-    def __init__(self, device: torch.device, threads: int, size: int) -> None:
-        """`threads` decode on a CPU; `size`: side of a view. DALI takes a second to start; see `wait_until_started`."""
+    def __init__(self, device: torch.device, threads: int, size: tuple[int, int]) -> None:
+        """`threads` decode on a CPU; `size`: a view's (height, width). DALI takes a second to start: `wait_until_started`."""
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())  # the caller's; the thread would say 0
         self._worker = _Worker()
@@ -136,7 +136,7 @@ def _repair(started: Future[DaliDecoder], slot: Slot, batch: DecodedBatch) -> De
 
 
 def _decode(decoder: DaliDecoder, slot: Slot, places: list[int]) -> tuple[torch.Tensor, list[tuple[int, DecodeError]]]:
-    """Views of the clips at these places -> uint8 (n, R, T, size, size, 3); those of a slot that is trimmed throughout are
+    """Views of the clips at these places -> uint8 (n, R, T, H, W, 3); those of a slot that is trimmed throughout are
     handed on without a copy."""
     packed = [place for place in places if slot.packed[place]]
     failures: list[tuple[int, DecodeError]] = []

@@ -23,7 +23,7 @@ PAGE = 4096
 class Slot:
     """One batch, before it becomes tensors; B clips of R views."""
 
-    views: np.ndarray  # uint8 (B, R, T, size, size, 3)
+    views: np.ndarray  # uint8 (B, R, T, H, W, 3)
     positions: np.ndarray  # int64 (B,), of the epoch
     rows: np.ndarray  # int64 (B,), of the manifest; those of the substitutes where clips failed
     repeated: np.ndarray  # int64 (B,), frames that are the one before once more, see `ClipSamples`
@@ -106,9 +106,8 @@ _Fields = dict[str, tuple[tuple[int, ...], type | np.dtype]]
 
 def _fields(recipe: SamplingRecipe, clips: int, views_per_clip: int | None) -> _Fields:
     views = views_per_clip or recipe.views_per_clip
-    side, frames = recipe.input_size, recipe.num_frames
     fields: _Fields = {
-        "views": ((clips, views, frames, side, side, 3), np.uint8),
+        "views": ((clips, views, recipe.num_frames, *recipe.view_size, 3), np.uint8),
         **dict.fromkeys(("positions", "rows", "repeated", "packed"), ((clips,), np.int64)),
         "weight": ((clips,), np.float32),
         "records": ((clips,), RECORD),

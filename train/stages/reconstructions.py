@@ -119,7 +119,7 @@ def centre_views(manifest: Manifest, recipe: SamplingRecipe, num_clips: int) -> 
         clip = manifest.clip(int(row))
         side = min(clip.width, clip.height)
         box = np.array([[(clip.width - side) // 2, (clip.height - side) // 2, side, side]])
-        view = np.empty((1, recipe.num_frames, recipe.input_size, recipe.input_size, 3), np.uint8)
+        view = np.empty((1, recipe.num_frames, *recipe.view_size, 3), np.uint8)
         try:
             decode_libav(ClipRequest(clip, reader.read(clip), frames, box), view)
         except (DecodeError, OSError) as error:

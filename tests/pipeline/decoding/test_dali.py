@@ -100,6 +100,12 @@ def test_a_batch_mixes_sizes_rotations_and_codecs(decoder: DaliDecoder, vp9: byt
     assert views.shape == (2, 1, 2, 64, 64, 3)
     assert [read_number(frame) for frame in views[0, 0].numpy()] == [7, 40]
     assert [read_number(np.rot90(frame, -1)) for frame in views[1, 0].numpy()] == [1, 18]
+    others = [request(small, vp9, 7, 40), ClipRequest(large, mjpeg, np.array([1, 18]), boxes), request(small, b"", 7, 40)]
+    views, failures = DaliDecoder("cpu", threads=2, size=(96, 48))([*others, request(replace(small, rotation=180), vp9, 7, 40)])
+    assert views.shape == (4, 1, 2, 96, 48, 3) and [index for index, _ in failures] == [2]
+    assert [read_number(frame) for frame in views[0, 0].numpy()] == [7, 40]
+    assert [read_number(np.rot90(frame, -1)) for frame in views[1, 0].numpy()] == [1, 18]
+    assert [read_number(np.rot90(frame, 2)) for frame in views[3, 0].numpy()] == [7, 40]
 
 
 def test_a_bad_clip_costs_only_itself(decoder: DaliDecoder, vp9: bytes) -> None:

@@ -32,11 +32,11 @@ def fresh_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pa
 
 
 def resized(
-    resizer: type[CropResizer] | type[TorchResizer], frames: np.ndarray, places: np.ndarray, boxes: np.ndarray, size: int
+    resizer: type[CropResizer] | type[TorchResizer], frames: np.ndarray, places: np.ndarray, boxes: np.ndarray, *size: int
 ) -> np.ndarray:
     num_views, num_frames = len(boxes), places.shape[-1]
     # views with other bytes before and after them, which must stay
-    memory = np.full((num_views + 2, num_frames, size, size, 3), 7, np.uint8)
+    memory = np.full((num_views + 2, num_frames, *size, 3), 7, np.uint8)
     views = memory[1:-1]
     made = resizer(places, boxes, views) if resizer is CropResizer else TorchResizer(len(frames), places, boxes, views)
     for number, frame in enumerate(frames):
@@ -66,11 +66,11 @@ def test_the_kernel_is_torch_bit_for_bit(data: st.DataObject) -> None:
     def number(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
-    size, height, width = number(1, 80), number(1, 300), number(1, 300)
+    size, height, width = (number(1, 80), number(1, 80)), number(1, 300), number(1, 300)
     boxes = []
     for _ in range(number(1, 3)):
-        w = number(1, width) if number(0, 3) else min(width, size)  # sides that stay as they are, too
-        h = number(1, height) if number(0, 3) else min(height, size)
+        w = number(1, width) if number(0, 3) else min(width, size[1])  # sides that stay as they are, too
+        h = number(1, height) if number(0, 3) else min(height, size[0])
         boxes.append((number(0, width - w), number(0, height - h), w, h))
     distinct, shown = number(1, 3), number(3, 5)
     rng = np.random.default_rng(number(0, 2**32))
@@ -81,8 +81,8 @@ def test_the_kernel_is_torch_bit_for_bit(data: st.DataObject) -> None:
         places = np.sort(rng.integers(0, distinct, (len(boxes), shown)), axis=1)
         used, places = np.unique(places, return_inverse=True)
         frames, places = frames[used], places.reshape(len(boxes), shown)
-    ours = resized(CropResizer, frames, places, np.array(boxes), size)
-    np.testing.assert_array_equal(ours, resized(TorchResizer, frames, places, np.array(boxes), size))
+    ours = resized(CropResizer, frames, places, np.array(boxes), *size)
+    np.testing.assert_array_equal(ours, resized(TorchResizer, frames, places, np.array(boxes), *size))
 
 
 @needs_kernel
@@ -92,7 +92,7 @@ def test_all_shapes_of_multi_scale_crop(side: int) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 256, 340, 3), np.uint8)
     sides = (256, 224, 192, 168)
     boxes = np.array([(340 - w, 256 - h, w, h) for w in sides for h in sides])
-    ours = resized(CropResizer, frames, np.array([0]), boxes, side)
+    ours = resized(CropResizer, frames, np.array([0]), boxes, side, side)
     for view, (x, y, w, h) in zip(ours, boxes.tolist(), strict=True):
         crop = torch.from_numpy(frames[:, y : y + h, x : x + w]).permute(0, 3, 1, 2)
         expected = interpolate(crop, (side, side), mode="bilinear", antialias=True).permute(0, 2, 3, 1)

@@ -73,7 +73,7 @@ def draws_of(n: int, recipe: SamplingRecipe) -> dict[str, np.ndarray]:
         phase[views] = number
     assert sum(map(len, phases)) == n
     crop_keys = keyed.mix(recipe.seed, keyed.CROP, 0, np.arange(n), 0)
-    boxes = multi_scale_crop(crop_keys, np.full(n, 340), np.full(n, 256), 224)
+    boxes = multi_scale_crop(crop_keys, np.full(n, 340), np.full(n, 256), (224, 224))
     frame_keys = keyed.mix(recipe.seed, keyed.FRAMES, 0, np.arange(n))
     starts = training_frames(frame_keys, np.full(n, 68), 16, np.full(n, 4), "stride")[:, 0]
     places = [keyed.permute(np.arange(n) % 12, 12, keyed.mix(recipe.seed, keyed.WINDOW, np.arange(n), 0, 0))]

@@ -8,17 +8,21 @@ from pipeline.sampling import crops
 
 QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 SIDES = st.integers(16, 600) | st.integers(16, 4320)
+SIZES = st.sampled_from([32, 112, 224, 384]).map(lambda side: (side, side)) | st.tuples(
+    st.integers(8, 400), st.integers(8, 400)
+)
 
 
 @QUICK
-@given(width=SIDES, height=SIDES, size=st.sampled_from([32, 112, 224, 384]), seed=st.integers(0, 99), count=st.integers(1, 4))
-def test_every_box_lies_inside_its_frame(width: int, height: int, size: int, seed: int, count: int) -> None:
+@given(width=SIDES, height=SIDES, size=SIZES, seed=st.integers(0, 99), count=st.integers(1, 4))
+def test_every_box_lies_inside_its_frame(width: int, height: int, size: crops.Size, seed: int, count: int) -> None:
     keys = keyed.mix(seed, np.arange(20))
     w, h = np.full(20, width), np.full(20, height)
     for boxes in (
         crops.multi_scale_crop(keys, w, h, size),
         crops.random_resized_crop(keys, w, h),
         crops.long_side_crops(w, h, size, count).reshape(-1, 4),
+        crops.whole_frames(w, h),
     ):
         assert boxes.dtype == np.int64
         x, y, box_w, box_h = boxes.T
@@ -26,15 +30,30 @@ def test_every_box_lies_inside_its_frame(width: int, height: int, size: int, see
         assert (x + box_w <= width).all() and (y + box_h <= height).all()
 
 
+@QUICK
+@given(width=SIDES, height=SIDES, size=SIZES, seed=st.integers(0, 99))
+def test_boxes_have_the_aspect_of_a_view(width: int, height: int, size: crops.Size, seed: int) -> None:
+    """The middle one fills the view with as much of the frame as there is; multi_scale's are scaled in either direction."""
+    fits = min(width / size[1], height / size[0])  # pixels of the frame for one of the view
+    x, y, w, h = crops.long_side_crops(np.array([width]), np.array([height]), size, 1)[0, 0].tolist()
+    assert max(abs(w - fits * size[1]), abs(h - fits * size[0])) <= 0.5 and (w == width or h == height)
+    assert abs(2 * x + w - width) <= 2 + 2 * fits and abs(2 * y + h - height) <= 2 + 2 * fits  # a pixel of the view on a side
+    n = 200
+    drawn = crops.multi_scale_crop(keyed.mix(seed, np.arange(n)), np.full(n, width), np.full(n, height), size)[:, 2:]
+    for own, side, of_view, of_frame in ((w, drawn[:, 0], size[1], width), (h, drawn[:, 1], size[0], height)):
+        sides = np.maximum((own * np.array(crops.SCALES)).astype(int), 1)
+        assert set(side.tolist()) <= {min(s if abs(s - of_view) >= 3 else of_view, of_frame) for s in sides.tolist()}
+
+
 def test_multi_scale_crops_cover_their_choices() -> None:
     n = 20000
-    boxes = crops.multi_scale_crop(keyed.mix(0, np.arange(n)), np.full(n, 340), np.full(n, 256), 224)
+    boxes = crops.multi_scale_crop(keyed.mix(0, np.arange(n)), np.full(n, 340), np.full(n, 256), (224, 224))
     _, _, w, h = boxes.T
     shapes, counts = np.unique(boxes[:, 2:], axis=0, return_counts=True)
     assert len(shapes) == 10
     assert np.abs(counts / n - 0.1).max() < 0.012
     assert len(np.unique(boxes[(w == 168) & (h == 168)][:, :2], axis=0)) == 13
-    small = crops.multi_scale_crop(keyed.mix(1, np.arange(500)), np.full(500, 222), np.full(500, 400), 224)
+    small = crops.multi_scale_crop(keyed.mix(1, np.arange(500)), np.full(500, 222), np.full(500, 400), (224, 224))
     assert (small[:, 2] <= 222).all()  # snapping to 224 may not leave the frame
 
 
@@ -73,12 +92,14 @@ def test_random_resized_crops_agree_with_torchvision() -> None:
 
 
 def test_test_crops_are_squares_along_the_long_side() -> None:
-    boxes = crops.long_side_crops(np.array([340, 256, 256]), np.array([256, 455, 256]), 224, 3)
+    boxes = crops.long_side_crops(np.array([340, 256, 256]), np.array([256, 455, 256]), (224, 224), 3)
     assert boxes[0].tolist() == [[0, 0, 256, 256], [41, 0, 256, 256], [84, 0, 256, 256]]
     assert boxes[1].tolist() == [[0, 0, 256, 256], [0, 99, 256, 256], [0, 199, 256, 256]]
     assert boxes[2].tolist() == [[0, 0, 256, 256]] * 3
-    middle = crops.long_side_crops(np.array([340, 256]), np.array([256, 455]), 224, 1)
+    middle = crops.long_side_crops(np.array([340, 256]), np.array([256, 455]), (224, 224), 1)
     assert middle.tolist() == [[[41, 0, 256, 256]], [[0, 99, 256, 256]]]
+    rectangles = crops.long_side_crops(np.array([340, 340]), np.array([256, 100]), (112, 224), 3)
+    assert rectangles.tolist() == [[[0, y, 340, 170] for y in (0, 43, 85)], [[x, 0, 200, 100] for x in (0, 70, 140)]]
 
 
 @QUICK
@@ -87,7 +108,7 @@ def test_test_crops_are_the_official_places_to_half_a_pixel(short: int, more: in
     long = short + more
     resized = int(size * long / short)
     official = [int(j * (resized - size) / (count - 1)) for j in range(count)]  # in the frame resized to `size`
-    boxes = crops.long_side_crops(np.array([long]), np.array([short]), size, count)[0]
+    boxes = crops.long_side_crops(np.array([long]), np.array([short]), (size, size), count)[0]
     scale = long / resized
     assert np.abs(boxes[:, 0] - np.array(official) * scale).max() <= max(0.5, scale)  # scale: the last may not leave the frame
     assert np.abs(boxes[:-1, 0] - np.array(official)[:-1] * scale).max() <= 0.5 + 1e-9

@@ -13,10 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import interpolate
 
-from pipeline.decoding.decode import ClipRequest, decode_libav
+from pipeline.decoding.decode import ClipRequest, decode_frames, decode_libav
 from pipeline.loader import Batch, ClipLoader, LoaderState
-from pipeline.sampling import EvaluationSampler, SamplingRecipe, multi_view_clips, sample_masks, validation_clips
+from pipeline.sampling import EvaluationSampler, SamplingRecipe, multi_view_clips, sample_clips, sample_masks, validation_clips
 from pipeline.sampling.sampler import NOBODY
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
@@ -182,6 +183,41 @@ def test_masks_hang_on_the_clip_alone(dataset: Path) -> None:
     assert sample_masks(PLAIN, 0, np.arange(3)) is None
 
 
+@pytest.mark.parametrize("crop", ["center", "none", "multi_scale"])
+def test_rectangles_of_any_number_of_frames_are_what_torch_makes_of_the_boxes(dataset: Path, crop: str) -> None:
+    recipe = replace(PLAIN, input_size=(40, 75), num_frames=5, crop=crop)
+    manifest, rows = Manifest(dataset), [0, 5]
+    if crop == "multi_scale":
+        loader = ClipLoader(dataset, replace(recipe, views_per_step=2), workers=1)
+        batch = next(loader)
+        samples = sample_clips(manifest, loader.recipe, 0, np.arange(2), np.zeros(2, np.int64))
+        taken, frames, boxes = (
+            dict(zip(batch.rows.tolist(), batch.views[:, None].clone(), strict=True)),
+            samples.frames,
+            samples.boxes,
+        )
+        loader.close()
+        rows = samples.rows.tolist()
+    else:
+        taken, _, _ = evaluated(dataset, 1, recipe, rows=rows)
+        samples = validation_clips(manifest, recipe, np.array(rows))
+        frames, boxes = samples.frames, samples.boxes
+    sizes = [(manifest.clip(row).width, manifest.clip(row).height) for row in rows]
+    for row, size, wanted, ((x, y, w, h),) in zip(rows, sizes, frames, boxes.tolist(), strict=True):
+        if crop == "none":
+            assert (x, y, w, h) == (0, 0, *size)
+        elif crop == "center":
+            assert abs(w / h - 75 / 40) < 0.02 and (w == size[0] or h == size[1])
+        clip = manifest.clip(row)
+        with closing(ShardReader(manifest.root)) as reader:
+            whole = decode_frames(clip, reader.read(clip), np.unique(wanted))[np.unique(wanted, return_inverse=True)[1]]
+        region = torch.from_numpy(whole[:, y : y + h, x : x + w]).permute(0, 3, 1, 2)
+        expected = interpolate(region, (40, 75), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+        assert (
+            taken[row][0].int() - expected.int()
+        ).abs().max() <= 2  # colours of a region's edge are those of the whole frame's
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -195,6 +231,8 @@ def test_masks_hang_on_the_clip_alone(dataset: Path) -> None:
 def test_impossible_passes_are_refused(dataset: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         EvaluationSampler(**options).of(Manifest(dataset), PLAIN)
+    with pytest.raises(ValueError, match="with crop 'none' 3 crops would all be the whole frame; give crops=1"):
+        EvaluationSampler(views="full").of(Manifest(dataset), replace(PLAIN, crop="none"))
 
 
 def test_training_has_no_length(dataset: Path) -> None:

@@ -224,7 +224,12 @@ def test_training_takes_its_split_and_clips_without_one() -> None:
         ({"views_per_step": 0}, "views_per_step 0"),
         ({"shuffle": "none"}, "shuffle 'none' is not known; allowed are 'global', 'window'"),
         ({"temporal": "dense"}, "temporal 'dense' is not known; allowed are 'stride', 'linspace', 'tsn', 'tsn_video'"),
-        ({"crop": "centre"}, "crop 'centre' is not known"),
+        ({"crop": "centre"}, "crop 'centre' is not known; allowed are 'multi_scale', 'random_resized', 'center', 'none'"),
+        ({"masks": "tubes"}, "masks 'tubes' is not known; allowed are 'tube', None"),
+        ({"input_size": (224, 225)}, "16 frames of 224 x 225 px do not divide"),
+        ({"input_size": [224]}, r"input_size \[224\] must be the side of a square or \(height, width\)"),
+        ({"input_size": 0, "masks": None}, "input_size 0 must be"),
+        ({"num_frames": 0, "masks": None}, "num_frames 0 must be at least 1"),
         ({"sampling": "4 fps"}, "sampling '4 fps' is not known"),
         ({"window": 0}, "window 0"),
         ({"lanes": 0}, "lanes 0"),
@@ -253,6 +258,10 @@ def test_recipes_survive_json() -> None:
     assert SamplingRecipe(split=("val", "train")) == SamplingRecipe(split="train, val")  # type: ignore[arg-type]
     assert SamplingRecipe.of({}).split == "all" and SamplingRecipe(split="all,val").split == "all"
     assert SamplingRecipe(**json.loads(json.dumps(asdict(recipe)))) == recipe
+    assert SamplingRecipe(input_size=(224, 224)) == SamplingRecipe()
+    recipe = SamplingRecipe(input_size=(96, 160), crop="none")
+    assert SamplingRecipe.of(json.loads(json.dumps(asdict(recipe)))) == recipe and recipe.grid == (8, 6, 10)
+    assert recipe.tokens.visible == 8 * (60 - 54)
 
 
 def test_the_length_of_an_epoch() -> None:

@@ -18,7 +18,7 @@ from pipeline.decoding.dali import DaliDecoder
 from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, decode_libav
 from pipeline.decoding.trim import TrimmedClip, trim
 from pipeline.loader import ClipLoader, LoaderError, LoaderState
-from pipeline.sampling import sample_clips
+from pipeline.sampling import EvaluationSampler, sample_clips
 from pipeline.stage_meters import StageMeters
 from pipeline.storage.manifest import content_hash
 from pipeline.workers.delivery import FailedClip
@@ -213,6 +213,29 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> None:
         return views, sorted([*failures, *((i, DecodeError(Failure.DAMAGED, "made to fail")) for i in bad)])
 
     monkeypatch.setattr(DaliDecoder, "__call__", fail)
+
+
+def test_a_finite_pass_of_rectangles_leaves_out_what_dali_cannot_decode(mixed: Path, failing: None) -> None:
+    recipe = replace(RECIPE, masks=None, input_size=(32, 48), num_frames=5)
+    sampler = EvaluationSampler(views="full", segments=2, crops=1)
+    loader = ClipLoader(mixed, recipe, sampler=sampler, decoder="dali", clips_per_batch=5)
+    libav = ClipLoader(mixed, recipe, sampler=sampler, clips_per_batch=4)
+    for _ in range(2):  # passes
+        seen, difference = {}, []
+        for batch in loader:
+            assert batch.visible is None
+            for number, weight, views in zip(batch.rows.tolist(), batch.weight, batch.views.unflatten(0, (5, 2)), strict=True):
+                assert bool(weight) == bool(views.any())
+                if weight:
+                    seen[number] = views.clone()
+        assert set(seen) == set(range(CLIPS)) - set(BAD_ROWS) and sorted(clip.row for clip in loader.missing) == list(BAD_ROWS)
+        for batch in libav:
+            for number, views in zip(batch.rows.tolist(), batch.views.unflatten(0, (4, 2)), strict=True):
+                if number in seen:
+                    difference.append((views.int() - seen[number].int()).abs().float())
+        assert len(difference) == CLIPS - len(BAD_ROWS) and torch.stack(difference).mean() <= 1.2
+    loader.close()
+    libav.close()
 
 
 def test_the_ledger_replays_what_failed_in_dali(
