@@ -138,7 +138,7 @@ def soak(
                     bar.update(fewest - before)
             facts = {
                 "machine": describe_machine(),
-                "dataset": len(loader.manifest),
+                "dataset": loader.num_clips,
                 "recipe": asdict(RECIPE),
                 "clips_per_second": taken / (time.perf_counter() - began),
                 "failures": loader.num_failures,

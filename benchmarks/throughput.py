@@ -35,6 +35,7 @@ from benchmarks.parts.results import Result, check_numbers
 from benchmarks.parts.stopwatch import Stopwatch
 from benchmarks.parts.throughput_parts import Trial, measure_dataset, measure_files
 from benchmarks.parts.throughput_table import results, table, verdict
+from pipeline.sampling.splits import count_clips
 from pipeline.settings import with_values
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
@@ -132,7 +133,9 @@ def configuration(options: Options) -> PretrainConfig:
     whole = max(clip, config.views.views_per_step // clip * clip)  # a recipe's step may not be one of whole clips
     always = {"views.sampling": f"stride:{STRIDE}", "views.shuffle": "global", "views.views_per_step": whole}
     config = with_values(config, always | values | {"data": options.data})
-    clips = None if options.videos else len(Manifest(options.data)) if options.data else GENERATED
+    clips = None if options.videos else GENERATED
+    if options.data and not options.videos:
+        clips = count_clips(Manifest(options.data), config.sampling.split)
     return measurable(config, name, values, clips)
 
 

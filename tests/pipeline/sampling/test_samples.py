@@ -13,6 +13,7 @@ from pipeline import sampling
 from pipeline.decoding.decode import ClipRequest, decode_libav
 from pipeline.loader import ClipLoader, LoaderState
 from pipeline.sampling import SamplingRecipe
+from pipeline.sampling.notices import notices, short_clips
 from pipeline.sampling.splits import describe_split
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
@@ -43,6 +44,8 @@ def manifest(clips: int = 500, **columns: object) -> Columns:
         "splits": ["val", "train"],
         "split": np.ones(clips, np.int16),
         "place": "made-up",
+        "version": 1,
+        "versions": [{"rows": clips}],
     }
     return Columns(**{**plain, **columns})
 
@@ -168,6 +171,31 @@ def test_padding_is_counted() -> None:
     taken = sample(columns, RECIPE, 0, np.arange(16))
     assert taken.repeated.tolist() == np.where(taken.rows < 400, 0, 8).tolist()
     assert (taken.repeated > 0).any() and (taken.repeated == 0).any()
+
+
+@pytest.mark.parametrize("temporal", ["stride", "linspace", "tsn", "tsn_video"])
+@pytest.mark.parametrize("rate", ["manifest", "seconds:0.2", "fps:70"])
+def test_repeats_of_an_epoch_are_known_before(temporal: str, rate: str) -> None:
+    columns = manifest(num_frames=np.arange(500) * 37 % 140 + 1, fps=20.0 + np.arange(500) % 7, split=np.arange(500) % 3 - 1)
+    recipe = replace(RECIPE, temporal=temporal, sampling=rate, views_per_step=4)
+    taken = sample(columns, recipe, 2, np.arange(sampling.order_of(columns, recipe).num_positions)).repeated  # type: ignore[arg-type]
+    found = short_clips(columns, recipe)  # type: ignore[arg-type]
+    assert found.clips == len(taken)
+    assert abs(found.repeated - taken.sum()) <= (5 if rate == "fps:70" else 0)  # which frames are taken twice hangs on the draw
+    assert (found.short, found.still) == ((taken > 0).sum(), (taken == 15).sum())
+    assert 0 < found.still < found.short
+
+
+def test_what_is_not_as_one_might_think_is_told() -> None:
+    lengths = np.repeat([100, 30, 3], [400, 90, 10])
+    columns = manifest(num_frames=lengths, split=np.arange(500) % 2, version=1, versions=[{"rows": 500}, {"rows": 700}])
+    assert notices(columns, RECIPE) == [  # type: ignore[arg-type]
+        "250 clips of split train (left out: 250 val)",
+        "50 of 250 clips are too short for 16 different frames: 435 of 4,000 frames (10.9%) are the one before once more",
+        "5 of 250 clips end before the second frame of a view: it shows one frame 16 times (sampling 'manifest')",
+        "the dataset has version 2 with 700 clips; this goes on with version 1, its first 500",
+    ]
+    assert notices(manifest(num_frames=np.full(500, 64)), RECIPE) == []  # type: ignore[arg-type]
 
 
 def test_substitutes_are_functions_of_the_position() -> None:
