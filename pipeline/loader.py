@@ -346,8 +346,9 @@ class ClipLoader:
     def __repr__(self) -> str:
         recipe = self.recipe
         clips = f"{self.num_clips} clips of {'all splits' if recipe.split == ALL else f'split {recipe.split}'}"
-        batches = f"{self.clips} clips x {recipe.views_per_clip} views a batch of rank {self.rank} of {self.world_size}"
-        where = f"epoch {self._epoch}, step {self._step} of {self.steps_per_epoch}"
+        clips = str(self.sampler) if self.sampler.finite else clips
+        batches = f"{self.clips} clips x {self.sampler.views_per_clip} views a batch of rank {self.rank} of {self.world_size}"
+        where = f"epoch {self._epoch}, step {self._mark // self._stride} of {self.steps_per_epoch}"
         return (
             f"ClipLoader({self.manifest.place}, version {self.manifest.version}: {clips}; {batches} on {self.device}; {where}; "
             f"decoder {self.decoder_choice.name})"
@@ -679,7 +680,7 @@ class Epochs:
 
     def __len__(self) -> int:
         loader = self._loader
-        steps = (self._end - loader._epoch) * loader.steps_per_epoch - loader._step
+        steps = (self._end - loader._epoch) * loader.steps_per_epoch - loader._mark // loader._stride
         return max(0, steps * loader.batches_per_step - loader._part)
 
 
