@@ -4,6 +4,7 @@ imported it once, and so are the decoding processes beside them. (An import take
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -83,15 +84,23 @@ class Trainer:
         return self.log.read_text()
 
 
-def start(dataset: Path, out: Path, *options: str, ranks: int = 1, fault: Callable[[int], None] = no_fault) -> Trainer:
-    """Without torchrun. `fault` is called in every rank, with its number, before the trainer starts."""
+def start(
+    dataset: Path,
+    out: Path,
+    *options: str,
+    ranks: int = 1,
+    fault: Callable[[int], None] = no_fault,
+    program: Path | None = None,
+) -> Trainer:
+    """Without torchrun. `fault` is called in every rank, with its number, before the trainer starts. `program` is the file of
+    another stage than pre-training."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     environments = [{"RANK": rank, "LOCAL_RANK": rank, **shared} for rank in range(ranks)] if ranks > 1 else [{}]
     arguments = [*SMALL, "--data", str(dataset), "--out", str(out), *options]
-    return Trainer(out, be_rank, [(arguments, environment, fault) for environment in environments])
+    return Trainer(out, be_rank, [(arguments, environment, fault, program) for environment in environments])
 
 
 def torchrun(
@@ -102,9 +111,9 @@ def torchrun(
     return Trainer(out, be_torchrun, [(arguments, ranks, max_restarts, faults)])
 
 
-def run(dataset: Path, out: Path, *options: str, ranks: int = 1, fault: Callable[[int], None] = no_fault) -> str:
+def run(dataset: Path, out: Path, *options: str, ranks: int = 1, **how: Any) -> str:
     """A run that succeeds -> what it said."""
-    trainer = start(dataset, out, *options, ranks=ranks, fault=fault)
+    trainer = start(dataset, out, *options, ranks=ranks, **how)
     assert trainer.wait() == [0] * ranks, trainer.text()
     return trainer.text()
 
@@ -142,11 +151,13 @@ def start_server() -> Any:
     return context
 
 
-def be_rank(log: Path, arguments: list[str], environment: dict[str, Any], fault: Callable[[int], None]) -> None:
+def be_rank(
+    log: Path, arguments: list[str], environment: dict[str, Any], fault: Callable[[int], None], program: Path | None
+) -> None:
     """In a process of its own: the trainer."""
     write_to(log)
     os.environ.update({name: str(value) for name, value in environment.items()})
-    train(arguments, (fault,))
+    train(arguments, (fault,), program)
 
 
 def be_torchrun(
@@ -172,7 +183,7 @@ def be_torchrun(
     elastic_launch(config, train)(arguments, faults)
 
 
-def train(arguments: list[str], faults: Sequence[Callable[[int], None]]) -> None:
+def train(arguments: list[str], faults: Sequence[Callable[[int], None]], program: Path | None = None) -> None:
     """The trainer's main, with a decoding process that is a fork."""
     from pipeline import loader
     from train import pretrain
@@ -183,7 +194,8 @@ def train(arguments: list[str], faults: Sequence[Callable[[int], None]]) -> None
     loader.subprocess = ForkedCommands()  # type: ignore[assignment]
     for fault in faults:
         fault(int(os.environ.get("RANK", 0)))
-    code = pretrain.main(arguments)
+    main = runpy.run_path(str(program))["main"] if program else pretrain.main
+    code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # not waiting for torchrun's agent to fetch a return value, which commands do not have

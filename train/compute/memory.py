@@ -185,7 +185,8 @@ def step_memory(
     """
     of, shapes = cost.sizes, cost.shapes
     local = of.local(shard)
-    gathered = sum(part[0].dtype.itemsize * size for part, size in zip(cost.blocks, of.parts, strict=True))
+    dtypes = [part[0].dtype if part else torch.float32 for part in cost.blocks]  # a part without blocks is small
+    gathered = sum(dtype.itemsize * size for dtype, size in zip(dtypes, of.parts, strict=True))
     if reshard:
         blocks = [shape.dtype.itemsize * size for shape, size in zip(shapes, of.blocks, strict=True)]
         gathered += sum(sorted(blocks)[-3:]) - sum(blocks)
