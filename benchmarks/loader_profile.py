@@ -107,7 +107,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def configuration(arguments: Sequence[str]) -> PretrainConfig:
     """The training's configuration, `measurable` here. Raises ValueError for what cannot be."""
-    named = bool(arguments) and not arguments[0].startswith("-")
+    named = (bool(arguments) and not arguments[0].startswith("-")) or "config" in flags_of(arguments)
     arguments = [*([] if named else ["vit-b-hybrid"]), *arguments]
     config = from_command_line(RECIPES, arguments, prog=Path(sys.argv[0]).name)
     if config.data is None:

@@ -155,7 +155,7 @@ def _resolved(recipes: Mapping[str, Callable[[], Config]], recipe: str | None, a
     if file:
         named, table = read_toml(file, one)
         if not recipe and named:
-            _check_recipe(recipes, recipe := named, f"--config {file}: ")
+            _check_recipe(recipes, recipe := str(named), f"--config {file}: ")
     if not recipe:
         raise ValueError(f"a recipe comes first, as in `{prog} {next(iter(recipes))} ...`; there are {', '.join(recipes)}")
     config = recipes[recipe]()
@@ -244,12 +244,14 @@ def _flat(table: Mapping[str, Any], known: Collection[str], prefix: str = "") ->
     return flat
 
 
-def in_flags(text: str, config: Any, given: Collection[str] = ()) -> str:
+def in_flags(text: str, config: Any, given: Collection[str] = (), within: str = "") -> str:
     """What the parts of a configuration say of their fields, in flags: "mask_ratio 1.5 ..." -> "--views.mask-ratio 1.5 ...".
 
-    A name of one word could be any word: it is a field's at the beginning only. Of two with one last name, `given` says which.
+    A name of one word could be any word: it is a field's at the beginning only. Of two with one last name, `given` says which;
+    `within` a group, such as "views.", for texts that speak of other things, too (a manifest has num_frames).
     """
-    flags = {name.rpartition(".")[2]: flag(name) for name in sorted(fields_of(config), key=lambda name: name in given)}
+    names = [name for name in fields_of(config) if name.startswith(within)]
+    flags = {name.rpartition(".")[2]: flag(name) for name in sorted(names, key=lambda name: name in given)}
     long = "|".join(name for name in flags if "_" in name)
     text = re.sub(rf"(?<![\w./-])({long})(?![\w/-])", lambda found: flags[found[1]], text)
     return re.sub(r"^([a-z]+)(?=:? )", lambda found: flags.get(found[1], found[1]), text)

@@ -69,7 +69,7 @@ def run(
         return 0
     except (ValueError, OSError, RunFailedError, LoaderError) as error:
         rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        print(f"{stage.name}: {rank}{in_flags(str(error), config)}", file=sys.stderr)
+        print(f"{stage.name}: {rank}{in_flags(str(error), config, within='views.')}", file=sys.stderr)
         get_error_handler().record_exception(error)  # torchrun repeats it after all that the other ranks have to say
         return 2 if isinstance(error, ValueError | OSError) else 1
 

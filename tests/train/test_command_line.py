@@ -173,6 +173,7 @@ def test_a_file_says_what_flags_do(tmp_path: Path, capsys: pytest.CaptureFixture
         ("steps = ", "is no TOML: "),
         ("[optim]\nlr = 1", "optim.lr is not known; perhaps optim.base_lr"),
         ('config = "other.toml"', "config is not known"),
+        ("recipe = 5", "there is no recipe '5'; there are tiny"),
         ('recipe = "vit-q"', "there is no recipe 'vit-q'; perhaps vit-b-ssv2"),
         ("steps = 1.5", "steps 1.5 must be a whole number"),
         ("steps = 5\nepochs = 3", "steps 5 and epochs 3 both say how long a run is; give one"),

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.sampling import Views
 from train import recipes
-from train.config import ComputeConfig, OptimConfig
+from train.config import ComputeConfig, LoaderConfig, OptimConfig
 from train.pretrain import main
 from train.run.dry_run import describe
 from train.stages.pretraining import PretrainConfig
@@ -107,5 +107,5 @@ def test_every_field_is_read() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    for config in (PretrainConfig, Views, OptimConfig, ComputeConfig):
+    for config in (PretrainConfig, Views, OptimConfig, ComputeConfig, LoaderConfig):
         assert {field.name for field in fields(config)} - read == set(), config.__name__

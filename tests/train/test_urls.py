@@ -44,7 +44,9 @@ def test_a_run_names_its_url_and_goes_on_where_a_slash_was_lost(s3: S3Server, da
     assert config["data"] == place
     (out / "config.json").write_text(json.dumps({**config, "data": place.replace("//", "/")}))  # as it used to be written
     assert RunRecord.read(out).config["data"] == place
-    said = run(Path("unused"), out, "--data", place, "--steps", "4", fault=here)
+    cache = ("--loader.cache", str(tmp_path / "cache"), "--loader.cache-size", "1G")
+    said = run(Path("unused"), out, "--data", place, "--steps", "4", *cache, fault=here)
+    assert len(list((tmp_path / "cache").glob("??/*"))) >= 8  # two steps of four clips, and what was read ahead
     assert "going on from step 2" in said and "--steps 2 -> 4" in said and "--data" not in said
     s3.inject_everywhere("expired")
     trainer = start(Path("unused"), tmp_path / "other", "--data", place, "--steps", "2", fault=here)
