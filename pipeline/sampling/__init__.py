@@ -1,4 +1,4 @@
-"""The arithmetic of a sample: (dataset, recipe, epoch, position) -> clip, frames, crops, masks. Begin with samples.py."""
+"""The arithmetic of a sample: (dataset, recipe, epoch, position) -> clip, frames, crops, masks, noise. Begin at samples.py."""
 
 from pipeline.sampling.evaluation import EvaluationSampler
 from pipeline.sampling.frames import segment_frames, start_range, validation_frames, window_frames

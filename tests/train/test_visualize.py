@@ -14,8 +14,8 @@ from model.videomae import VideoMAE
 from pipeline import keyed
 from pipeline.decoding.decode import DecodeError
 from pipeline.loader import ClipLoader
-from pipeline.sampling import SamplingRecipe, sample_clips
-from pipeline.sampling.masks.tube import tube_masks
+from pipeline.sampling import DecoderMaskRule, MaskRule, SamplingRecipe, sample_clips
+from pipeline.sampling.masks.rules import RULES
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, losses, run
 from train import visualize
@@ -32,21 +32,24 @@ from train.training import Training
 RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=64, patch_size=8, num_frames=8)
 
 
-def test_pasted_pixels_are_the_input_where_the_encoder_saw_it(dataset: Path) -> None:
-    config = MODELS["tiny"]
+@pytest.mark.parametrize(("masks", "decoder_masks"), [("tube", "running-cell"), ("random", "frame")])
+def test_pasted_pixels_are_the_input_where_the_encoder_saw_it(
+    masks: MaskRule, decoder_masks: DecoderMaskRule, dataset: Path
+) -> None:
+    config, recipe = MODELS["tiny"], replace(RECIPE, masks=masks, decoder_masks=decoder_masks)
     model = VideoMAE(config)
     initialise(model, seed=0)
-    views = centre_views(Manifest(dataset), RECIPE, 3)
+    views = centre_views(Manifest(dataset), recipe, 3)
     assert views.shape == (3, 8, 64, 64, 3)
-    shown, seen, pasted = reconstruct(model, RECIPE, views)
+    shown, seen, pasted = reconstruct(model, recipe, views)
     assert np.array_equal(shown, views.numpy())
-    hidden = tube_masks(keyed.mix(0, keyed.MASK, np.arange(3)), RECIPE.grid, 0.9)[:, :64].reshape(3, 8, 8)
-    where = np.kron(~hidden, np.ones((8, 8), bool))[:, None].repeat(8, 1)  # (clips, frames, 64, 64)
-    assert where.mean() == pytest.approx(7 / 64)
+    hidden = RULES[masks].draw(keyed.mix(0, keyed.MASK, np.arange(3)), recipe.grid, 0.9).reshape(3, 4, 8, 8)
+    where = np.kron(~hidden, np.ones((2, 8, 8), bool))  # (clips, frames, 64, 64)
+    assert where.mean() == pytest.approx(recipe.tokens.visible / 256)
     assert np.array_equal(seen[where], views.numpy()[where])
     assert np.array_equal(pasted[where], views.numpy()[where])
     assert (np.unique(seen[~where]) == [128]).all()
-    assert pasted[~where].std() > 0
+    assert pasted[~where].std() > 0 and (pasted[~where] > 0).mean() > 0.9  # where no decoder mask asks, it would be black
 
 
 def test_patches_and_back() -> None:
