@@ -110,7 +110,7 @@ class Batch:
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
         """The views (n, 3, T, size, size), or (n, T, 3, size, size), on their device: (value / 255 - mean) / std, by default of
-        ImageNet. A copy, in one pass, at four times their memory; see `pipeline.floats`. Raises ValueError as that does."""
+        ImageNet. A copy, in one pass, at four times their memory; see `normalised`. Raises ValueError as that does."""
         return normalised(self.views, mean, std, layout, dtype)
 
     def __repr__(self) -> str:
@@ -360,7 +360,8 @@ class ClipLoader:
         return Epochs(self, n)
 
     def state(self) -> dict[str, Any]:
-        """Where the next step begins: plain values, for JSON. Only whole steps: call it after a step's last batch."""
+        """Where the next step begins: plain values, for JSON; that of all ranks is `LoaderState.merged(states).plain()`. Only
+        whole steps: call it after a step's last batch."""
         assert self._part == 0, "state() in the middle of a step"
         first = (self._epoch, self._mark * self.recipe.clips_per_step)
         ledger = tuple((*where, attempts) for where, attempts in sorted(self._ledger.items()) if where >= first)

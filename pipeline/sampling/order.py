@@ -239,7 +239,8 @@ def _mixture(recipe: SamplingRecipe, names: list[str] | None, codes: np.ndarray 
     weights = dict(recipe.mixture)
     if unknown := sorted(weights.keys() - counts.keys()):
         have = ", ".join(f"{name} ({clips} clips)" for name, clips in sorted(counts.items()))
-        raise ValueError(f"mixture: the dataset has no source {', '.join(map(repr, unknown))}; it has {have}")
+        what = "the dataset" if recipe.split == ALL else f"split {recipe.split}"
+        raise ValueError(f"mixture: {what} has no source {', '.join(map(repr, unknown))}; it has {have}")
     # by name, so that the order in which the manifest happens to list its sources decides nothing
     used = sorted(name for name in counts if weights.get(name, 1.0) > 0)
     if not used:

@@ -158,9 +158,10 @@ RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=32, patch
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """12 clips of two sources; that of clip 5 has a name that is no good HTML."""
+    """12 clips of two sources, that of clip 5 has a name that is no good HTML; and one for validation."""
     folder = tmp_path_factory.mktemp("dataset")
     rows = [row(i, source="<b>phone" if i == 5 else "made-up", key=f"clip-{i}") for i in range(12)]
+    rows += [row(12, split="val")]
     write_rows(folder, rows)
     return Manifest(folder)
 
@@ -286,7 +287,12 @@ def test_the_page_is_whole_and_needs_no_network(
     assert "http" not in text.replace("http-equiv", "")
     assert "&lt;script&gt;bad" in text and "&lt;b&gt;phone" in text
     assert json.loads((tmp_path / "a" / "b" / "report.json").read_text()) == json.loads(json.dumps(profile))
-    for words in (escape(profile["verdict"]["limits"]), "100 views/s is met", "--replay clip-5 --frames "):
+    for words in (
+        escape(profile["verdict"]["limits"]),
+        "100 views/s is met",
+        "--replay clip-5 --frames ",
+        "12 clips of split train (left out: 1 val)",
+    ):
         assert words in text, words
     assert ("The model was not run: it is &lt;slow&gt;" in text) == bool(medians)
     short = {**found, "batches": {**found["batches"], "wait_share": None}}
