@@ -166,9 +166,9 @@ class ClipLoader:
     """An endless iterator over this rank's batches, resumable after any step. A `state` that older code wrote goes on as it was
     begun: see `recipe.arithmetic` for what that means.
 
-    With an `EvaluationSampler` it ends after `len(loader)` batches, as many on every rank; `iter()`, and so another `for`,
-    begins the next pass then, with decoding processes of its own. `missing` names this rank's clips that could not be decoded
-    in this pass, `num_clips` says of how many on all ranks. A pass that is resumed tries clips again that failed before.
+    With an `EvaluationSampler` it ends after `len(loader)` batches, as many on every rank. Another `for` then begins the next
+    pass, with decoding processes of its own; one that was left early goes on. `missing` names this rank's clips that could not
+    be decoded in the pass, `num_clips` says of how many on all ranks. A pass that is resumed tries again what failed before.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from io import BytesIO
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.sampling.evaluation import EvaluationSampler
 from pipeline.sampling.order import order_of
 from pipeline.sampling.recipe import SamplingRecipe
 from pipeline.sampling.sampler import TrainingSampler
@@ -608,6 +610,10 @@ def test_the_loader_reads_a_remote_dataset(s3: S3Server, dataset: Path, home: Pa
         with closing(ClipLoader(root, recipe, workers=2)) as loader:
             seen.append([next(loader).views.clone() for _ in range(3)])
             assert not loader.failures
+        options = {"sampler": EvaluationSampler(), "clips_per_batch": 5, "workers": 2}
+        with closing(ClipLoader(root, replace(recipe, masks=None), **options)) as loader:  # type: ignore[arg-type]
+            seen[-1] += [batch.views.clone() for batch in loader]
+            assert len(seen[-1]) == 6 and not loader.missing
     assert all(bool((a == b).all()) for a, b in zip(*seen, strict=True))
     assert len(shard_gets(s3)) >= 12
 
