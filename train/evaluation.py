@@ -15,7 +15,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -23,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from pipeline.console import may_fail
 from pipeline.loader import ClipLoader
 from pipeline.sampling import EvaluationSampler
-from pipeline.sampling.splits import checked_split, clips_of_split
+from pipeline.sampling.splits import checked_split, rows_of_split
 from pipeline.storage.clip_cache import ClipCache
 from pipeline.storage.manifest import Manifest
 from train.compute.parallel import Ranks
@@ -117,8 +116,7 @@ class HeldOut:
         """Labels are looked up in the `run`'s map. Raises ValueError, with the splits there are, if the dataset has no clip of
         `--evaluate-split`."""
         self._stage, self._ranks, self._label_map = stage, ranks, run / LABEL_MAP
-        taken = clips_of_split(manifest, checked_split(stage.config.evaluate_split))
-        self._rows = np.arange(len(manifest)) if taken is None else np.flatnonzero(taken)
+        self._rows = rows_of_split(manifest, checked_split(stage.config.evaluate_split))
 
     def __call__(self, model: nn.Module, step: int) -> Evaluation:
         """Every rank makes as many forward passes as the others: where it has no clip, over black views, which do not count."""

@@ -3,7 +3,7 @@
     loader = ClipLoader("DATASET", recipe, sampler=EvaluationSampler(views="full", segments=5, crops=3), rank=r, world_size=W)
     for batch in loader:  # len(loader) of them, as many on every rank
         scores = model(batch.views).unflatten(0, (-1, 15)).mean(1)  # 15 views of each clip, from one decode
-        right += ((scores.argmax(1) == labels[batch.rows]) * batch.weight).sum()
+        right += ((scores.argmax(1) == batch.labels) * batch.weight).sum()
     print(f"{right} of {loader.num_clips - missing}, {missing} of {loader.num_clips} could not be decoded")  # summed over ranks
 
 Position p is the p-th of the chosen rows; rank r of W takes the positions ≡ r modulo W, `share` of them at a time, and what is
@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.sampling.recipe import SamplingRecipe
 from pipeline.sampling.sampler import NOBODY, Sampler
 from pipeline.sampling.samples import ClipSamples, multi_view_clips, sample_masks, validation_clips
+from pipeline.sampling.splits import rows_of_split
 from pipeline.storage.manifest import Manifest
 
 NO_EPOCH = -1  # in the key of the masks: that of no training
@@ -40,7 +41,7 @@ class EvaluationSampler(Sampler):
         rows: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         """`views`: the middle one (`validation_clips`), or all S `segments` x C `crops` (`multi_view_clips`); `rows` of the
-        manifest, distinct, in the order in which they are taken; None: all.
+        manifest, distinct, in the order in which they are taken, whatever the recipe's split; None: all of the split.
 
         Raises ValueError for what cannot be.
         """
@@ -53,7 +54,7 @@ class EvaluationSampler(Sampler):
 
     def of(self, manifest: Manifest, recipe: SamplingRecipe) -> Self:
         bound = super().of(manifest, recipe)
-        rows = bound._chosen = np.arange(len(manifest)) if self._rows is None else self._rows
+        rows = bound._chosen = rows_of_split(manifest, recipe.split) if self._rows is None else self._rows
         if not len(rows):
             raise ValueError(f"of the {len(manifest)} clips of {manifest.place} none was chosen for a pass")
         if not 0 <= rows.min() <= rows.max() < len(manifest):

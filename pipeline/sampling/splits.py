@@ -37,6 +37,12 @@ def clips_of_split(manifest: Manifest, split: str) -> np.ndarray | None:
     return None if taken.all() else taken
 
 
+def rows_of_split(manifest: Manifest, split: str) -> np.ndarray:
+    """The rows of those clips, ascending -> int64 (n,). Raises ValueError as `clips_of_split` does."""
+    taken = clips_of_split(manifest, split)
+    return np.arange(len(manifest)) if taken is None else np.flatnonzero(taken)
+
+
 def split_digest(manifest: Manifest, split: str) -> str:
     """Says which clips are taken, for a state: the dataset's fingerprint does not; "" where all are."""
     taken = clips_of_split(manifest, split)

@@ -235,6 +235,14 @@ def test_impossible_passes_are_refused(dataset: Path, options: dict[str, Any], w
         EvaluationSampler(views="full").of(Manifest(dataset), replace(PLAIN, crop="none"))
 
 
+def test_a_pass_is_over_the_split_unless_rows_are_chosen(dataset: Path) -> None:
+    manifest, recipe = Manifest(dataset), replace(PLAIN, split="val")
+    manifest.splits, manifest.split = ["train", "val"], np.arange(12) % 2
+    sampler = EvaluationSampler().of(manifest, recipe)
+    assert sampler.rows(0, sampler.positions(0, 0, 1, 6)).tolist() == [1, 3, 5, 7, 9, 11] and sampler.epoch_end == 6
+    assert EvaluationSampler(rows=[4, 2]).of(manifest, recipe).rows(0, np.arange(2)).tolist() == [4, 2]
+
+
 def test_training_has_no_length(dataset: Path) -> None:
     loader = ClipLoader(dataset, PLAIN, clips_per_batch=2)
     with pytest.raises(TypeError, match="steps_per_epoch and batches_per_step"):
