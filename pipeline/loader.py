@@ -90,7 +90,7 @@ class Batch:
     def labels(self) -> torch.Tensor:
         """int64 (B,), places in `loader.label_map`, -1 without a label; bool (B, C) if `loader.label_kind` is "multi". On the
         device of the views, of which each clip has R: `labels.repeat_interleave(R, 0)` is a label a view."""
-        assert self.loader
+        assert self.loader is not None
         labels = torch.from_numpy(self.loader.labels.of(self.rows.numpy()))
         if self.views.device.type == "cuda":
             labels = labels.pin_memory()  # then the host does not wait
@@ -99,7 +99,7 @@ class Batch:
     @property
     def keys(self) -> list[str]:
         """Of the B clips."""
-        assert self.loader
+        assert self.loader is not None
         return [self.loader.manifest.clip(row).key for row in self.rows.tolist()]
 
     def floats(
