@@ -33,12 +33,17 @@ class Costed(Protocol):
 
 
 def predict(
-    stage: Costed, compute: ComputeConfig, world_size: int, local_world_size: int, views: int | None = None
+    stage: Costed,
+    compute: ComputeConfig,
+    world_size: int,
+    local_world_size: int,
+    views: int | None = None,
+    cost: Cost | None = None,
 ) -> tuple[StepMemory, float]:
     """Memory of a step computed so, and its FLOPs by those without any computed again; by default with as many `views` in a
-    forward pass as the run has. Raises ValueError if `--compute.shard` does not divide the ranks, or a budget of activations
-    cannot be kept."""
-    config, cost = replace(stage.config, compute=compute), stage.cost(compute)
+    forward pass as the run has. Whoever asks often gives the stage's `cost`, for which it may build its model. Raises
+    ValueError if `--compute.shard` does not divide the ranks, or a budget of activations cannot be kept."""
+    config, cost = replace(stage.config, compute=compute), cost or stage.cost(compute)
     policy = Policy.parse(compute.activation_checkpointing)
     again = recomputed_blocks(policy, cost, views or compute.views_per_forward)
     memory = step_memory(

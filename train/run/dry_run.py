@@ -13,7 +13,7 @@ from pipeline.sampling.splits import describe_split
 from pipeline.storage.manifest import Manifest
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import data_sheet_flops
-from train.compute.memory import GIB, HEADROOM, StepMemory, activation_bytes, largest, recomputed_share
+from train.compute.memory import GIB, HEADROOM, Cost, StepMemory, activation_bytes, largest, recomputed_share
 from train.compute.out_of_memory import Costed, predict
 from train.compute.parallel import shard_size
 from train.compute.precision import PRECISIONS
@@ -63,10 +63,10 @@ def describe(stage: Costed, world_size: int) -> str:
                 raise
     width = max(map(len, lines))
     figures = "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
-    plans = ["\n".join(memory_plan(stage, world_size))]
+    plans = ["\n".join(memory_plan(stage, cost, world_size))]
     if world_size < NODE:
         with contextlib.suppress(ValueError):  # what eight ranks cannot share
-            plans.append("\n".join(memory_plan(stage, NODE)))
+            plans.append("\n".join(memory_plan(stage, cost, NODE)))
     return "\n\n".join([json.dumps(asdict(config), indent=1, default=str), figures, *plans])
 
 
@@ -90,19 +90,21 @@ def duration(config: RunConfig, flops: float) -> str:
     )
 
 
-def predicted_memory(stage: Costed, compute: ComputeConfig, world_size: int, views: int) -> StepMemory:
+def predicted_memory(
+    stage: Costed, compute: ComputeConfig, world_size: int, views: int, cost: Cost | None = None
+) -> StepMemory:
     """Of a forward and backward pass over `views` on one of `world_size` ranks, on nodes of at most eight. Raises ValueError as
     `predict` does."""
-    return predict(stage, compute, world_size, min(world_size, NODE), views)[0]
+    return predict(stage, compute, world_size, min(world_size, NODE), views, cost)[0]
 
 
-def largest_views(stage: Costed, compute: ComputeConfig, world_size: int, card: float) -> int:
+def largest_views(stage: Costed, compute: ComputeConfig, world_size: int, card: float, cost: Cost | None = None) -> int:
     """The most views of a forward pass, whole clips, that fit a card of so many bytes with `HEADROOM` to spare; 0 if none."""
-    clip = stage.config.views.views_per_clip
+    clip, cost = stage.config.views.views_per_clip, cost or stage.cost(compute)
 
     def fits(clips: int) -> bool:
         try:
-            return predicted_memory(stage, compute, world_size, clips * clip).total <= (1 - HEADROOM) * card
+            return predicted_memory(stage, compute, world_size, clips * clip, cost).total <= (1 - HEADROOM) * card
         except ValueError:  # more than its budget of activations
             return False
 
@@ -110,14 +112,14 @@ def largest_views(stage: Costed, compute: ComputeConfig, world_size: int, card: 
     return clip * largest(fits)
 
 
-def memory_plan(stage: Costed, world_size: int) -> Iterator[str]:
+def memory_plan(stage: Costed, cost: Cost, world_size: int) -> Iterator[str]:
     """What a rank holds, and how many views fit with each way of activation checkpointing."""
     config = stage.config
-    compute, cost = config.compute, stage.cost(config.compute)
+    compute = config.compute
     views = config.sampling.views_per_step // world_size // config.accumulation(world_size)
-    memory = predicted_memory(stage, compute, world_size, views)
+    memory = predicted_memory(stage, compute, world_size, views, cost)
     gathered = [
-        predicted_memory(stage, replace(compute, reshard_after_forward=reshard), world_size, views).gathered
+        predicted_memory(stage, replace(compute, reshard_after_forward=reshard), world_size, views, cost).gathered
         for reshard in (False, True)
     ]
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
@@ -139,7 +141,7 @@ def memory_plan(stage: Costed, world_size: int) -> Iterator[str]:
         chosen = replace(compute, activation_checkpointing=policy)
         again = recomputed_blocks(Policy.parse(policy), cost, views)
         kept, share = activation_bytes(cost, again) / 2**20, recomputed_share(cost, again)
-        fitting = "".join(f"{largest_views(stage, chosen, world_size, size) or '-':>10}" for size in cards.values())
+        fitting = "".join(f"{largest_views(stage, chosen, world_size, size, cost) or '-':>10}" for size in cards.values())
         yield f"  {policy:<26}{kept:>12.1f} MiB{share:>13.1%}{fitting}"
 
 
