@@ -14,6 +14,7 @@ from pipeline.sampling.draws import Draws
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.ema import RunningMean
 from train.compute.optimizer import build_optimizer
+from train.compute.out_of_memory import cost_of
 from train.compute.parallel import Ranks, implementation, initialise, shard_frozen, shard_model
 from train.compute.precision import PRECISIONS
 from train.config import Policy
@@ -35,10 +36,10 @@ class Training:
         """
         config = stage.config
         compute, precision = config.compute, PRECISIONS[config.compute.precision]
-        self.stage, self.ranks, self.compute = stage, ranks, compute
+        self.stage, self.ranks, self.compute, self._recipe = stage, ranks, compute, config.sampling
         self.passes = config.accumulation(ranks.world_size)
         how = implementation(compute, ranks.device)
-        policy, cost = Policy.parse(compute.activation_checkpointing), stage.cost(compute)
+        policy, cost = Policy.parse(compute.activation_checkpointing), cost_of(stage)
         with torch.device("meta"):
             self.model = stage.model(how)
             frozen = stage.frozen()
@@ -66,7 +67,7 @@ class Training:
 
     def draws(self, batch: Batch) -> Draws:
         """What else is random in a forward pass."""
-        return Draws(self.stage.config.sampling, batch.epoch, batch.positions.numpy())
+        return Draws(self._recipe, batch.epoch, batch.positions.numpy())
 
 
 def freeze(model: Trainable, blocks: int) -> None:

@@ -9,7 +9,7 @@ B views, N tokens of a block, D its width, M its MLP's hidden width, H its heads
 import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import torch
 
@@ -31,11 +31,17 @@ class BlockShape:
     mlp_dim: int
     heads: int
     dtype: torch.dtype
+    trained: bool = True  # or no backward pass comes so far down: nothing is kept
 
     @property
     def input_bytes(self) -> int:
         """e N D: all that a block keeps whose backward pass runs its forward again."""
-        return self.dtype.itemsize * self.tokens * self.dim
+        return self.trained * self.dtype.itemsize * self.tokens * self.dim
+
+    @property
+    def mac(self) -> int:
+        """Of its forward pass."""
+        return block_mac(self.tokens, self.dim, self.mlp_dim, self.queries)
 
     @property
     def kept_bytes(self) -> int:
@@ -47,17 +53,18 @@ class BlockShape:
         """
         e = self.dtype.itemsize
         of_all = self.tokens * (5 * e * self.dim + 2 * STATISTIC)
-        return of_all + self.queries * (e * (3 * self.dim + 2 * self.mlp_dim) + 4 * self.heads + 2 * STATISTIC)
+        of_queries = self.queries * (e * (3 * self.dim + 2 * self.mlp_dim) + 4 * self.heads + 2 * STATISTIC)
+        return self.trained * (of_all + of_queries)
 
     @property
     def recomputed_mac(self) -> int:
         """Of the block's forward pass run again: all but the last product (Q D M), of which nothing is kept."""
-        return block_mac(self.tokens, self.dim, self.mlp_dim, self.queries) - self.queries * self.dim * self.mlp_dim
+        return self.trained * (self.mac - self.queries * self.dim * self.mlp_dim)
 
     @property
     def backward_bytes(self) -> int:
         """e N (M + 2 D): gradients alive at the widest place of the backward pass, of GELU's output and of the stream."""
-        return self.dtype.itemsize * self.tokens * (self.mlp_dim + 2 * self.dim)
+        return self.trained * self.dtype.itemsize * self.tokens * (self.mlp_dim + 2 * self.dim)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +95,14 @@ class Cost:
     def shapes(self) -> list[BlockShape]:
         """Every block in forward order."""
         return [block for part in self.blocks for block in part]
+
+    def with_frozen(self, number: int) -> "Cost":
+        """The same if the first blocks of the first part are not trained (`--freeze`)."""
+        first, *others = self.blocks
+        frozen = tuple(replace(block, trained=False) for block in first[:number])
+        gmac = sum(block.mac for block in frozen) / 1e9
+        blocks = (frozen + first[number:], *others)
+        return replace(self, blocks=blocks, gmac=self.gmac - gmac, frozen_gmac=self.frozen_gmac + gmac)
 
     @property
     def flops(self) -> float:

@@ -32,6 +32,11 @@ class Costed(Protocol):
     def cost(self, compute: ComputeConfig) -> Cost: ...
 
 
+def cost_of(stage: Costed, compute: ComputeConfig | None = None) -> Cost:
+    """A stage's, by default as the run computes it, with what --freeze leaves out."""
+    return stage.cost(compute or stage.config.compute).with_frozen(stage.config.freeze)
+
+
 def predict(
     stage: Costed,
     compute: ComputeConfig,
@@ -43,7 +48,7 @@ def predict(
     """Memory of a step computed so, and its FLOPs by those without any computed again; by default with as many `views` in a
     forward pass as the run has. Whoever asks often gives the stage's `cost`, for which it may build its model. Raises
     ValueError if `--compute.shard` does not divide the ranks, or a budget of activations cannot be kept."""
-    config, cost = replace(stage.config, compute=compute), cost or stage.cost(compute)
+    config, cost = replace(stage.config, compute=compute), cost or cost_of(stage, compute)
     policy = Policy.parse(compute.activation_checkpointing)
     again = recomputed_blocks(policy, cost, views or compute.views_per_forward)
     memory = step_memory(

@@ -17,6 +17,23 @@ from train.watch.meters import duration
 
 Runs = Sequence[RunRecord]
 SHOWN = 12  # lines of a list that may be long
+OF_EVERY_RUN = {  # columns of metrics.jsonl, whatever the stage
+    *(
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "clip_ratio",
+        "seconds",
+        "views_per_second",
+        "tflops",
+        "mfu",
+        "hfu",
+        "gemm_share",
+    ),
+    *("data_wait", "memory_gib", "slowest_rank", "slowest_behind", "skipped", "loss_scale", "time"),
+}
 OFTEN = 0.1  # share of the lines from which on a rank that was the slowest is named
 
 
@@ -33,6 +50,7 @@ def values(runs: Runs) -> dict[str, Any]:
             "Loss over time": _chart(runs, "loss", f"{unit} of training", seconds),
             "Gradient norm, before clipping": _chart(runs, "grad_norm", log=True),
             "Learning rate": _chart(runs, "lr", zero=True, noisy=False),
+            **{_title(name): _chart(runs, name) for name in _scalars(runs)},
         },
         "evaluations": _evaluations(runs),
         "speed": {
@@ -73,6 +91,16 @@ def _chart(runs: Runs, column: str, x_name: str = "step", unit: float = 0.0, **h
     return lines(curves, x_name, **how)
 
 
+def _scalars(runs: Runs) -> list[str]:
+    """Columns that are a stage's own."""
+    names = dict.fromkeys(name for run in runs for name, value in run.lines[-1].items() if isinstance(value, float))
+    return [name for name in names if name not in OF_EVERY_RUN]
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
 def _evaluations(runs: Runs) -> dict[str, Markup]:
     """A chart of each figure that some run's evaluations found."""
     about = ("step", "clips", "of", "missing", "seconds", "time")
@@ -85,7 +113,7 @@ def _evaluations(runs: Runs) -> dict[str, Markup]:
             x, y = (np.array([line[key] for line in lines_of], np.float64) for key in ("step", name))
             curves += [Curve(name=run.name, colour=f"c{number % COLOURS}", x=x, y=y, marks=())] if lines_of else []
         if curves:
-            charts[name.replace("_", " ").capitalize()] = lines(curves, "step", noisy=False)
+            charts[_title(name)] = lines(curves, "step", noisy=False)
     return charts
 
 

@@ -14,7 +14,7 @@ from pipeline.storage.manifest import Manifest
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import data_sheet_flops
 from train.compute.memory import GIB, HEADROOM, Cost, StepMemory, activation_bytes, largest, recomputed_share
-from train.compute.out_of_memory import Costed, predict
+from train.compute.out_of_memory import Costed, cost_of, predict
 from train.compute.parallel import shard_size
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy, RunConfig
@@ -31,7 +31,7 @@ def describe(stage: Costed, world_size: int) -> str:
     Raises ValueError for what the run itself would refuse: views that cannot be shared, too few clips.
     """
     config = stage.config
-    cost = stage.cost(config.compute)
+    cost = cost_of(stage)
     sampling, views = config.sampling, config.views.views_per_step
     manifest = Manifest(config.data) if config.data else None
     clips = f"{config.expected_clips:,} (expected; --data DATASET counts them)"
@@ -100,7 +100,7 @@ def predicted_memory(
 
 def largest_views(stage: Costed, compute: ComputeConfig, world_size: int, card: float, cost: Cost | None = None) -> int:
     """The most views of a forward pass, whole clips, that fit a card of so many bytes with `HEADROOM` to spare; 0 if none."""
-    clip, cost = stage.config.views.views_per_clip, cost or stage.cost(compute)
+    clip, cost = stage.config.views.views_per_clip, cost or cost_of(stage, compute)
 
     def fits(clips: int) -> bool:
         try:

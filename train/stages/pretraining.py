@@ -98,7 +98,8 @@ class Pretraining:
             "forward": f"{paper:.2f} GMAC a view as the paper counts, {cost.gmac:.2f} executed; "
             f"{6 * cost.gmac / 1e3:.3g} TFLOP a view in training",
         }
-        return replace(cost, notes=notes, frozen_gmac=self.target.gmac)
+        frozen_bytes = precision.encoder.itemsize * self.target.parameters
+        return replace(cost, notes=notes, frozen_gmac=self.target.gmac, frozen_bytes=frozen_bytes)
 
     def evaluators(self, model: VideoMAE, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
         found = held_out(self, ranks, run, manifest)

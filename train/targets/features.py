@@ -30,6 +30,8 @@ class FeatureTargets:
         self.values = dim
         self.gmac = n * config.patch_values * dim / 1e9
         self.gmac += self._sizes.encoder_depth * block_mac(n, dim, self._sizes.encoder_mlp_dim) / 1e9
+        with torch.device("meta"):
+            self.parameters = sum(parameter.numel() for parameter in Encoder(self._sizes).parameters())
         self._teacher: Encoder | None = None
 
     def frozen(self) -> Mapping[str, Frozen]:

@@ -13,7 +13,7 @@ from train.stage import Frozen
 class PixelTargets:
     """Patches and targets from one reading of the bytes, by one kernel on a GPU."""
 
-    gmac = 0.0
+    gmac, parameters = 0.0, 0
 
     def __init__(self, config: ModelConfig, tokens: TokenMethod, teacher: str | None) -> None:
         """Raises ValueError for a teacher."""

@@ -17,6 +17,8 @@ class Target(Protocol):
     """Numbers to be predicted of a token."""
     gmac: float
     """Products of its frozen models, of a view, in units of 10⁹."""
+    parameters: int
+    """Of its frozen models."""
 
     def __init__(self, config: ModelConfig, tokens: TokenMethod, teacher: str | None) -> None: ...
 

@@ -18,7 +18,7 @@ from pipeline.loader import Batch, ClipLoader
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import gemm_flops, memory_gib
 from train.compute.memory import recomputed_share
-from train.compute.out_of_memory import Costed
+from train.compute.out_of_memory import Costed, cost_of
 from train.compute.parallel import Ranks
 from train.config import Policy
 
@@ -55,7 +55,7 @@ class RankReport:
 
 def view_flops(stage: Costed) -> ViewFlops:
     """Of what is computed once, and of the blocks that run again."""
-    compute, cost = stage.config.compute, stage.cost(stage.config.compute)
+    compute, cost = stage.config.compute, cost_of(stage)
     again = recomputed_blocks(Policy.parse(compute.activation_checkpointing), cost, compute.views_per_forward)
     return ViewFlops(model=cost.flops, recompute=cost.flops * recomputed_share(cost, again))
 

@@ -79,6 +79,18 @@ def test_state_of_vit_g_on_eight_ranks() -> None:
     assert deferred.gradients - memory.gradients == 4 * parameters
 
 
+def test_blocks_that_are_not_trained_keep_nothing() -> None:
+    config = MODELS["tiny"]
+    cost = autoencoder_cost(config, token_counts(config.grid, 0.9, 0.5), PRECISIONS["fp32"])
+    frozen = cost.with_frozen(3)
+    kept = cost.shapes[0].kept_bytes
+    assert activation_bytes(cost) - activation_bytes(frozen) == 3 * kept
+    assert cost.flops - frozen.flops == pytest.approx(2 * 2 * 3 * cost.shapes[0].mac)  # no backward pass
+    none = [False] * len(cost.shapes)
+    assert step_memory(frozen, none, views=8).total < step_memory(cost, none, views=8).total
+    assert recomputed_share(frozen, [True] * 3 + none[3:]) == 0
+
+
 def test_a_budget_takes_the_fewest_flops_that_fit() -> None:
     config, dtypes, views = MODELS["tiny"], PRECISIONS["fp32"], 10
     cost = autoencoder_cost(config, token_counts(config.grid, 0.9, 0.5), dtypes)
