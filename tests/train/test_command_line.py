@@ -113,7 +113,7 @@ def test_steps_and_epochs_are_two_ways_to_say_one_thing(capsys: pytest.CaptureFi
         ("tiny --compute.compile maybe", "--compute.compile maybe is not known; allowed are True, False"),
         ("tiny --views.mixture k710", "--views.mixture k710 must be 2 values, a text and a number, as often as needed; given"),
         ("tiny --views.mixture k710 -1", "--views.mixture: the weight -1.0 of source 'k710' must be a number of at least 0"),
-        ("tiny --views.mask-ratio 1.5", "--views.mask-ratio 1.5 hides 96 of 64 positions"),
+        ("tiny --views.mask-ratio 1.5", "--views.mask-ratio 1.5 of 'tube' masks must hide some of the 64 tubes"),
         ("tiny --views.window 0", "--views.window 0 must be at least 1"),
         ("tiny --views.sampling fast", "--views.sampling 'fast' is not known; allowed are 'manifest' "),
         ("tiny --views.views-per-step 7", "--views.views-per-step 7 must be a multiple of --views.views-per-clip 2, both "),

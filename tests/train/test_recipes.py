@@ -9,7 +9,7 @@ from train import recipes
 from train.config import ComputeConfig, LoaderConfig, OptimConfig
 from train.pretrain import main
 from train.run.dry_run import describe
-from train.stages.pretraining import PretrainConfig
+from train.stages.pretraining import PretrainConfig, Pretraining
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_dry_run_of_vit_g(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_can_be_described_and_says_where_it_is_from(name: str) -> None:
-    assert "parameters" in describe(recipes.RECIPES[name](), 1)
+    assert "parameters" in describe(Pretraining(recipes.RECIPES[name]()), 1)
     documentation = recipes.RECIPES[name].__doc__ or ""
     assert any(word in documentation.lower() for word in ("table", "script", "ours"))
 

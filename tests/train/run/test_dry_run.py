@@ -9,7 +9,6 @@ from train import recipes
 from train.command_line import from_command_line
 from train.compute.memory import GIB, HEADROOM
 from train.config import ComputeConfig
-from train.recipes import RECIPES
 from train.run.dry_run import describe, duration, largest_views, planned_cards, predicted_memory
 from train.stages.pretraining import Pretraining
 
@@ -39,7 +38,7 @@ def test_a_budget_bounds_the_views() -> None:
 
 def test_the_plan_is_a_table_of_policies() -> None:
     config = from_command_line(
-        RECIPES, recipes.RECIPES, ["vit-b-hybrid", "--compute.memory-gib", "24", "--compute.reshard-after-forward"]
+        recipes.RECIPES, ["vit-b-hybrid", "--compute.memory-gib", "24", "--compute.reshard-after-forward"]
     )
     assert planned_cards(config) == {"24 GiB": 24 * GIB}
     text = describe(Pretraining(config), 1)
