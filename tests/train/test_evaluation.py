@@ -1,18 +1,20 @@
 """What is found out while a run trains, and that the run does not notice."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.config import Implementation
 from model.videomae import pixel_loss
 from pipeline.loader import ClipLoader
 from pipeline.sampling import EvaluationSampler
-from tests.train.trainers import lines, losses, run, start
+from tests.train.trainers import SMALL, lines, losses, run, start
 from train.command_line import from_command_line
 from train.recipes import RECIPES
+from train.stages.pretraining import Pretraining
 
 
 @pytest.mark.parametrize("reshard", ["--compute.no-reshard-after-forward", "--compute.reshard-after-forward"])
@@ -42,12 +44,7 @@ def test_the_held_out_loss_is_that_of_every_clip_once(labelled: Path, tmp_path: 
         (line,) = lines(out / "evaluations.jsonl")
         figures.append([line["held_out_loss"], line["ema_held_out_loss"]])
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
-    config = from_command_line(RECIPES, json.loads((tmp_path / "1" / "environment.json").read_text())[0]["command"][1:])
-    from dataclasses import replace
-
-    from model.config import Implementation
-    from train.stages.pretraining import Pretraining
-
+    config = from_command_line(RECIPES, [*SMALL, "--data", str(labelled), "--out", str(tmp_path / "1")])
     model = Pretraining(config).model(Implementation())
     loader = ClipLoader(labelled, replace(config.sampling, views_per_clip=1), sampler=EvaluationSampler(rows=range(12, 19)))
     for name, figure in zip(("model", "model_ema"), figures[0], strict=True):
