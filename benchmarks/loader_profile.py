@@ -14,9 +14,6 @@ the target is missed.
 import sys
 from pathlib import Path
 
-from train.command_line import flags_of, from_command_line
-from train.recipes import RECIPES
-
 if __name__ == "__main__":
     if not __package__:  # a script: its own folder leads the path, where the checkout is to
         sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
@@ -45,7 +42,9 @@ from pipeline.sampling.splits import count_clips, describe_split
 from pipeline.settings import with_values
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
+from train.command_line import flags_of, from_command_line
 from train.compute.parallel import Ranks, started
+from train.recipes import RECIPES
 from train.stages.pretraining import PretrainConfig
 
 CLIPS_PER_BATCH = 8  # of a loader that feeds no model

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from pipeline.loader import LoaderState
 from train.checkpoint import state as checkpoints
 from train.checkpoint.saving import RunCheckpoints
-from train.checkpoint.state import Progress
+from train.checkpoint.state import TAKEN, Progress
 from train.compute.parallel import Ranks, started
 
 PATIENCE = 240.0  # seconds for a process to start on a busy machine
@@ -27,6 +27,7 @@ class Trained:
         self.model = nn.Sequential(nn.Linear(30, 70), nn.LayerNorm(70), nn.Linear(70, 7))
         fully_shard(self.model, mesh=ranks.mesh(None))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
+        self.mean, self.ranks = None, ranks
         self.said: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         self.saver = RunCheckpoints(folder, ranks, **options)  # type: ignore[arg-type]
@@ -47,8 +48,8 @@ class Trained:
 
     def save(self, step: int, background: bool = True) -> None:
         state = LoaderState(epoch=0, step=step, ledger=(), dataset="", version=1, recipe={})
-        progress = Progress(step=step, loss_sum=0.0, good_steps=1.0, guard={}, loader=state)
-        self.saver.save(self.model, self.optimizer, progress, background=background)
+        progress = Progress(step=step, sums={"loss": 0.0, TAKEN: 1.0}, guard={}, loader=state)
+        self.saver.save(checkpoints.state_of(self), progress, background=background)
 
     def finish(self) -> None:
         """Poll as a training loop does, until what is being saved has its name and its copy."""
@@ -81,7 +82,7 @@ def resave(folder: Path, environment: dict[str, Any]) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     with started("cpu") as ranks:
         trained = Trained(ranks, folder)
-        checkpoints.load(folder / "step-00000001", trained.model, trained.optimizer)
+        checkpoints.load(folder / "step-00000001", trained)
         trained.save(2)
         trained.step()
         trained.saver.wait()

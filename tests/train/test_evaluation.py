@@ -1,5 +1,6 @@
 """What is found out while a run trains, and that the run does not notice."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from train.recipes import RECIPES
 from train.stages.pretraining import Pretraining
 
 
-@pytest.mark.parametrize("reshard", ["--compute.no-reshard-after-forward", "--compute.reshard-after-forward"])
+@pytest.mark.parametrize(
+    "reshard",
+    [
+        "--compute.reshard-after-forward",  # hangs if a rank makes fewer passes, which the default hides
+        pytest.param("--compute.no-reshard-after-forward", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_evaluates_is_the_same_run(labelled: Path, tmp_path: Path, reshard: str) -> None:
     """On three ranks with seven clips, of which one rank has a clip more than the others; with a running mean, too."""
     options = ("--views.views-per-step", "12", "--steps", "4", "--ema", "0.5", reshard)
@@ -53,7 +60,7 @@ def test_the_held_out_loss_is_that_of_every_clip_once(labelled: Path, tmp_path: 
         for batch in loader:
             for place in (batch.weight > 0).nonzero():
                 one = batch.of_clips(place)
-                total += float(pixel_loss(model, one.views, one.visible, one.decoded, one.loss_weight)) / 7
+                total += pixel_loss(model, one.views, one.visible, one.decoded, one.loss_weight).item() / 7
         assert total == pytest.approx(figure, rel=1e-5)
     loader.close()
 
@@ -61,7 +68,7 @@ def test_the_held_out_loss_is_that_of_every_clip_once(labelled: Path, tmp_path: 
 def test_a_running_mean_is_resumed_and_known_to_the_run(dataset: Path, tmp_path: Path) -> None:
     whole = ("--steps", "6", "--ema", "0.7", "--save-every", "3")
     run(dataset, tmp_path / "straight", *whole)
-    run(dataset, tmp_path / "resumed", *whole[2:], "--steps", "3")
+    start(dataset, tmp_path / "resumed", *whole).until(4).send(signal.SIGKILL).wait()
     run(dataset, tmp_path / "resumed", *whole)
     one, other = (load_file(tmp_path / name / "model_ema.safetensors") for name in ("straight", "resumed"))
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
@@ -81,13 +88,14 @@ def test_the_first_blocks_stay(dataset: Path, tmp_path: Path) -> None:
     assert "0 to 2" in start(dataset, tmp_path / "other", "--steps", "1", "--freeze", "3").said(2)
 
 
+@pytest.mark.slow
 def test_a_frozen_teacher(dataset: Path, tmp_path: Path) -> None:
     """Its features are what is predicted, on two ranks as on one; it is in no checkpoint, and another one is refused."""
     run(dataset, tmp_path / "teacher", "--steps", "2")
     run(dataset, tmp_path / "another", "--steps", "3")
     target = ("--target", "features", "--teacher", str(tmp_path / "teacher"))
     run(dataset, tmp_path / "two", *target, "--steps", "4", ranks=2)
-    run(dataset, tmp_path / "one", *target, "--steps", "2")
+    start(dataset, tmp_path / "one", *target, "--steps", "4", "--save-every", "1").until(2).send(signal.SIGKILL).wait()
     run(dataset, tmp_path / "one", *target, "--steps", "4")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one == pytest.approx(two, rel=1e-4)

@@ -32,7 +32,7 @@ def test_another_stage_has_all_that_a_run_has(
         "--encoder",
         str(encoder),
         "--optim.base-lr",
-        "10",
+        "0.3",
         "--save-every",
         "4",
         "--evaluate-every",

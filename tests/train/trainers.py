@@ -1,10 +1,10 @@
 """Starts the trainer as real processes, a hundred times cheaper than a command does: they are forks of a server that has
 imported it once, and so are the decoding processes beside them. (An import takes 5 to 10 s of CPU; torchrun's, another.)"""
 
+import importlib.util
 import json
 import multiprocessing
 import os
-import runpy
 import signal
 import socket
 import subprocess
@@ -152,7 +152,7 @@ def start_server() -> Any:
 
 
 def be_rank(
-    log: Path, arguments: list[str], environment: dict[str, Any], fault: Callable[[int], None], program: Path | None
+    log: Path, arguments: list[str], environment: dict[str, Any], fault: Callable[[int], None], program: Path | None = None
 ) -> None:
     """In a process of its own: the trainer."""
     write_to(log)
@@ -194,11 +194,19 @@ def train(arguments: list[str], faults: Sequence[Callable[[int], None]], program
     loader.subprocess = ForkedCommands()  # type: ignore[assignment]
     for fault in faults:
         fault(int(os.environ.get("RANK", 0)))
-    main = runpy.run_path(str(program))["main"] if program else pretrain.main
-    code = main(arguments)
+    code = (imported(program) if program else pretrain).main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # not waiting for torchrun's agent to fetch a return value, which commands do not have
+
+
+def imported(program: Path) -> Any:
+    """A module by its path."""
+    spec = importlib.util.spec_from_file_location(program.stem, program)
+    assert spec and spec.loader
+    module = sys.modules[program.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def write_to(log: Path) -> None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 
 from pipeline.loader import LoaderState
 from pipeline.settings import read
 from train.checkpoint.files import PROGRESS, latest
-from train.training import Training
+from train.compute.ema import RunningMean
+from train.compute.parallel import Ranks
 
 __all__ = ["Progress", "export", "latest", "load", "load_model", "read_progress", "read_weights", "save_weights", "state_of"]
 FORMAT = 2  # of progress.json
@@ -51,13 +53,29 @@ def read_progress(checkpoint: Path) -> Progress:
     return read(Progress, values | known, "the checkpoint's progress")
 
 
-def state_of(training: Training) -> dict[str, Any]:
+class Trained(Protocol):
+    """What is saved of a training: see `train/training.py`."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def mean(self) -> RunningMean | None: ...
+
+    @property
+    def ranks(self) -> Ranks: ...
+
+
+def state_of(training: Trained) -> dict[str, Any]:
     """The tensors of a checkpoint: model, optimizer, and the running mean of the weights, if there is one."""
     model, optimizer = get_state_dict(training.model, training.optimizer)
     return {"model": model, "optimizer": optimizer} | ({"ema": training.mean.state} if training.mean else {})
 
 
-def load(checkpoint: Path, training: Training) -> None:
+def load(checkpoint: Path, training: Trained) -> None:
     """Read a checkpoint into a sharded model and its optimizer, whatever the world size that wrote it.
 
     The optimizer's settings stay as configured: the moments are the run's, weight decay and betas may be changed.
@@ -99,13 +117,14 @@ def save_weights(file: Path, weights: dict[str, Any]) -> None:
     temporary.rename(file)
 
 
-def export(folder: Path, training: Training) -> None:
+def export(folder: Path, training: Trained) -> None:
     """RUN/model.safetensors, all weights, float32, under their official names, and model_ema.safetensors, their running mean,
     if there is one. All ranks call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     whole = {"model": get_model_state_dict(training.model, options=options)}
     if training.mean:
-        with training.mean.in_place():
-            whole["model_ema"] = get_model_state_dict(training.model, options=options)
+        whole["model_ema"] = {
+            name: mean.full_tensor().cpu() if isinstance(mean, DTensor) else mean for name, mean in training.mean.state.items()
+        }
     for name, state in whole.items() if training.ranks.rank == 0 else ():
         save_weights(folder / f"{name}.safetensors", state)

@@ -62,7 +62,7 @@ def test_what_is_saved_is_the_state_at_that_moment_though_the_training_goes_on(m
     assert trained.steps() == [3, 5, 6]
     assert not trained.said
     for step in (3, 6):
-        checkpoints.load(trained.saver.folder / f"step-{step:08d}", trained.model, trained.optimizer)
+        checkpoints.load(trained.saver.folder / f"step-{step:08d}", trained)
         assert all(torch.equal(a, b) for a, b in zip(trained.state(), states[step], strict=True))
     trained.save(7, background=False)
     assert trained.steps() == [3, 6, 7]
@@ -272,7 +272,7 @@ def test_any_number_of_ranks_reads_what_any_other_wrote(make: Make, tmp_path: Pa
     two = trained.saver.folder / "step-00000002"
     assert len(list(two.glob("__*"))) == 2
     assert trained.saver.find() == two
-    checkpoints.load(two, trained.model, trained.optimizer)
+    checkpoints.load(two, trained)
     assert all(torch.equal(a, b) for a, b in zip(trained.state(), before, strict=True))
 
 
@@ -282,8 +282,8 @@ def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[s
     for step in (1, 2):
         trained.save(step, background=False)
         trained.step()
-    checkpoints.load(trained.saver.folder / "step-00000001", trained.model, trained.optimizer)
-    checkpoints.export(tmp_path / "model.safetensors", trained.model, trained.saver._ranks)
+    checkpoints.load(trained.saver.folder / "step-00000001", trained)
+    checkpoints.export(tmp_path, trained)
     file = tmp_path / "one.safetensors"
     assert inspect_checkpoints.main([str(tmp_path), "--consolidate", str(file), "--step", "1"]) == 0
     assert file.read_bytes() == (tmp_path / "model.safetensors").read_bytes()
@@ -319,7 +319,7 @@ def test_a_mirror_survives_the_loss_of_the_machine(make: Make, s3: S3Server, tmp
     found = other.saver.find()
     assert found == tmp_path / "other" / "step-00000004"
     assert "step-00000005 is damaged (__0_0.distcp has 6 bytes instead of" in other.said[-1]
-    checkpoints.load(found, other.model, other.optimizer)
+    checkpoints.load(found, other)
     assert all(torch.equal(a, b) for a, b in zip(other.state(), states[4], strict=True))
     assert Mirror(url).names() == ["step-00000002", "step-00000004"]
     other.save(5, background=False)
