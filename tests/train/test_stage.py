@@ -43,7 +43,7 @@ def test_another_stage_has_all_that_a_run_has(
     run(labelled, tmp_path / "one", *options, program=FILE)
     run(labelled, tmp_path / "two", *options, ranks=2, program=FILE)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert one == pytest.approx(two, rel=1e-4)
+    assert one == pytest.approx(two, rel=1e-3)  # bf16
     assert one[12] < one[1]
     assert 0 <= lines(tmp_path / "one" / "metrics.jsonl")[-1]["top1"] <= 1
 

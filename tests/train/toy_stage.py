@@ -59,7 +59,8 @@ class Probe:
     def cost(self, compute):
         with torch.device("meta"):
             sizes = ParameterSizes.of(self.model(None))
-        return Cost(blocks=((),), sizes=sizes, gmac=sizes.whole / 1e9, outside=0, errors=0, loss=0, inputs=0)
+        views = 3 * self.sizes.num_frames * self.sizes.input_size**2
+        return Cost(blocks=((),), sizes=sizes, gmac=sizes.whole / 1e9, inputs=views)
 
     def evaluators(self, model, ranks, folder, manifest):
         return held_out(self, ranks, folder, manifest)

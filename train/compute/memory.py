@@ -18,6 +18,7 @@ from model.trainable import Trainable, blocks_of
 
 GIB = 2**30
 HEADROOM = 0.1  # share of a card that a plan leaves free: our choice, not a measurement
+ENDLESS = 1 << 30  # of what takes no memory
 STATISTIC = 4  # bytes of a norm's mean or deviation: float32 on a GPU; a CPU keeps those of bf16 and fp16 in 2
 
 
@@ -76,11 +77,11 @@ class Cost:
     sizes: "ParameterSizes"
     gmac: float
     """Products of the forward pass of what is trained."""
-    outside: int
+    outside: int = 0
     """Bytes that the forward pass keeps for the backward pass outside of the blocks."""
-    errors: int
+    errors: int = 0
     """Bytes of them that are gone when the loss's backward pass is through."""
-    loss: int
+    loss: int = 0
     """Bytes that the loss's backward pass has alive at most, beyond what was kept."""
     inputs: int
     """Bytes of a view, uint8."""
@@ -224,8 +225,8 @@ def step_memory(
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits, where all smaller ones do, too; 0 if 1 does not."""
+    """The largest number that fits, where all smaller ones do, too; 0 if 1 does not, and `ENDLESS` if there is no end to it."""
     above = 1
-    while fits(above):
+    while above <= ENDLESS and fits(above):
         above *= 2
     return bisect.bisect_left(range(above), True, key=lambda number: number > 0 and not fits(number)) - 1
