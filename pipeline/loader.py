@@ -89,7 +89,8 @@ class Batch:
     @property
     def labels(self) -> torch.Tensor:
         """int64 (B,), places in `loader.label_map`, -1 without a label; bool (B, C) if `loader.label_kind` is "multi". On the
-        device of the views, of which each clip has R: `labels.repeat_interleave(R, 0)` is a label a view."""
+        device of the views, of which each clip has R: `labels.repeat_interleave(R, 0)` is a label a view. Where `weight` is 0
+        a label means nothing, as a key does: it may be that of another clip."""
         assert self.loader is not None
         labels = torch.from_numpy(self.loader.labels.of(self.rows.numpy()))
         if self.views.device.type == "cuda":
@@ -355,8 +356,8 @@ class ClipLoader:
         )
 
     def epochs(self, n: int) -> "Epochs":
-        """This loader's batches up to the end of an epoch, the nth: the one in which it stands counts as the first. Raises
-        ValueError for less than one."""
+        """This loader's batches up to the end of an epoch, the nth: the one in which it stands counts as the first. Of finite
+        passes, too, where the next begins if one is through. Raises ValueError for less than one."""
         return Epochs(self, n)
 
     def state(self) -> dict[str, Any]:
@@ -675,9 +676,13 @@ class Epochs:
 
     def __next__(self) -> Batch:
         """Raises LoaderError as the loader does."""
-        if self._loader._epoch >= self._end:
+        loader = self._loader
+        ended = loader._epoch >= self._end
+        if ended and not loader._is_through:
             raise StopIteration
-        return next(self._loader)
+        if not ended and loader._is_through:
+            iter(loader)  # begins the next finite pass
+        return next(loader)
 
     def __len__(self) -> int:
         loader = self._loader

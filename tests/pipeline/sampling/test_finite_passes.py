@@ -163,6 +163,10 @@ def test_a_pass_ends_another_begins_and_each_can_be_resumed(dataset: Path) -> No
         for batch in batches[0]:
             assert loader.keys(1, batch.step) == [loader.manifest.clip(row).key for row in batch.rows.tolist()]
         assert equal(take([loader])[0], expected)
+        for _ in range(2):
+            assert equal(take([loader.epochs(1)])[0], expected)  # type: ignore[list-item]
+        two = loader.epochs(2)
+        assert [batch.epoch for batch in two] == [5] * 3 + [6] * 3 and list(two) == []
     with pytest.raises(ValueError, match=r"one of a pass over 12 clips \(\w+\), centre, .* and this loader is for training"):
         ClipLoader(dataset, PLAIN, state=state)
 
