@@ -34,7 +34,7 @@ from pipeline.decoding.decode import Decoder, Failure, decode_libav
 from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
 from pipeline.floats import IMAGENET_MEAN, IMAGENET_STD, normalised
 from pipeline.labels import Labels
-from pipeline.machine import available_memory, ranks_here, usable_cores
+from pipeline.machine import available_memory, ranks_here, ranks_of_job, usable_cores
 from pipeline.sampling.notices import notices
 from pipeline.sampling.order import order_of
 from pipeline.sampling.sampler import Sampler, TrainingSampler
@@ -228,6 +228,12 @@ class ClipLoader:
         self.notices = notices(self.manifest, recipe)
         for notice in self.notices if rank == 0 else ():
             complain(f"{self.manifest.place}: {notice}", once=True)
+        if world_size == 1 < ranks_of_job() and os.environ.get("RANK", "0") == "0":
+            complain(
+                f"warning: WORLD_SIZE is {ranks_of_job()}, and a loader was made for a world_size of 1: if every rank makes "
+                "one, all of them take the same clips; give it rank and world_size",
+                once=True,
+            )
         self._label_map = label_map
         self.decoder_choice = (
             DecoderChoice(getattr(decoder, "__name__", type(decoder).__name__))

@@ -15,7 +15,16 @@ PROCESS = Path("/proc/self/cgroup")
 
 def ranks_here() -> int:
     """Processes of this job on this machine that share it: LOCAL_WORLD_SIZE, which torchrun sets; else 1."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return _told("LOCAL_WORLD_SIZE")
+
+
+def ranks_of_job() -> int:
+    """Processes of this job on all machines: WORLD_SIZE, which torchrun sets; else 1."""
+    return _told("WORLD_SIZE")
+
+
+def _told(variable: str) -> int:
+    text = os.environ.get(variable, "1")
     return max(1, int(text)) if text.isdecimal() else 1
 
 

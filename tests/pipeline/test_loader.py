@@ -343,6 +343,17 @@ def test_states_of_other_runs_are_refused(dataset: Path) -> None:
         ClipLoader(dataset, RECIPE, clips_per_batch=3)
 
 
+def test_a_loader_of_one_rank_in_a_job_of_several_says_so(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for world_size, told in ((4, 0), (1, 1)):
+        with closing(ClipLoader(dataset, RECIPE, world_size=world_size)):
+            assert (
+                capsys.readouterr().err.count("warning: WORLD_SIZE is 4, and a loader was made for a world_size of 1") == told
+            )
+
+
 @pytest.mark.slow
 def test_what_is_read_ahead_leaves_few_holes() -> None:
     """As the sidecar does it, from 16 threads: 64 MiB of clips take about 110 MiB; from a heap for every thread about 185."""
