@@ -205,6 +205,8 @@ class ClipLoader:
 
         Raises ValueError if the dataset, the recipe, the world size and the state do not fit each other.
         """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of world_size {world_size}: allowed are ranks from 0 to less than world_size")
         state = None if state is None else LoaderState.of(state)
         self.manifest = Manifest(dataset, state.version if state else None)
         if state:
@@ -368,8 +370,12 @@ class ClipLoader:
 
     def state(self) -> dict[str, Any]:
         """Where the next step begins: plain values, for JSON; that of all ranks is `LoaderState.merged(states).plain()`. Only
-        whole steps: call it after a step's last batch."""
-        assert self._part == 0, "state() in the middle of a step"
+        of whole steps: raises ValueError before a step's last batch has been taken."""
+        if self._part:
+            raise ValueError(
+                f"state() in the middle of a step, of which {self._part} of {self.batches_per_step} batches have been taken; "
+                "call it after the last"
+            )
         first = (self._epoch, self._mark * self.recipe.clips_per_step)
         ledger = tuple((*where, attempts) for where, attempts in sorted(self._ledger.items()) if where >= first)
         return LoaderState(

@@ -145,7 +145,10 @@ def test_labels_and_keys_of_a_batch(labelled: Path, tmp_path: Path, capsys: pyte
 
 def test_epochs_end(dataset: Path) -> None:
     with closing(ClipLoader(dataset, RECIPE, clips_per_batch=2)) as loader:
-        next(loader), next(loader)
+        next(loader)
+        with pytest.raises(ValueError, match=r"state\(\) in the middle of a step, of which 1 of 2 batches have been taken"):
+            loader.state()
+        next(loader)
         epochs = loader.epochs(2)
         assert len(epochs) == 2 * (2 + 3)
         taken = [(batch.epoch, batch.step) for batch in epochs]
@@ -339,6 +342,8 @@ def test_states_of_other_runs_are_refused(dataset: Path) -> None:
         ClipLoader(dataset, RECIPE, state=replace(state, dataset="0123"))
     with pytest.raises(ValueError, match="possible world sizes: 1, 2, 4"):
         ClipLoader(dataset, RECIPE, rank=0, world_size=3)
+    with pytest.raises(ValueError, match="rank 2 of world_size 2: allowed are ranks from 0"):
+        ClipLoader(dataset, RECIPE, rank=2, world_size=2)
     with pytest.raises(ValueError, match="clips_per_batch 3"):
         ClipLoader(dataset, RECIPE, clips_per_batch=3)
 
