@@ -29,15 +29,16 @@ def cnn(classes: int, width: int = 16) -> nn.Sequential:
 
 @torch.no_grad()
 def top1(model: nn.Module, val: ClipLoader) -> str:
-    """One pass over all clips. Every rank takes as many batches: where it has no clip left, a place has weight 0."""
+    """One pass over all clips but those without a label, and those that cannot be decoded (`val.missing` of each rank). All
+    ranks take as many batches: where one has no clip left, a place has weight 0."""
     counts = torch.zeros(2, device=val.device)
     for batch in val:
         of_clips = model(batch.floats()).softmax(1).unflatten(0, (len(batch.rows), -1)).mean(1)  # over the views of each
-        right = (of_clips.argmax(1) == batch.labels) * batch.weight
-        counts += torch.stack([right.sum(), batch.weight.sum()])
+        weight = batch.weight * (batch.labels >= 0)
+        counts += torch.stack([(weight * (of_clips.argmax(1) == batch.labels)).sum(), weight.sum()])
     dist.all_reduce(counts)
     right, taken = map(int, counts)
-    return f"top-1 {right} of {taken}, {val.num_clips - taken} of {val.num_clips} could not be decoded"  # named by val.missing
+    return f"top-1 {right} of {taken}, {val.num_clips - taken} of {val.num_clips} left out"
 
 
 def main() -> None:

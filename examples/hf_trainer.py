@@ -104,6 +104,8 @@ def main() -> None:
     here = {"rank": arguments.process_index, "world_size": arguments.world_size, "device": arguments.device}
     clips = options.views // recipe.views_per_clip // arguments.world_size // options.accumulate
     loader = ClipLoader(options.dataset, recipe, state=state, clips_per_batch=clips, **here)
+    if loader.label_kind != "single":
+        raise SystemExit(f"{options.dataset}: the clips' labels are {loader.label_kind}, and this needs a class for each")
     held_out = replace(recipe, split="val")
     val = ClipLoader(options.dataset, held_out, sampler=EvaluationSampler(), label_map=loader.label_map, **here)
 
