@@ -94,7 +94,8 @@ class ComputeConfig:
     the official code's, with loss scaling; "paper": encoder in fp16, decoder in fp32."""
     views_per_forward: int = 128
     """Most views of one forward pass on one rank; a step is accumulated over as many passes as it takes. Where the number of
-    loss tokens varies (T' no multiple of 4), the loss is the mean of the passes' means (official code: of the ranks' means)."""
+    loss tokens varies (T' no multiple of 4, or random masks), the loss is the mean of the passes' means (official code: of the
+    ranks' means)."""
     activation_checkpointing: str = "none"
     """Blocks that run again in the backward pass instead of keeping their activations: "none", "full", "every:K", or
     "budget:GIB", as few FLOPs as keep `views_per_forward` views within so many GiB; --dry-run tells what each costs."""
