@@ -62,6 +62,7 @@ def deep_steps(ranks: Ranks) -> dict[str, Any]:
             fully_shard(block, mesh=mesh, mp_policy=mixed, reshard_after_forward=False)
         fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=False)
         model.to_empty(device="cpu")
+        model.reset_buffers()
         initialise(model, SEED)  # type: ignore[arg-type]
         found[name] = gradients(model, ranks.world_size, ranks.rank)
         training = counter.frame_count
