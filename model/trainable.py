@@ -1,5 +1,6 @@
 """What a trainer asks of a model."""
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class Trainable(nn.Module):
     def initial_value(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         """Of a parameter, whole, float32 on the CPU: a function of these three alone."""
         embed = next((module for module in self.modules() if isinstance(module, PatchEmbed)), None)
-        return initial_value(name, shape, seed, None if embed is None else embed.proj.weight[0].numel())
+        # of the shape alone: taking a row of a sharded weight is an exchange of all ranks, for each parameter
+        return initial_value(name, shape, seed, None if embed is None else math.prod(embed.proj.weight.shape[1:]))
 
     def reset_buffers(self) -> None:
         """Compute what no checkpoint holds, after the model has left the meta device."""

@@ -7,8 +7,10 @@ command that does not name such a field goes on with the older value. A field th
 
 import dataclasses
 import sys
+import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, Field
+from pathlib import Path
 from typing import Any, TypeVar
 
 Kind = TypeVar("Kind")
@@ -35,6 +37,16 @@ def setting(
     group of them; `place`: a text that is a path or a URL."""
     metadata = {"may_change": may_change, "place": place} | ({} if was is MISSING else {"was": was})
     return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
+
+
+def toml_table(file: Path) -> dict[str, Any]:
+    """Of a user's --config FILE. Raises ValueError where it cannot be read."""
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ValueError(f"--config {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file}: is no TOML: {error}") from None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,6 @@ import inspect
 import re
 import sys
 import textwrap
-import tomllib
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -28,7 +27,7 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from pipeline.settings import RENAMED, fields_of, flag, flag_name, renamed, translated, value_of, with_values
+from pipeline.settings import RENAMED, fields_of, flag, flag_name, renamed, toml_table, translated, value_of, with_values
 from pipeline.storage.remote import is_url
 from train.config import RunConfig
 
@@ -212,12 +211,7 @@ def _perhaps_flag(name: str, known: Collection[str]) -> str:
 def read_toml(file: Path, config: Any) -> tuple[str | None, dict[str, list[str]]]:
     """A RUN.toml -> the recipe that it names, {"optim.base_lr": ["0.0002"]} as `Kind.read` takes them. Raises ValueError for
     what `config` lacks."""
-    try:
-        table = tomllib.loads(file.read_text())
-    except OSError as error:
-        raise ValueError(f"--config {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {file}: is no TOML: {error}") from None
+    table = toml_table(file)
     recipe, known = table.pop("recipe", None), fields_of(config)
     values = renamed(_flat(table, {*known, *RENAMED}), str(file))
     for name in values:

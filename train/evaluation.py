@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from pipeline.console import may_fail
-from pipeline.loader import ClipLoader
 from pipeline.sampling import EvaluationSampler
 from pipeline.sampling.splits import checked_split, rows_of_split
-from pipeline.storage.clip_cache import ClipCache
 from pipeline.storage.manifest import Manifest
 from train.compute.parallel import Ranks
 from train.config import LABEL_MAP
+from train.parts import open_loader
 from train.stage import Evaluation, Evaluator, Stage
 from train.training import Training
 from train.watch.json_lines import JsonLines, keep_lines, read_lines
@@ -121,20 +120,14 @@ class HeldOut:
     def __call__(self, model: nn.Module, step: int) -> Evaluation:
         """Every rank makes as many forward passes as the others: where it has no clip, over black views, which do not count."""
         config, ranks, total = self._stage.config, self._ranks, dict[str, Tensor]()
-        assert config.data is not None
         share = config.views.views_per_step // ranks.world_size // config.accumulation(ranks.world_size)
         with closing(
-            ClipLoader(
-                config.data,
+            open_loader(
+                config,
+                ranks,
                 replace(config.sampling, views_per_clip=1, fresh_windows=False),
                 sampler=EvaluationSampler(rows=self._rows),
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                device=ranks.device,
                 clips_per_batch=share,
-                workers=config.loader.workers,
-                decoder=config.loader.decoder,
-                cache=ClipCache.asked_for(config.loader.cache, config.loader.cache_size),
                 label_map=self._label_map if self._label_map.exists() else None,
             )
         ) as loader:

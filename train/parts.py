@@ -8,9 +8,11 @@ from torch import Tensor
 
 from model.trainable import Trainable
 from pipeline.loader import ClipLoader, LoaderState
+from pipeline.sampling import SamplingRecipe
 from pipeline.storage.clip_cache import ClipCache
 from train.compute.optimizer import parameter_groups
 from train.compute.parallel import Ranks
+from train.config import RunConfig
 from train.stage import Frozen, Stage
 
 
@@ -19,20 +21,30 @@ def training_loader(
 ) -> ClipLoader:
     """Endless batches of the configuration's recipe."""
     config = stage.config
+    return open_loader(
+        config,
+        ranks,
+        config.sampling,
+        state=state,
+        clips_per_batch=clips_per_batch,
+        prefetch=config.loader.prefetch,
+        label_map=label_map,
+    )
+
+
+def open_loader(config: RunConfig, ranks: Ranks, recipe: SamplingRecipe, **how: Any) -> ClipLoader:
+    """Of the run's dataset, for this rank, with the workers, decoder and cache of `--loader.*`; `how` are other arguments."""
     assert config.data is not None
     return ClipLoader(
         config.data,
-        config.sampling,
+        recipe,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        state=state,
         device=ranks.device,
-        clips_per_batch=clips_per_batch,
-        label_map=label_map,
         workers=config.loader.workers,
-        prefetch=config.loader.prefetch,
         decoder=config.loader.decoder,
         cache=ClipCache.asked_for(config.loader.cache, config.loader.cache_size),
+        **how,
     )
 
 

@@ -33,8 +33,6 @@ class Frozen:
     """Built on meta; its `blocks`, if it has any, are gathered one by one."""
     weights: Callable[[], Mapping[str, Tensor]]
     """All its parameters, whole, on the CPU, under its own names."""
-    source: str
-    """Where they come from, for people."""
 
 
 @dataclass(frozen=True, slots=True)

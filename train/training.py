@@ -13,8 +13,8 @@ from pipeline.loader import Batch
 from pipeline.sampling.draws import Draws
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.ema import RunningMean
+from train.compute.memory import cost_of
 from train.compute.optimizer import build_optimizer
-from train.compute.out_of_memory import cost_of
 from train.compute.parallel import Ranks, implementation, initialise, shard_frozen, shard_model
 from train.compute.precision import PRECISIONS
 from train.config import Policy

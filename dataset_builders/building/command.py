@@ -20,7 +20,6 @@ import json
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from dataset_builders.sources.annotations import SPLITS
 from dataset_builders.sources.kinds import KINDS, PLACES, VERSIONS, Source, make_source
 from pipeline.console import open_streams
 from pipeline.machine import usable_cores
-from pipeline.settings import renamed, translated
+from pipeline.settings import renamed, toml_table, translated
 from pipeline.storage import remote
 from pipeline.storage.files import cache_folder
 from pipeline.storage.manifest import parse_sampling
@@ -186,12 +185,7 @@ def _check_place(flag: str | None, out: Path, url: str | None, sources: Sequence
 
 
 def _read_toml(file: Path) -> tuple[dict[str, Any], Path]:
-    try:
-        table = tomllib.loads(file.read_text())
-    except OSError as error:
-        raise ValueError(f"--config {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {file}: is no TOML: {error}") from None
+    table = toml_table(file)
     sources = table.get("sources", {})
     if not isinstance(sources, Mapping) or not all(isinstance(source, Mapping) for source in sources.values()):
         raise ValueError(f"--config {file}: sources must be tables, such as [sources.own]")

@@ -244,6 +244,7 @@ def _write_cache(root: Path, file: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
         with pa.ipc.new_file(temporary, table.schema) as writer:
             writer.write_table(table.combine_chunks())
+        temporary.flush()  # other ranks read it as soon as it has its name
         os.chmod(temporary.name, 0o644)  # others use the dataset, too
         os.replace(temporary.name, file)
 

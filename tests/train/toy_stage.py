@@ -46,7 +46,7 @@ class Probe:
 
     def frozen(self):
         self.encoder = Encoder(self.sizes)
-        return {"encoder": Frozen(self.encoder, self.weights, self.config.encoder)}
+        return {"encoder": Frozen(self.encoder, self.weights)}
 
     def loss(self, model, batch, draws):
         every = torch.arange(self.sizes.num_tokens, device=batch.views.device).expand(len(batch.views), -1)

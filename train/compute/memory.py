@@ -10,11 +10,13 @@ import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
+from typing import Protocol
 
 import torch
 
 from model.flops import block_mac
 from model.trainable import Trainable, blocks_of
+from train.config import ComputeConfig, RunConfig
 
 GIB = 2**30
 HEADROOM = 0.1  # share of a card that a plan leaves free: our choice, not a measurement
@@ -110,6 +112,20 @@ class Cost:
         """Executed once, forward and backward: three times the products of what is trained (its own, and two for the
         gradients), once those of frozen models; two operations a product."""
         return 2e9 * (3 * self.gmac + self.frozen_gmac)
+
+
+class Costed(Protocol):
+    """What a stage is asked for by those who reckon with its cost."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    def cost(self, compute: ComputeConfig) -> Cost: ...
+
+
+def cost_of(stage: Costed, compute: ComputeConfig | None = None) -> Cost:
+    """A stage's, by default as the run computes it, with what --freeze leaves out."""
+    return stage.cost(compute or stage.config.compute).with_frozen(stage.config.freeze)
 
 
 def activation_bytes(cost: Cost, recomputed: Sequence[bool] | None = None) -> int:

@@ -6,13 +6,12 @@ limit on addresses, is the exception.
 """
 
 from dataclasses import asdict, replace
-from typing import Protocol
 
 import torch
 
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import device_name
-from train.compute.memory import GIB, HEADROOM, Cost, StepMemory, recomputed_share, step_memory
+from train.compute.memory import GIB, HEADROOM, Cost, Costed, StepMemory, cost_of, recomputed_share, step_memory
 from train.compute.parallel import Ranks, shard_size
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy, RunConfig
@@ -21,20 +20,6 @@ from train.config import ComputeConfig, Policy, RunConfig
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch could not allocate: on a GPU, or, with an error of its own, on a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-class Costed(Protocol):
-    """What a stage is asked for here."""
-
-    @property
-    def config(self) -> RunConfig: ...
-
-    def cost(self, compute: ComputeConfig) -> Cost: ...
-
-
-def cost_of(stage: Costed, compute: ComputeConfig | None = None) -> Cost:
-    """A stage's, by default as the run computes it, with what --freeze leaves out."""
-    return stage.cost(compute or stage.config.compute).with_frozen(stage.config.freeze)
 
 
 def predict(

@@ -11,7 +11,7 @@ of a node by default: weights then travel inside nodes only, and between nodes o
 import gc
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -199,7 +199,7 @@ def shard_frozen(model: nn.Module, weights: Mapping[str, torch.Tensor], compute:
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     model.to_empty(device=ranks.device)
     reset_buffers(model)
-    fill(model, weights)
+    fill(model, weights.items())
     if missing := [name for name, _ in model.named_parameters() if name not in weights]:
         raise ValueError(f"the weights lack {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}")
 
@@ -222,19 +222,17 @@ def initialise(model: Trainable, seed: int, values: Mapping[str, torch.Tensor] |
     (`nn.init` on a sharded parameter draws the same numbers on every rank.)
     """
     given = values or {}
-    fresh = (name for name, _ in model.named_parameters() if name not in given)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    fill(model, given)
-    for name in fresh:
-        fill(model, {name: model.initial_value(name, shapes[name], seed)})
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name not in given}
+    fill(model, given.items())
+    fill(model, ((name, model.initial_value(name, shape, seed)) for name, shape in shapes.items()))
 
 
 @torch.no_grad()
-def fill(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+def fill(model: nn.Module, values: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Whole tensors into the parameters of these names, of which each rank keeps its part. Raises ValueError for a name that
     the model does not have, or another shape."""
     parameters = dict(model.named_parameters())
-    for name, value in values.items():
+    for name, value in values:
         parameter = parameters.get(name)
         if not isinstance(parameter, DTensor) or parameter.shape != value.shape:
             has = "no such parameter" if parameter is None else f"{tuple(parameter.shape)} there"

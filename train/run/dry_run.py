@@ -13,8 +13,8 @@ from pipeline.sampling.splits import describe_split
 from pipeline.storage.manifest import Manifest
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import data_sheet_flops
-from train.compute.memory import GIB, HEADROOM, Cost, StepMemory, activation_bytes, largest, recomputed_share
-from train.compute.out_of_memory import Costed, cost_of, predict
+from train.compute.memory import GIB, HEADROOM, Cost, Costed, StepMemory, activation_bytes, cost_of, largest, recomputed_share
+from train.compute.out_of_memory import predict
 from train.compute.parallel import shard_size
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy, RunConfig

@@ -25,7 +25,7 @@ class FeatureTargets:
         """Raises ValueError if there is no teacher, or none that has the same tokens."""
         if teacher is None:
             raise ValueError("--target features needs a teacher: --teacher RUN, or a model.safetensors of one")
-        self._source, (self._sizes, self._weights) = teacher, read_teacher(teacher, config)
+        self._sizes, self._weights = read_teacher(teacher, config)
         dim, n = self._sizes.encoder_dim, config.num_tokens
         self.values = dim
         self.gmac = n * config.patch_values * dim / 1e9
@@ -36,7 +36,7 @@ class FeatureTargets:
 
     def frozen(self) -> Mapping[str, Frozen]:
         self._teacher = Encoder(self._sizes)
-        return {"teacher": Frozen(self._teacher, self._weights, self._source)}
+        return {"teacher": Frozen(self._teacher, self._weights)}
 
     @torch.no_grad()
     def __call__(

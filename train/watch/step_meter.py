@@ -17,8 +17,7 @@ import torch
 from pipeline.loader import Batch, ClipLoader
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import gemm_flops, memory_gib
-from train.compute.memory import recomputed_share
-from train.compute.out_of_memory import Costed, cost_of
+from train.compute.memory import Costed, cost_of, recomputed_share
 from train.compute.parallel import Ranks
 from train.config import Policy
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -102,6 +103,19 @@ def test_read_only_datasets_are_cached_elsewhere(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert len(Manifest(data)) == 5
     assert len(list((tmp_path / "home" / "tubecell").iterdir())) == 1
+
+
+def test_a_cache_is_whole_when_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank may read it at that moment."""
+    write_rows(tmp_path, ROWS)
+    replace, seen = os.replace, []
+
+    def look(source: str, target: Path) -> None:
+        seen.append(len(pa.ipc.open_file(pa.memory_map(source)).read_all()))
+        replace(source, target)
+
+    monkeypatch.setattr("pipeline.storage.manifest.os.replace", look)
+    assert len(Manifest(tmp_path)) == 5 and seen == [5]
 
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:

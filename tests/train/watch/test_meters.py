@@ -166,7 +166,7 @@ def test_old_failures_are_forgotten_and_each_is_logged_once(
     """What a step's clips were is still known, and nothing that a state needs is missing."""
     recipe = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=32, patch_size=8, num_frames=8)
     options: dict[str, Any] = {"decoder": faulty_decoders.refusing, "prefetch": 2, "max_failure_share": 1.0}
-    monkeypatch.setattr("pipeline.loader.MOST_FAILURES", 3)
+    monkeypatch.setattr("pipeline.loader.MOST_FAILURES", 5)
     monkeypatch.setattr("pipeline.loader.MOST_REMEMBERED", 4)
     with closing(ClipLoader(dataset, recipe, **options)) as loader:
         log = FailureLog(tmp_path, loader)
