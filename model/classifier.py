@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.layers import LAYER_NORM_EPS, Block, PatchEmbed, PositionTable, scaled
+from model.layers import Block, PatchEmbed, PositionTable, scaled
 from model.pixels import normalise
 from model.trainable import Trainable
 
@@ -34,8 +34,10 @@ class VideoClassifier(Trainable):
         self.positions = PositionTable(config.num_tokens, dim)
         # of each block, the probability of skipping a branch
         self.drop_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(dim, config.encoder_heads, config.encoder_mlp_dim, rate) for rate in self.drop_rates)
-        self.fc_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.encoder_heads, config.encoder_mlp_dim, config.layer_norm_eps, rate) for rate in self.drop_rates
+        )
+        self.fc_norm = nn.LayerNorm(dim, eps=config.final_eps)
         self.head = nn.Linear(dim, num_classes)
         self.reset_buffers()
 

@@ -36,11 +36,17 @@ class ModelConfig:
     """Attention heads of the decoder."""
     mlp_ratio: float = 4.0
     """Hidden width of every MLP by its block's width, the product truncated. ViT-g: 48/11, so 6144 and 2234."""
+    decoder_mlp_ratio: float | None = None
+    """The decoder's, where it is another."""
+    layer_norm_eps: float = 1e-6
+    """Added to every layer norm's variance. Official: 1e-6; Hugging Face's VideoMAE: 1e-12."""
+    last_norm_eps: float | None = None
+    """Of the decoder's last norm and of the norm before a classifier's head, where it is another. Hugging Face's: 1e-5."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if getattr(self, field.name) <= 0:
-                raise ValueError(f"{field.name} {getattr(self, field.name)} must be greater than 0")
+            if (value := getattr(self, field.name)) is not None and value <= 0:
+                raise ValueError(f"{field.name} {value} must be greater than 0")
         for whole, part in DIVISORS.items():
             value, divisor = getattr(self, whole), getattr(self, part)
             if value % divisor:
@@ -83,7 +89,12 @@ class ModelConfig:
     @property
     def decoder_mlp_dim(self) -> int:
         """Hidden width of the decoder's MLPs: 2234 for ViT-g, as in its checkpoints, where Table 7 prints 2048."""
-        return int(self.decoder_dim * self.mlp_ratio)
+        return int(self.decoder_dim * (self.decoder_mlp_ratio or self.mlp_ratio))
+
+    @property
+    def final_eps(self) -> float:
+        """Of the decoder's last norm and of the norm before a classifier's head."""
+        return self.last_norm_eps or self.layer_norm_eps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

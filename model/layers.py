@@ -15,8 +15,6 @@ from torch.nn.functional import embedding, linear, pad, scaled_dot_product_atten
 
 from model.config import AttentionKernel, Implementation
 
-LAYER_NORM_EPS = 1e-6  # everywhere, as the official code
-
 ALIGNED = 64  # columns; tensor cores read whole 16 bytes, which are 8 values of bf16
 DEFAULT = Implementation()
 # A fixed order makes the choice, and so the bits of a run, the same from one start to the next. Flash takes every head size
@@ -106,14 +104,16 @@ class Block(nn.Module):
     block, of which Dynamo makes eight, and FSDP2 casts inputs of floats to the compute type, but not buffers.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_dim: int, drop_path: float = 0.0, how: Implementation = DEFAULT) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, mlp_dim: int, eps: float = 1e-6, drop_path: float = 0.0, how: Implementation = DEFAULT
+    ) -> None:
         super().__init__()
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path {drop_path} must be at least 0 and less than 1")
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads, how)
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = AlignedMlp(dim, mlp_dim) if how.align_mlp and mlp_dim % ALIGNED else Mlp(dim, mlp_dim)
         self.register_buffer("keep_scale", torch.empty(()), persistent=False)
         self.keep_scale: Tensor

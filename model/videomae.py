@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import Implementation, ModelConfig
-from model.layers import DEFAULT, LAYER_NORM_EPS, Block, PatchEmbed, PositionTable
+from model.layers import DEFAULT, Block, PatchEmbed, PositionTable
 from model.patches import token_function
 from model.pixels import gather_patches, normalise
 from model.trainable import Trainable
@@ -28,9 +28,10 @@ class Encoder(nn.Module):
         self.patch_embed = PatchEmbed(dim, config.patch_size, config.tubelet_size)
         self.positions = PositionTable(config.num_tokens, dim)
         self.blocks = nn.ModuleList(
-            Block(dim, config.encoder_heads, config.encoder_mlp_dim, how=how) for _ in range(config.encoder_depth)
+            Block(dim, config.encoder_heads, config.encoder_mlp_dim, config.layer_norm_eps, how=how)
+            for _ in range(config.encoder_depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
 
     def forward(self, patches_BVP: Tensor, visible_idx: Tensor) -> Tensor:
         x_BVD = self.patch_embed(patches_BVP)
@@ -52,9 +53,10 @@ class Decoder(nn.Module):
         dim = config.decoder_dim
         self.positions = PositionTable(config.num_tokens, dim)
         self.blocks = nn.ModuleList(
-            Block(dim, config.decoder_heads, config.decoder_mlp_dim, how=how) for _ in range(config.decoder_depth)
+            Block(dim, config.decoder_heads, config.decoder_mlp_dim, config.layer_norm_eps, how=how)
+            for _ in range(config.decoder_depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=config.final_eps)
         self.head = nn.Linear(dim, target_values)
 
     def forward(self, x_BND: Tensor, wanted: slice) -> Tensor:
