@@ -4,12 +4,11 @@ B views, T frames, N tokens, D width, P values of a patch.
 """
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import Block, PatchEmbed, PositionTable, scaled
-from model.pixels import normalise
+from model.pixels import normalise, patches_of
 from model.trainable import Trainable
 
 
@@ -56,8 +55,7 @@ class VideoClassifier(Trainable):
         `keep` (depth, B, 2) bool: of each block, whose attention and whose MLP count (stochastic depth).
         """
         self.config.check_views(views.shape)
-        p, s = self.config.patch_size, self.config.tubelet_size
-        patches_BNP = rearrange(views, "b (t s) (h p) (w q) c -> b (t h w) (s p q c)", s=s, p=p, q=p)
+        patches_BNP = patches_of(views, self.config.patch_size, self.config.tubelet_size)
         if views.dtype == torch.uint8:
             patches_BNP = normalise(patches_BNP)
         x_BND = self.patch_embed(patches_BNP.to(self.head.weight.dtype))

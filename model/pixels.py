@@ -5,6 +5,7 @@ frame, row, column, channel: channel fastest).
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -65,6 +66,11 @@ def gather_patches(views_BTHWC: Tensor, idx_Bn: Tensor, patch_size: int, tubelet
     return pixel_rows.view(*idx_Bn.shape, tubelet_size * patch_size * row_bytes)
 
 
+def patches_of(views_BTHWC: Tensor, patch_size: int, tubelet_size: int) -> Tensor:
+    """All patches of views, (B, T, H, W, 3) -> (B, N, P), of any type."""
+    return rearrange(views_BTHWC, "b (t s) (h p) (w q) c -> b (t h w) (s p q c)", s=tubelet_size, p=patch_size, q=patch_size)
+
+
 def normalise(u8: Tensor) -> Tensor:
     """uint8 (..., 3 n), channel fastest -> float32 of the same shape, bit for bit the official loader's values.
 
@@ -88,15 +94,20 @@ def pixel_targets(u8: Tensor, dtype: torch.dtype) -> Tensor:
     # ViT-B, 82 to 98 on all at once
     piece = CACHED_TOKENS if u8.device.type == "cpu" and not torch.compiler.is_compiling() else tokens
     u8_nP, targets_nP = u8.reshape(tokens, -1), targets.view(tokens, -1)
-    mean, std = per_channel(IMAGENET_MEAN, targets_nP), per_channel(IMAGENET_STD, targets_nP)
     for part, x in zip(u8_nP.split(piece), targets_nP.split(piece), strict=True):
-        x.copy_(normalise(part)).mul_(std).add_(mean)
-        x = x.unflatten(-1, (-1, 3))
-        x.sub_(x.mean(-2, keepdim=True))
-        # a square and a sum: torch.var_mean takes twice the time
-        variance = x.square().sum(-2, keepdim=True).div_(x.shape[-2] - 1)
-        x.div_(variance.sqrt_().add_(TARGET_EPS))
+        into_targets_(x.copy_(normalise(part)))
     return targets
+
+
+def into_targets_(x: Tensor) -> Tensor:
+    """Normalised patches (..., P) -> their targets, in place."""
+    x.mul_(per_channel(IMAGENET_STD, x)).add_(per_channel(IMAGENET_MEAN, x))
+    pixels = x.unflatten(-1, (-1, 3))
+    pixels.sub_(pixels.mean(-2, keepdim=True))
+    # a square and a sum: torch.var_mean takes twice the time
+    variance = pixels.square().sum(-2, keepdim=True).div_(pixels.shape[-2] - 1)
+    pixels.div_(variance.sqrt_().add_(TARGET_EPS))
+    return x
 
 
 def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ class Weights:
         for stack in ("encoder", "decoder"):
             if self.sizes.get(f"{stack}_heads", 1) is None:
                 width = self.sizes[f"{stack}_dim"]
-                raise ValueError(f"{self.place}: nothing tells the number of heads of its {stack}, {width} wide; give --heads")
+                flag = "--decoder-heads" if stack == "decoder" else "--heads"
+                raise ValueError(f"{self.place}: nothing tells how many heads its {stack} has, {width} wide; give {flag}")
         return ModelConfig(**self.sizes)
 
     @property
@@ -133,19 +134,23 @@ def read_weights(
     place: str | Path,
     *,
     key: str | None = None,
-    heads: int | None = None,
+    encoder_heads: int | None = None,
+    decoder_heads: int | None = None,
     input_size: int | None = None,
     num_frames: int | None = None,
 ) -> Weights:
     """A file or folder of any known layout. `key` names a checkpoint's dictionary, such as model_ema; the others are what a
-    file may not tell: heads of the encoder, and the height and width in pixels and the frames of the views it was trained on,
+    file may not tell: attention heads, and the height and width in pixels and the frames of the views it was trained on,
     224 and 16 by default.
 
     Raises ValueError, in a line, for files that cannot be read or that hold objects (`read_weight_file`), for networks that are
     no video ViT, and for such whose tensors are not complete.
     """
     found = read_weight_file(place, key)
-    return understand(found, {"encoder_heads": heads, "input_size": input_size, "num_frames": num_frames})
+    return understand(
+        found,
+        {"encoder_heads": encoder_heads, "decoder_heads": decoder_heads, "input_size": input_size, "num_frames": num_frames},
+    )
 
 
 def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) -> Weights:
@@ -290,7 +295,7 @@ def _sizes(tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str, n
         like = next((config for config in MODELS.values() if config.encoder_dim == dim), ModelConfig())
         decoder = ("decoder_dim", "decoder_depth", "decoder_heads")
         sizes |= {name: getattr(like, name) for name in decoder}
-        told = {name: value for name, value in told.items() if name not in decoder}
+        told = {name: value for name, value in told.items() if name not in decoder}  # of what is not there
     of_tensors = {name: sizes[name] for name in ("patch_size", "tubelet_size", "encoder_dim", "encoder_depth")}
     for name, value in of_tensors.items():
         if told.get(name, value) != value:

@@ -5,6 +5,8 @@ Object storage has no rename and needs none: an object appears when its upload i
 """
 
 import base64
+import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -13,7 +15,7 @@ import stat as file_modes
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +44,58 @@ def write_durably(target: str | os.PathLike[str], data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_directory(path.parent)
+
+
+Write = Callable[[BinaryIO], None]
+
+
+def write_whole(target: Path, write: Write | Mapping[str, Write]) -> None:
+    """A file, written by `write`; or a folder of several, by name. Nothing has a name before it is whole: a process that is
+    killed leaves nothing. A file takes the place of one that is there, a folder does not. Raises OSError."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    with contextlib.ExitStack() as opened:
+        if not isinstance(write, Mapping):
+            _name(opened.enter_context(_nameless(target.parent, write)), temporary)
+            os.replace(temporary, target)
+        else:
+            files = {name: opened.enter_context(_nameless(target.parent, each)) for name, each in write.items()}
+            temporary.mkdir()
+            try:
+                for name, file in files.items():
+                    _name(file, temporary / name)
+                sync_directory(temporary)
+                temporary.rename(target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+    sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def _nameless(folder: Path, write: Write) -> Iterator[BinaryIO]:
+    """An open file that has been written: without a name or, where the file system has no such, under one that goes."""
+    try:
+        file = os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666), "w+b")
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):  # NFS and others
+            raise
+        file = (folder / f".writing-{uuid.uuid4().hex}").open("w+b")
+    with file:
+        try:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+            yield file
+        finally:
+            if isinstance(file.name, str):
+                Path(file.name).unlink(missing_ok=True)
+
+
+def _name(file: BinaryIO, name: Path) -> None:
+    if isinstance(file.name, str):
+        Path(file.name).rename(name)
+    else:  # with a folder's descriptor, which an absolute path has no use for, os.link follows links
+        os.link(f"/proc/self/fd/{file.fileno()}", name, src_dir_fd=file.fileno(), follow_symlinks=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from pipeline.loader import LoaderState
 from pipeline.settings import read
+from pipeline.storage.files import write_whole
 from train.checkpoint.files import PROGRESS, latest
 from train.compute.ema import RunningMean
 from train.compute.parallel import Ranks
@@ -109,12 +110,24 @@ def load_model(checkpoint: Path, model: nn.Module) -> None:
     model.load_state_dict(read_weights(checkpoint))
 
 
-def save_weights(file: Path, weights: dict[str, Any]) -> None:
+def save_weights(file: Path, weights: Mapping[str, Any]) -> None:
     """Write one safetensors file, whole or not at all. Raises OSError."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    tensors = {name: tensor.contiguous() for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.rename(file)
+    tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+    write_whole(file, lambda opened: write_safetensors(opened, tensors, {"format": "pt"}))
+
+
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """(`save_file` wants a name to write to, and leaves a file of another when it is killed.)"""
+    file.write(save(apart(tensors), metadata))
+
+
+def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each in memory of its own, whole: a part of a storage would be written with the rest of it, or refused."""
+    whole = {}
+    for name, tensor in tensors.items():
+        alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        whole[name] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+    return whole
 
 
 def export(folder: Path, training: Trained) -> None:
