@@ -193,6 +193,11 @@ def from_timm(tensors: Mapping[str, Tensor], positions: Tensor | None, tubelet_s
             found.tensors[name] = tensor
         else:
             found.left[name] = "has a name that timm's ViT does not have"
+    if "norm.weight" in found.tensors and "head.weight" in found.tensors:
+        found.differs.append("its last norm comes before its tokens are pooled, not after")
+        for name in ("head.weight", "head.bias"):
+            found.left[name] = "is a head on other features"
+            del found.tensors[name]
     return found
 
 

@@ -13,6 +13,7 @@ DeepSpeed's and NumPy's bookkeeping become empty ones, and any other is refused 
 import argparse
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -193,14 +194,14 @@ def _read_pickle(file: Path, in_zip: bool, key: str | None) -> WeightFile:
         _check_sums(file)
 
     def unknown() -> list[str]:
-        return list(get_unsafe_globals_in_checkpoint(file)) if in_zip else []
+        return sorted(get_unsafe_globals_in_checkpoint(file)) if in_zip else []
 
     names = _guarded(file, unknown)
     refused = [name for name in names if name != "argparse.Namespace" and not name.startswith(INERT)]
     if refused:
         raise ValueError(
-            f"{file} would run code: {', '.join(refused[:4])}; only tensors and plain values are read. If you trust it, "
-            "load it yourself and save its state dict alone"
+            f"{file} holds {', '.join(refused[:4])}, which would run code; only tensors and plain values are read. "
+            "If you trust it, load it yourself and save its state dict alone"
         )
     allowed: list[Any] = [(_Inert, name) if name != "argparse.Namespace" else argparse.Namespace for name in names]
 
@@ -218,7 +219,9 @@ def _guarded(file: Path, read: Callable[[], Any]) -> Any:
     except MemoryError:
         raise
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{file} is damaged, or holds more than tensors and plain values: {_line(error)}") from None
+        held = re.search(r"GLOBAL (\S+)", str(error))
+        more = f"holds {held[1]}, which would run code" if held else f"is damaged: {_line(error)}"
+        raise ValueError(f"{file} {more}; only tensors and plain values are read") from None
     except Exception as error:
         raise ValueError(f"{file} is damaged, or cut off: {_line(error)}") from None
 

@@ -8,7 +8,7 @@ run's folder is read by `train/checkpoint`, and converted by `train/convert.py`.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -158,10 +158,11 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
     place = file.place
     tensors, left = without_owner(unwrapped(file.tensors))
     try:
-        layout, mapped, told = _mapped(tensors, file)
+        layout, mapped, told = _mapped(
+            tensors, file, {name: value for name, value in (hints or {}).items() if value is not None}
+        )
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
-    told |= {name: value for name, value in (hints or {}).items() if value is not None}
     notes = list(file.notes)
     sizes = _sizes(mapped.tensors, told, place, notes)
     if "input_size" not in told or "num_frames" not in told:
@@ -190,8 +191,8 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
     )
 
 
-def _mapped(tensors: dict[str, Tensor], file: WeightFile) -> tuple[str, Mapped, dict[str, Any]]:
-    """Layout, tensors under official names, and the sizes that something beside them tells."""
+def _mapped(tensors: dict[str, Tensor], file: WeightFile, hints: Mapping[str, Any]) -> tuple[str, Mapped, Mapping[str, Any]]:
+    """Layout, tensors under official names, and the sizes that something beside them, or the hints, tell."""
     config = file.config
     if is_hf(tensors):
         if config.get("model_type", "videomae") != "videomae":
@@ -207,7 +208,7 @@ def _mapped(tensors: dict[str, Tensor], file: WeightFile) -> tuple[str, Mapped, 
             "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
             "last_norm_eps": HF_FINAL_EPS,
         }
-        return f"Hugging Face {config.get('architectures', ['VideoMAE'])[0]}", mapped, _known(named)
+        return f"Hugging Face {config.get('architectures', ['VideoMAE'])[0]}", mapped, _known(named) | hints
     told: dict[str, Any] = {}
     if MODEL in file.metadata:
         values = json.loads(file.metadata[MODEL])
@@ -220,6 +221,7 @@ def _mapped(tensors: dict[str, Tensor], file: WeightFile) -> tuple[str, Mapped, 
         told |= _known({"encoder_heads": nested.get("num_heads"), "layer_norm_eps": nested.get("layer_norm_eps")})
     elif file.arguments:
         told = _known({name: file.arguments.get(name) for name in ("input_size", "num_frames")})
+    told |= hints
     if is_timm(tensors):
         kernel = tensors.get("patch_embed.proj.weight")
         if kernel is None:
@@ -427,8 +429,9 @@ def transfer(weights: Weights, shapes: Mapping[str, torch.Size], classes: Sequen
         else:
             wrong[name] = f"it is {tuple(tensor.shape)}, the model's {tuple(shapes[ours])}"
     decoder = ("decoder.", "encoder_to_decoder.", "mask_token")
-    if any(name.startswith(decoder) for name in wrong) or _blocks(taken, decoder) != _blocks(shapes, decoder):
-        other = next((why for name, why in wrong.items() if name.startswith(decoder)), "it has another number of blocks")
+    theirs = _blocks([names[name] for name in source], decoder)
+    if _blocks(wrong, decoder) or theirs != _blocks(shapes, decoder):
+        other = next((wrong[name] for name in wrong if name in _blocks(wrong, decoder)), "it has another number of blocks")
         for name in [name for name in source if names[name].startswith(decoder)]:
             taken.pop(names[name], None)
             wrong.pop(name, None)
@@ -443,8 +446,9 @@ def transfer(weights: Weights, shapes: Mapping[str, torch.Size], classes: Sequen
     return Transfer(taken, [name for name in shapes if name not in taken], unused | wrong)
 
 
-def _blocks(names: Mapping[str, Any], stack: tuple[str, ...]) -> set[str]:
-    return {name for name in names if name.startswith(stack) and name != "decoder.head.weight" and name != "decoder.head.bias"}
+def _blocks(names: Iterable[str], decoder: tuple[str, ...]) -> set[str]:
+    """Of a decoder all names but its head's."""
+    return {name for name in names if name.startswith(decoder) and not name.startswith("decoder.head.")}
 
 
 def with_views(weights: Weights, input_size: int, num_frames: int) -> Weights:

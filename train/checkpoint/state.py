@@ -110,10 +110,10 @@ def load_model(checkpoint: Path, model: nn.Module) -> None:
     model.load_state_dict(read_weights(checkpoint))
 
 
-def save_weights(file: Path, weights: Mapping[str, Any]) -> None:
+def save_weights(file: Path, weights: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write one safetensors file, whole or not at all. Raises OSError."""
     tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
-    write_whole(file, lambda opened: write_safetensors(opened, tensors, {"format": "pt"}))
+    write_whole(file, lambda opened: write_safetensors(opened, tensors, {"format": "pt"} | dict(metadata or {})))
 
 
 def write_safetensors(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
