@@ -1,14 +1,12 @@
 """The fine-tuned model: the encoder's trunk over all tokens, their mean, a linear head. Official parameter names.
 
-B views, T frames, N tokens, D width, P values of a patch.
+B views, T frames, N tokens, D width.
 """
 
-import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import Block, PatchEmbed, PositionTable, scaled
-from model.pixels import normalise, patches_of
 from model.trainable import Trainable
 
 
@@ -16,7 +14,8 @@ class VideoClassifier(Trainable):
     """Views -> logits. The decoder's sizes in `config` are not used.
 
     From a pre-training checkpoint take `encoder.patch_embed.*` and `encoder.blocks.*` only: `encoder.norm` is dropped and
-    `fc_norm` starts as the identity (official behaviour). Positions are sinusoids over the tokens of this model's own grid.
+    `fc_norm` starts as the identity (official behaviour). Positions are sinusoids over the tokens of this model's own grid,
+    unless `config` says of which.
     """
 
     def __init__(self, config: ModelConfig, num_classes: int, drop_path: float = 0.0, head_dropout: float = 0.0) -> None:
@@ -30,7 +29,7 @@ class VideoClassifier(Trainable):
         self.config, self.head_dropout = config, head_dropout
         dim, depth = config.encoder_dim, config.encoder_depth
         self.patch_embed = PatchEmbed(dim, config.patch_size, config.tubelet_size)
-        self.positions = PositionTable(config.num_tokens, dim)
+        self.positions = PositionTable(config.grid, dim, config.positions_grid)
         # of each block, the probability of skipping a branch
         self.drop_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
@@ -55,10 +54,7 @@ class VideoClassifier(Trainable):
         `keep` (depth, B, 2) bool: of each block, whose attention and whose MLP count (stochastic depth).
         """
         self.config.check_views(views.shape)
-        patches_BNP = patches_of(views, self.config.patch_size, self.config.tubelet_size)
-        if views.dtype == torch.uint8:
-            patches_BNP = normalise(patches_BNP)
-        x_BND = self.patch_embed(patches_BNP.to(self.head.weight.dtype))
+        x_BND = self.patch_embed.of_views(views)
         x_BND = x_BND + self.positions.table.to(x_BND.dtype)
         for block, keep_B2 in zip(self.blocks, [None] * len(self.blocks) if keep is None else keep, strict=True):
             x_BND = block(x_BND, keep=keep_B2)

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 TokenMethod = Literal["auto", "reference", "compiled", "triton"]
 AttentionKernel = Literal["auto", "flash", "flash3", "cudnn"]
+Grid = tuple[int, int, int]  # T', rows, columns of tokens
 DIVISORS = {"input_size": "patch_size", "num_frames": "tubelet_size"}
+DIVISORS |= {"positions_size": "patch_size", "positions_frames": "tubelet_size"}
 DIVISORS |= {"encoder_dim": "encoder_heads", "decoder_dim": "decoder_heads"}
 
 
@@ -42,6 +44,11 @@ class ModelConfig:
     """Added to every layer norm's variance. Official: 1e-6; Hugging Face's VideoMAE: 1e-12."""
     last_norm_eps: float | None = None
     """Of the decoder's last norm and of the norm before a classifier's head, where it is another. Hugging Face's: 1e-5."""
+    positions_size: int | None = None
+    """Pixels of the views that the position table is built for, interpolated to the model's own grid. None: its own grid,
+    which is the official code's re-indexing."""
+    positions_frames: int | None = None
+    """Frames of those views; None: the model's own."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -49,7 +56,7 @@ class ModelConfig:
                 raise ValueError(f"{field.name} {value} must be greater than 0")
         for whole, part in DIVISORS.items():
             value, divisor = getattr(self, whole), getattr(self, part)
-            if value % divisor:
+            if value is not None and value % divisor:
                 below = value // divisor * divisor
                 nearest = " or ".join(str(n) for n in (below, below + divisor) if n)
                 raise ValueError(
@@ -65,10 +72,16 @@ class ModelConfig:
             )
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> Grid:
         """(T', rows, columns) of tokens; token = (t * rows + row) * columns + column."""
         side = self.input_size // self.patch_size
         return self.num_frames // self.tubelet_size, side, side
+
+    @property
+    def positions_grid(self) -> Grid:
+        """That whose flattened index the sinusoids are of: the pre-training model's, which others are interpolated from."""
+        side = (self.positions_size or self.input_size) // self.patch_size
+        return (self.positions_frames or self.num_frames) // self.tubelet_size, side, side
 
     @property
     def num_tokens(self) -> int:

@@ -3,18 +3,22 @@
 B views, N tokens, D width, H heads.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, activate_flash_attention_impl, sdpa_kernel
-from torch.nn.functional import embedding, linear, pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, interpolate, linear, pad, scaled_dot_product_attention
 
-from model.config import AttentionKernel, Implementation
+from model.config import AttentionKernel, Grid, Implementation
+from model.pixels import normalise, patches_of
 
+KEPT_TABLES = 4  # of positions; of ViT-g at 64 x 266² one has 65 MB
 ALIGNED = 64  # columns; tensor cores read whole 16 bytes, which are 8 values of bf16
 DEFAULT = Implementation()
 # A fixed order makes the choice, and so the bits of a run, the same from one start to the next. Flash takes every head size
@@ -153,31 +157,96 @@ class PatchEmbed(nn.Module):
         weight_DP = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
         return linear(patches_BnP, weight_DP, self.proj.bias)
 
+    def of_views(self, views_BTHWC: Tensor) -> Tensor:
+        """Views (B, T, H, W, 3), uint8 or already normalised floats -> (B, N, D), all patches."""
+        s, p, _ = self.proj.kernel_size
+        patches_BNP = patches_of(views_BTHWC, p, s)
+        if views_BTHWC.dtype == torch.uint8:
+            patches_BNP = normalise(patches_BNP)
+        return self(patches_BNP.to(self.proj.weight.dtype))
+
 
 class PositionTable(nn.Module):
-    """Fixed sinusoids over the flattened token index; not learned, not in the state dict.
+    """Fixed sinusoids over the flattened token index; not learned, not in the state dict, float32 in a model of any type.
 
     As the official code: angle(n, j) = n / 10000^(2 * floor(j / 2) / D), sine for even channels and cosine for odd ones,
-    built in float64 and stored in float32.
+    built in float64 and stored in float32. A model whose `grid` is not the one it was pre-trained on has the table of that one,
+    `built_for`, interpolated: as an image in space, along the line in time.
     """
 
-    def __init__(self, num_tokens: int, dim: int) -> None:
+    def __init__(self, grid: Grid, dim: int, built_for: Grid | None = None) -> None:
+        """Both are (T', rows, columns)."""
         super().__init__()
-        self.register_buffer("table", torch.empty(num_tokens, dim), persistent=False)
+        self.grid, self.built_for = grid, built_for or grid
+        self.register_buffer("table", torch.empty(math.prod(grid), dim), persistent=False)
         self.table: Tensor
+        self.others: dict[Grid, Tensor] = {}  # interpolated tables, the oldest first
 
     def reset(self) -> None:
         """Fill the table (again), unless it is on the meta device."""
-        if self.table.is_meta:
-            return
-        num_tokens, dim = self.table.shape
-        angle = np.arange(num_tokens)[:, None] / np.power(10000.0, 2 * (np.arange(dim) // 2) / dim)
-        angle[:, 0::2], angle[:, 1::2] = np.sin(angle[:, 0::2]), np.cos(angle[:, 1::2])
-        self.table.copy_(torch.from_numpy(angle.astype(np.float32)))
+        if not self.table.is_meta:
+            self.table.copy_(interpolated(sinusoids(math.prod(self.built_for), self.table.shape[1]), self.built_for, self.grid))
 
     def forward(self, index_Bn: Tensor, dtype: torch.dtype) -> Tensor:
         """Token indices (B, n) int64 -> (B, n, D) in `dtype`."""
         return embedding(index_Bn, self.table).to(dtype)
+
+    def at(self, grid: Grid) -> Tensor:
+        """The table interpolated to another grid -> (N, D) float32. The last few are kept; in a compiled or exported graph the
+        interpolation is a part of it."""
+        if same(grid, self.grid):
+            return self.table
+        if torch.compiler.is_compiling():
+            return interpolated(self.table, self.grid, grid)
+        if grid not in self.others:
+            if len(self.others) >= KEPT_TABLES:
+                del self.others[next(iter(self.others))]
+            with torch.inference_mode(False), torch.no_grad():  # it may be of use to a training step, too
+                self.others[grid] = interpolated(self.table, self.grid, grid)
+        return self.others[grid]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """To another device, or of the model to another type."""
+        super()._apply(fn, recurse)
+        self.others.clear()
+        if self.table.dtype != torch.float32:
+            self.table = self.table.float()
+            self.reset()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"others": {}}
+
+
+def sinusoids(num_tokens: int, dim: int) -> Tensor:
+    """(N, D) float32: see `PositionTable`."""
+    angle = np.arange(num_tokens)[:, None] / np.power(10000.0, 2 * (np.arange(dim) // 2) / dim)
+    angle[:, 0::2], angle[:, 1::2] = np.sin(angle[:, 0::2]), np.cos(angle[:, 1::2])
+    return torch.from_numpy(angle.astype(np.float32))
+
+
+def interpolated(table_ND: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
+    """A table (N, D) of one grid at the tokens of another one: bicubic within a frame, then linear in time, both with
+    align_corners False; computed in float64. Its own grid gives it back bit for bit."""
+    T, rows, columns = grid
+    new_T, new_rows, new_columns = new_grid
+    x = table_ND.double().view(T, rows, columns, -1)
+    if not same((new_rows, new_columns), (rows, columns)):
+        x_TDHW = interpolate(x.permute(0, 3, 1, 2), (new_rows, new_columns), mode="bicubic", align_corners=False)
+        x = x_TDHW.permute(0, 2, 3, 1)
+    if not same((new_T,), (T,)):
+        x_HDT = interpolate(x.permute(1, 2, 3, 0).flatten(0, 1), new_T, mode="linear", align_corners=False)
+        x = x_HDT.permute(2, 0, 1)
+    return x.reshape(new_T * new_rows * new_columns, -1).to(table_ND.dtype)
+
+
+def same(sizes: Iterable[int], others: Iterable[int]) -> bool:
+    """False also for sizes that an exported graph leaves open: it must not hang on whether they are equal."""
+    if not torch.compiler.is_compiling():
+        return tuple(sizes) == tuple(others)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # heavy, but for a graph
+
+    return all(statically_known_true(size == other) for size, other in zip(sizes, others, strict=True))
 
 
 def reset_buffers(model: nn.Module) -> None:

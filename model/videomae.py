@@ -26,7 +26,7 @@ class Encoder(nn.Module):
         super().__init__()
         dim = config.encoder_dim
         self.patch_embed = PatchEmbed(dim, config.patch_size, config.tubelet_size)
-        self.positions = PositionTable(config.num_tokens, dim)
+        self.positions = PositionTable(config.grid, dim, config.positions_grid)
         self.blocks = nn.ModuleList(
             Block(dim, config.encoder_heads, config.encoder_mlp_dim, config.layer_norm_eps, how=how)
             for _ in range(config.encoder_depth)
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, how: Implementation, target_values: int) -> None:
         super().__init__()
         dim = config.decoder_dim
-        self.positions = PositionTable(config.num_tokens, dim)
+        self.positions = PositionTable(config.grid, dim, config.positions_grid)
         self.blocks = nn.ModuleList(
             Block(dim, config.decoder_heads, config.decoder_mlp_dim, config.layer_norm_eps, how=how)
             for _ in range(config.decoder_depth)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.classifier import VideoClassifier
 from model.config import MODELS, Implementation, ModelConfig
-from model.layers import PositionTable
+from model.layers import sinusoids
 from model.layouts import Mapped, from_hf, from_timm, is_hf, is_timm, unwrapped, without_owner
 from model.videomae import VideoMAE
 from model.weight_files import WeightFile, read_weight_file
@@ -228,9 +228,8 @@ def _mapped(tensors: dict[str, Tensor], file: WeightFile, hints: Mapping[str, An
             raise ValueError("it has no patch_embed.proj.weight")
         images = kernel.dim() == 4
         grid = _grid(told, 2 if images else kernel.shape[2], kernel.shape[-1])
-        positions = PositionTable(grid, kernel.shape[0])
-        positions.reset()
-        return "timm ViT of images" if images else "timm ViT", from_timm(tensors, positions.table), told
+        positions = sinusoids(grid, kernel.shape[0])
+        return "timm ViT of images" if images else "timm ViT", from_timm(tensors, positions), told
     if not any(name.endswith("patch_embed.proj.weight") for name in tensors):
         raise ValueError(
             f"it has {', '.join(list(tensors)[:4])} ...: no VideoMAE (official, Hugging Face), no timm ViT, no tubecell weights"

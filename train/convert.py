@@ -189,7 +189,8 @@ WRITERS: Mapping[str, Callable[[Weights], tuple[Writer, dict[str, str]]]] = {
 
 def positions(weights: Weights) -> Tensor:
     """The encoder's table (N, D)."""
-    table = PositionTable(weights.config.num_tokens, weights.config.encoder_dim)
+    config = weights.config
+    table = PositionTable(config.grid, config.encoder_dim, config.positions_grid)
     table.reset()
     return table.table
 

@@ -1,11 +1,21 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import conv3d
 
 from model.config import Implementation
-from model.layers import Attention, Block, PatchEmbed, PositionTable, activate_flash_attention_3, reset_buffers
+from model.layers import (
+    Attention,
+    Block,
+    PatchEmbed,
+    PositionTable,
+    activate_flash_attention_3,
+    interpolated,
+    reset_buffers,
+    sinusoids,
+)
 
 
 def randomise(module, seed=0):
@@ -121,7 +131,7 @@ def test_patch_embedding_equals_the_convolution(p, s):
 
 
 def test_position_table_is_an_interleaved_sinusoid_of_the_flat_index():
-    table = PositionTable(2048, 10)
+    table = PositionTable((8, 16, 16), 10)
     table.reset()
     assert table.table.dtype == torch.float32 and not table.state_dict()
     for n, j in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (7, 9), (2047, 4), (2047, 5)):
@@ -130,10 +140,58 @@ def test_position_table_is_an_interleaved_sinusoid_of_the_flat_index():
         assert table.table[n, j].item() == pytest.approx(want, abs=1e-7)
     idx = torch.tensor([[3, 2047], [0, 3]])
     assert torch.equal(table(idx, torch.bfloat16), table.table[idx].bfloat16())
+    want = table.table.clone()
+    assert torch.equal(table.half().table, want)  # rounded where it is added, not before it is interpolated
+
+
+@pytest.mark.parametrize("grid", [(4, 5, 7), (2, 3, 4), (6, 2, 2), (2, 5, 4), (5, 3, 4), (1, 3, 4)])
+def test_position_table_is_interpolated_bicubic_in_space_and_linear_in_time(grid):
+    """Against weights of a matrix for each axis: the two-point tent, and Keys' kernel with a = -0.75."""
+    built_for, dim = (2, 3, 4), 10
+    table = PositionTable(grid, dim, built_for)
+    table.reset()
+
+    def tent(x):
+        return np.maximum(1 - np.abs(x), 0)
+
+    def keys(x, a=-0.75):
+        x = np.abs(x)
+        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, a * (((x - 5) * x + 8) * x - 4)
+        return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+    def weights(old, new, kernel, clamp):
+        matrix = np.zeros((new, old))
+        for i in range(new):
+            at = (i + 0.5) * old / new - 0.5
+            at = max(at, 0) if clamp else at  # linear: no index below 0; bicubic: the border is repeated
+            for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+                matrix[i, min(max(j, 0), old - 1)] += kernel(at - j)
+        return matrix
+
+    angle = np.arange(24)[:, None] / 10000.0 ** (2 * (np.arange(dim) // 2) / dim)
+    old = np.where(np.arange(dim) % 2, np.cos(angle), np.sin(angle)).reshape(*built_for, dim)
+    kinds = zip(built_for, grid, (tent, keys, keys), (True, False, False), strict=True)
+    want = np.einsum("Tt,Hh,Ww,thwd->THWd", *(weights(*kind) for kind in kinds), old).reshape(-1, dim)
+    torch.testing.assert_close(table.table, torch.from_numpy(want).float(), rtol=0, atol=2e-7)
+    own = PositionTable(built_for, dim)
+    own.reset()
+    assert torch.equal(table.table, own.at(grid)) and own.at(grid) is own.at(grid)
+    assert torch.equal(table.table, own.table) == (grid == built_for)
+
+
+def test_other_tables_than_the_trained_one():
+    """64 frames of 266 x 266, ViT-g pre-trained on 16 of 224 x 224. What the official code makes of it, which takes its new
+    table for one of 8 x 38 x 38 tokens, has the similarity that was measured there; re-indexing is no nearer."""
+    dim, grid = 1408, (32, 19, 19)
+    trained, new = sinusoids(8 * 16 * 16, dim), sinusoids(32 * 19 * 19, dim)
+    want = interpolated(trained, (8, 16, 16), grid)
+    official = torch.cosine_similarity(interpolated(new, (8, 38, 38), grid), want, dim=1)
+    assert [round(x.item(), 2) for x in (official.mean(), official.min(), official.max())] == [0.08, -0.08, 0.84]
+    assert torch.cosine_similarity(new, want, dim=1).mean() == pytest.approx(0.069, abs=0.001)
 
 
 def test_buffers_can_be_computed_anew():
-    table, layer, block = PositionTable(8, 4), Attention(6, 2), Block(6, 2, 8, drop_path=0.5)
+    table, layer, block = PositionTable((2, 2, 2), 4), Attention(6, 2), Block(6, 2, 8, drop_path=0.5)
     module = torch.nn.ModuleList([table, layer, block])
     reset_buffers(module)
     want = table.table.clone()

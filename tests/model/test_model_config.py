@@ -38,6 +38,8 @@ def test_grid_is_time_rows_columns():
         ({"encoder_dim": 770}, r"encoder_dim 770 is no multiple of encoder_heads 12"),
         ({"decoder_heads": 5}, r"decoder_dim 384 is no multiple of decoder_heads 5"),
         ({"input_size": 8}, r"set input_size to 16, or"),
+        ({"positions_size": 230}, r"positions_size 230 is no multiple of patch_size 16; set positions_size to 224 or 240"),
+        ({"positions_frames": 0}, r"positions_frames 0 must be greater than 0"),
         ({"encoder_depth": 0}, r"encoder_depth 0 must be greater than 0"),
         ({"patch_size": -16}, r"patch_size -16 must be greater than 0"),
     ],
@@ -45,6 +47,13 @@ def test_grid_is_time_rows_columns():
 def test_impossible_sizes_are_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**change)
+
+
+def test_positions_are_of_the_models_own_grid_or_of_another():
+    longer = ModelConfig(num_frames=32, input_size=256)
+    assert longer.positions_grid == longer.grid == (16, 16, 16)
+    longer = dataclasses.replace(longer, positions_size=224, positions_frames=16)
+    assert (longer.positions_grid, longer.grid) == ((8, 14, 14), (16, 16, 16))
 
 
 def test_config_is_frozen():
