@@ -36,6 +36,7 @@ from model.layers import PositionTable
 from model.layouts import to_hf, to_timm
 from model.pixels import IMAGENET_MEAN, IMAGENET_STD, into_targets_, patches_of
 from model.timm_vit import timm_vit
+from model.video_encoder import VideoEncoder
 from model.videomae import VideoMAE, weighted_error
 from model.weights import HF_FINAL_EPS, Weights, listed, metadata_of, read_weights
 from pipeline.console import exit_status
