@@ -4,7 +4,6 @@ parameter. For those whose code takes a timm model."""
 from functools import partial
 from typing import Any
 
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -44,5 +43,6 @@ def timm_vit(config: ModelConfig, num_classes: int = 0, pooled_norm: bool = True
     )
     if isinstance(model.fc_norm, nn.LayerNorm):
         model.fc_norm.eps = config.final_eps
-    torch.nn.init.zeros_(model.pos_embed)
+    assert model.pos_embed is not None
+    nn.init.zeros_(model.pos_embed)
     return model

@@ -9,7 +9,7 @@ run's folder is read by `train/checkpoint`, and converted by `train/convert.py`.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,7 +208,7 @@ def _mapped(tensors: dict[str, Tensor], file: WeightFile, hints: Mapping[str, An
             "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
             "last_norm_eps": HF_FINAL_EPS,
         }
-        return f"Hugging Face {config.get('architectures', ['VideoMAE'])[0]}", mapped, _known(named) | hints
+        return f"Hugging Face {config.get('architectures', ['VideoMAE'])[0]}", mapped, {**_known(named), **hints}
     told: dict[str, Any] = {}
     if MODEL in file.metadata:
         values = json.loads(file.metadata[MODEL])
@@ -448,8 +448,3 @@ def transfer(weights: Weights, shapes: Mapping[str, torch.Size], classes: Sequen
 def _blocks(names: Iterable[str], decoder: tuple[str, ...]) -> set[str]:
     """Of a decoder all names but its head's."""
     return {name for name in names if name.startswith(decoder) and not name.startswith("decoder.head.")}
-
-
-def with_views(weights: Weights, input_size: int, num_frames: int) -> Weights:
-    """The same, for other views."""
-    return replace(weights, sizes=dict(weights.sizes) | {"input_size": input_size, "num_frames": num_frames})

@@ -106,14 +106,24 @@ def tubecell(weights: Weights) -> tuple[Writer, dict[str, str]]:
     return lambda file: write_safetensors(file, weights.tensors, metadata), {}
 
 
+def check_positions(weights: Weights, to: str) -> None:
+    """Raises ValueError for tables that are interpolated from another grid's, where the layout has those of its own alone."""
+    config = weights.config
+    if config.positions_grid != config.grid:
+        grids = f"its positions are those of a grid of {config.positions_grid}, interpolated to {config.grid}"
+        raise ValueError(f"{weights.place}: {grids}, which --to {to} cannot say; give --to tubecell or timm")
+
+
 def official(weights: Weights) -> tuple[Writer, dict[str, str]]:
     """A dictionary `model`, as their scripts look for it; no number of heads, no sizes of views: their commands name them."""
+    check_positions(weights, "official")
     left = _other_norms(weights, 1e-6, 1e-6)
     return lambda file: torch.save({"model": apart(weights.tensors)}, file), left
 
 
 def hf(weights: Weights) -> tuple[Writer, dict[str, str]]:
     """Raises ValueError for what transformers' VideoMAE cannot compute."""
+    check_positions(weights, "hf")
     config, tensors = weights.config, dict(weights.tensors)
     if weights.kind == "autoencoder" and len(tensors["decoder.head.weight"]) != config.patch_values:
         raise ValueError(f"{weights.place} predicts no pixels, as Hugging Face's VideoMAE does; give --to official or tubecell")

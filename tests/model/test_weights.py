@@ -254,7 +254,7 @@ def test_nothing_is_executed(classifier: dict[str, Tensor], tmp_path: Path, lega
     torch.save({"model": classifier}, file, _use_new_zipfile_serialization=not legacy)
     assert equal(read_weights(file).tensors, classifier)
     torch.save(VideoClassifier(TINY, 5), file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"holds (functools|torch)\.\w+.* run code"):
+    with pytest.raises(ValueError, match=r"holds .*\.\w+.* run code"):
         read_weights(file)
 
 

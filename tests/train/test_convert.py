@@ -123,6 +123,7 @@ def test_a_killed_conversion_leaves_nothing(tmp_path: Path, to: str) -> None:
         if any(half_written(descriptor, tmp_path) for descriptor in descriptors.iterdir()):
             break
         assert process.poll() is None, "it ended before it was seen to write"
+        time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == [given]
