@@ -80,6 +80,12 @@ class Weights:
                 return f"ViT-{'g' if name == 'vit-g' else name[-1].upper()}"
         return f"{self.sizes['encoder_depth']} blocks of {self.sizes['encoder_dim']}, patch {self.sizes['patch_size']}"
 
+    @property
+    def what(self) -> str:
+        """Encoder and decoder, or the number of classes."""
+        what = {"autoencoder": "encoder and decoder", "classifier": f"{self.num_classes} classes", "encoder": "encoder alone"}
+        return what[self.kind]
+
     def encoder(self) -> dict[str, Tensor]:
         """Without the decoder, and without the prefix `encoder.`: patch_embed.*, blocks.*; norm.* after pre-training, fc_norm.*
         of a classifier, and its head.*."""
@@ -111,8 +117,7 @@ class Weights:
     def __str__(self) -> str:
         """What it is, what was chosen, and what is left: a few lines."""
         types = "/".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()}))
-        what = {"autoencoder": "encoder and decoder", "classifier": f"{self.num_classes} classes", "encoder": "encoder alone"}
-        lines = [f"{self.place}: {self.name}, {what[self.kind]}; {self.layout}; {len(self.tensors)} tensors, {types}"]
+        lines = [f"{self.place}: {self.name}, {self.what}; {self.layout}; {len(self.tensors)} tensors, {types}"]
         lines += [f"  {note}" for note in self.notes]
         lines += [f"  differs: {reason}" for reason in self.differs]
         return "\n".join(lines + listed("not taken", self.left))
@@ -388,6 +393,8 @@ class Transfer:
     """Names of the model's parameters that keep their initial values."""
     unused: Mapping[str, str]
     """Official names of tensors that found no place, and why."""
+    weights: Weights
+    """That they are of."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -429,7 +436,8 @@ def transfer(weights: Weights, shapes: Mapping[str, torch.Size], classes: Sequen
             wrong[name] = f"it is {tuple(tensor.shape)}, the model's {tuple(shapes[ours])}"
     decoder = ("decoder.", "encoder_to_decoder.", "mask_token")
     theirs = _blocks([names[name] for name in source], decoder)
-    if _blocks(wrong, decoder) or theirs != _blocks(shapes, decoder):
+    ours_too = _blocks(shapes, decoder)
+    if ours_too and (_blocks(wrong, decoder) or theirs != ours_too):
         other = next((wrong[name] for name in wrong if name in _blocks(wrong, decoder)), "it has another number of blocks")
         for name in [name for name in source if names[name].startswith(decoder)]:
             taken.pop(names[name], None)
@@ -442,7 +450,7 @@ def transfer(weights: Weights, shapes: Mapping[str, torch.Size], classes: Sequen
         name = next((theirs for theirs, ours in names.items() if missing and ours == missing[0]), (missing or surplus)[0])
         why = wrong.get(name, "it has none" if missing else "the model has none")
         raise ValueError(f"{place} does not fit the model: {name}: {why}; it is {weights.name}: train a model of that size")
-    return Transfer(taken, [name for name in shapes if name not in taken], unused | wrong)
+    return Transfer(taken, [name for name in shapes if name not in taken], unused | wrong, weights)
 
 
 def _blocks(names: Iterable[str], decoder: tuple[str, ...]) -> set[str]:

@@ -262,6 +262,13 @@ def flags_of(arguments: Sequence[str]) -> set[str]:
     return {RENAMED.get(name, name) for name in map(flag_name, arguments) if name}
 
 
+def recipe_of(arguments: Sequence[str], file: Path | None) -> str | None:
+    """The recipe that a command line names, or else its --config FILE."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0]
+    return toml_table(file).get("recipe") if file else None
+
+
 def help_of(recipes: Mapping[str, Callable[[], Config]], recipe: str | None, prog: str, *, whole: bool) -> str:
     """What --help prints: the recipes, or one, with what one needs first; the `whole` has all flags, group by group."""
     config = recipes[recipe or next(iter(recipes))]()

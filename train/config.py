@@ -165,6 +165,9 @@ class RunConfig:
     """The dataset: a folder with a manifest.parquet, made by dataset_builders/, or its URL."""
     out: Path | None = setting(None, may_change=True)
     """The run's folder, outside of datasets and of their sources. If it holds a checkpoint, the run goes on from there."""
+    init: str | None = setting(None, was=None, place=True)
+    """What a new run begins with: a file or folder of weights of any layout, ours or others', or an earlier run's folder. What
+    fits is taken, and said."""
     config: Path | None = setting(None, may_change=True)
     """RUN.toml: recipe and flags as a file (see train/command_line.py). Flags win over it, and so does a run that goes on."""
     steps: int | None = setting(None, may_change=True)
@@ -221,6 +224,8 @@ class RunConfig:
             raise ValueError("--steps or --epochs is needed: how long the run is")
         if self.data is not None:
             object.__setattr__(self, "data", as_given(self.data))
+        if self.init is not None and is_url(self.init):
+            raise ValueError(f"--init {as_given(self.init)} must be a file or a folder on a disk; download it first")
         if self.out is not None and is_url(self.out):
             raise ValueError(
                 f"--out {as_given(self.out)} must be a folder; --mirror puts copies of the checkpoints behind a URL"
@@ -290,10 +295,11 @@ def at_least_1(config: Any, name: str) -> None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A run's config.json, flat, without its stage, under today's names: {"optim.base_lr": ...}; it may lack fields, see
-    `settings.completed`."""
+    """A run's config.json, flat, without its stage and recipe, under today's names: {"optim.base_lr": ...}; it may lack fields,
+    see `settings.completed`."""
     values = renamed(flatten(json.loads(file.read_text())))
-    values.pop("stage", None)
+    for name in ("stage", "recipe"):
+        values.pop(name, None)
     if values.get("data"):
         values["data"] = as_given(values["data"])  # older code lost a slash of a URL
     return values
@@ -302,6 +308,12 @@ def read_config(file: Path) -> dict[str, Any]:
 def read_stage(file: Path) -> str:
     """Of a run's config.json."""
     name: str = json.loads(file.read_text()).get("stage", "pretrain")  # the only one of older code
+    return name
+
+
+def read_recipe(file: Path) -> str | None:
+    """Of a run's config.json: its name, which older code did not write."""
+    name: str | None = json.loads(file.read_text()).get("recipe")
     return name
 
 

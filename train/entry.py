@@ -8,18 +8,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from pipeline.console import check_printed, open_streams
+from pipeline.console import check_printed, may_fail, open_streams
 from pipeline.loader import LoaderError
 from pipeline.sampling.order import order_of
 from pipeline.stop_signals import StopSignal
+from pipeline.version import version
 from train.checkpoint import state as checkpoints
-from train.command_line import check_length, flags_of, from_command_line, in_flags
+from train.checkpoint.source import metadata_of_run
+from train.command_line import check_length, flags_of, from_command_line, in_flags, recipe_of
 from train.compute.out_of_memory import advice, is_out_of_memory
 from train.compute.parallel import Ranks, started
 from train.compute.startup import Startup
 from train.config import RunConfig
 from train.loop import train
-from train.run.dry_run import describe
+from train.pages.card import write_card
+from train.run.dry_run import beginning, describe
 from train.run.folder import RunFolder
 from train.run.run import Run, RunFailedError
 from train.stage import Stage
@@ -50,22 +53,24 @@ def run(
         given = flags_of(arguments)
         if config.dry_run:
             check_length(config, given)
-            print(describe(stage(config), int(os.environ.get("WORLD_SIZE", "1"))))
+            made = stage(config)
+            begun = beginning(made)
+            print(describe(made, int(os.environ.get("WORLD_SIZE", "1"))) + begun)
             check_printed()
             return 0
         if config.data is None or config.out is None:
             raise ValueError("--data DATASET and --out RUN are needed; or --dry-run, to look at the recipe without them")
+        full = None
         with started(config.compute.device) as ranks:
             startup.done("process group")
-            full = None
             try:
-                go(stage, config, ranks, startup, given)
+                go(stage, config, ranks, startup, given, recipe_of(arguments, config.config))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 full = str(error)  # the error itself holds the model, by its traceback
-            if full:
-                raise RunFailedError(f"{full}\n{advice(stage(config), ranks)}")
+        if full:  # the others may be at work still: a stage that is made must not wait for them
+            raise RunFailedError(f"{full}\n{advice(stage(config), ranks)}")
         return 0
     except (ValueError, OSError, RunFailedError, LoaderError) as error:
         rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
@@ -74,14 +79,21 @@ def run(
         return 2 if isinstance(error, ValueError | OSError) else 1
 
 
-def go(stage: type[Stage], config: RunConfig, ranks: Ranks, startup: Startup, given: Collection[str] = ()) -> None:
+def go(
+    stage: type[Stage],
+    config: RunConfig,
+    ranks: Ranks,
+    startup: Startup,
+    given: Collection[str] = (),
+    recipe: str | None = None,
+) -> None:
     """Run, or go on with, the training that the configuration describes; every rank calls it. `given` are the fields that a
-    command line names."""
+    command line names, and `recipe` what it begins with."""
     assert config.data is not None
     check_wandb(config.wandb)
     stop = StopSignal()
     with contextlib.ExitStack() as cleanup:
-        folder = cleanup.enter_context(contextlib.closing(RunFolder(stage.name, config, ranks, given)))
+        folder = cleanup.enter_context(contextlib.closing(RunFolder(stage.name, config, ranks, given, recipe)))
         config = folder.config
         order = order_of(folder.manifest, config.sampling)
         order.rank_positions(0, ranks.rank, ranks.world_size)  # refuses ranks that cannot share the clips and lanes
@@ -97,6 +109,10 @@ def go(stage: type[Stage], config: RunConfig, ranks: Ranks, startup: Startup, gi
         run = Run(stage(config), ranks, folder, total_steps, startup, cleanup)
         folder.begin()
         if train(run, stop):
-            checkpoints.export(folder.path, run.training)
+            made = metadata_of_run([folder.path], step=total_steps, tubecell=version())
+            checkpoints.export(folder.path, run.training, made)
+            if ranks.rank == 0:
+                with may_fail("card.md"):
+                    write_card(folder.path, made)
             folder.complete(total_steps)
             run.say(f"done: {total_steps} steps; weights in {folder.path / 'model.safetensors'}")

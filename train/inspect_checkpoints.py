@@ -3,11 +3,12 @@
 
     tubecell inspect-checkpoints RUN
     tubecell inspect-checkpoints RUN --verify
-    tubecell inspect-checkpoints RUN --consolidate model.safetensors [--step 500]
+    tubecell inspect-checkpoints RUN --consolidate model.safetensors [--step 500] [--ema]
     tubecell inspect-checkpoints s3://bucket/run --verify
 
 RUN is a run's folder or the --mirror of one, whose checkpoints are downloaded, one after the other, to be looked into. The
-weights are float32 under their official names, as in the run's own model.safetensors. Ends with 1 if one is damaged.
+weights are float32 under their official names, as in the run's own model.safetensors, and say what they are, as those do; with
+--ema they are the running mean of the weights. Ends with 1 if one is damaged.
 """
 
 import sys
@@ -32,8 +33,10 @@ from contextlib import suppress
 from pipeline.console import check_printed, exit_status
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import is_url, on_disk
-from train.checkpoint.files import CHECKSUMS, damage, listed, name_of
+from pipeline.version import version
+from train.checkpoint.files import CHECKSUMS, damage, listed, name_of, step_of
 from train.checkpoint.mirror import Mirror
+from train.checkpoint.source import metadata_of_run
 from train.checkpoint.state import read_progress, read_weights, save_weights
 
 
@@ -43,18 +46,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="folder of a run, or its mirror's URL")
     parser.add_argument("--verify", action="store_true", help="read every byte and compare it with the checksums")
     parser.add_argument("--consolidate", type=on_disk, metavar="FILE", help="write the weights to one safetensors file")
+    parser.add_argument("--ema", action="store_true", help="of --consolidate: the running mean of the weights")
     parser.add_argument("--step", type=int, metavar="N", help="look at the checkpoint of this step alone")
     options = parser.parse_args(arguments)
+    if options.ema and not options.consolidate:
+        raise ValueError("--ema says what to write: it needs --consolidate FILE")
     if options.consolidate:
         refuse_dataset("--consolidate", options.consolidate)
     with tempfile.TemporaryDirectory(prefix="tubecell-") as folder:
-        status = inspect(options.run, options.verify, options.consolidate, options.step, Path(folder))
+        status = inspect(options.run, options.verify, options.consolidate, options.step, Path(folder), options.ema)
     if not options.consolidate:
         check_printed()
     return status
 
 
-def inspect(run: str, verify: bool, consolidate: Path | None, step: int | None, scratch: Path) -> int:
+def inspect(run: str, verify: bool, consolidate: Path | None, step: int | None, scratch: Path, ema: bool = False) -> int:
     """What the command does -> its exit code; `scratch` is where copies are downloaded to."""
     mirror = Mirror(run) if is_url(run) else None
     names = mirror.names() if mirror else [checkpoint.name for checkpoint in listed(Path(run) / "checkpoints")]
@@ -75,8 +81,12 @@ def inspect(run: str, verify: bool, consolidate: Path | None, step: int | None, 
         print(f"{describe(checkpoint)}{f'  DAMAGED: {wrong}' if wrong else '  whole' if verify or taken else ''}")
         whole = whole and wrong is None
         if taken and consolidate and wrong is None:
-            save_weights(consolidate, read_weights(checkpoint))
-            print(f"weights of {name} in {consolidate}")
+            weights = read_weights(checkpoint, "ema" if ema else "model")
+            if not weights:
+                raise ValueError(f"{name} of {run} has no running mean: the run was begun without --ema")
+            folders = [checkpoint, *([] if mirror else [Path(run)])]
+            save_weights(consolidate, weights, metadata_of_run(folders, step=step_of(name), tubecell=version()))
+            print(f"{'running mean of the ' if ema else ''}weights of {name} in {consolidate}")
         if mirror:
             shutil.rmtree(checkpoint)
     return 0 if whole else 1

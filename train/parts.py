@@ -1,15 +1,15 @@
 """Answers that most stages give alike; a stage takes one over by naming it: `groups = plain_groups`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from model.trainable import Trainable
+from model.weights import Transfer, transfer
 from pipeline.loader import ClipLoader, LoaderState
 from pipeline.sampling import SamplingRecipe
 from pipeline.storage.clip_cache import ClipCache
+from train.checkpoint.source import read_once
 from train.compute.optimizer import parameter_groups
 from train.compute.parallel import Ranks
 from train.config import RunConfig
@@ -58,6 +58,13 @@ def nothing_frozen(stage: Stage) -> Mapping[str, Frozen]:
     return {}
 
 
-def fresh(stage: Stage, model: Trainable) -> Mapping[str, Tensor]:
-    """Every parameter begins with its initial value."""
-    return {}
+def from_init(stage: Stage, model: Trainable, classes: Sequence[int] | None = None) -> Transfer | None:
+    """What of the weights of --init has the names and shapes of the model's parameters; None without. `classes`: see
+    `model/weights.py`. Raises ValueError for weights that cannot be read, and for an encoder of other sizes."""
+    if (place := stage.config.init) is None:
+        return None
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    try:
+        return transfer(read_once(place), shapes, classes)
+    except ValueError as error:
+        raise ValueError(f"--init: {error}") from None

@@ -7,7 +7,7 @@
 
 Interrupted, the same command goes on from the last checkpoint with the same batches, on any number of GPUs. RUN holds
 config.json, environment.json, metrics.jsonl, skipped.jsonl, failures.jsonl, tensorboard/, checkpoints/ and, at the end,
-model.safetensors (official parameter names) and `complete`.
+model.safetensors (official parameter names), card.md (what they are) and `complete`.
 """
 
 import sys

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model.config import Implementation
 from model.trainable import Trainable
+from model.weights import Transfer
 from pipeline.loader import Batch, ClipLoader, LoaderState
 from pipeline.sampling.draws import Draws
 from pipeline.storage.manifest import Manifest
@@ -32,7 +33,7 @@ class Frozen:
     model: nn.Module
     """Built on meta; its `blocks`, if it has any, are gathered one by one."""
     weights: Callable[[], Mapping[str, Tensor]]
-    """All its parameters, whole, on the CPU, under its own names."""
+    """All its parameters, whole, on the CPU, under its own names. Rank 0 alone is asked, and hands them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,9 @@ class Stage(Protocol):
         """Models that the loss runs, by name; called once, on the meta device. They get their weights where they are."""
         ...
 
-    def start_from(self, model: Any) -> Mapping[str, Tensor]:
-        """Initial values for a new run's parameters, by name, whole, on the CPU: from an earlier run. Strict: every name is one
-        of the model's. What is not in it keeps `initial_value`."""
+    def start_from(self, model: Any) -> Transfer | None:
+        """What a new run's parameters begin with, of earlier weights, or None: see `parts.from_init`. What is `taken`, by the
+        model's names, is rank 0's, whole, on the CPU; the rest keeps `initial_value`. A dry run asks, too, on meta."""
         ...
 
     def groups(self, model: Any) -> list[dict[str, Any]]:

@@ -1,21 +1,20 @@
 """What a training step works on: the model and its frozen companions, the optimizer, the guard, the running mean of the
 weights."""
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from model.layers import PatchEmbed
 from model.trainable import Trainable, blocks_of
 from pipeline.loader import Batch
 from pipeline.sampling.draws import Draws
+from train.checkpoint.descent import Beginning, fingerprint
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.ema import RunningMean
 from train.compute.memory import cost_of
 from train.compute.optimizer import build_optimizer
-from train.compute.parallel import Ranks, implementation, initialise, shard_frozen, shard_model
+from train.compute.parallel import Ranks, implementation, initialise, of_rank_0, shard_frozen, shard_model
 from train.compute.precision import PRECISIONS
 from train.config import Policy
 from train.stage import Stage
@@ -47,12 +46,11 @@ class Training:
         shard_model(self.model, compute, ranks, recomputed_blocks(policy, cost, compute.views_per_forward))
         self.fingerprints: dict[str, str] = {}  # of the frozen models
         for name, each in frozen.items():
-            weights = each.weights()
-            self.fingerprints[name] = fingerprint(weights)
+            weights = of_rank_0(each.weights, ranks)
+            self.fingerprints[name] = ranks.gather(fingerprint(weights) if ranks.rank == 0 else "")[0]
             shard_frozen(each.model, weights, compute, ranks)
             del weights
-        if not resumed:
-            initialise(self.model, config.seed, stage.start_from(self.model))
+        self.beginning = None if resumed else self._begin()
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(stage.groups(self.model), config.optim.betas, config.optim.eps)
         self.mean = RunningMean(self.model, config.ema) if config.ema is not None else None
@@ -64,6 +62,15 @@ class Training:
             scaled=precision.loss_scaling,
             state=guard,
         )
+
+    def _begin(self) -> Beginning | None:
+        """Initial values; what rank 0 has to say of those that --init gave. What it read is gone when this returns."""
+        start, ranks, config = self.stage.start_from(self.model), self.ranks, self.stage.config
+        if start is None:
+            initialise(self.model, config.seed)
+            return None
+        initialise(self.model, config.seed, of_rank_0(lambda: start.taken, ranks), handed_out=ranks.world_size > 1)
+        return Beginning.of(start, config.model) if ranks.rank == 0 else None
 
     def draws(self, batch: Batch) -> Draws:
         """What else is random in a forward pass."""
@@ -77,12 +84,3 @@ def freeze(model: Trainable, blocks: int) -> None:
         embeds = [module for module in first.modules() if isinstance(module, PatchEmbed)]
         for module in (*embeds, *blocks_of(first)[:blocks]):
             module.requires_grad_(False)
-
-
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Of names and values; ViT-g's 4 GB take four seconds."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -56,6 +56,8 @@ def test_another_stage_has_all_that_a_run_has(
     assert set(weights[0]) == {"head.weight", "head.bias"}
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
+    assert "| model | 264 parameters |" in (card := (tmp_path / "two" / "card.md").read_text()) and "load_encoder" not in card
+
     # it evaluates the seven clips that are held out
     evaluated = lines(tmp_path / "two" / "evaluations.jsonl")
     assert [(line["step"], line["clips"], line["of"]) for line in evaluated] == [(8, 7, 7), (12, 7, 7)]

@@ -11,12 +11,13 @@ from model.config import MODELS
 from model.pixels import gather_patches, normalise
 from model.trainable import Trainable
 from model.videomae import Encoder
-from train.checkpoint.teacher import read_teacher
+from model.weights import with_views
+from train.checkpoint.source import read_once
 from train.compute.memory import Cost, ParameterSizes
 from train.config import RunConfig
 from train.entry import run
 from train.evaluation import held_out
-from train.parts import fresh, plain_groups, training_loader
+from train.parts import from_init, plain_groups, training_loader
 from train.stage import Frozen
 
 
@@ -35,11 +36,12 @@ class Head(Trainable):
 
 class Probe:
     name = "toy-probe"
-    loader, groups, start_from = training_loader, plain_groups, fresh
+    loader, groups, start_from = training_loader, plain_groups, from_init
 
     def __init__(self, config):
         self.config = config
-        self.sizes, self.weights = read_teacher(config.encoder, config.model)
+        weights = with_views(read_once(config.encoder), config.model.input_size, config.model.num_frames)
+        self.sizes, self.weights = weights.config, weights.encoder
 
     def model(self, how):
         return Head(self.sizes.encoder_dim, self.config.classes)

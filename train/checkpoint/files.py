@@ -4,6 +4,7 @@
                                      .metadata          which part of which tensor lies where
                                      progress.json      where the run and its data stand
                                      config.json        what the run was asked for
+                                     descent.json, label_map.json      what it began with, its classes: if there are any
                                      checksums.json     size and XXH3 (128 bits) of each of these; written last
                     step-00001000/
                     .writing-...     being written, or left by a run that was killed; never read
@@ -25,6 +26,7 @@ from pipeline.storage.files import sync_directory
 PREFIX = "step-"
 CHECKSUMS = "checksums.json"
 PROGRESS = "progress.json"
+CONFIG = "config.json"
 
 
 def name_of(step: int) -> str:

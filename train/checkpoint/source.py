@@ -1,16 +1,21 @@
 """Weights to begin with or to look at: a file of any layout, or a run of ours, by the folder of the run or of a checkpoint."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from model.config import ModelConfig
-from model.weight_files import WeightFile
-from model.weights import Weights, metadata_of, read_weights, understand
+from model.weight_files import WeightFile, read_weight_file
+from model.weights import DESCENT, MODEL, Weights, metadata_of, read_weights, understand
 from pipeline.settings import read
+from train.checkpoint import descent
 from train.checkpoint import state as checkpoints
-from train.checkpoint.files import PREFIX, PROGRESS, damage, latest, step_of
-from train.config import LABEL_MAP, read_config, read_stage
+from train.checkpoint.files import CONFIG, PREFIX, PROGRESS, damage, latest, step_of
+from train.config import LABEL_MAP, read_config, read_recipe, read_stage
 
 
 def read_source(place: str | Path, **hints: Any) -> Weights:
@@ -29,20 +34,67 @@ def read_source(place: str | Path, **hints: Any) -> Weights:
     if checkpoint is None:
         if not (path / "model.safetensors").exists():
             raise ValueError(f"{place} is a run without a checkpoint yet; wait for its first one, or give other weights")
-        return read_weights(path / "model.safetensors", **hints)
+        return _of_file(path, hints)
     if wrong := damage(checkpoint):
         raise ValueError(f"{checkpoint} is damaged ({wrong}); give another checkpoint of the run")
     return _of_checkpoint(run, checkpoint, str(place))
 
 
+def read_once(place: str | Path, **hints: Any) -> Weights:
+    """What `read_source` gives, in a job of several ranks: all call it, rank 0 alone reads, and the others get tensors without
+    values, on meta, which `initialise` and `shard_frozen` fill with rank 0's. Raises ValueError on all ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return read_source(place, **hints)
+    weights, told = None, list[Any]([None, None])
+    if dist.get_rank() == 0:
+        try:
+            weights = read_source(place, **hints)
+            tensors = {name: tensor.to("meta") for name, tensor in weights.tensors.items()}
+            told = [replace(weights, tensors=tensors), None]
+        except (OSError, ValueError) as error:
+            told = [None, str(error)]
+    dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise ValueError(told[1])
+    about: Weights = told[0]
+    return weights or about
+
+
+def metadata_of_run(folders: Sequence[Path], **facts: str | int | None) -> dict[str, str]:
+    """What is written into a file of a run's weights, as `metadata_of`: sizes, stage, recipe, labels and descent, by the small
+    files in the first of the folders that has them, the run's or a checkpoint's, and more `facts`. Without a config.json, of
+    which older code wrote none into a checkpoint, nothing is known."""
+
+    def file(name: str) -> Path | None:
+        return next((folder / name for folder in folders if (folder / name).exists()), None)
+
+    if (config_file := file(CONFIG)) is None:
+        return {"format": "pt"}
+    values = {name.removeprefix("model."): v for name, v in read_config(config_file).items() if name.startswith("model.")}
+    label_map, begun = file(LABEL_MAP), file(descent.FILE)
+    return metadata_of(
+        read(ModelConfig, values, f"{config_file}, model,"),
+        json.loads(label_map.read_text()) if label_map else None,
+        stage=read_stage(config_file),
+        recipe=read_recipe(config_file),
+        **facts,
+        **{DESCENT: json.dumps(descent.read_descent(begun.read_text()))} if begun else {},
+    )
+
+
+def _of_file(run: Path, hints: dict[str, Any]) -> Weights:
+    """RUN/model.safetensors, into which older code wrote no sizes: they are in its config.json."""
+    found = read_weight_file(run / "model.safetensors")
+    if MODEL in found.metadata:
+        return read_weights(run / "model.safetensors", **hints)
+    complete = run / "complete"
+    step = json.loads(complete.read_text())["steps"] if complete.exists() else None
+    metadata = metadata_of_run([run], step=step)
+    return understand(replace(found, metadata=metadata), {name: hint for name, hint in hints.items() if name != "key"})
+
+
 def _of_checkpoint(run: Path, checkpoint: Path, place: str) -> Weights:
     """Its config.json lies beside the tensors; that of the run may be of a later start."""
-    file = checkpoint / "config.json" if (checkpoint / "config.json").exists() else run / "config.json"
-    flat = read_config(file)
-    values = {name.removeprefix("model."): value for name, value in flat.items() if name.startswith("model.")}
-    config = read(ModelConfig, values, f"{file}, model,")
-    named = next((folder / LABEL_MAP for folder in (checkpoint, run) if (folder / LABEL_MAP).exists()), None)
-    labels = json.loads(named.read_text()) if named else None
-    metadata = metadata_of(config, labels, stage=read_stage(file), step=step_of(checkpoint))
+    metadata = metadata_of_run([checkpoint, run], step=step_of(checkpoint))
     found = WeightFile(place, checkpoints.read_weights(checkpoint), metadata, notes=(f"from its checkpoint {checkpoint.name}",))
     return understand(found)

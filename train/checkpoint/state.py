@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -91,17 +91,19 @@ def load(checkpoint: Path, training: Trained) -> None:
         group.update(values)
 
 
-def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """All weights, whole, on the CPU, under their official names; no model is built. Raises OSError."""
+def read_weights(checkpoint: Path, which: Literal["model", "ema"] = "model") -> dict[str, torch.Tensor]:
+    """All weights, or their running mean, whole, on the CPU, under their official names; no model is built. Empty if there is
+    no mean. Raises OSError."""
     entries = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     weights = {
-        name.removeprefix("model."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        name.removeprefix(f"{which}."): torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in entries.items()
-        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+        if name.startswith(f"{which}.") and isinstance(entry, TensorStorageMetadata)
     }
     with warnings.catch_warnings():  # that there is no process group is meant
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load({"model": weights}, checkpoint_id=checkpoint, no_dist=True)
+        if weights:
+            dcp.load({which: weights}, checkpoint_id=checkpoint, no_dist=True)
     return weights
 
 
@@ -117,8 +119,15 @@ def save_weights(file: Path, weights: Mapping[str, Any], metadata: Mapping[str, 
 
 
 def write_safetensors(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """(`save_file` wants a name to write to, and leaves a file of another when it is killed.)"""
-    file.write(save(apart(tensors), metadata))
+    """The same bytes for the same values. (`save_file` wants a name to write to, and leaves another file when it is killed; and
+    its metadata are in another order each time.)"""
+    written = memoryview(save(apart(tensors), metadata))
+    end = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(bytes(written[8:end])) | {"__metadata__": metadata}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.write(written[end:])
 
 
 def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -130,9 +139,9 @@ def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return whole
 
 
-def export(folder: Path, training: Trained) -> None:
+def export(folder: Path, training: Trained, metadata: dict[str, str]) -> None:
     """RUN/model.safetensors, all weights, float32, under their official names, and model_ema.safetensors, their running mean,
-    if there is one. All ranks call it."""
+    if there is one, with what `metadata` says of them. All ranks call it."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     whole = {"model": get_model_state_dict(training.model, options=options)}
     if training.mean:
@@ -140,4 +149,4 @@ def export(folder: Path, training: Trained) -> None:
             name: mean.full_tensor().cpu() if isinstance(mean, DTensor) else mean for name, mean in training.mean.state.items()
         }
     for name, state in whole.items() if training.ranks.rank == 0 else ():
-        save_weights(folder / f"{name}.safetensors", state)
+        save_weights(folder / f"{name}.safetensors", state, metadata)

@@ -11,7 +11,7 @@ of a node by default: weights then travel inside nodes only, and between nodes o
 import gc
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -185,8 +185,8 @@ def shard_model(model: Trainable, compute: ComputeConfig, ranks: Ranks, recomput
 
 
 def shard_frozen(model: nn.Module, weights: Mapping[str, torch.Tensor], compute: ComputeConfig, ranks: Ranks) -> None:
-    """A model on meta that is run and never trained -> with its weights, in the compute type, sharded. The first forward pass
-    gathers them, once: they stay. Raises ValueError, with the names, if the weights are not its own."""
+    """A model on meta that is run and never trained -> with its weights, which are `of_rank_0`, in the compute type, sharded.
+    The first forward pass gathers them, once: they stay. Raises ValueError, with the names, if the weights are not its own."""
     dtype, mesh = PRECISIONS[compute.precision].encoder, ranks.mesh(compute.shard)
     if ranks.device.type != "cuda":
         attend_plainly(model)
@@ -199,7 +199,7 @@ def shard_frozen(model: nn.Module, weights: Mapping[str, torch.Tensor], compute:
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     model.to_empty(device=ranks.device)
     reset_buffers(model)
-    fill(model, weights.items())
+    fill(model, weights.items(), handed_out=ranks.world_size > 1)
     if missing := [name for name, _ in model.named_parameters() if name not in weights]:
         raise ValueError(f"the weights lack {', '.join(missing[:8])}{' ...' if len(missing) > 8 else ''}")
 
@@ -215,28 +215,51 @@ def exchange_gradients(model: nn.Module, compute: ComputeConfig, *, last: bool) 
     model.set_requires_all_reduce(last)
 
 
-def initialise(model: Trainable, seed: int, values: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Parameter by parameter: every rank computes the full tensor from (seed, official name), or takes it from `values`, and
-    keeps its part. Raises ValueError, with the names, for values that the model has no parameter for.
+def of_rank_0(read: Callable[[], Mapping[str, torch.Tensor]], ranks: Ranks) -> Mapping[str, torch.Tensor]:
+    """What `read` gives on rank 0, the only one that calls it; on the others its names and shapes, on meta. Raises ValueError
+    on all ranks if it raises that or OSError there."""
+    values: Mapping[str, torch.Tensor] = {}
+    error = None
+    if ranks.rank == 0:
+        try:
+            values = read()
+        except (OSError, ValueError) as caught:
+            error = str(caught)
+    shapes, error = ranks.gather(({name: tuple(tensor.shape) for name, tensor in values.items()}, error))[0]
+    if error is not None:
+        raise ValueError(error)
+    return values if ranks.rank == 0 else {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def initialise(
+    model: Trainable, seed: int, given: Mapping[str, torch.Tensor] | None = None, *, handed_out: bool = False
+) -> None:
+    """Parameter by parameter: every rank computes the full tensor from (seed, official name), or takes it from `given`, and
+    keeps its part; what is `handed_out` rank 0 alone has (`of_rank_0`). Raises ValueError, with the names, for values that the
+    model has no parameter for.
 
     (`nn.init` on a sharded parameter draws the same numbers on every rank.)
     """
-    given = values or {}
+    given = given or {}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters() if name not in given}
-    fill(model, given.items())
+    fill(model, given.items(), handed_out=handed_out)
     fill(model, ((name, model.initial_value(name, shape, seed)) for name, shape in shapes.items()))
 
 
 @torch.no_grad()
-def fill(model: nn.Module, values: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Whole tensors into the parameters of these names, of which each rank keeps its part. Raises ValueError for a name that
-    the model does not have, or another shape."""
+def fill(model: nn.Module, values: Iterable[tuple[str, torch.Tensor]], *, handed_out: bool = False) -> None:
+    """Whole tensors into the parameters of these names, of which each rank keeps its part. All ranks have them, or rank 0
+    alone, which hands them out one by one: a rank never holds more than the largest. Raises ValueError for a name that the
+    model does not have, or another shape."""
     parameters = dict(model.named_parameters())
     for name, value in values:
         parameter = parameters.get(name)
         if not isinstance(parameter, DTensor) or parameter.shape != value.shape:
             has = "no such parameter" if parameter is None else f"{tuple(parameter.shape)} there"
             raise ValueError(f"the weights have {name} {tuple(value.shape)}, and the model has {has}")
+        if handed_out and dist.get_rank() != 0:
+            value = torch.empty(value.shape, device=parameter.device, dtype=parameter.dtype)  # comes from rank 0
         value = value.to(parameter.device, parameter.dtype)
-        part = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter.copy_(part)
+        # in a mesh of two dimensions along the first one, then along the second: what is not rank 0's is written over
+        source = 0 if handed_out else None
+        parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=source))

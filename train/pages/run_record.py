@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from train.checkpoint import descent
+from train.checkpoint.descent import Descent
 from train.config import read_config
 from train.watch.json_lines import read_lines
 
@@ -31,6 +33,8 @@ class RunRecord:
     skipped: list[dict[str, Any]]
     failures: list[dict[str, Any]]
     complete: bool
+    descent: Descent
+    """descent.json: what it began with, and so on."""
 
     @staticmethod
     def read(path: Path) -> "RunRecord":
@@ -38,7 +42,7 @@ class RunRecord:
         lines = read_lines(path / "metrics.jsonl")
         if not lines:
             raise ValueError(f"{path} has no metrics.jsonl with a line in it; give the --out folder of a run")
-        starts = path / "environment.json"
+        starts, begun = path / "environment.json", path / descent.FILE
         return RunRecord(
             path=path,
             name=path.resolve().name,
@@ -49,6 +53,7 @@ class RunRecord:
             skipped=read_lines(path / "skipped.jsonl"),
             failures=read_lines(path / "failures.jsonl"),
             complete=(path / "complete").exists(),
+            descent=descent.read_descent(begun.read_text() if begun.exists() else None),
         )
 
     @property

@@ -147,13 +147,14 @@ def _picture(run: RunRecord) -> tuple[str, str]:
 
 def _environment(runs: Runs) -> list[tuple[str, list[str], bool]]:
     """Hardware and software of the last start of each run, and what differs that was not measured."""
-    of_a_start = ("time", "command", "first_step", "total_steps", "startup", "notices")
+    of_a_start = ("time", "command", "first_step", "total_steps", "startup", "notices", "init")
     found = [flatten({k: v for k, v in (run.starts or [{}])[-1].items() if k not in of_a_start}) for run in runs]
     rows = []
     for name in dict.fromkeys(name for facts in found for name in facts):
         told = [_plain(facts.get(name, "–")) for facts in found]
         rows.append((name.replace("_", " "), told, len(set(told)) > 1 and name not in ("loader", "gemm_tflops")))
-    return rows
+    begun = ["; from ".join(str(each.get("place")) for each in run.descent) or "–" for run in runs]
+    return rows + ([("descends from", begun, len(set(begun)) > 1)] if any(run.descent for run in runs) else [])
 
 
 def _plain(value: object) -> str:

@@ -7,10 +7,12 @@ from dataclasses import asdict, replace
 
 import torch
 
+from model.config import Implementation
 from pipeline.sampling import steps_per_epoch
 from pipeline.sampling.order import order_of
 from pipeline.sampling.splits import describe_split
 from pipeline.storage.manifest import Manifest
+from train.checkpoint.descent import Beginning
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import data_sheet_flops
 from train.compute.memory import GIB, HEADROOM, Cost, Costed, StepMemory, activation_bytes, cost_of, largest, recomputed_share
@@ -18,6 +20,7 @@ from train.compute.out_of_memory import predict
 from train.compute.parallel import shard_size
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy, RunConfig
+from train.stage import Stage
 
 NODE = 8  # GPUs of a node, for numbers of ranks that are only thought of
 CARDS = {"40 GB": 40e9, "80 GB": 80e9, "141 GB": 141e9}  # A100, A100 and H100, H200: bytes by the data sheets
@@ -68,6 +71,14 @@ def describe(stage: Costed, world_size: int) -> str:
         with contextlib.suppress(ValueError):  # what eight ranks cannot share
             plans.append("\n".join(memory_plan(stage, cost, NODE)))
     return "\n\n".join([json.dumps(asdict(config), indent=1, default=str), figures, *plans])
+
+
+def beginning(stage: Stage) -> str:
+    """What --init would give. Raises ValueError if it would not fit."""
+    with torch.device("meta"):
+        model = stage.model(Implementation())
+    start = stage.start_from(model)
+    return "\n".join(["", "", *Beginning.of(start, stage.config.model).lines]) if start else ""
 
 
 def duration(config: RunConfig, flops: float) -> str:

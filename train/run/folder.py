@@ -26,28 +26,30 @@ from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_for_run
 from pipeline.version import git_commit, version
 from train.checkpoint import state as checkpoints
-from train.checkpoint.files import clean_up
+from train.checkpoint.files import CONFIG, clean_up
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.saving import RunCheckpoints, on_rank_0
 from train.command_line import Kind, check_length, flags_of, is_place, read_toml, spoken
 from train.compute.parallel import Ranks
 from train.compute.startup import LOCK
-from train.config import LABEL_MAP, RunConfig, read_config, read_stage
+from train.config import RunConfig, read_config, read_stage
 from train.watch.json_lines import keep_lines
 
-CONFIG, ENVIRONMENT = "config.json", "environment.json"
+ENVIRONMENT = "environment.json"
 LENGTH = {"steps", "epochs"}  # two ways to say one thing
 PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", "compiled", "loader_profile", "reconstructions", LOCK)  # before `begin`
 
 
 class RunFolder:
-    """RUN/config.json, environment.json, label_map.json (the classes of training, where clips are labelled), complete, and the
-    paths of the rest. Every rank has one, rank 0 writes.
+    """RUN/config.json, environment.json, label_map.json (the classes of training, where clips are labelled), descent.json (what
+    it began with, after --init), complete, and the paths of the rest. Every rank has one, rank 0 writes.
 
     What `begin` writes is written then, and not before: a start that is refused leaves no trace.
     """
 
-    def __init__(self, stage: str, config: RunConfig, ranks: Ranks, given: Collection[str] = ()) -> None:
+    def __init__(
+        self, stage: str, config: RunConfig, ranks: Ranks, given: Collection[str] = (), recipe: str | None = None
+    ) -> None:
         """Create the folder or go on with it, from the newest whole checkpoint in it or in the mirror; all ranks agree.
 
         `config` of this object is the one to run: fields that remember what older code did (`setting`), and those of a --config
@@ -56,7 +58,7 @@ class RunFolder:
         differs, if none of its checkpoints is whole, if some rank cannot see it, or if a new run would lie in a dataset or its
         sources."""
         assert config.out is not None and config.data is not None
-        self.path, self._ranks, self._stage = config.out, ranks, stage
+        self.path, self._ranks, self._stage, self._recipe = config.out, ranks, stage, recipe
         self.checkpoints = self.path / "checkpoints"
         self.changes: list[str] = []  # of the configuration since the last start
         self._begun = False
@@ -83,15 +85,15 @@ class RunFolder:
         assert self.config.data is not None
         self.manifest = Manifest(self.config.data, self.progress.loader.version if self.progress else None)
 
-    @property
-    def label_map(self) -> Path | None:
-        """The run's, if it was begun with one: in its folder, or in the checkpoint that came back from the mirror."""
+    def document(self, name: str) -> Path | None:
+        """The run's label_map.json or descent.json, if it has one: in its folder, or in the checkpoint that came back from the
+        mirror."""
         folders = [self.path, *([self.checkpoint] if self.checkpoint else [])]
-        return next((folder / LABEL_MAP for folder in folders if (folder / LABEL_MAP).exists()), None)
+        return next((folder / name for folder in folders if (folder / name).exists()), None)
 
-    def keep_label_map(self, names: list[str]) -> None:
+    def keep(self, name: str, values: list[Any]) -> None:
         """For rank 0: `begin` writes it, and it goes with every checkpoint."""
-        self.saver.documents[LABEL_MAP] = json.dumps(names, indent=1) + "\n"
+        self.saver.documents[name] = json.dumps(values, indent=1) + "\n"
 
     def complete(self, steps: int) -> None:
         """Mark the run as done: what a scheduler should look at, because torchrun returns 1 after a SIGTERM."""
@@ -175,7 +177,8 @@ class RunFolder:
                 raise ValueError(
                     f"{self.path} holds another run: {'; '.join(frozen)}. Give the values it began with, or another --out"
                 )
-        self.saver.documents[CONFIG] = json.dumps({"stage": self._stage} | asdict(config), indent=1, default=str) + "\n"
+        named = {"stage": self._stage, "recipe": self._recipe}
+        self.saver.documents[CONFIG] = json.dumps(named | asdict(config), indent=1, default=str) + "\n"
         complete = self.path / "complete"
         return config, changes, json.loads(complete.read_text())["steps"] if complete.exists() else None
 
@@ -198,7 +201,8 @@ class RunFolder:
 
 
 def over_file(config: RunConfig, before: Mapping[str, Any], given: Collection[str]) -> RunConfig:
-    """What a run that goes on has wins over --config FILE, and it says so; but where things lie is the file's."""
+    """What a run that goes on has wins over --config FILE, and it says so; but where things lie is the file's, if it may
+    change."""
     if config.config is None:
         return config
     fields, values, told = fields_of(config), dict[str, Any](), []
@@ -206,7 +210,7 @@ def over_file(config: RunConfig, before: Mapping[str, Any], given: Collection[st
     for name in of_file | (LENGTH if of_file & LENGTH and not LENGTH & set(given) else set()):
         field, may_change = fields[name]
         value = Kind.of(field.type).read(spoken(before[name]), name)
-        if is_place(field) or value == (asked := value_of(config, name)):
+        if (is_place(field) and may_change) or value == (asked := value_of(config, name)):
             continue
         values[name] = value
         if name in of_file:

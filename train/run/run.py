@@ -14,13 +14,14 @@ from pipeline.console import may_fail
 from pipeline.loader import LoaderState
 from pipeline.sampling.splits import describe_split
 from pipeline.workers.tuning import Tuning
+from train.checkpoint import descent
 from train.checkpoint import state as checkpoints
 from train.checkpoint.state import TAKEN, Progress
 from train.compute.device_speed import device_name, gemm_flops, peak_flops
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
 from train.compute.startup import Startup, keep_compiled
-from train.config import parse_steps
+from train.config import LABEL_MAP, parse_steps
 from train.evaluation import Evaluations
 from train.run.folder import RunFolder
 from train.stage import Stage
@@ -53,9 +54,9 @@ class Run:
         self._startup, precision = startup, PRECISIONS[config.compute.precision]
         clips = config.sampling.clips_per_step // ranks.world_size // config.accumulation(ranks.world_size)
 
-        self.loader = stage.loader(ranks, progress.loader if progress else None, clips, folder.label_map)
+        self.loader = stage.loader(ranks, progress.loader if progress else None, clips, folder.document(LABEL_MAP))
         if ranks.rank == 0 and self.loader.label_kind != "none":
-            folder.keep_label_map(self.loader.label_map)
+            folder.keep(LABEL_MAP, self.loader.label_map)
         folder.note(notices=self.loader.notices)
         cleanup.callback(self.loader.close)
         self._failures = FailureLog(folder.path, self.loader)
@@ -70,6 +71,11 @@ class Run:
         keep_compiled(folder.path)
         guard = progress.guard if progress else None
         self.training = Training(stage, ranks, resumed=folder.checkpoint is not None, memory=config.log_every, guard=guard)
+        if beginning := self.training.beginning:
+            folder.keep(descent.FILE, beginning.descent)
+            folder.note(init=[*beginning.lines])
+        elif ranks.rank == 0 and (begun := folder.document(descent.FILE)):
+            folder.keep(descent.FILE, descent.read_descent(begun.read_text()))
         startup.done("model")
         if folder.checkpoint and progress:
             self._check_frozen(progress.frozen)
@@ -229,6 +235,8 @@ class Run:
             f"peak lr {config.peak_lr:.2e}; {config.compute.precision}"
         )
         print(f"decoder {loader.decoder_choice}")
+        for line in self.training.beginning.lines if self.training.beginning else ():
+            print(line)
         if self.folder.progress:
             print(f"going on from step {self.first_step} of {self.total_steps}")
         for change in self.folder.changes:

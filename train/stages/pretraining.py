@@ -23,7 +23,7 @@ from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS, Precision
 from train.config import ComputeConfig, RunConfig, at_least_1
 from train.evaluation import held_out
-from train.parts import fresh, plain_groups, training_loader
+from train.parts import from_init, plain_groups, training_loader
 from train.stage import Evaluator, Frozen
 from train.targets import TARGETS
 
@@ -40,7 +40,7 @@ class PretrainConfig(RunConfig):
     target: Literal["pixels", "features"] = "pixels"
     """What is predicted of a hidden token: its pixels, normalised (the paper), or a frozen teacher's features of it."""
     teacher: str | None = None
-    """Of --target features: a pre-training run's folder, or its model.safetensors."""
+    """Of --target features: weights of any layout, or a run's folder, whose encoder has the same tokens."""
     reconstruct_every: int | None = setting(None, may_change=True)
     """Steps between two pictures of what the model makes of six clips, in RUN/reconstructions and TensorBoard."""
 
@@ -70,7 +70,7 @@ class Pretraining:
         self.target = TARGETS[config.target](config.model, config.compute.tokens, config.teacher)
         self._dtype = PRECISIONS[config.compute.precision].decoder  # the model's, outside of its encoder
 
-    loader, groups, start_from = training_loader, plain_groups, fresh
+    loader, groups, start_from = training_loader, plain_groups, from_init
 
     def model(self, how: Implementation) -> VideoMAE:
         return VideoMAE(self.config.model, how, self.target.values)

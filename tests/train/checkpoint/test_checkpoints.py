@@ -283,10 +283,12 @@ def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[s
         trained.save(step, background=False)
         trained.step()
     checkpoints.load(trained.saver.folder / "step-00000001", trained)
-    checkpoints.export(tmp_path, trained)
+    checkpoints.export(tmp_path, trained, {"format": "pt"})
     file = tmp_path / "one.safetensors"
     assert inspect_checkpoints.main([str(tmp_path), "--consolidate", str(file), "--step", "1"]) == 0
     assert file.read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert inspect_checkpoints.main([str(tmp_path), "--consolidate", str(file), "--ema"]) == 2
+    assert "step-00000002 of" in (said := capsys.readouterr().err) and "has no running mean: the run was begun without" in said
     assert inspect_checkpoints.main([str(tmp_path)]) == 0
     cut_off(trained.saver.folder / "step-00000002")
     capsys.readouterr()

@@ -1,0 +1,81 @@
+"""RUN/card.md: what a run's exported weights are, in plain words, for whoever finds the file without the run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from model.weights import DESCENT, MODEL, Weights
+from train.checkpoint.descent import in_words, read_descent
+from train.pages.run_record import RunRecord
+
+FILE = "card.md"
+EXPORTS = {"model.safetensors": "the weights", "model_ema.safetensors": "their running mean"}
+NO_FIGURES = {"step", "clips", "of", "missing", "seconds", "time"}  # of a line of evaluations.jsonl
+
+
+def write_card(run: Path, metadata: Mapping[str, str]) -> None:
+    """Of a run whose weights are exported; `metadata` are what their files say. Raises OSError, and ValueError for what is no
+    run."""
+    (run / FILE).write_text(card(RunRecord.read(run), metadata), encoding="utf-8")
+
+
+def card(run: RunRecord, metadata: Mapping[str, str]) -> str:
+    """Markdown."""
+    files = [name for name in EXPORTS if (run.path / name).exists()]
+    with safe_open(run.path / files[0], "pt") as opened:
+        shapes = {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+    encoder = any(name.endswith("patch_embed.proj.weight") for name in shapes)
+    config, last, start = run.config, run.lines[-1], run.starts[-1] if run.starts else {}
+    data, commits = start.get("dataset", {}), dict.fromkeys(str(each.get("commit")) for each in run.starts)
+    facts = {
+        "model": f"{_model(shapes, metadata) if encoder else ''}{sum(map(torch.Size.numel, shapes.values())):,} parameters",
+        "views": f"{config['model.num_frames']} frames of {config['model.input_size']} x {config['model.input_size']} pixels",
+        "stage, recipe": f"{metadata.get('stage')}, {metadata.get('recipe', 'unknown')}",
+        "training": f"{last['step']:,} steps of {config['views.views_per_step']:,} views, {last['epoch']:.1f} epochs",
+        "dataset": f"`{str(config['data']).rstrip('/').rpartition('/')[2]}`, {data.get('clips', 0):,} clips of split "
+        f"{data.get('split')}; version {data.get('version')}, fingerprint {data.get('fingerprint')}",
+        "seed": config["seed"],
+        "tubecell": f"{metadata.get('tubecell')}, commit {', '.join(commits)}",
+        "loss": "unknown" if run.loss is None else f"{run.loss:.4f}, the mean of the last twentieth of its log",
+    }
+    for line in run.evaluations[-1:]:
+        figures = [f"{name.replace('_', ' ')} {line[name]:.4g}" for name in line.keys() - NO_FIGURES if line[name] is not None]
+        of = f", of {line['clips']:,} of {line['of']:,} clips" if line.get("of") else ""
+        facts["held out"] = f"step {line['step']:,}: {', '.join(sorted(figures))}{of}"
+    descent = read_descent(metadata.get(DESCENT))
+    begun = [f"{number}. {in_words(each)}" for number, each in enumerate(descent, 1)]
+    load = [f'tensors = load_file("{files[0]}")  # {len(shapes)} tensors, float32, official names']
+    load.insert(0, "from safetensors.torch import load_file")
+    if encoder:
+        load += ["from tubecell.model import load_encoder", f'encoder = load_encoder("{files[0]}")  # clips -> features']
+    return "\n".join(
+        [
+            f"# {run.name}",
+            "",
+            *(f"- `{name}`: {EXPORTS[name]}" for name in files),
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in facts.items()),
+            "",
+            "## Descends from",
+            "",
+            *(begun or ["Nothing: it began with initial values."]),
+            "",
+            "## To load it",
+            "",
+            "```python",
+            *load,
+            "```",
+            "",
+        ]
+    )
+
+
+def _model(shapes: Mapping[str, torch.Size], metadata: Mapping[str, str]) -> str:
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    weights = Weights("", "", tensors, json.loads(metadata[MODEL]))
+    return f"{weights.name}, {weights.what}, "
