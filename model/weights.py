@@ -9,7 +9,7 @@ run's folder is read by `train/checkpoint`, and converted by `train/convert.py`.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -456,3 +456,8 @@ def transfer(weights: Weights, shapes: Mapping[str, torch.Size], classes: Sequen
 def _blocks(names: Iterable[str], decoder: tuple[str, ...]) -> set[str]:
     """Of a decoder all names but its head's."""
     return {name for name in names if name.startswith(decoder) and not name.startswith("decoder.head.")}
+
+
+def with_views(weights: Weights, input_size: int, num_frames: int) -> Weights:
+    """The same, for other views: of the grid that they have, positions are re-indexed."""
+    return replace(weights, sizes=dict(weights.sizes) | {"input_size": input_size, "num_frames": num_frames})

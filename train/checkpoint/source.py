@@ -27,7 +27,7 @@ def read_source(place: str | Path, **hints: Any) -> Weights:
     run, checkpoint = path, None
     if path.name.startswith(PREFIX) and (path / PROGRESS).exists():
         run, checkpoint = path.resolve().parents[1], path
-    elif not ((path / "config.json").exists() and "optim" in json.loads((path / "config.json").read_text(errors="replace"))):
+    elif not is_run(path):
         return read_weights(place, **hints)
     elif not (path / "complete").exists() or not (path / "model.safetensors").exists():
         checkpoint = latest(path / "checkpoints")
@@ -38,6 +38,14 @@ def read_source(place: str | Path, **hints: Any) -> Weights:
     if wrong := damage(checkpoint):
         raise ValueError(f"{checkpoint} is damaged ({wrong}); give another checkpoint of the run")
     return _of_checkpoint(run, checkpoint, str(place))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is one of a run of ours; the config.json of others has no optimizer."""
+    try:
+        return "optim" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def read_once(place: str | Path, **hints: Any) -> Weights:
