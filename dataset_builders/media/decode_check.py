@@ -8,7 +8,7 @@ import io
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import av
@@ -20,8 +20,9 @@ from dataset_builders.media.frame_rate import frame_rate
 from dataset_builders.media.lost_frames import LostFrames, nal_units
 from dataset_builders.media.probe import open_container, picture, video_stream
 from dataset_builders.media.rejects import Reason, RejectedError
-from pipeline.decoding.colour import RgbConverter
+from pipeline.decoding.colour import RgbConverter, range_of
 from pipeline.decoding.decode import DecodeError, decoded_frames, packets_of
+from pipeline.decoding.video_file import key_frames
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage.manifest import Clip, content_hash
 
@@ -122,8 +123,8 @@ def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[V
         duration=float(len(shown) / fps),
         rotation=seen["rotation"],
         matrix=seen["matrix"],
-        range="full" if first.color_range == 2 or "yuvj" in first.format.name or first.format.is_rgb else "limited",
-        keyframes=_keyframes(shown, packets),
+        range=range_of(first),
+        keyframes=key_frames(shown, packets),
         pts_start=pts_start,
         pts_step=pts_step,
     )
@@ -189,23 +190,6 @@ def _timing(shown: list[int | None], stream: av.video.stream.VideoStream) -> tup
     rate, constant = frame_rate([float(time * stream.time_base) for time in times], [nominal])
     span = (max(times) - min(times)) * Fraction(stream.time_base)
     return times[0], 0, rate if constant else (len(times) - 1) / span
-
-
-def _keyframes(shown: list[int | None], packets: list[tuple[int | None, bool]]) -> list[int]:
-    """Places, in the order of display, of the frames that decoding can start at."""
-    place = {time: number for number, time in enumerate(shown)}
-    times = [time for time, _ in packets]
-    if None in times or None in place or len(place) < len(shown):
-        return [0]  # without distinct time stamps there is no telling which frame a packet becomes
-    known = [time for time in times if time is not None]
-    latest_before = accumulate(known[:-1], max, initial=known[0] - 1)
-    earliest_after = [*accumulate(reversed(known[1:]), min, initial=known[-1] + 1)]
-    starts = {
-        place[time]
-        for (time, clean), before, after in zip(packets, latest_before, reversed(earliest_after), strict=True)
-        if clean and time in place and before < time < after  # type: ignore[operator]
-    }
-    return sorted(starts | {0})
 
 
 def _starts_clean(stream: av.video.stream.VideoStream, codec: str, packet: av.Packet) -> bool:

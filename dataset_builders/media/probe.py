@@ -17,9 +17,9 @@ import av.video
 
 from dataset_builders.media.frame_rate import frame_rate, grid_origin
 from dataset_builders.media.rejects import Reason, RejectedError
+from pipeline.decoding.colour import matrix_of
 from pipeline.decoding.decode import find_video, is_hidden, packets_of
 
-MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # of AVCOL_SPC_*
 SLACK = 0.001  # seconds by which a frame may come before a window's edge: what containers in milliseconds are off by
 OFF = 3
 BEYOND = 2.0  # seconds to read on after a window, to see the frame that follows it
@@ -49,7 +49,7 @@ class VideoInfo:
     rotation: int  # degrees counter-clockwise that turn a decoded frame upright: 0, 90, 180, 270
     pixel_format: str
     planar_yuv: bool
-    matrix: str  # one of MATRICES' values; that of the usual rule where the stream does not say
+    matrix: str  # one of colour.TAGS' values; that of the usual rule where the stream does not say
     rate: Fraction  # frames per second to encode at
     constant_rate: bool  # equally spaced frames: each is kept once; otherwise they are resampled to `rate`
     num_packets: int  # about the number of frames of the wanted part: no header is asked
@@ -220,23 +220,18 @@ def _seek_target(container: av.container.InputContainer, start: float) -> float:
 
 def picture(frame: av.VideoFrame, aspect: Fraction | None = None) -> dict[str, Any]:
     """What a frame says: VideoInfo's width, height, pixel_aspect, rotation, pixel_format and matrix; raises RejectedError."""
+    try:
+        matrix = matrix_of(frame)
+    except ValueError as error:
+        raise RejectedError(Reason.UNSUPPORTED, str(error)) from None
     return {
         "width": frame.width,
         "height": frame.height,
         "pixel_aspect": Fraction(aspect) if aspect and Fraction(1, 10) < aspect < 10 else Fraction(1),
         "rotation": round(frame.rotation / 90) % 4 * 90,
         "pixel_format": frame.format.name,
-        "matrix": _matrix(frame),
+        "matrix": matrix,
     }
-
-
-def _matrix(frame: av.VideoFrame) -> str:
-    """The YCbCr matrix of a frame; where it is not tagged, BT.709 from 720 lines on and BT.601 below, as players do."""
-    if frame.format.is_rgb or frame.colorspace == 2:  # AVCOL_SPC_UNSPECIFIED
-        return "bt709" if frame.height >= 720 and not frame.format.is_rgb else "bt601"
-    if frame.colorspace not in MATRICES:
-        raise RejectedError(Reason.UNSUPPORTED, f"colour matrix number {frame.colorspace} (H.273) is not supported")
-    return MATRICES[frame.colorspace]
 
 
 def _seconds(times: list[int | None], time_base: Fraction | None) -> list[float]:

@@ -22,6 +22,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 SWSCALE_FLAGS = Interpolation.BILINEAR
 MATRICES = {"bt601": Colorspace.ITU601, "bt709": Colorspace.ITU709, "bt2020": Colorspace.BT2020}
 RANGES = {"limited": ColorRange.MPEG, "full": ColorRange.JPEG}
+TAGS = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}  # of AVCOL_SPC_*
 PLANAR = {"yuv420p": 0, "yuvj420p": 12}  # AVPixelFormat; the second is always of full range
 RGB24 = 2
 SWSCALE_MAJOR = 9  # FFmpeg 8: what is called here, and the numbers above, are its
@@ -29,8 +30,24 @@ UNITY = 1 << 16  # contrast and saturation
 ALIGNED = 32  # pixels: where a region begins, so that rows of chroma begin as aligned as those of a frame
 PAD = 64  # bytes between rows, and after the last: vectors write beyond a row
 
+
 Region = tuple[int, int, int, int]
 """x, y, width, height in pixels of the frame as it is stored."""
+
+
+def matrix_of(frame: av.VideoFrame) -> str:
+    """The YCbCr matrix of a frame; where it is not tagged, BT.709 from 720 lines on and BT.601 below, as players do. Raises
+    ValueError for one that has no name in TAGS."""
+    if frame.format.is_rgb or frame.colorspace == 2:  # AVCOL_SPC_UNSPECIFIED
+        return "bt709" if frame.height >= 720 and not frame.format.is_rgb else "bt601"
+    if frame.colorspace not in TAGS:
+        raise ValueError(f"colour matrix number {frame.colorspace} (H.273) is not supported")
+    return TAGS[frame.colorspace]
+
+
+def range_of(frame: av.VideoFrame) -> str:
+    """A key of RANGES."""
+    return "full" if frame.color_range == 2 or "yuvj" in frame.format.name or frame.format.is_rgb else "limited"
 
 
 def region_around(boxes: np.ndarray, width: int, height: int) -> Region:
