@@ -110,6 +110,23 @@ def into_targets_(x: Tensor) -> Tensor:
     return x
 
 
+def pasted(patches_BNP: Tensor, hidden_idx: Tensor, prediction_BKP: Tensor, fill: float = 0.0) -> tuple[Tensor, Tensor]:
+    """All patches of views (B, N, P) uint8, the hidden tokens' indices (B, K) int64, and what was predicted of their normalised
+    pixels -> (reconstruction, seen), both (B, N, P) in [0, 1], in the predictions' type and at least float32.
+
+    The official picture: a visible patch is as it was; a hidden one has the mean and the deviation, per channel, of the *true*
+    patch, and only what is left between them was predicted. So it is not clamped, and without any learning (a prediction of 0)
+    it has the true mean. Of `seen` every hidden pixel is `fill`.
+    """
+    dtype = torch.promote_types(prediction_BKP.dtype, torch.float32)
+    pixels = patches_BNP.to(dtype) / 255
+    where = hidden_idx[..., None].expand(-1, -1, pixels.shape[-1])
+    true = pixels.gather(1, where).unflatten(-1, (-1, 3))
+    deviation = true.std(-2, keepdim=True) + TARGET_EPS  # unbiased
+    filled = prediction_BKP.to(dtype).unflatten(-1, (-1, 3)) * deviation + true.mean(-2, keepdim=True)
+    return pixels.scatter(1, where, filled.flatten(-2)), pixels.scatter(1, where, fill)
+
+
 def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
     """Three numbers -> (n,), repeated along the last dimension of `like`: float32 values, as the official code's, in its dtype.
 

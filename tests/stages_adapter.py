@@ -15,11 +15,14 @@ if sys.path[0] != str(ROOT):
     sys.path.insert(0, str(ROOT))
 
 import torch
+from einops import rearrange
 
 from model.classifier import VideoClassifier
 from model.config import ModelConfig
+from model.pixels import pasted, patches_of
 from model.weight_files import tensors_of
 from model.weights import read_weights, transfer, understand
+from tests.parity_adapter import to_uint8
 from train.convert import predicted
 
 SHARED = Path(os.environ.get("TUBECELL_SHARED", ROOT.parent / "shared"))
@@ -77,3 +80,14 @@ def load_for_finetune(cfg, checkpoint, dataset):
     # a head of other classes is removed there before names are compared
     unused = [name.removeprefix("encoder.") for name in found.unused if name not in found.fresh]
     return {"params": found.taken, "kept": found.fresh, "unused": unused}
+
+
+# -------------------------------------------------------------------------------------------------------------- demos
+
+
+def reconstruct(clip, mask, pred, patch):
+    views = to_uint8(clip)
+    both = pasted(patches_of(views, patch, 2), mask.nonzero()[:, 1][None], pred)
+    as_clip = "1 (t r c) (s p q k) -> k (t s) (r p) (c q)"
+    sizes = {"r": views.shape[2] // patch, "c": views.shape[3] // patch, "s": 2, "p": patch, "q": patch}
+    return dict(zip(("reconstruction", "masked"), (rearrange(each, as_clip, **sizes) for each in both), strict=True))

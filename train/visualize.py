@@ -34,7 +34,7 @@ from pipeline.storage.manifest import Manifest
 from pipeline.storage.remote import on_disk
 from train.checkpoint import state as checkpoints
 from train.config import read_config, read_stage
-from train.stages.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct
+from train.stages.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct, rows_of, save, title_of
 
 
 @exit_status(DecodeError, name="visualize")
@@ -87,8 +87,7 @@ def draw_loss(run: Path) -> None:
     axes.legend(handles=handles, frameon=False, loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
     rate.spines[["top", "left", "bottom"]].set_visible(False)
-    figure.savefig(run / "loss.png", dpi=110)
-    plt.close(figure)
+    save(figure, run / "loss.png")
 
 
 def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
@@ -103,8 +102,8 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
     model = VideoMAE(read(ModelConfig, sizes, f"{run / 'config.json'}, model,"))
     checkpoints.load_model(checkpoint, model)
     views = centre_views(Manifest(config["data"], state.version), recipe, num_clips)
-    title = f"{run.name}, step {int(checkpoint.name.split('-')[1])}"
-    draw_images(run / "reconstruction.png", reconstruct(model, recipe, views), recipe, num_frames, title)
+    title = title_of(f"{run.name}, step {int(checkpoint.name.split('-')[1])}", recipe)
+    draw_images(run / "reconstruction.png", rows_of(reconstruct(model, recipe, views)), num_frames, title)
 
 
 if __name__ == "__main__":

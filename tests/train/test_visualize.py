@@ -41,7 +41,7 @@ def test_pasted_pixels_are_the_input_where_the_encoder_saw_it(
     initialise(model, seed=0)
     views = centre_views(Manifest(dataset), recipe, 3)
     assert views.shape == (3, 8, 64, 64, 3)
-    shown, seen, pasted = reconstruct(model, recipe, views)
+    shown, seen, pasted, means, error, error_of_means = reconstruct(model, recipe, views)
     assert np.array_equal(shown, views.numpy())
     hidden = RULES[masks].draw(keyed.mix(0, keyed.MASK, np.arange(3)), recipe.grid, 0.9).reshape(3, 4, 8, 8)
     where = np.kron(~hidden, np.ones((2, 8, 8), bool))  # (clips, frames, 64, 64)
@@ -49,6 +49,9 @@ def test_pasted_pixels_are_the_input_where_the_encoder_saw_it(
     assert np.array_equal(seen[where], views.numpy()[where])
     assert np.array_equal(pasted[where], views.numpy()[where])
     assert (np.unique(seen[~where]) == [128]).all()
+    of_patches = means.reshape(3, 4, 2, 8, 8, 8, 8, 3).transpose(0, 1, 3, 5, 2, 4, 6, 7)[hidden]
+    assert np.ptp(of_patches, axis=(1, 2, 3)).max() == 0 and np.array_equal(means[where], views.numpy()[where])
+    assert error_of_means == pytest.approx(127 / 128, abs=0.02) and error > error_of_means
     assert pasted[~where].std() > 0 and (pasted[~where] > 0).mean() > 0.9  # where no decoder mask asks, it would be black
 
 
@@ -56,7 +59,7 @@ def test_patches_and_back() -> None:
     config = MODELS["tiny"]
     views = torch.randint(0, 256, (2, 8, 64, 64, 3), dtype=torch.uint8)
     every = torch.arange(config.num_tokens).expand(2, -1)
-    patches = gather_patches(views, every, config.patch_size, config.tubelet_size).float().unflatten(-1, (-1, 3)) / 255
+    patches = gather_patches(views, every, config.patch_size, config.tubelet_size).float() / 255
     assert np.array_equal(unpatchify(patches, config), views.numpy())
 
 

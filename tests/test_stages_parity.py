@@ -1,0 +1,24 @@
+"""The numbers of the original public codes, stage by stage, through the adapter."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
+FUNCTIONS = ["reconstruct"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its files open
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_stage_gives_the_original_codes_numbers(
+    function: str, shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])  # it puts its folder, and the adapter's, first
+    spec = importlib.util.spec_from_file_location("compare_stages", shared / "parity" / "stages" / "compare_stages.py")
+    assert spec and spec.loader
+    suite = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(suite)
+    rows = suite.run(suite.load_adapter(ADAPTER), {function}).rows
+    assert rows and all(row[0] for row in rows), capsys.readouterr().out
