@@ -1,0 +1,1 @@
+"""What predict.py and reconstruct.py share, and what they draw: released weights and single files, no dataset and no run."""

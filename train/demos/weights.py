@@ -1,0 +1,64 @@
+"""Weights of a command line, on a device."""
+
+import argparse
+from typing import Any
+
+import torch
+
+from model.weights import Weights
+from pipeline.console import complain
+from pipeline.decoding.decode import DecodeError
+from train.checkpoint.source import read_source
+from train.compute.precision import PRECISIONS
+
+HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
+REFUSED = (DecodeError, OSError, ValueError, MemoryError)  # what a single video may end with; the others go on
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", required=True, metavar="W", help="official, Hugging Face's or timm's file or folder; or a run of ours"
+    )
+    for flag, name, what in (
+        ("--heads", "encoder_heads", "attention heads of the encoder"),
+        ("--decoder-heads", "decoder_heads", "those of the decoder"),
+        ("--input-size", "input_size", "height and width of a view in pixels"),
+        ("--num-frames", "num_frames", "frames of a view"),
+    ):
+        parser.add_argument(flag, dest=name, type=int, metavar="N", help=f"{what}, where the weights do not tell")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: CUDA if there is one")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on CUDA, fp32 on a CPU")
+
+
+def read(options: argparse.Namespace) -> Weights:
+    """Raises ValueError, in a line, for what is no weights, and for another network than ours."""
+    weights = read_source(options.weights, **{name: getattr(options, name) for name in HINTS})
+    weights.check_same()
+    return weights
+
+
+def build(weights: Weights, options: argparse.Namespace) -> Any:
+    """The model. Raises ValueError if there is no such device."""
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds none; use --device cpu")
+    precision = options.precision or ("bf16" if device == "cuda" else "fp32")
+    return weights.build().to(device, PRECISIONS[precision].encoder)
+
+
+def tell(program: str, video: object, error: Exception) -> None:
+    """Why there is nothing of a video: a line."""
+    detail = error.detail if isinstance(error, DecodeError) else getattr(error, "strerror", None) or str(error)
+    complain(printable(f"{program}: {video}: {detail or type(error).__name__}"))
+
+
+def short(name: str, length: int = 60) -> str:
+    """A name of a file for the title of a picture."""
+    return printable(name if len(name) <= length else f"{name[: length - 20]} … {name[-17:]}")
+
+
+def printable(text: str) -> str:
+    """On one line, whatever names of files and of classes have in them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
