@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
-FUNCTIONS = ["reconstruct"]
+FUNCTIONS = ["load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its files open

@@ -35,7 +35,6 @@ from model.classifier import VideoClassifier
 from model.layers import PositionTable
 from model.layouts import to_hf, to_timm
 from model.pixels import IMAGENET_MEAN, IMAGENET_STD, into_targets_, patches_of
-from model.timm_vit import timm_vit
 from model.video_encoder import VideoEncoder
 from model.videomae import VideoMAE, weighted_error
 from model.weights import HF_FINAL_EPS, Weights, listed, metadata_of, read_weights
@@ -326,6 +325,8 @@ def by_hf(folder: str, clips: Tensor, masked: Tensor) -> Outputs:
 @torch.no_grad()
 def by_timm(file: Path, weights: Weights, clips: Tensor) -> Outputs:
     """The same by timm: logits, or the encoder's tokens."""
+    from model.timm_vit import timm_vit  # timm takes longer to import than all else here
+
     tensors = load_file(file)
     model = timm_vit(weights.config, weights.num_classes, "fc_norm.weight" in tensors)
     model.load_state_dict(tensors)

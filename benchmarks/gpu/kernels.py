@@ -4,7 +4,6 @@ aligned width would gain. A dry walk runs the Triton kernel in Triton's interpre
 from typing import Any
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -14,6 +13,7 @@ from benchmarks.gpu.machine import copy_rate, time_of
 from benchmarks.gpu.plan import TOKEN_METHODS, TOKEN_MODELS
 from benchmarks.parts.step_work import random_batch, tokens_of
 from model.config import MODELS, ModelConfig
+from model.layers import Mlp
 from model.patches import token_function
 from model.pixels import patches_and_targets, token_bytes
 
