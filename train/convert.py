@@ -44,7 +44,7 @@ from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from pipeline.version import version
 from train.checkpoint.source import read_source
-from train.checkpoint.state import apart, write_safetensors
+from train.checkpoint.weights import apart, write_safetensors
 
 HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
 SUFFIXES = {"tubecell": ".safetensors", "official": ".pth", "timm": ".safetensors", "hf": ""}

@@ -37,7 +37,8 @@ from pipeline.version import version
 from train.checkpoint.files import CHECKSUMS, damage, listed, name_of, step_of
 from train.checkpoint.mirror import Mirror
 from train.checkpoint.source import metadata_of_run
-from train.checkpoint.state import read_progress, read_weights, save_weights
+from train.checkpoint.state import read_progress
+from train.checkpoint.weights import read_weights, save_weights
 
 
 @exit_status(name="inspect_checkpoints")

@@ -33,6 +33,7 @@ from pipeline.settings import read
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.remote import on_disk
 from train.checkpoint import state as checkpoints
+from train.checkpoint.weights import load_model
 from train.config import read_config, read_stage
 from train.stages.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct, rows_of, save, title_of
 
@@ -100,7 +101,7 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
     recipe = SamplingRecipe.of(state.recipe)
     sizes = {name.removeprefix("model."): value for name, value in config.items() if name.startswith("model.")}
     model = VideoMAE(read(ModelConfig, sizes, f"{run / 'config.json'}, model,"))
-    checkpoints.load_model(checkpoint, model)
+    load_model(checkpoint, model)
     views = centre_views(Manifest(config["data"], state.version), recipe, num_clips)
     title = title_of(f"{run.name}, step {int(checkpoint.name.split('-')[1])}", recipe)
     draw_images(run / "reconstruction.png", rows_of(reconstruct(model, recipe, views)), num_frames, title)

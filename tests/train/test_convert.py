@@ -19,7 +19,7 @@ from model.videomae import VideoMAE
 from model.weights import metadata_of, read_weights
 from train import convert
 from train.checkpoint.source import read_source
-from train.checkpoint.state import save_weights
+from train.checkpoint.weights import save_weights
 
 TINY = replace(MODELS["tiny"], input_size=16, num_frames=4)
 NAMES = {"tubecell": "x.safetensors", "official": "x.pth", "hf": "x", "timm": "y.safetensors"}

@@ -13,8 +13,8 @@ from model.weight_files import WeightFile, read_weight_file
 from model.weights import DESCENT, MODEL, Weights, metadata_of, read_weights, understand
 from pipeline.settings import read
 from train.checkpoint import descent
-from train.checkpoint import state as checkpoints
 from train.checkpoint.files import CONFIG, PREFIX, PROGRESS, damage, latest, step_of
+from train.checkpoint.weights import read_weights as read_checkpoint
 from train.config import LABEL_MAP, read_config, read_recipe, read_stage
 
 
@@ -104,5 +104,5 @@ def _of_file(run: Path, hints: dict[str, Any]) -> Weights:
 def _of_checkpoint(run: Path, checkpoint: Path, place: str) -> Weights:
     """Its config.json lies beside the tensors; that of the run may be of a later start."""
     metadata = metadata_of_run([checkpoint, run], step=step_of(checkpoint))
-    found = WeightFile(place, checkpoints.read_weights(checkpoint), metadata, notes=(f"from its checkpoint {checkpoint.name}",))
+    found = WeightFile(place, read_checkpoint(checkpoint), metadata, notes=(f"from its checkpoint {checkpoint.name}",))
     return understand(found)
