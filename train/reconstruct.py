@@ -38,7 +38,7 @@ from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from train.demos import weights as released
 from train.demos.film import write_film
-from train.stages.reconstructions import BORROWED, Images, draw_images, paint
+from train.pictures import BORROWED, Images, draw_images, paint
 
 ROWS = ("original", "seen by\nthe encoder", "reconstruction", "patch means\nalone")
 FRAMES = 8  # of the picture

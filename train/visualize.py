@@ -35,7 +35,8 @@ from pipeline.storage.remote import on_disk
 from train.checkpoint import state as checkpoints
 from train.checkpoint.weights import load_model
 from train.config import read_config, read_stage
-from train.stages.reconstructions import ACCENT, MUTED, centre_views, draw_images, plt, reconstruct, rows_of, save, title_of
+from train.pictures import ACCENT, MUTED, draw_images, plt, save
+from train.stages.reconstructions import centre_views, reconstruct, rows_of, title_of
 
 
 @exit_status(DecodeError, name="visualize")

@@ -17,7 +17,7 @@ from model.weights import metadata_of
 from pipeline.decoding.video_file import read_video
 from tests.pipeline.encoding import encode, numbered_frame
 from train import reconstruct
-from train.stages.reconstructions import paint
+from train.pictures import paint
 
 TINY = MODELS["tiny"]
 

@@ -24,9 +24,10 @@ from train.compute.optimizer import set_lr
 from train.compute.parallel import started
 from train.evaluation import Evaluations
 from train.loop import step
+from train.pictures import unpatchify
 from train.recipes import RECIPES
 from train.stages.pretraining import Pretraining
-from train.stages.reconstructions import centre_views, reconstruct, unpatchify
+from train.stages.reconstructions import centre_views, reconstruct
 from train.training import Training
 
 RECIPE = SamplingRecipe(views_per_step=8, views_per_clip=2, input_size=64, patch_size=8, num_frames=8)

@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipeline.storage.files import write_whole
-from train.stages.reconstructions import plt
+from train.pictures import plt
 
 SIDE = 224  # pixels, about: smaller clips are enlarged
 CAPTION, GAP = 30, 8  # pixels

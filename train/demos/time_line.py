@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import MultipleLocator
 
 from pipeline.decoding.video_file import VideoFile
-from train.stages.reconstructions import ACCENT, MUTED, plt, save
+from train.pictures import ACCENT, MUTED, plt, save
 
 MOST_ROWS = 8  # classes of a picture, if --top asks for no more
 THUMBNAILS = 12
