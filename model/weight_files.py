@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from tqdm import tqdm
 
 DICTIONARIES = ("model", "module", "state_dict", "model_state_dict", "model_ema")  # that hold the tensors, the first one found
 DEEPSPEED = "mp_rank_00_model_states.pt"
@@ -231,14 +232,17 @@ def _check_sums(file: Path) -> None:
 
     def records() -> Iterator[tuple[str, bool]]:
         with zipfile.ZipFile(file) as archive:
-            for info in archive.infolist():
-                try:
-                    with archive.open(info) as record:
-                        while record.read(1 << 22):
-                            pass
-                    yield info.filename, True
-                except zipfile.BadZipFile:
-                    yield info.filename, False
+            listed = archive.infolist()
+            size = sum(info.file_size for info in listed)
+            with tqdm(total=size, desc=f"checking {file.name}", unit="B", unit_scale=True, disable=None, delay=2) as bar:
+                for info in listed:
+                    try:
+                        with archive.open(info) as record:
+                            while part := record.read(1 << 22):
+                                bar.update(len(part))
+                        yield info.filename, True
+                    except zipfile.BadZipFile:
+                        yield info.filename, False
 
     whole = _guarded(file, lambda: dict(records()))
     wrong = [name for name, right in whole.items() if not right]

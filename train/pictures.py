@@ -1,7 +1,7 @@
 """What an autoencoder makes of the tokens that it does not see, as pixels, and pictures of it.
 
 As in the papers' pictures the prediction is of normalised patches: mean and contrast of each are taken from the input. The
-means alone, which nobody had to learn, are beside them in what `train/reconstruct.py` makes. """
+means alone, which nobody had to learn, are beside them in what `train/reconstruct.py` makes."""
 
 import warnings
 from collections.abc import Mapping, Sequence

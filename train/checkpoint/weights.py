@@ -9,8 +9,11 @@ from typing import Any, BinaryIO, Literal
 import torch
 from safetensors.torch import save
 from torch import nn
+from tqdm import tqdm
 
 from pipeline.storage.files import write_whole
+
+PART = 1 << 26  # bytes written at once
 
 
 def read_weights(checkpoint: Path, which: Literal["model", "ema"] = "model") -> dict[str, torch.Tensor]:
@@ -52,7 +55,10 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metad
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    file.write(written[end:])
+    whole = len(written) - end
+    with tqdm(total=whole, desc="writing", unit="B", unit_scale=True, disable=None, delay=2) as bar:
+        for begin in range(end, len(written), PART):
+            bar.update(file.write(written[begin : begin + PART]))
 
 
 def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
