@@ -111,6 +111,15 @@ def _own_seconds() -> float:
     return time.process_time() + children_seconds(ended=True) + children_seconds()
 
 
+def children_run() -> bool:
+    """Whether one of the child processes runs, or waits for a core to run on."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.status() == psutil.STATUS_RUNNING:
+                return True
+    return False
+
+
 def children_seconds(ended: bool = False) -> float:
     """CPU time of the child processes that live, or of those that have ended."""
     if ended:
