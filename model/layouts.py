@@ -39,6 +39,8 @@ class Mapped:
     """Names of what was not taken, and why."""
     differs: list[str] = field(default_factory=list)
     """Why the official network with these tensors would not compute what the file's does."""
+    absent: tuple[str, ...] = ()
+    """Beginnings of names that the official network has, and the file's has not."""
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -105,6 +107,10 @@ def from_hf(tensors: Mapping[str, Tensor], with_biases: bool) -> Mapped:
         _join_attention(found, block, parts, with_biases)
     if trunk and "head.weight" in found.tensors:
         found.differs.append("it classifies by its first token, not by the mean (use_mean_pooling is false)")
+        _drop_head(found)
+    if "mask_token" in bare and "layernorm.weight" not in bare:
+        found.differs.append("its encoder has no last norm (use_mean_pooling is true)")
+        found.absent = ("encoder.norm.",)
     return found
 
 
@@ -195,10 +201,14 @@ def from_timm(tensors: Mapping[str, Tensor], positions: Tensor | None, tubelet_s
             found.left[name] = "has a name that timm's ViT does not have"
     if "norm.weight" in found.tensors and "head.weight" in found.tensors:
         found.differs.append("its last norm comes before its tokens are pooled, not after")
-        for name in ("head.weight", "head.bias"):
-            found.left[name] = "is a head on other features"
-            del found.tensors[name]
+        _drop_head(found)
     return found
+
+
+def _drop_head(found: Mapped) -> None:
+    for name in [name for name in found.tensors if name.startswith("head.")]:
+        found.left[name] = "is a head on other features"
+        del found.tensors[name]
 
 
 def to_timm(tensors: Mapping[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:

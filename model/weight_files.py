@@ -14,7 +14,9 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +25,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import safe_globals
 from tqdm import tqdm
 
 DICTIONARIES = ("model", "module", "state_dict", "model_state_dict", "model_ema")  # that hold the tensors, the first one found
 DEEPSPEED = "mp_rank_00_model_states.pt"
+GLOBAL = re.compile(r"GLOBAL (\S+)")  # how torch names a global that it refuses
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", DEEPSPEED)
-# objects in released pickles that say nothing of the weights
-INERT = ("deepspeed.", "numpy.", "pathlib.", "easydict.", "omegaconf.", "yacs.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,18 @@ class _Inert:
     def __setstate__(self, state: Any) -> None: ...
 
 
+class _InertDict:
+    """The same for a dictionary's subclass: torch fills dictionaries of its own kinds alone."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return OrderedDict()
+
+
+# whose objects, in released pickles, say nothing of the weights
+STAND_INS = {"deepspeed.": _Inert, "numpy.": _Inert, "pathlib.": _Inert, "omegaconf.": _Inert}
+STAND_INS |= {"easydict.": _InertDict, "yacs.": _InertDict}
+
+
 def read_weight_file(place: str | Path, key: str | None = None) -> WeightFile:
     """A file, or a folder that has one. `key` names the dictionary of a checkpoint that holds the tensors, such as model_ema.
 
@@ -65,6 +78,8 @@ def read_weight_file(place: str | Path, key: str | None = None) -> WeightFile:
     path = Path(place)
     if not path.exists():
         raise ValueError(f"{place} does not exist; give a file of weights, or a folder that has one")
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{place} is a pipe or a device, no file; write it into one first")
     file = _file_in(path) if path.is_dir() else path
     config_file = file.parent / "config.json"
     config = _json(config_file) if path.is_dir() and config_file.exists() else {}
@@ -102,6 +117,8 @@ def tensors_of(loaded: Any, place: str, key: str | None = None) -> WeightFile:
         held = ", ".join(map(str, list(state)[:6])) or "nothing"
         raise ValueError(f"{place} holds no tensors, but {held}")
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ValueError(f"{place}: {name} has a shape and no values: it was saved from a model on meta")
         if tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_floating_point():
             raise ValueError(f"{place}: {name} is {tensor.dtype}, {tensor.layout}; it must be plain floating-point numbers")
     return WeightFile(place, tensors, arguments=arguments, notes=tuple(notes))
@@ -194,23 +211,31 @@ def _read_pickle(file: Path, in_zip: bool, key: str | None) -> WeightFile:
     if in_zip:
         _check_sums(file)
 
-    def unknown() -> list[str]:
-        return sorted(get_unsafe_globals_in_checkpoint(file)) if in_zip else []
-
-    names = _guarded(file, unknown)
-    refused = [name for name in names if name != "argparse.Namespace" and not name.startswith(INERT)]
-    if refused:
-        raise ValueError(
-            f"{file} holds {', '.join(refused[:4])}, which would run code; only tensors and plain values are read. "
-            "If you trust it, load it yourself and save its state dict alone"
-        )
-    allowed: list[Any] = [(_Inert, name) if name != "argparse.Namespace" else argparse.Namespace for name in names]
+    names = {"argparse.Namespace"}
 
     def load() -> Any:
-        with safe_globals(allowed):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=in_zip or None)
+        while True:  # a file of before zip does not list what it holds
+            try:
+                with safe_globals([_stand_in(name) for name in names]), warnings.catch_warnings():
+                    warnings.filterwarnings(
+                        "ignore", message="Detected pickle protocol"
+                    )  # of files that end in an error anyway
+                    return torch.load(file, map_location="cpu", weights_only=True, mmap=in_zip or None)
+            except pickle.UnpicklingError as error:
+                held = GLOBAL.search(str(error))
+                if held is None or held[1] in names or _stand_in(held[1]) is None:
+                    raise
+                names.add(held[1])
 
     return tensors_of(_guarded(file, load), str(file), key)
+
+
+def _stand_in(name: str) -> Any:
+    """What a global of this name is read as; None if it is not."""
+    if name == "argparse.Namespace":
+        return argparse.Namespace
+    found = next((kind for prefix, kind in STAND_INS.items() if name.startswith(prefix)), None)
+    return found and (found, name)
 
 
 def _guarded(file: Path, read: Callable[[], Any]) -> Any:
@@ -220,9 +245,13 @@ def _guarded(file: Path, read: Callable[[], Any]) -> Any:
     except MemoryError:
         raise
     except pickle.UnpicklingError as error:
-        held = re.search(r"GLOBAL (\S+)", str(error))
-        more = f"holds {held[1]}, which would run code" if held else f"is damaged: {_line(error)}"
-        raise ValueError(f"{file} {more}; only tensors and plain values are read") from None
+        if held := GLOBAL.search(str(error)):
+            raise ValueError(
+                f"{file} holds {held[1]}, which would run code; only tensors and plain values are read. "
+                "If you trust it, load it yourself and save its state dict alone"
+            ) from None
+        why = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)  # after advice to load it unsafely
+        raise ValueError(f"{file} is damaged, or not what torch.save writes: {_line(why)}") from None
     except Exception as error:
         raise ValueError(f"{file} is damaged, or cut off: {_line(error)}") from None
 
@@ -250,5 +279,5 @@ def _check_sums(file: Path) -> None:
         raise ValueError(f"{file} is damaged: the checksum of {wrong[0]} is wrong")
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | str) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

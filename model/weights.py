@@ -173,8 +173,11 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
     if "input_size" not in told or "num_frames" not in told:
         said = f"{sizes['num_frames']} frames of {sizes['input_size']} x {sizes['input_size']} pixels"
         notes.append(f"taken to be trained on {said}, which the file does not tell")
-    missing, unknown = _compared(mapped.tensors, sizes)
-    if missing:
+    try:
+        missing, unknown = _compared(mapped.tensors, sizes)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if missing := [name for name in missing if not name.startswith(mapped.absent)]:
         more = f" and {len(missing) - 4} others" if len(missing) > 4 else ""
         raise ValueError(f"{place} ({layout}) lacks {', '.join(missing[:4])}{more}")
     for name in unknown:
@@ -213,14 +216,10 @@ def _mapped(tensors: dict[str, Tensor], file: WeightFile, hints: Mapping[str, An
             "layer_norm_eps": config.get("layer_norm_eps", 1e-12),
             "last_norm_eps": HF_FINAL_EPS,
         }
-        return f"Hugging Face {config.get('architectures', ['VideoMAE'])[0]}", mapped, {**_known(named), **hints}
+        return f"Hugging Face {(config.get('architectures') or ['VideoMAE'])[0]}", mapped, {**_known(named), **hints}
     told: dict[str, Any] = {}
-    if MODEL in file.metadata:
-        values = json.loads(file.metadata[MODEL])
-        known = {f.name for f in fields(ModelConfig)}
-        if strange := sorted(values.keys() - known):
-            raise ValueError(f"its model has {', '.join(strange)}, which this tubecell does not know: update it")
-        told = values
+    if ours := _own_sizes(file.metadata):
+        told = ours
     elif isinstance(nested := config.get("model_config"), dict):  # V2's encoders on the hub
         told = _known({ours: nested.get(theirs) for ours, theirs in (("input_size", "img_size"), ("num_frames", "num_frames"))})
         told |= _known({"encoder_heads": nested.get("num_heads"), "layer_norm_eps": nested.get("layer_norm_eps")})
@@ -249,22 +248,37 @@ def _mapped(tensors: dict[str, Tensor], file: WeightFile, hints: Mapping[str, An
         else:
             mapped.tensors[name] = tensor
     layout = "official names"
-    if MODEL in file.metadata:
+    if ours:
         layout = "tubecell"
     elif config.get("model_config"):
         layout = "VideoMAE V2's encoder on the Hugging Face hub"
     return layout, mapped, told
 
 
+def _own_sizes(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """What a file of ours says of its model; None for those of others, whose `model` may be anything."""
+    try:
+        values = json.loads(metadata.get(MODEL, ""))
+    except ValueError:
+        return None
+    if not isinstance(values, dict) or "encoder_dim" not in values:
+        return None
+    if strange := sorted(values.keys() - {f.name for f in fields(ModelConfig)}):
+        raise ValueError(f"its model has {', '.join(strange)}, which this tubecell does not know: update it")
+    if wrong := [name for name, value in values.items() if not isinstance(value, int | float | None)]:
+        raise ValueError(f"its model's {wrong[0]} is {values[wrong[0]]!r}, which is no number")
+    return values
+
+
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in values.items():
         if isinstance(value, list | tuple):
-            if len(set(value)) != 1:
+            if not value or value.count(value[0]) < len(value):
                 raise ValueError(f"{name} {value} must be one number: views are square")
             value = value[0]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            found[name] = value
+            found[name] = int(value) if value == value // 1 else value
     return found
 
 
@@ -366,7 +380,7 @@ def _compared(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> tuple[
 def _labels(file: WeightFile, num_classes: int) -> list[str] | None:
     if not num_classes:
         return None
-    if LABELS in file.metadata:
+    if LABELS in file.metadata and _own_sizes(file.metadata):
         names = json.loads(file.metadata[LABELS])
         return list(names) if len(names) == num_classes else None
     named = file.config.get("id2label")
@@ -376,7 +390,7 @@ def _labels(file: WeightFile, num_classes: int) -> list[str] | None:
     return None
 
 
-def metadata_of(config: ModelConfig, labels: Sequence[str] | None = None, **facts: str | int | None) -> dict[str, str]:
+def metadata_of(config: ModelConfig, labels: Sequence[str] | None = None, /, **facts: str | int | None) -> dict[str, str]:
     """What is written into a safetensors file of ours, so that `read_weights` need not guess."""
     said = {name: str(value) for name, value in facts.items() if value is not None}
     known = {MODEL: json.dumps(asdict(config))} | ({LABELS: json.dumps(list(labels))} if labels else {})

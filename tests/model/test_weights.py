@@ -2,12 +2,17 @@
 
 import argparse
 import json
+import os
+import pickle
+import sys
+import types
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -20,7 +25,7 @@ from model.initialization import initialise
 from model.layouts import to_hf, to_timm
 from model.timm_vit import timm_vit
 from model.videomae import VideoMAE
-from model.weights import ratio_of, read_weights, transfer
+from model.weights import metadata_of, ratio_of, read_weights, transfer
 
 TINY = replace(MODELS["tiny"], input_size=16, num_frames=4)  # heads 4 and 2, widths 128 and 64
 HINTS = {"encoder_heads": 4, "decoder_heads": 2, "input_size": 16, "num_frames": 4}
@@ -150,6 +155,23 @@ def test_biases_that_a_program_lost_are_missed(classifier: dict[str, Tensor], tm
     assert not found.tensors["blocks.0.attn.q_bias"].any() and "attn.qkv.weight" in str(list(found.tensors))
 
 
+def test_what_transformers_makes_and_ours_is_not(
+    autoencoder: dict[str, Tensor], classifier: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """A pre-training model of its own default configuration, and a classifier by the first token: to begin with, no more."""
+    bare = {name: tensor for name, tensor in to_hf(autoencoder).items() if ".layernorm." not in name}
+    found = read_weights(hf_folder(tmp_path / "a", bare, architectures=None))
+    assert found.kind == "autoencoder" and found.differs == ("its encoder has no last norm (use_mean_pooling is true)",)
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in VideoMAE(TINY).named_parameters()}
+    assert transfer(found, shapes).fresh == ["encoder.norm.weight", "encoder.norm.bias"]
+    first = {name.replace("fc_norm.", "videomae.layernorm."): tensor for name, tensor in to_hf(classifier).items()}
+    found = read_weights(hf_folder(tmp_path / "c", first))
+    assert found.kind == "encoder" and set(found.left) == {"head.weight", "head.bias"}
+    with pytest.raises(ValueError, match="another network: it classifies by its first token"):
+        found.check_same()
+
+
 def test_class_names(classifier: dict[str, Tensor], tmp_path: Path) -> None:
     names = ["run", "jump", "sit", "eat", "hug"]
     folder = hf_folder(tmp_path / "x", to_hf(classifier), id2label=dict(enumerate(names)))
@@ -228,6 +250,12 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "a web page": (lambda file: file.write_text("\n <!DOCTYPE html><html>404") and None, "is a web page"),
     "a pointer": (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid") and None, "git lfs pull"),
     "JSON": (lambda file: file.write_text('{"a": 1}') and None, "is JSON"),
+    "a pickle of others": (
+        lambda file: file.write_bytes(pickle.dumps({"a": 1})) and None,
+        "or not what torch.save writes: Unsup",
+    ),
+    "no values": (lambda file: torch.save({"a": torch.ones(2, device="meta")}, file), "a has a shape and no values"),
+    "a pipe": (lambda file: file.unlink() or os.mkfifo(file), "is a pipe or a device"),
     "text": (lambda file: file.write_text("weights") and None, "neither safetensors nor"),
     "cut off": (cut, "damaged, or cut off"),
     "a bit": (flip, "the checksum of .* is wrong"),
@@ -244,15 +272,33 @@ def test_files_that_are_no_weights(classifier: dict[str, Tensor], tmp_path: Path
     assert "\n" not in str(caught.value) and str(file) in str(caught.value)
 
 
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> type:
+    """yacs's, a dictionary's subclass."""
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": module.__name__})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    kind: type = module.CfgNode
+    return kind
+
+
 @pytest.mark.parametrize("legacy", [False, True])
-def test_nothing_is_executed(classifier: dict[str, Tensor], tmp_path: Path, legacy: bool) -> None:
+def test_nothing_is_executed(classifier: dict[str, Tensor], tmp_path: Path, settings: type, legacy: bool) -> None:
     trace, file = tmp_path / "executed", tmp_path / "x.pth"
     torch.save({"model": classifier, "args": Hostile(trace)}, file, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ValueError, match="open"):
         read_weights(file)
     assert not trace.exists()
-    torch.save({"model": classifier}, file, _use_new_zipfile_serialization=not legacy)
-    assert equal(read_weights(file).tensors, classifier)
+    arguments = argparse.Namespace(input_size=16, num_frames=4, out=Path("x"), best=np.float64(0.5), more=settings({"lr": 1}))
+    torch.save({"model": classifier, "args": arguments}, file, _use_new_zipfile_serialization=not legacy)
+    found = read_weights(file)
+    assert equal(found.tensors, classifier) and found.sizes["input_size"] == 16
+    arguments.input_size = [Hostile(trace)]
+    torch.save({"model": classifier, "args": arguments}, file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"holds .*open, which would run code"):
+        read_weights(file)
+    assert not trace.exists()
     torch.save(VideoClassifier(TINY, 5), file, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ValueError, match=r"holds .*\.\w+.* run code"):
         read_weights(file)
@@ -348,6 +394,13 @@ def test_a_file_of_ours_says_what_it_is(autoencoder: dict[str, Tensor], tmp_path
     save_file(autoencoder, file := tmp_path / "x.safetensors", {"model": json.dumps(asdict(odd)), "step": "7"})
     found = read_weights(file)
     assert found.config == odd and found.metadata == {"step": "7"} and found.layout == "tubecell"
+    for other in ("ViT-S", '"tiny"', "[1]"):  # of another program, as its labels are
+        save_file(autoencoder, file, {"model": other, "labels": "walk, run", "config": "x"})
+        found = read_weights(file, **HINTS)
+        assert found.layout == "official names" and metadata_of(found.config, **found.metadata)["config"] == "x"
+    save_file(autoencoder, file, {"model": json.dumps(asdict(odd) | {"encoder_heads": "six"})})
+    with pytest.raises(ValueError, match="encoder_heads is 'six', which is no number"):
+        read_weights(file)
     save_file(autoencoder, file, {"model": json.dumps(asdict(odd) | {"wings": 2})})
     with pytest.raises(ValueError, match="wings, which this tubecell does not know"):
         read_weights(file)
