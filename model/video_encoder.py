@@ -55,8 +55,8 @@ class VideoEncoder(nn.Module):
     def from_tensors(cls, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Self:
         """Of weights under their bare official names: `patch_embed.*`, `blocks.*`, perhaps `norm.*`, `fc_norm.*`, `head.*`.
 
-        In evaluation mode and float32; tensors of that type become the parameters, uncopied. Raises ValueError that names what
-        is missing, left over, or of another shape than `config` says.
+        In evaluation mode and float32, in memory of its own: what is read of a file may lie in it, and be gone with it. Raises
+        ValueError that names what is missing, left over, or of another shape than `config` says.
         """
         head = tensors.get("head.weight")
         with torch.device("meta"):
@@ -73,7 +73,7 @@ class VideoEncoder(nn.Module):
             more = f" and {len(faults) - 5} others" if len(faults) > 5 else ""
             raise ValueError(f"not the weights of an encoder of {config.encoder_depth} blocks: {', '.join(faults[:5])}{more}")
         encoder.to_empty(device=next(iter(tensors.values())).device)
-        encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        encoder.load_state_dict(tensors)
         reset_buffers(encoder)
         return encoder.eval()
 

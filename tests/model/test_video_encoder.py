@@ -137,6 +137,15 @@ def test_loaded_from_files(tmp_path):
         encoder = load_encoder(file, **hints)
         assert encoder.positions.grid == (2, 3, 3)
     assert torch.equal(encoder(clips), classifier.float()(clips))
+    # what is loaded lies in no file: this one may be written over, and tensors that shared memory may be trained
+    shared = classifier.state_dict() | {"fc_norm.weight": classifier.fc_norm.bias, "head.bias": torch.zeros(1).expand(5)}
+    torch.save(shared, file := tmp_path / "x.pth")
+    encoder = load_encoder(file, **hints)
+    file.write_bytes(b"")
+    assert torch.equal(encoder.fc_norm.weight, classifier.fc_norm.bias)
+    encoder.fc_norm.weight.data += 1
+    encoder.head.bias.data += 1
+    assert torch.equal(encoder.fc_norm.bias, classifier.fc_norm.bias)
     light = "import sys, tubecell.model; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", light], check=True)
     with pytest.raises(ImportError, match="load_decoder"):
