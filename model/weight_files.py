@@ -217,9 +217,7 @@ def _read_pickle(file: Path, in_zip: bool, key: str | None) -> WeightFile:
         while True:  # a file of before zip does not list what it holds
             try:
                 with safe_globals([_stand_in(name) for name in names]), warnings.catch_warnings():
-                    warnings.filterwarnings(
-                        "ignore", message="Detected pickle protocol"
-                    )  # of files that end in an error anyway
+                    warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it fails, or does not
                     return torch.load(file, map_location="cpu", weights_only=True, mmap=in_zip or None)
             except pickle.UnpicklingError as error:
                 held = GLOBAL.search(str(error))

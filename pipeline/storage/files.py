@@ -56,7 +56,11 @@ def write_whole(target: Path, write: Write | Mapping[str, Write]) -> None:
     with contextlib.ExitStack() as opened:
         if not isinstance(write, Mapping):
             _name(opened.enter_context(_nameless(target.parent, write)), temporary)
-            os.replace(temporary, target)
+            try:
+                os.replace(temporary, target)
+            except OSError:  # a folder has that name
+                temporary.unlink()
+                raise
         else:
             files = {name: opened.enter_context(_nameless(target.parent, each)) for name, each in write.items()}
             temporary.mkdir()

@@ -1,15 +1,18 @@
 """Weights from each layout to each, by the command."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+import warnings
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from model.classifier import VideoClassifier
@@ -18,7 +21,9 @@ from model.initialization import initialise
 from model.videomae import VideoMAE
 from model.weights import metadata_of, read_weights
 from train import convert
+from train.checkpoint.files import checksum
 from train.checkpoint.source import read_source
+from train.checkpoint.weights import read_weights as read_checkpoint
 from train.checkpoint.weights import save_weights
 
 TINY = replace(MODELS["tiny"], input_size=16, num_frames=4)
@@ -89,6 +94,46 @@ def test_transformers_takes_what_is_written(tmp_path: Path, name: str) -> None:
         assert convert.main([str(out), str(tmp_path / f"{kind}.pth"), "--to", "official", "--verify"]) == 0
         timm = tmp_path / f"{kind}.timm.safetensors"
         assert convert.main([str(given), str(timm), "--to", "timm", "--verify"]) == 0
+
+
+def test_tensors_that_share_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Written apart; and where a folder has the name of a file, nothing stays."""
+    tensors = read_weights(written(tmp_path, VideoClassifier(TINY, 5))).tensors
+    shared = dict(tensors) | {"fc_norm.weight": tensors["fc_norm.bias"], "head.bias": torch.zeros(1).expand(5)}
+    torch.save(shared, given := tmp_path / "in.pth")
+    assert convert.main([str(given), str(tmp_path / "x.safetensors"), "--to", "tubecell", *SIZES]) == 0
+    found = read_weights(tmp_path / "x.safetensors").tensors
+    assert all(torch.equal(tensor, found[name]) for name, tensor in shared.items())
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(IsADirectoryError):
+        save_weights(tmp_path / "folder", shared)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_checkpoint_of_a_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The running mean by --key, hints as of any file, and a checkpoint that is removed while it is read."""
+    state = written(tmp_path, VideoClassifier(TINY, 5)) and read_weights(tmp_path / "in.safetensors").tensors
+    mean = {name: tensor + 1 for name, tensor in state.items()}
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": dict(state), "ema": mean}, checkpoint_id=checkpoint, no_dist=True)
+    (checkpoint / "progress.json").write_text("{}")
+    values = {"stage": "pretrain", "optim": {}, "model": asdict(TINY)}
+    for folder in (checkpoint, tmp_path / "run"):
+        (folder / "config.json").write_text(json.dumps(values))
+    sums = {file.name: checksum(file) for file in checkpoint.iterdir()}
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+    for key, want in ((None, state), ("model", state), ("model_ema", mean)):
+        found = read_source(tmp_path / "run", key=key, encoder_heads=2)
+        assert all(torch.equal(tensor, want[name]) for name, tensor in found.tensors.items())
+        assert found.config.encoder_heads == 2
+    with pytest.raises(ValueError, match="has model and perhaps model_ema, but no 'module'"):
+        read_source(tmp_path / "run", key="module")
+    next(checkpoint.glob("*.distcp")).unlink()
+    with pytest.raises(OSError, match=r"step-00000002 cannot be read: .*No such file"):
+        read_checkpoint(checkpoint)
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Weights to begin with or to look at: a file of any layout, or a run of ours, by the folder of the run or of a checkpoint."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,12 @@ from train.checkpoint.files import CONFIG, PREFIX, PROGRESS, damage, latest, ste
 from train.checkpoint.weights import read_weights as read_checkpoint
 from train.config import LABEL_MAP, read_config, read_recipe, read_stage
 
+NO_MEAN = "{} has no running mean of its weights: the run was begun without --ema"
 
-def read_source(place: str | Path, **hints: Any) -> Weights:
+
+def read_source(place: str | Path, *, key: str | None = None, **hints: Any) -> Weights:
     """Whatever `read_weights` reads, with its `hints`; or a run's newest checkpoint, or its model.safetensors where it is done.
+    The `key` model_ema is of a run the running mean of its weights.
 
     Raises ValueError, in a line, for what is neither, and for a damaged checkpoint.
     """
@@ -28,16 +31,18 @@ def read_source(place: str | Path, **hints: Any) -> Weights:
     if path.name.startswith(PREFIX) and (path / PROGRESS).exists():
         run, checkpoint = path.resolve().parents[1], path
     elif not is_run(path):
-        return read_weights(place, **hints)
+        return read_weights(place, key=key, **hints)
     elif not (path / "complete").exists() or not (path / "model.safetensors").exists():
         checkpoint = latest(path / "checkpoints")
+    if key not in (None, "model", "model_ema"):
+        raise ValueError(f"{place} is a run, which has model and perhaps model_ema, but no {key!r}")
     if checkpoint is None:
         if not (path / "model.safetensors").exists():
             raise ValueError(f"{place} is a run without a checkpoint yet; wait for its first one, or give other weights")
-        return _of_file(path, hints)
-    if wrong := damage(checkpoint):
+        return _of_file(path, f"{key or 'model'}.safetensors", hints)
+    if (wrong := damage(checkpoint)) and checkpoint.exists():
         raise ValueError(f"{checkpoint} is damaged ({wrong}); give another checkpoint of the run")
-    return _of_checkpoint(run, checkpoint, str(place))
+    return _of_checkpoint(run, checkpoint, str(place), key == "model_ema", hints)
 
 
 def is_run(path: Path) -> bool:
@@ -90,19 +95,28 @@ def metadata_of_run(folders: Sequence[Path], **facts: str | int | None) -> dict[
     )
 
 
-def _of_file(run: Path, hints: dict[str, Any]) -> Weights:
+def _of_file(run: Path, name: str, hints: Mapping[str, int | None]) -> Weights:
     """RUN/model.safetensors, into which older code wrote no sizes: they are in its config.json."""
-    found = read_weight_file(run / "model.safetensors")
+    if not (run / name).exists():
+        raise ValueError(NO_MEAN.format(run))
+    found = read_weight_file(run / name)
     if MODEL in found.metadata:
-        return read_weights(run / "model.safetensors", **hints)
+        return understand(found, hints)
     complete = run / "complete"
     step = json.loads(complete.read_text())["steps"] if complete.exists() else None
     metadata = metadata_of_run([run], step=step)
-    return understand(replace(found, metadata=metadata), {name: hint for name, hint in hints.items() if name != "key"})
+    return understand(replace(found, metadata=metadata), hints)
 
 
-def _of_checkpoint(run: Path, checkpoint: Path, place: str) -> Weights:
+def _of_checkpoint(run: Path, checkpoint: Path, place: str, mean: bool, hints: Mapping[str, int | None]) -> Weights:
     """Its config.json lies beside the tensors; that of the run may be of a later start."""
     metadata = metadata_of_run([checkpoint, run], step=step_of(checkpoint))
-    found = WeightFile(place, read_checkpoint(checkpoint), metadata, notes=(f"from its checkpoint {checkpoint.name}",))
-    return understand(found)
+    try:
+        tensors = read_checkpoint(checkpoint, "ema" if mean else "model")
+    except OSError as error:
+        gone = f"{checkpoint} is gone: a run that goes on removes old ones; try again"
+        raise ValueError(str(error) if checkpoint.exists() else gone) from None
+    if not tensors:
+        raise ValueError(NO_MEAN.format(place))
+    what = "the running mean of its checkpoint" if mean else "from its checkpoint"
+    return understand(WeightFile(place, tensors, metadata, notes=(f"{what} {checkpoint.name}",)), hints)

@@ -20,6 +20,7 @@ def read_weights(checkpoint: Path, which: Literal["model", "ema"] = "model") -> 
     """All weights, or their running mean, whole, on the CPU, under their official names; no model is built. Empty if there is
     no mean. Raises OSError."""
     import torch.distributed.checkpoint as dcp  # it brings sympy: 5 s of CPU, for those who read files alone
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     entries = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
@@ -31,7 +32,11 @@ def read_weights(checkpoint: Path, which: Literal["model", "ema"] = "model") -> 
     with warnings.catch_warnings():  # that there is no process group is meant
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if weights:
-            dcp.load({which: weights}, checkpoint_id=checkpoint, no_dist=True)
+            try:
+                dcp.load({which: weights}, checkpoint_id=checkpoint, no_dist=True)
+            except CheckpointException as error:  # no Exception, with a traceback in it
+                why = [cause for cause, _ in error.failures.values()]
+                raise OSError(f"{checkpoint} cannot be read: {why[0] if why else 'unknown reason'}") from None
     return weights
 
 
@@ -62,9 +67,12 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metad
 
 
 def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each in memory of its own, whole: a part of a storage would be written with the rest of it, or refused."""
-    whole = {}
+    """Each in memory of its own, whole: a part of a storage would be written with the rest of it, or refused, as is what two
+    names have."""
+    whole, seen = {}, set[int]()
     for name, tensor in tensors.items():
-        alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        storage = tensor.untyped_storage()
+        alone = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
         whole[name] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
     return whole
