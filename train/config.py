@@ -226,6 +226,8 @@ class RunConfig:
             object.__setattr__(self, "data", as_given(self.data))
         if self.init is not None and is_url(self.init):
             raise ValueError(f"--init {as_given(self.init)} must be a file or a folder on a disk; download it first")
+        if self.init is not None and self.out is not None and Path(self.init).resolve() == Path(self.out).resolve():
+            raise ValueError(f"--init {self.init} is --out itself; a run goes on without --init, a new one needs another --out")
         if self.out is not None and is_url(self.out):
             raise ValueError(
                 f"--out {as_given(self.out)} must be a folder; --mirror puts copies of the checkpoints behind a URL"

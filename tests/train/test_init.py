@@ -160,6 +160,7 @@ def test_others_layouts_and_what_does_not_fit(dataset: Path, straight: Path, tmp
     assert "does not fit the model: encoder.blocks.2.norm1.weight: it has none" in dry(
         tmp_path / "hf", "--model.encoder-depth", "3", code=2
     )
+    assert "is --out itself; a run goes on without" in dry(tmp_path / "run", code=2)
     assert "--init s3://bucket/run must be a file or a folder on a disk" in dry("s3://bucket/run", code=2)
 
     # damaged: all ranks end, and with the same line
