@@ -191,7 +191,7 @@ class PositionTable(nn.Module):
         self.grid, self.built_for = grid, built_for or grid
         self.register_buffer("table", torch.empty(math.prod(grid), dim), persistent=False)
         self.table: Tensor
-        self.others: dict[Grid, Tensor] = {}  # interpolated tables, the oldest first
+        self.others: dict[tuple[Grid, torch.device], Tensor] = {}  # interpolated tables, the oldest first
 
     def reset(self) -> None:
         """Fill the table (again), unless it is on the meta device."""
@@ -209,12 +209,13 @@ class PositionTable(nn.Module):
             return self.table
         if torch.compiler.is_compiling():
             return interpolated(self.table, self.grid, grid)
-        if grid not in self.others:
+        key = grid, self.table.device  # replicas of DataParallel share the dictionary
+        if key not in self.others:
             if len(self.others) >= KEPT_TABLES:
                 del self.others[next(iter(self.others))]
             with torch.inference_mode(False), torch.no_grad():  # it may be of use to a training step, too
-                self.others[grid] = interpolated(self.table, self.grid, grid)
-        return self.others[grid]
+                self.others[key] = interpolated(self.table, self.grid, grid)
+        return self.others[key]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """To another device, or of the model to another type."""

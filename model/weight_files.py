@@ -237,7 +237,7 @@ def _stand_in(name: str) -> Any:
 
 
 def _guarded(file: Path, read: Callable[[], Any]) -> Any:
-    """What a damaged or hostile file raises may be anything."""
+    """What a damaged or hostile file raises may be anything; MemoryError is the machine's."""
     try:
         return read()
     except MemoryError:
@@ -245,7 +245,7 @@ def _guarded(file: Path, read: Callable[[], Any]) -> Any:
     except pickle.UnpicklingError as error:
         if held := GLOBAL.search(str(error)):
             raise ValueError(
-                f"{file} holds {held[1]}, which would run code; only tensors and plain values are read. "
+                f"{file} holds {held[1]}, whose code would run; only tensors and plain values are read. "
                 "If you trust it, load it yourself and save its state dict alone"
             ) from None
         why = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)  # after advice to load it unsafely

@@ -51,7 +51,8 @@ Write = Callable[[BinaryIO], None]
 
 def write_whole(target: Path, write: Write | Mapping[str, Write]) -> None:
     """A file, written by `write`; or a folder of several, by name. Nothing has a name before it is whole: a process that is
-    killed leaves nothing. A file takes the place of one that is there, a folder does not. Raises OSError."""
+    killed leaves nothing (but on NFS and others without nameless files a .writing-*). A file takes the place of one that is
+    there, a folder does not. Raises OSError."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     with contextlib.ExitStack() as opened:
         if not isinstance(write, Mapping):

@@ -60,7 +60,7 @@ def in_folder(folder: Path, arguments: tuple[Any, ...]) -> None:
     parallel_cases.run(*arguments)
 
 
-@pytest.mark.parametrize("number", [1, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [1, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 def test_rank_0_reads_and_all_have_the_same(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, in every mesh; a teacher's features are not pixels, so the decoder's head begins anew."""
     model = VideoMAE(MODEL)

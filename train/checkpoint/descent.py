@@ -72,8 +72,8 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 def descent_of(weights: Weights) -> Descent:
     """Of what begins with these weights: they themselves, and what they descend from."""
-    facts = {name: value for name, value in weights.metadata.items() if name != DESCENT}
     begun = {"place": weights.place, "model": f"{weights.name}, {weights.what}", "layout": weights.layout}
+    facts = {name: value for name, value in weights.metadata.items() if name != DESCENT and name not in begun}
     return [begun | facts | {"fingerprint": fingerprint(weights.tensors)}, *read_descent(weights.metadata.get(DESCENT))]
 
 
