@@ -24,7 +24,7 @@ from model.videomae import VideoMAE
 from model.weight_files import WeightFile, read_weight_file
 
 Kind = Literal["autoencoder", "classifier", "encoder"]
-HEAD_DIM = 64  # of an attention head, in every decoder, and in the encoders of which no other number is known
+HEAD_DIM = 64  # of an attention head, where no named model is so wide
 HF_FINAL_EPS = 1e-5  # of transformers' decoder.norm and fc_norm, whatever its configuration says
 MODEL, LABELS, DESCENT = "model", "labels", "descends_from"  # keys of a safetensors file's metadata
 
@@ -52,9 +52,7 @@ class Weights:
 
     @property
     def kind(self) -> Kind:
-        if "mask_token" in self.tensors:
-            return "autoencoder"
-        return "classifier" if "head.weight" in self.tensors else "encoder"
+        return kind_of(self.tensors)
 
     @property
     def num_classes(self) -> int:
@@ -123,6 +121,13 @@ class Weights:
         return "\n".join(lines + listed("not taken", self.left))
 
 
+def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
+    """By official names."""
+    if "mask_token" in tensors:
+        return "autoencoder"
+    return "classifier" if "head.weight" in tensors else "encoder"
+
+
 def listed(title: str, why: Mapping[str, str]) -> list[str]:
     """{name: why} -> a line for each reason, with the names, or the first ones."""
     reasons: dict[str, list[str]] = {}
@@ -169,7 +174,7 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     notes = list(file.notes)
-    sizes = _sizes(mapped.tensors, told, place, notes)
+    sizes = _sizes(mapped.tensors, told, place)
     if "input_size" not in told or "num_frames" not in told:
         said = f"{sizes['num_frames']} frames of {sizes['input_size']} x {sizes['input_size']} pixels"
         notes.append(f"taken to be trained on {said}, which the file does not tell")
@@ -286,7 +291,7 @@ def _grid(told: Mapping[str, Any], tubelet_size: int, patch_size: int) -> int:
     return told.get("num_frames", 16) // tubelet_size * (told.get("input_size", 224) // patch_size) ** 2
 
 
-def _sizes(tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str, notes: list[str]) -> dict[str, Any]:
+def _sizes(tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str) -> dict[str, Any]:
     """Fields of a ModelConfig; a number of heads that nothing tells is None."""
     trunk = "encoder." if any(name.startswith("encoder.") for name in tensors) else ""
     kernel = tensors.get(f"{trunk}patch_embed.proj.weight")
@@ -302,13 +307,13 @@ def _sizes(tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str, n
         "tubelet_size": tubelet_size,
         "encoder_dim": dim,
         "encoder_depth": depth,
-        "encoder_heads": _heads(dim, patch_size),
+        "encoder_heads": _heads("encoder", dim),
         "mlp_ratio": ratio_of(dim, mlp_dim),
     }
     if "mask_token" in tensors:
         width = tensors["mask_token"].shape[-1]
         depth, mlp_dim = _stack(tensors, "decoder.blocks", place)
-        sizes |= {"decoder_dim": width, "decoder_depth": depth, "decoder_heads": _heads(width)}
+        sizes |= {"decoder_dim": width, "decoder_depth": depth, "decoder_heads": _heads("decoder", width)}
         if int(width * sizes["mlp_ratio"]) != mlp_dim:
             sizes["decoder_mlp_ratio"] = ratio_of(width, mlp_dim)
     else:  # which the encoder's model would have
@@ -323,12 +328,11 @@ def _sizes(tensors: Mapping[str, Tensor], told: Mapping[str, Any], place: str, n
     return sizes | {name: value for name, value in told.items() if name not in of_tensors}
 
 
-def _heads(width: int, patch_size: int | None = None) -> int | None:
-    """The number that is usual."""
-    if patch_size:
-        known = {config.encoder_heads for config in MODELS.values() if config.encoder_dim == width}
-        if len(known) == 1:
-            return known.pop()
+def _heads(stack: str, width: int) -> int | None:
+    """That of the named model whose encoder or decoder is so wide, or the usual number."""
+    for config in MODELS.values():
+        if getattr(config, f"{stack}_dim") == width:
+            return int(getattr(config, f"{stack}_heads"))
     return width // HEAD_DIM if width % HEAD_DIM == 0 else None
 
 
@@ -357,7 +361,7 @@ def _network(config: ModelConfig, kind: Kind, tensors: Mapping[str, Tensor], how
 
 def _compared(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Names that the network needs and that are missing, and names that it does not have. Another shape is a missing tensor."""
-    kind: Kind = "autoencoder" if "mask_token" in tensors else "classifier" if "head.weight" in tensors else "encoder"
+    kind = kind_of(tensors)
     bare = kind != "autoencoder" and not any(name.startswith("encoder.") for name in tensors)
     optional: tuple[str, ...] = ()
     config = ModelConfig(**dict(sizes) | {"encoder_heads": 1, "decoder_heads": 1})  # heads are in no shape

@@ -28,7 +28,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.classifier import VideoClassifier
@@ -37,6 +36,7 @@ from model.layouts import to_hf, to_timm
 from model.pixels import IMAGENET_MEAN, IMAGENET_STD, into_targets_, patches_of
 from model.video_encoder import VideoEncoder
 from model.videomae import VideoMAE, weighted_error
+from model.weight_files import read_weight_file
 from model.weights import HF_FINAL_EPS, Weights, listed, metadata_of, read_weights
 from pipeline.console import exit_status
 from pipeline.storage.files import Write, write_whole
@@ -220,13 +220,16 @@ def _write_json(file: BinaryIO, values: Mapping[str, Any]) -> None:
 
 
 def check_tensors(weights: Weights, out: Path, left: Mapping[str, str]) -> None:
-    """Read what was written, and compare it with what was meant. Raises OSError if they differ: the disk is at fault."""
+    """Read what was written, and compare it with what was meant: all but what is `left`. Raises OSError if they differ: the
+    disk is at fault."""
     back = read_back(weights, out)
-    kept = {name.removeprefix("encoder.") if back.kind == "encoder" else name: t for name, t in weights.tensors.items()}
-    theirs = {name.removeprefix("encoder.") if back.kind == "encoder" else name: t for name, t in back.tensors.items()}
-    wrong = [name for name, tensor in theirs.items() if name not in kept or not torch.equal(tensor, kept[name])]
-    if wrong or not theirs:
-        raise OSError(f"{out} reads back with another {', '.join(wrong[:4]) or 'nothing'}; do not use it")
+    prefix = "encoder." if back.kind == "encoder" else ""
+    meant = {name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items() if name not in left}
+    theirs = {name.removeprefix(prefix): tensor for name, tensor in back.tensors.items()}
+    wrong = sorted(meant.keys() ^ theirs.keys())
+    wrong += [name for name in meant.keys() & theirs.keys() if not torch.equal(meant[name], theirs[name])]
+    if wrong:
+        raise OSError(f"{out} reads back with another {', '.join(wrong[:4])}; do not use it")
     print(f"read back: {len(theirs)} of {len(weights.tensors)} tensors, all equal")
 
 
@@ -238,15 +241,19 @@ def read_back(weights: Weights, out: Path) -> Weights:
 def verify(weights: Weights, source: str, out: Path, to: str) -> int:
     """Both sides' outputs on two random clips; those of Hugging Face and timm by their own code. 1 if they differ."""
     clips, masked = random_input(weights)
-    one = by_hf(source, clips, masked) if weights.layout.startswith("Hugging Face") else by_tubecell(weights, clips, masked)
-    gc.collect()
-    other = by_hf(str(out), clips, masked) if to == "hf" else None
-    other = by_timm(out, weights, clips) if to == "timm" else other
-    if other is None:
-        other = by_tubecell(read_back(weights, out), clips, masked)
     if to == "timm" and weights.kind == "autoencoder":  # of which it has the encoder
         one = by_tubecell(weights, clips, masked, tokens=True)
+    elif weights.layout.startswith("Hugging Face"):
+        one = by_hf(source, clips, masked)
+    else:
+        one = by_timm(source, weights, clips) if weights.layout == "timm ViT" else by_tubecell(weights, clips, masked)
+    gc.collect()
+    if to == "hf":
+        other = by_hf(str(out), clips, masked)
+    else:
+        other = by_timm(out, weights, clips) if to == "timm" else by_tubecell(read_back(weights, out), clips, masked)
     same = True
+    assert one.keys() & other.keys(), (one.keys(), other.keys())
     for name in sorted(one.keys() & other.keys()):
         largest = one[name].abs().max().item()
         difference = (one[name] - other[name]).abs().max().item()
@@ -275,7 +282,7 @@ def by_tubecell(weights: Weights, clips: Tensor, masked: Tensor, *, tokens: bool
     """Logits of a classifier; what an autoencoder predicts of the hidden tokens; the tokens of an encoder, and of an
     autoencoder, if those are asked for."""
     if weights.kind == "encoder":
-        return {"tokens": VideoEncoder.from_tensors(weights.config, weights.encoder()).eval().forward_features(clips)}
+        return {"tokens": VideoEncoder.from_tensors(weights.config, weights.encoder()).forward_features(clips)}
     model = weights.build()
     if isinstance(model, VideoClassifier):
         return {"logits": model(clips)}
@@ -323,11 +330,11 @@ def by_hf(folder: str, clips: Tensor, masked: Tensor) -> Outputs:
 
 
 @torch.no_grad()
-def by_timm(file: Path, weights: Weights, clips: Tensor) -> Outputs:
+def by_timm(file: str | Path, weights: Weights, clips: Tensor) -> Outputs:
     """The same by timm: logits, or the encoder's tokens."""
     from model.timm_vit import timm_vit  # timm takes longer to import than all else here
 
-    tensors = load_file(file)
+    tensors = read_weight_file(file).tensors
     model = timm_vit(weights.config, weights.num_classes, "fc_norm.weight" in tensors)
     model.load_state_dict(tensors)
     found = model.eval().forward_features(clips.permute(0, 4, 1, 2, 3))
