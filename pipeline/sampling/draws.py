@@ -1,4 +1,4 @@
-"""What a training step draws besides its batch: stochastic depth, dropout, mixup, random erasing.
+"""What a training step draws besides its batch: stochastic depth, dropout, flips, mixup and CutMix, random erasing.
 
 Arithmetic like crops and masks: a draw is a function of (seed, purpose, epoch, position, view), so a step has the same noise on
 any number of ranks, in any division into forward passes and after any restart. B clips of a pass, R views of each, n = B · R.
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import keyed
+from pipeline.sampling.erasing import erasing_boxes
+from pipeline.sampling.mixing import Mixing, mixing
 from pipeline.sampling.recipe import SamplingRecipe
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class Draws:
     positions: np.ndarray  # int64 (B,)
 
     def keys(self, purpose: int) -> np.ndarray:
-        """A key per view -> uint64 (n,). `purpose` is one of keyed's: DEPTH, DROPOUT, MIXUP, ERASING."""
+        """A key per view -> uint64 (n,). `purpose` is one of keyed's: DEPTH, DROPOUT, MIXUP, ERASING, FLIP."""
         views = np.arange(self.recipe.views_per_clip)
         return keyed.mix(self.recipe.seed, purpose, self.epoch, self.positions[:, None], views).reshape(-1)
 
@@ -42,6 +44,22 @@ class Draws:
     def keep_features(self, rate: float, width: int) -> np.ndarray:
         """Dropout -> bool (n, width), whether a view keeps a feature."""
         return keyed.unit(keyed.mix(self.keys(keyed.DROPOUT)[:, None], np.arange(width))) >= rate
+
+    def flips(self, rate: float) -> np.ndarray:
+        """Bool (n,), whether a view is mirrored."""
+        return keyed.unit(self.keys(keyed.FLIP)) < rate
+
+    def erasing(self, rate: float) -> np.ndarray:
+        """Boxes int64 (n, 4), see `erasing_boxes`; the noise in them is made on the device."""
+        return erasing_boxes(self.keys(keyed.ERASING), *self.recipe.view_size, rate)
+
+    def mixing(self, mixup: float, cutmix: float, switch: float) -> Mixing:
+        """Of each pair of views, two in the same place of clips half a step apart: see `mixing`."""
+        half, partners = self.recipe.clips_per_step // 2, self.partners()
+        place = self.positions % self.recipe.clips_per_step
+        lower = self.positions - np.where(place < half, 0, half)
+        keys = Draws(self.recipe, self.epoch, lower).keys(keyed.MIXUP)
+        return mixing(keys, partners, *self.recipe.view_size, mixup, cutmix, switch)
 
     def generators(self, purpose: int, device: "torch.device | str" = "cpu") -> "list[torch.Generator]":
         """One for each view, seeded with its key: for noise that is made on the device. Its numbers are the device kind's."""
@@ -82,6 +100,7 @@ def check_pairs(clips_per_step: int, ranks: int, passes: int = 1) -> None:
         )
 
 
-def in_pairs(positions: np.ndarray, passes: int) -> np.ndarray:
-    """A rank's positions of a step, ascending -> (passes, clips of a pass), whole pairs in each. See `check_pairs`."""
-    return positions.reshape(2, passes, -1).swapaxes(0, 1).reshape(passes, -1)
+def in_pairs(positions: np.ndarray) -> np.ndarray:
+    """A rank's positions of a step, ascending -> the same with partners side by side, so that a forward pass over any even
+    number of them holds whole pairs. See `check_pairs`."""
+    return positions.reshape(2, -1).T.reshape(-1)

@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from pipeline.sampling.draws import in_pairs
 from pipeline.sampling.order import Order, check_reading_order, order_of
 from pipeline.sampling.recipe import SamplingRecipe
 from pipeline.sampling.samples import ClipSamples, sample_clips, sample_masks
@@ -83,6 +84,11 @@ class TrainingSampler(Sampler):
 
     finite = False
 
+    def __init__(self, *, pairs: bool = False) -> None:
+        """`pairs`: a batch of an even number of clips holds, of each of them, the one half a step away, too: mixup's partner.
+        `check_pairs` says which numbers of ranks and batches can be."""
+        self._pairs = pairs
+
     def __str__(self) -> str:
         return "training"
 
@@ -116,7 +122,8 @@ class TrainingSampler(Sampler):
         return 1
 
     def positions(self, mark: int, rank: int, world_size: int, share: int) -> np.ndarray:
-        return self.order.rank_positions(mark, rank, world_size)
+        positions = self.order.rank_positions(mark, rank, world_size)
+        return in_pairs(positions) if self._pairs else positions
 
     def rows(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         return self.order.rows(epoch, positions)

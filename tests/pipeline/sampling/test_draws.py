@@ -8,13 +8,14 @@ import torch
 from pipeline import keyed
 from pipeline.sampling import SamplingRecipe
 from pipeline.sampling.draws import Draws, check_pairs, in_pairs
+from pipeline.sampling.mixing import beta
 
 RECIPE = SamplingRecipe(views_per_step=48, views_per_clip=2, seed=7)
 STEP = np.arange(48, 72)  # the third step's positions
 
 
 def passes_of(ranks: int, passes: int) -> list[Draws]:
-    return [Draws(RECIPE, 3, part) for rank in range(ranks) for part in in_pairs(STEP[rank::ranks], passes)]
+    return [Draws(RECIPE, 3, part) for rank in range(ranks) for part in in_pairs(STEP[rank::ranks]).reshape(passes, -1)]
 
 
 @pytest.mark.parametrize(("ranks", "passes"), [(1, 1), (1, 4), (2, 1), (2, 3), (4, 3), (12, 1)])
@@ -22,6 +23,7 @@ def test_the_same_noise_for_any_number_of_ranks_and_passes(ranks: int, passes: i
     check_pairs(24, ranks, passes)
     whole, rates = Draws(RECIPE, 3, STEP), [0.0, 0.1, 0.5]
     keep, features, partners = whole.keep(rates), whole.keep_features(0.5, 8), whole.partners()
+    flips, boxes, mixing = whole.flips(0.5), whole.erasing(0.5), whole.mixing(0.8, 1.0, 0.5)
     assert keep.shape == (3, 48, 2) and keep.dtype == bool and features.shape == (48, 8)
     seen = []
     for part in passes_of(ranks, passes):
@@ -29,6 +31,11 @@ def test_the_same_noise_for_any_number_of_ranks_and_passes(ranks: int, passes: i
         assert np.array_equal(part.keep(rates), keep[:, views])
         assert np.array_equal(part.keep_features(0.5, 8), features[views])
         assert np.array_equal(views[part.partners()], partners[views])
+        assert np.array_equal(part.flips(0.5), flips[views]) and np.array_equal(part.erasing(0.5), boxes[views])
+        of_part = part.mixing(0.8, 1.0, 0.5)
+        assert np.array_equal(views[of_part.partners], partners[views])
+        for name in ("boxes", "inside", "share"):
+            assert np.array_equal(getattr(of_part, name), getattr(mixing, name)[views])
         seen += views.tolist()
     assert sorted(seen) == list(range(48))
 
@@ -39,6 +46,30 @@ def test_partners_are_half_a_step_away_view_by_view() -> None:
     assert shuffled.partners().tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
     with pytest.raises(AssertionError, match="whole pairs"):
         Draws(RECIPE, 3, STEP[:12]).partners()
+
+
+def test_partners_share_a_draw_and_others_do_not() -> None:
+    mixing = Draws(RECIPE, 3, STEP).mixing(0.8, 1.0, 0.5)
+    assert np.array_equal(mixing.share, mixing.share[mixing.partners])
+    assert np.array_equal(mixing.boxes, mixing.boxes[mixing.partners])
+    assert len(np.unique(mixing.share)) == 24
+    whole = (mixing.boxes == [0, 0, 224, 224]).all(1) & (mixing.inside > 0)
+    assert 0 < whole.sum() < 48 and np.array_equal(mixing.share[whole], mixing.inside[whole])
+    area = mixing.boxes[:, 2] * mixing.boxes[:, 3] / 224**2
+    assert np.allclose(mixing.share, 1 - (1 - mixing.inside) * area)
+    assert not Draws(RECIPE, 3, STEP).mixing(0.0, 1.0, 0.0).inside.any()  # one of the two alone is always taken
+    assert (Draws(RECIPE, 3, STEP).mixing(0.8, 0.0, 1.0).boxes == [0, 0, 224, 224]).all()
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 0.8, 2.0])
+def test_shares_have_the_moments_of_their_distribution(alpha: float) -> None:
+    drawn = beta(keyed.mix(3, np.arange(40_000)), alpha)
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    variance = 1 / (4 * (2 * alpha + 1))
+    kurtosis = 3 - 6 / (2 * alpha + 3)
+    assert drawn.mean() == pytest.approx(0.5, abs=5 * (variance / 40_000) ** 0.5)
+    assert drawn.var() == pytest.approx(variance, rel=5 * ((kurtosis - 1) / 40_000) ** 0.5)
+    assert (((drawn - 0.5) ** 4).mean() / drawn.var() ** 2) == pytest.approx(kurtosis, rel=0.03)
 
 
 def test_rates_and_independence() -> None:
@@ -83,6 +114,13 @@ def test_golden_draws() -> None:
     draws = Draws(RECIPE, 3, STEP[:4])
     assert np.packbits(draws.keep([0.1, 0.3, 0.5])).tolist() == [191, 254, 95, 239, 168, 122]
     assert np.packbits(draws.keep_features(0.5, 8)).tolist() == [127, 56, 224, 163, 121, 0, 145, 132]
+    assert np.packbits(draws.flips(0.5)).tolist() == [92]
+    assert draws.erasing(0.5)[:3].tolist() == [[178, 58, 0, 0], [119, 74, 82, 145], [6, 13, 0, 0]]
+    mixing = Draws(RECIPE, 3, STEP[[0, 12]]).mixing(0.8, 1.0, 0.5)
+    assert (mixing.boxes[:2].tolist(), mixing.share[:2].tolist()) == (
+        [[155, 92, 26, 26], [0, 0, 224, 224]],
+        [0.9865274234693877, 0.806899669],
+    )
     assert draws.keys(keyed.MIXUP)[:2].tolist() == [12641090430224054203, 3272910270900308896]
 
 
