@@ -5,8 +5,9 @@ B views, T frames, N tokens, D width.
 
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.layers import Block, PatchEmbed, PositionTable, scaled
+from model.config import Implementation, ModelConfig
+from model.initialization import HEAD_SCALE, initial_value
+from model.layers import DEFAULT, Block, PatchEmbed, PositionTable, scaled
 from model.trainable import Trainable
 
 
@@ -18,26 +19,39 @@ class VideoClassifier(Trainable):
     unless `config` says of which.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int, drop_path: float = 0.0, head_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_classes: int,
+        drop_path: float = 0.0,
+        head_dropout: float = 0.0,
+        how: Implementation = DEFAULT,
+        head_scale: float = HEAD_SCALE,
+    ) -> None:
         """`drop_path`: the probability of skipping the last block's branches; it grows linearly from 0 at the first.
+        `head_scale` is what the head's initial values are multiplied by.
 
         What is skipped and dropped is drawn outside: see `forward`. Raises ValueError for probabilities outside [0, 1).
         """
         super().__init__()
         if not 0 <= head_dropout < 1:
             raise ValueError(f"head_dropout {head_dropout} must be at least 0 and less than 1")
-        self.config, self.head_dropout = config, head_dropout
+        self.config, self.head_dropout, self.head_scale = config, head_dropout, head_scale
         dim, depth = config.encoder_dim, config.encoder_depth
         self.patch_embed = PatchEmbed(dim, config.patch_size, config.tubelet_size)
         self.positions = PositionTable(config.grid, dim, config.positions_grid)
         # of each block, the probability of skipping a branch
         self.drop_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(dim, config.encoder_heads, config.encoder_mlp_dim, config.layer_norm_eps, rate) for rate in self.drop_rates
+            Block(dim, config.encoder_heads, config.encoder_mlp_dim, config.layer_norm_eps, rate, how)
+            for rate in self.drop_rates
         )
         self.fc_norm = nn.LayerNorm(dim, eps=config.final_eps)
         self.head = nn.Linear(dim, num_classes)
         self.reset_buffers()
+
+    def initial_value(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+        return initial_value(name, shape, seed, self.config.patch_values, self.head_scale)
 
     def forward(self, views: Tensor, keep: Tensor | None = None, keep_features: Tensor | None = None) -> Tensor:
         """Views and `keep` as for `features` -> logits (B, classes).

@@ -10,9 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+HEAD_SCALE = 0.001  # the official code's init_scale
+
 
 def initial_value(
-    name: str, shape: tuple[int, ...], seed: int, patch_values: int | None = None, head_scale: float = 0.001
+    name: str, shape: tuple[int, ...], seed: int, patch_values: int | None = None, head_scale: float = HEAD_SCALE
 ) -> Tensor:
     """Official parameter name and full shape -> its initial value, float32 on the CPU.
 
@@ -54,7 +56,7 @@ def parameter_seed(name: str, seed: int) -> int:
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, head_scale: float = 0.001) -> None:
+def initialise(model: nn.Module, seed: int, head_scale: float = HEAD_SCALE) -> None:
     """Give every parameter of an unsharded model its initial value."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     patch_values = next(math.prod(s[1:]) for n, s in shapes.items() if n.endswith("patch_embed.proj.weight"))

@@ -413,12 +413,20 @@ class Transfer:
     """Official names of tensors that found no place, and why."""
     weights: Weights
     """That they are of."""
+    notes: Sequence[str] = ()
+    """What else was chosen."""
 
     def lines(self) -> list[str]:
         """For people."""
-        said = [f"  {len(self.taken)} tensors taken"]
+        said = [f"  {len(self.taken)} tensors taken", *(f"  {note}" for note in self.notes)]
         said += listed("initial values", dict.fromkeys(self.fresh, "the weights have none that fit"))
         return said + listed("not taken", self.unused)
+
+    def without(self, prefix: str, why: str) -> "Transfer":
+        """The same, but what is called so begins anew."""
+        left = [name for name in self.taken if name.startswith(prefix)]
+        taken = {name: tensor for name, tensor in self.taken.items() if name not in left}
+        return replace(self, taken=taken, fresh=[*self.fresh, *left], unused={**self.unused, **dict.fromkeys(left, why)})
 
 
 def transfer(weights: Weights, shapes: Mapping[str, torch.Size], classes: Sequence[int] | None = None) -> Transfer:

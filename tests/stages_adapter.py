@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if sys.path[0] != str(ROOT):
     sys.path.insert(0, str(ROOT))
 
+import numpy as np
 import torch
 from einops import rearrange
 
@@ -22,8 +23,17 @@ from model.config import ModelConfig
 from model.pixels import pasted, patches_of
 from model.weight_files import tensors_of
 from model.weights import read_weights, transfer, understand
-from tests.parity_adapter import to_uint8
+from pipeline import keyed
+from pipeline.sampling import SamplingRecipe
+from pipeline.sampling.draws import Draws
+from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
+from tests.parity_adapter import finetune_config, to_uint8
+from train import augmentation
+from train.augmentation import mixed, mixed_labels
+from train.compute.ema import RunningMean
+from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 from train.convert import predicted
+from train.soft_labels import soft_cross_entropy, soft_labels
 
 SHARED = Path(os.environ.get("TUBECELL_SHARED", ROOT.parent / "shared"))
 
@@ -80,6 +90,75 @@ def load_for_finetune(cfg, checkpoint, dataset):
     # a head of other classes is removed there before names are compared
     unused = [name.removeprefix("encoder.") for name in found.unused if name not in found.fresh]
     return {"params": found.taken, "kept": found.fresh, "unused": unused}
+
+
+# -------------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def erasing_boxes(height, width, n, seed):
+    recipe = SamplingRecipe(views_per_step=n, views_per_clip=1, seed=seed, masks=None, input_size=(height, width))
+    boxes = Draws(recipe, 0, np.arange(n)).erasing(0.25).tolist()
+    return [(y, x, high, wide) if wide else None for x, y, wide, high in boxes]
+
+
+def erase(clip, box, seed):
+    view, (y, x, high, wide) = clip.permute(1, 2, 3, 0).contiguous(), box
+    augmentation.erase(view, (x, y, wide, high), torch.Generator().manual_seed(seed))
+    return view.permute(3, 0, 1, 2)
+
+
+def mixup(x, y, lam, box, num_classes, smoothing):
+    n, (height, width) = len(x), x.shape[3:]
+    y0, y1, x0, x1 = box or (0, height, 0, width)
+    boxes, inside = np.tile([x0, y0, x1 - x0, y1 - y0], (n, 1)), np.full(n, 0.0 if box else lam)
+    mixing = Mixing(np.arange(n)[::-1].copy(), boxes, inside, np.full(n, lam))
+    targets = mixed_labels(soft_labels(y, num_classes, smoothing), mixing)
+    return mixed(x.permute(0, 2, 3, 4, 1), mixing).permute(0, 4, 1, 2, 3), targets
+
+
+def cutmix_box(height, width, lam, cy, cx):
+    ((x, y, wide, high),), (remaining,) = cut_boxes(np.array([lam]), np.array([[cy, cx]]), height, width)
+    return (y, y + high, x, x + wide), remaining
+
+
+def mixup_draws(n, seed):
+    cut, lam = kinds_and_shares(keyed.mix(seed, np.arange(n)), 0.8, 1.0, 0.5)
+    return list(zip(np.where(cut, "cutmix", "mixup").tolist(), lam.tolist(), strict=True))
+
+
+def soft_target_loss(logits, targets):
+    return soft_cross_entropy(logits, targets)
+
+
+def label_smoothing_loss(logits, labels, smoothing):
+    return soft_cross_entropy(logits, soft_labels(labels, logits.shape[1], smoothing))
+
+
+def finetune_trajectory(cfg, sd, batches, opt, dtype):
+    model = VideoClassifier(finetune_config(cfg), cfg["num_classes"])
+    model.load_state_dict(sd)
+    model.to(dtype)
+    groups = parameter_groups(model.named_parameters(), opt["weight_decay"], opt["layer_decay"], cfg["depth"])
+    optimizer = build_optimizer(groups, tuple(opt["betas"]), opt["eps"])
+    mean = RunningMean(model, opt["ema_decay"]) if opt["ema_decay"] else None
+    passes, niter = opt["update_freq"], opt["steps_per_epoch"]
+    total, warmup = opt["epochs"] * niter, opt["warmup_epochs"] * niter
+    found = {"loss": [], "grad_norm": [], "lr": []}
+    for step in range(total):
+        set_lr(optimizer, lr_at(step, peak=opt["lr"], final=opt["min_lr"], total_steps=total, warmup_steps=warmup))
+        optimizer.zero_grad()
+        for number in range(passes):
+            clip, targets = batches[(step * passes + number) % len(batches)]
+            loss = soft_cross_entropy(model(clip.to(dtype).permute(0, 2, 3, 4, 1)), targets.to(dtype))
+            (loss / passes).backward()
+            found["loss"].append(loss.item())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), opt["max_norm"] or float("inf"))
+        optimizer.step()
+        if mean:
+            mean.update(torch.ones((), dtype=dtype))
+        found["grad_norm"].append(norm.item())
+        found["lr"].append(sorted({group["lr"] for group in optimizer.param_groups}))
+    return found | ({"ema": mean.state} if mean else {}) | {"final": model.state_dict()}
 
 
 # -------------------------------------------------------------------------------------------------------------- demos

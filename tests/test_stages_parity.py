@@ -8,6 +8,8 @@ import pytest
 
 ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
 FUNCTIONS = ["load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"]
+FUNCTIONS += ["erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"]
+FUNCTIONS += ["finetune_trajectory"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its files open

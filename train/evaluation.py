@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -111,11 +112,11 @@ class HeldOut:
     """An evaluator: the stage's own loss, and its scalars, on every clip of a split once, in its middle view, without noise.
     Masks are drawn by the clip's row, so all evaluations are of the same thing."""
 
-    def __init__(self, stage: Stage, ranks: Ranks, run: Path, manifest: Manifest) -> None:
-        """Labels are looked up in the `run`'s map. Raises ValueError, with the splits there are, if the dataset has no clip of
-        `--evaluate-split`."""
+    def __init__(self, stage: Stage, ranks: Ranks, run: Path, manifest: Manifest, rows: np.ndarray | None = None) -> None:
+        """Labels are looked up in the `run`'s map. `rows` (n,) are those of `--evaluate-split`, or some of them. Raises
+        ValueError, with the splits there are, if the dataset has no clip of it."""
         self._stage, self._ranks, self._label_map = stage, ranks, run / LABEL_MAP
-        self._rows = rows_of_split(manifest, checked_split(stage.config.evaluate_split))
+        self._rows = rows_of_split(manifest, checked_split(stage.config.evaluate_split)) if rows is None else rows
 
     def __call__(self, model: nn.Module, step: int) -> Evaluation:
         """Every rank makes as many forward passes as the others: where it has no clip, over black views, which do not count."""
@@ -144,7 +145,7 @@ class HeldOut:
         return Evaluation(figures, clips=int(clips), of=len(self._rows), missing=[*chain(*ranks.gather(missing))])
 
 
-def held_out(stage: Stage, ranks: Ranks, run: Path, manifest: Manifest) -> list[Evaluator]:
-    """What every stage evaluates alike, if `--evaluate-every` asks for it."""
+def held_out(stage: Stage, ranks: Ranks, run: Path, manifest: Manifest, rows: np.ndarray | None = None) -> list[Evaluator]:
+    """What every stage evaluates alike, if `--evaluate-every` asks for it; on some `rows` alone if they are given."""
     every = stage.config.evaluate_every
-    return [Evaluator(every, HeldOut(stage, ranks, run, manifest))] if every else []
+    return [Evaluator(every, HeldOut(stage, ranks, run, manifest, rows))] if every else []

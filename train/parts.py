@@ -1,15 +1,17 @@
 """Answers that most stages give alike; a stage takes one over by naming it: `groups = plain_groups`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from model.trainable import Trainable
-from model.weights import Transfer, transfer
+from model.weights import Transfer, Weights, transfer
 from pipeline.loader import ClipLoader, LoaderState
 from pipeline.sampling import SamplingRecipe
 from pipeline.storage.clip_cache import ClipCache
 from train.checkpoint.source import read_once
+from train.classes import Head
 from train.compute.optimizer import parameter_groups
 from train.compute.parallel import Ranks
 from train.config import RunConfig
@@ -58,13 +60,19 @@ def nothing_frozen(stage: Stage) -> Mapping[str, Frozen]:
     return {}
 
 
-def from_init(stage: Stage, model: Trainable, classes: Sequence[int] | None = None) -> Transfer | None:
-    """What of the weights of --init has the names and shapes of the model's parameters; None without. `classes`: see
-    `model/weights.py`. Raises ValueError for weights that cannot be read, and for an encoder of other sizes."""
+def from_init(stage: Stage, model: Trainable, head: Callable[[Weights], Head] | None = None) -> Transfer | None:
+    """What of the weights of --init has the names and shapes of the model's parameters; None without. `head` says what a
+    classifier takes of an earlier head. Raises ValueError for weights that cannot be read, and for an encoder of other
+    sizes."""
     if (place := stage.config.init) is None:
         return None
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     try:
-        return transfer(read_once(place), shapes, classes)
+        weights = read_once(place)
+        if head is None or not weights.num_classes:
+            return transfer(weights, shapes)
+        taken = head(weights)
+        found = replace(transfer(weights, shapes, taken.rows), notes=[taken.said])
+        return found if taken.fits else found.without("head.", "its classes are others")
     except ValueError as error:
         raise ValueError(f"--init: {error}") from None

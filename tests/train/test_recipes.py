@@ -6,9 +6,11 @@ import pytest
 
 from pipeline.sampling import Views
 from train import recipes
+from train.augmentation import AugmentConfig
 from train.config import ComputeConfig, LoaderConfig, OptimConfig
 from train.pretrain import main
 from train.run.dry_run import describe
+from train.stages.finetuning import FinetuneConfig
 from train.stages.pretraining import PretrainConfig, Pretraining
 
 
@@ -107,5 +109,5 @@ def test_every_field_is_read() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    for config in (PretrainConfig, Views, OptimConfig, ComputeConfig, LoaderConfig):
+    for config in (PretrainConfig, FinetuneConfig, AugmentConfig, Views, OptimConfig, ComputeConfig, LoaderConfig):
         assert {field.name for field in fields(config)} - read == set(), config.__name__

@@ -1,0 +1,230 @@
+"""Fine-tuning: a classifier on a pre-trained encoder (VideoMAE V2, section 4 and Tables 9, 11, 14, 15)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.classifier import VideoClassifier
+from model.config import Implementation
+from model.initialization import HEAD_SCALE
+from model.trainable import Trainable
+from model.weights import Transfer
+from pipeline.console import complain
+from pipeline.labels import Labels
+from pipeline.loader import Batch, ClipLoader, LoaderState
+from pipeline.sampling import PlainViews, SamplingRecipe
+from pipeline.sampling.draws import Draws, check_pairs
+from pipeline.sampling.frames import Temporal
+from pipeline.sampling.sampler import TrainingSampler
+from pipeline.settings import setting
+from pipeline.storage.manifest import Manifest
+from train.augmentation import AugmentConfig, augmented, mixed_labels, on_device
+from train.classes import check_classes, head_of, labelled_rows
+from train.compute.memory import STATISTIC, BlockShape, Cost, ParameterSizes
+from train.compute.optimizer import parameter_groups
+from train.compute.parallel import Ranks
+from train.compute.precision import PRECISIONS
+from train.config import ComputeConfig, OptimConfig, RunConfig, at_least_1
+from train.evaluation import held_out
+from train.parts import from_init, nothing_frozen, open_loader
+from train.soft_labels import soft_cross_entropy, soft_labels
+from train.stage import Evaluator
+
+TOP = 5  # guesses, of which one has to be right
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinetuneConfig(RunConfig):
+    """A fine-tuning run."""
+
+    frames: Temporal = "linspace"
+    """Of a clip: "linspace", the official window of training, whose steps are 4 and sometimes 5; "tsn", one of each of T
+    segments of the whole clip (Something-Something), or "tsn_video", never a segment's last; "stride", as in pre-training."""
+    drop_path: float = 0.1
+    """Probability that a view skips a branch of the last block; it grows linearly from 0 at the first."""
+    head_dropout: float = 0.0
+    """Probability that a feature is dropped before the head."""
+    head_scale: float = HEAD_SCALE
+    """What the initial values of a head that begins anew are multiplied by."""
+    layer_decay: float = 0.75
+    """Learning rate of a block by that of the next one; the head has the whole."""
+    expected_classes: int = 400
+    """Classes to reckon with in a dry run without --data."""
+
+    views: PlainViews = field(default_factory=lambda: PlainViews(views_per_step=1024, views_per_clip=2))
+    optim: OptimConfig = setting(default_factory=lambda: OptimConfig(betas=(0.9, 0.999)), may_change=True)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        super(FinetuneConfig, self).__post_init__()  # slots: the class that a bare super() names is another
+        for name in ("drop_path", "head_dropout"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0 and less than 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer-decay {self.layer_decay} must be over 0 and at most 1")
+        if not (math.isfinite(self.head_scale) and self.head_scale > 0):
+            raise ValueError(f"--head-scale {self.head_scale} must be over 0")
+        at_least_1(self, "expected_classes")
+        if self.augment.mixes:
+            check_pairs(self.sampling.clips_per_step, 1)
+
+    @property
+    def sampling(self) -> SamplingRecipe:
+        """Without masks. Raises ValueError if such views cannot be taken."""
+        return self.joined(masks=None, temporal=self.frames, crop="random_resized")
+
+    def accumulation(self, world_size: int) -> int:
+        """As of any run; with mixup a forward pass holds whole pairs. Raises ValueError for ranks that would part them."""
+        passes = RunConfig.accumulation(self, world_size)
+        if not self.augment.mixes:
+            return passes
+        check_pairs(self.sampling.clips_per_step, world_size)
+        pairs, pair = self.sampling.clips_per_step // world_size // 2, 2 * self.views.views_per_clip
+        if self.compute.views_per_forward < pair:
+            raise ValueError(
+                f"--compute.views-per-forward {self.compute.views_per_forward} must be at least {pair}, the views of two "
+                "clips: mixup's partners stay together"
+            )
+        most = self.compute.views_per_forward // pair
+        return next(n for n in range(math.ceil(pairs / most), pairs + 1) if pairs % n == 0)
+
+
+class Finetuning:
+    """The stage."""
+
+    name: ClassVar[str] = "finetune"
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self.config = config
+        self._labels: Labels | None = None
+        self._manifest: Manifest | None = None
+
+    frozen = nothing_frozen
+
+    def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None) -> ClipLoader:
+        """Endless batches of the configuration's recipe; with mixup, of whole pairs. Raises ValueError, too, for a dataset
+        without classes."""
+        config = self.config
+        loader = open_loader(
+            config,
+            ranks,
+            config.sampling,
+            sampler=TrainingSampler(pairs=config.augment.mixes),
+            state=state,
+            clips_per_batch=clips_per_batch,
+            prefetch=config.loader.prefetch,
+            label_map=label_map,
+        )
+        try:
+            self._manifest, self._labels = loader.manifest, loader.labels
+            seen, notices = check_classes(loader.labels, loader.manifest, loader.recipe.split)
+            if config.evaluate_every:
+                notices += labelled_rows(loader.labels, loader.manifest, config.evaluate_split, seen)[1]
+        except ValueError:
+            loader.close()
+            raise
+        loader.notices += notices
+        for notice in notices if ranks.rank == 0 else ():
+            complain(notice, once=True)
+        return loader
+
+    @cached_property
+    def names(self) -> list[str] | None:
+        """Of the classes: the run's, or the dataset's; None in a dry run without one."""
+        if self._labels is None and self.config.data is not None:
+            self._manifest = Manifest(self.config.data)
+            self._labels = Labels(self._manifest, self.config.sampling.split)
+            check_classes(self._labels, self._manifest, self.config.sampling.split)
+        return None if self._labels is None else self._labels.names
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.expected_classes if self.names is None else len(self.names)
+
+    def model(self, how: Implementation) -> VideoClassifier:
+        config = self.config
+        return VideoClassifier(
+            config.model, self.num_classes, config.drop_path, config.head_dropout, how, head_scale=config.head_scale
+        )
+
+    def start_from(self, model: Trainable) -> Transfer | None:
+        """The encoder without its last norm, and the rows of a head that are of these classes."""
+        return from_init(self, model, lambda weights: head_of(weights, self.names, self.num_classes, self._manifest))
+
+    def groups(self, model: Trainable) -> list[dict[str, Any]]:
+        """Layer by layer."""
+        depth, decay = self.config.model.encoder_depth, self.config.optim.weight_decay
+        return parameter_groups(model.named_parameters(), decay, self.config.layer_decay, depth)
+
+    def loss(self, model: VideoClassifier, batch: Batch, draws: Draws | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Against smoothed and mixed labels. How often the first, or one of the first five guesses is right, is told where
+        views are whole."""
+        config, views = self.config, len(batch.views) // len(batch.rows)
+        labels = batch.labels.repeat_interleave(views)
+        if draws is None:
+            logits_nC = model(batch.views).float()
+            return soft_cross_entropy(logits_nC, soft_labels(labels, logits_nC.shape[1], 0.0)), right(logits_nC, labels)
+        device = batch.views.device
+        views_nTHWC, mixing = augmented(batch.views, draws, config.augment, np.repeat(self._may_flip(batch), views))
+        keep = on_device(draws.keep(model.drop_rates), device) if config.drop_path else None
+        features = None
+        if config.head_dropout:
+            features = on_device(draws.keep_features(config.head_dropout, config.model.encoder_dim), device)
+        logits_nC = model(views_nTHWC, keep, features).float()
+        soft_nC = soft_labels(labels, logits_nC.shape[1], config.augment.smoothing)
+        if mixing is None:
+            return soft_cross_entropy(logits_nC, soft_nC), right(logits_nC, labels)
+        return soft_cross_entropy(logits_nC, mixed_labels(soft_nC, mixing)), {}
+
+    def _may_flip(self, batch: Batch) -> np.ndarray:
+        """Of each clip, by its source -> bool (B,)."""
+        assert batch.loader is not None
+        manifest = batch.loader.manifest
+        never = [number for number, name in enumerate(manifest.sources) if name in self.config.augment.never_flipped]
+        return ~np.isin(manifest.source[batch.rows.numpy()], never)
+
+    def cost(self, compute: ComputeConfig) -> Cost:
+        """Kept outside of the blocks are e N P of patches, and while the loss runs 4 bytes of each pixel, normalised; beside
+        them its partner and what is made of the two."""
+        config, dtype, classes = self.config.model, PRECISIONS[compute.precision].encoder, self.num_classes
+        N, D = config.num_tokens, config.encoder_dim
+        block = BlockShape(N, N, D, config.encoder_mlp_dim, config.encoder_heads, dtype)
+        pixels = config.num_frames * config.input_size**2 * 3
+        floats = 4 * pixels if self.config.augment.mixes or self.config.augment.erasing else 0
+        with torch.device("meta"):
+            sizes = ParameterSizes.of(self.model(Implementation()))
+        macs = config.encoder_depth * block.mac + N * config.patch_values * D + D * classes
+        return Cost(
+            blocks=((block,) * config.encoder_depth,),
+            sizes=sizes,
+            gmac=macs / 1e9,
+            outside=dtype.itemsize * N * config.patch_values + floats + STATISTIC * (2 + D) + 8 * classes,
+            errors=floats + 8 * classes,
+            loss=12 * classes,
+            inputs=pixels,
+            notes={
+                "classes": f"{classes:,}" + (" (expected; --data DATASET counts them)" if self.names is None else ""),
+                "forward": f"{macs / 1e9:.2f} GMAC a view of {N} tokens; {6 * macs / 1e12:.3g} TFLOP a view in training",
+            },
+        )
+
+    def evaluators(self, model: VideoClassifier, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
+        """On clips with a label."""
+        assert self._labels is not None
+        if not self.config.evaluate_every:
+            return []
+        rows, _ = labelled_rows(self._labels, manifest, self.config.evaluate_split, np.arange(self.num_classes))
+        return held_out(self, ranks, run, manifest, rows)
+
+
+def right(logits_nC: Tensor, labels_n: Tensor) -> dict[str, Tensor]:
+    """The shares of views whose label is the first guess, or one of the first five -> float32 () each."""
+    hits = logits_nC.topk(min(TOP, logits_nC.shape[1]), dim=1).indices == labels_n[:, None]
+    return {"top1": hits[:, 0].float().mean(), f"top{TOP}": hits.any(1).float().mean()}
