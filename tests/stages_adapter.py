@@ -22,14 +22,17 @@ from model.classifier import VideoClassifier
 from model.config import ModelConfig
 from model.pixels import pasted, patches_of
 from model.weight_files import tensors_of
-from model.weights import read_weights, transfer, understand
+from model.weights import Weights, read_weights, transfer, understand
 from pipeline import keyed
 from pipeline.sampling import SamplingRecipe
+from pipeline.sampling.crops import random_resized_crop
 from pipeline.sampling.draws import Draws
+from pipeline.sampling.frames import linspace_frames, training_frames
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
 from tests.parity_adapter import finetune_config, to_uint8
 from train import augmentation
 from train.augmentation import mixed, mixed_labels
+from train.classes import read_places
 from train.compute.ema import RunningMean
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 from train.convert import predicted
@@ -93,6 +96,36 @@ def load_for_finetune(cfg, checkpoint, dataset):
 
 
 # -------------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def finetune_train_ids(num_frames, clip_len, step, start):
+    return linspace_frames(num_frames, clip_len, step, start + clip_len * step)
+
+
+def finetune_train_start_range(num_frames, clip_len, step):
+    """Of what many keys draw, read back from the frames."""
+    if num_frames <= (span := clip_len * step):
+        return None
+    ends = range(span, num_frames)
+    by_ids = {tuple(linspace_frames(num_frames, clip_len, step, end)): end - span for end in ends}
+    draws, every = np.full(40 * len(ends), num_frames), np.full(40 * len(ends), float(step))
+    frames = training_frames(keyed.mix(1, np.arange(len(draws))), draws, clip_len, every, "linspace")
+    starts = {by_ids[tuple(ids)] for ids in frames.tolist()}
+    return min(starts), max(starts)
+
+
+def rrc_boxes(height, width, n, seed):
+    boxes = random_resized_crop(keyed.mix(seed, np.arange(n)), np.full(n, width), np.full(n, height))
+    return boxes[:, [1, 0, 3, 2]]
+
+
+def convert_head(weight, bias, dataset):
+    number = int(dataset.removeprefix("Kinetics-"))
+    rows = read_places(str(SHARED / "annotations" / "kinetics710" / f"label_710to{number}.json"), number)
+    weights = Weights("official", "official", {"head.weight": weight, "head.bias": bias}, {})
+    shapes = {"head.weight": torch.Size([number, weight.shape[1]]), "head.bias": torch.Size([number])}
+    found = transfer(weights, shapes, rows).taken
+    return found["head.weight"], found["head.bias"]
 
 
 def erasing_boxes(height, width, n, seed):

@@ -9,7 +9,7 @@ import pytest
 ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
 FUNCTIONS = ["load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"]
 FUNCTIONS += ["erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"]
-FUNCTIONS += ["finetune_trajectory"]
+FUNCTIONS += ["finetune_trajectory", "finetune_train_ids", "finetune_train_start_range", "rrc_boxes", "convert_head"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its files open
