@@ -23,11 +23,9 @@ from model.config import ModelConfig
 from model.pixels import pasted, patches_of
 from model.weight_files import tensors_of
 from model.weights import Weights, read_weights, transfer, understand
-from pipeline import keyed
-from pipeline.sampling import SamplingRecipe
-from pipeline.sampling.crops import random_resized_crop
+from pipeline import keyed, official_views
+from pipeline.sampling import SamplingRecipe, crops, frames
 from pipeline.sampling.draws import Draws
-from pipeline.sampling.frames import linspace_frames, training_frames
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
 from tests.parity_adapter import finetune_config, to_uint8
 from train import augmentation
@@ -96,27 +94,6 @@ def load_for_finetune(cfg, checkpoint, dataset):
 
 
 # -------------------------------------------------------------------------------------------------------- fine-tuning
-
-
-def finetune_train_ids(num_frames, clip_len, step, start):
-    return linspace_frames(num_frames, clip_len, step, start + clip_len * step)
-
-
-def finetune_train_start_range(num_frames, clip_len, step):
-    """Of what many keys draw, read back from the frames."""
-    if num_frames <= (span := clip_len * step):
-        return None
-    ends = range(span, num_frames)
-    by_ids = {tuple(linspace_frames(num_frames, clip_len, step, end)): end - span for end in ends}
-    draws, every = np.full(40 * len(ends), num_frames), np.full(40 * len(ends), float(step))
-    frames = training_frames(keyed.mix(1, np.arange(len(draws))), draws, clip_len, every, "linspace")
-    starts = {by_ids[tuple(ids)] for ids in frames.tolist()}
-    return min(starts), max(starts)
-
-
-def rrc_boxes(height, width, n, seed):
-    boxes = random_resized_crop(keyed.mix(seed, np.arange(n)), np.full(n, width), np.full(n, height))
-    return boxes[:, [1, 0, 3, 2]]
 
 
 def convert_head(weight, bias, dataset):
@@ -192,6 +169,75 @@ def finetune_trajectory(cfg, sd, batches, opt, dtype):
         found["grad_norm"].append(norm.item())
         found["lr"].append(sorted({group["lr"] for group in optimizer.param_groups}))
     return found | ({"ema": mean.state} if mean else {}) | {"final": model.state_dict()}
+
+
+# --------------------------------------------------------------------------------------------------- frames and views
+
+
+FORMS = {"frames": "tsn", "video": "tsn_video"}
+
+
+def finetune_train_ids(num_frames, clip_len, step, start):
+    return frames.linspace_frames(num_frames, clip_len, step, start + clip_len * step)
+
+
+def finetune_train_start_range(num_frames, clip_len, step):
+    return span_of(frames.linspace_starts(np.array([num_frames]), clip_len, np.array([float(step)])))
+
+
+def finetune_val_ids(num_frames, clip_len, step):
+    return middle_frames(num_frames, clip_len, step, "linspace")
+
+
+def finetune_test_clips(num_frames, clip_len, step, segments):
+    return frames.segment_frames(num_frames, clip_len, step, segments)
+
+
+def sparse_val_ids(num_frames, segments, layout):
+    return middle_frames(num_frames, segments, 4, FORMS[layout])
+
+
+def sparse_train_ids(num_frames, segments, layout, offset):
+    return frames.tsn_at(np.array([[offset]]), np.array([num_frames]), segments)[0]
+
+
+def sparse_train_offsets(num_frames, segments, layout):
+    return span_of(frames.tsn_choices(np.array([num_frames]), segments, FORMS[layout]))
+
+
+def sparse_test_clips(num_frames, segments, test_segments):
+    return frames.tsn_test_frames(num_frames, segments, test_segments)
+
+
+def rrc_boxes(height, width, n, seed):
+    boxes = crops.random_resized_crop(keyed.mix(seed, np.arange(n)), np.full(n, width), np.full(n, height))
+    return boxes[:, [1, 0, 3, 2]]
+
+
+def crop_resize(clip, box, size):
+    return official_views.crop_resize(clip, box, (size, size))
+
+
+def test_views(width, height, short, crops):
+    resized, places = official_views.resized_views(width, height, short, (short, short), crops)
+    return resized[::-1], [(x, y, short, short) for x, y in places.tolist()]
+
+
+def val_box(width, height, short, crop):
+    resized, places = official_views.resized_views(width, height, short, (crop, crop))
+    return resized[::-1], places[0]
+
+
+def val_view(frames, short, crop):
+    return official_views.validation_view(frames, short, (crop, crop))
+
+
+def middle_frames(num_frames, clip_len, step, temporal):
+    return frames.training_frames(None, np.array([num_frames]), clip_len, np.array([float(step)]), temporal)[0]
+
+
+def span_of(choices):
+    return (0, int(choices[0]) - 1) if choices[0] else None
 
 
 # -------------------------------------------------------------------------------------------------------------- demos

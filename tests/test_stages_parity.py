@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
-FUNCTIONS = ["load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"]
-FUNCTIONS += ["erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"]
-FUNCTIONS += ["finetune_trajectory", "finetune_train_ids", "finetune_train_start_range", "rrc_boxes", "convert_head"]
+FUNCTIONS = [
+    *("load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"),
+    *("finetune_train_ids", "finetune_train_start_range", "finetune_val_ids", "finetune_test_clips"),
+    *("sparse_val_ids", "sparse_train_ids", "sparse_train_offsets", "sparse_test_clips"),
+    *("rrc_boxes", "crop_resize", "test_views", "val_box", "val_view"),
+    *("erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"),
+    *("finetune_trajectory", "convert_head"),
+]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its files open

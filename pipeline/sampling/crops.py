@@ -83,26 +83,38 @@ def random_resized_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray)
     return np.concatenate([np.where(found, place, free // 2), box], axis=1)
 
 
-def long_side_crops(width: np.ndarray, height: np.ndarray, size: Size, crops: int) -> np.ndarray:
+def long_side_crops(width: np.ndarray, height: np.ndarray, size: Size, crops: int, lower: bool = False) -> np.ndarray:
     """Frame sizes (n,), the size of the view, C -> boxes (n, C, 4): the largest that have its aspect, spread over the frame.
 
-    The official test, of squares, resizes the short side to `size` and takes the pixels from int(j · (long − size) / (C − 1))
-    on; one crop is the middle (validation; the official test divides by zero). Here that place is carried back into the frame
-    and rounded to whole pixels, at most half a pixel off, so that a decoder cuts first and resizes less.
+    The official test and validation, of squares, resize the short side to `size` and cut there: see `resized_side` and
+    `spread`. Here that place is carried back into the frame and rounded to whole pixels, at most half a pixel off, so that a
+    decoder cuts first and resizes less.
     """
     box = largest_box(width, height, size)
     wide = width * size[0] >= height * size[1]  # than the view: the boxes are as high as the frame
     short, long, own = np.where(wide, height, width), np.where(wide, width, height), np.where(wide, *box.T)
     across, along = np.where(wide, size[0], size[1]), np.where(wide, size[1], size[0])  # sides of the view
-    resized = np.maximum(across * long // short, along)
-    if crops == 1:
-        places = ((resized - along) // 2)[:, None]
-    else:
-        places = np.arange(crops) * (resized - along)[:, None] // (crops - 1)
+    resized = np.maximum(resized_side(long, short, across), along)
+    places = spread(resized - along, crops, lower)
     offset = (2 * places * long[:, None] + resized[:, None]) // (2 * resized[:, None])  # rounded to nearest
     offset, wide = np.minimum(offset, (long - own)[:, None]), wide[:, None]
     sides = (np.broadcast_to(side[:, None], offset.shape) for side in box.T)
     return np.stack([np.where(wide, offset, 0), np.where(wide, 0, offset), *sides], axis=2)
+
+
+def resized_side(long: np.ndarray, short: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """How long the long side gets when the short one is resized, all in whole pixels, cut off (official)."""
+    return to * long // short
+
+
+def spread(free: np.ndarray, crops: int, lower: bool = False) -> np.ndarray:
+    """Free pixels beside a crop (n,) -> where C of them begin (n, C): int(j · free / (C − 1)), the official test's.
+
+    One is the middle (validation; the official test divides by zero); of two middles the even one, officially, or the `lower`.
+    """
+    if crops > 1:
+        return np.arange(crops) * free[:, None] // (crops - 1)
+    return (free // 2 if lower else np.rint(free / 2).astype(np.int64))[:, None]
 
 
 def whole_frames(width: np.ndarray, height: np.ndarray) -> np.ndarray:

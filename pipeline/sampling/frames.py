@@ -81,11 +81,17 @@ def training_frames(
         return window_frames(last // 2 if keys is None else keyed.below(keys, last + 1), num_frames, clip_frames, step)
     if temporal == "linspace":
         span = np.maximum(1, np.floor(clip_frames * step)).astype(np.int64)
-        free = np.maximum(1, num_frames - span)
-        end = (span + num_frames) // 2 if keys is None else span + keyed.below(keys, free)
+        starts = np.maximum(1, linspace_starts(num_frames, clip_frames, step))
+        end = (span + num_frames) // 2 if keys is None else span + keyed.below(keys, starts)
         clips = zip(num_frames.tolist(), step.tolist(), end.tolist(), strict=True)
         return np.stack([linspace_frames(frames, clip_frames, each, last) for frames, each, last in clips])
     return tsn_frames(keys, num_frames, clip_frames, temporal)
+
+
+def linspace_starts(num_frames: np.ndarray, clip_frames: int, step: np.ndarray) -> np.ndarray:
+    """Fine-tuning, dense: how many starts are drawn from (n,), from frame 0 on; 0 where a window takes the whole video. The
+    very last is never one (official)."""
+    return np.maximum(0, num_frames - np.maximum(1, np.floor(clip_frames * step)).astype(np.int64))
 
 
 def linspace_frames(num_frames: int, clip_frames: int, step: float, end: int) -> np.ndarray:
@@ -128,13 +134,24 @@ def tsn_frames(keys: np.ndarray | None, num_frames: np.ndarray, clip_frames: int
     middle is ⌊(length − 1) / 2⌋. A video of fewer than T frames begins with frame 0 repeated, then is taken whole (where the
     official video form fails).
     """
-    length = (num_frames // clip_frames)[:, None]
-    choices = np.maximum(1, length - 1 if form == "tsn_video" else length)
-    place = np.arange(clip_frames)
     if keys is None:
+        length = (num_frames // clip_frames)[:, None]
         offset = np.maximum(0, length - 1) // 2 if form == "tsn_video" else length // 2
     else:
-        offset = keyed.below(keyed.mix(keys[:, None], place), choices)
+        choices = np.maximum(1, tsn_choices(num_frames, clip_frames, form))
+        offset = keyed.below(keyed.mix(keys[:, None], np.arange(clip_frames)), choices[:, None])
+    return tsn_at(offset, num_frames, clip_frames)
+
+
+def tsn_choices(num_frames: np.ndarray, clip_frames: int, form: str = "tsn") -> np.ndarray:
+    """From how many frames of a segment one is drawn (n,), from its first on; 0 where none is."""
+    length = num_frames // clip_frames
+    return np.maximum(0, length - 1) if form == "tsn_video" else length
+
+
+def tsn_at(offset: np.ndarray, num_frames: np.ndarray, clip_frames: int) -> np.ndarray:
+    """Places in their segments, (n, T) or (n, 1) -> frames (n, T)."""
+    length, place = (num_frames // clip_frames)[:, None], np.arange(clip_frames)
     padded = np.maximum(0, place - (clip_frames - num_frames[:, None]))
     return np.where(length > 0, place * length + offset, padded)
 

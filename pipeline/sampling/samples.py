@@ -75,7 +75,7 @@ def sample_clips(
     elif recipe.crop == "random_resized":
         boxes = crops.random_resized_crop(crop_keys, width, height)
     else:
-        boxes = _fixed_crops(recipe, width, height, 1)
+        boxes = _fixed_crops(recipe, width, height, 1, lower=True)  # as runs have begun with
     return ClipSamples(rows, frames, boxes.reshape(-1, views, 4), repeated(frames))
 
 
@@ -119,11 +119,13 @@ def multi_view_clips(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarra
     return ClipSamples(rows, frames, boxes, repeated(frames))
 
 
-def _fixed_crops(recipe: SamplingRecipe, width: np.ndarray, height: np.ndarray, spatial: int) -> np.ndarray:
+def _fixed_crops(
+    recipe: SamplingRecipe, width: np.ndarray, height: np.ndarray, spatial: int, lower: bool = False
+) -> np.ndarray:
     """Frame sizes (n,) -> boxes (n, C, 4) that nobody draws: the whole frame with crop "none"."""
     if recipe.crop == "none":
         return np.repeat(crops.whole_frames(width, height)[:, None], spatial, axis=1)
-    return crops.long_side_crops(width, height, recipe.view_size, spatial)
+    return crops.long_side_crops(width, height, recipe.view_size, spatial, lower)
 
 
 def _sizes(manifest: Manifest, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -98,6 +98,10 @@ def test_test_crops_are_squares_along_the_long_side() -> None:
     assert boxes[2].tolist() == [[0, 0, 256, 256]] * 3
     middle = crops.long_side_crops(np.array([340, 256]), np.array([256, 455]), (224, 224), 1)
     assert middle.tolist() == [[[41, 0, 256, 256]], [[0, 99, 256, 256]]]
+    two = [
+        crops.long_side_crops(np.array([428]), np.array([320]), (224, 224), 1, lower=lower)[0, 0, 0] for lower in (False, True)
+    ]
+    assert two == [54, 53], "in a frame of 299 x 224 the middle is at 37.5: the even 38, and in training 37"
     rectangles = crops.long_side_crops(np.array([340, 340]), np.array([256, 100]), (112, 224), 3)
     assert rectangles.tolist() == [[[0, y, 340, 170] for y in (0, 43, 85)], [[x, 0, 200, 100] for x in (0, 70, 140)]]
 
