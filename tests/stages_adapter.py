@@ -29,6 +29,8 @@ from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
 from tests.parity_adapter import finetune_config, to_uint8
 from train import augmentation
+from train.accuracy.accuracy import Accuracy
+from train.accuracy.scores import ClipScores
 from train.augmentation import mixed, mixed_labels
 from train.classes import read_places
 from train.compute.ema import RunningMean
@@ -230,6 +232,25 @@ def val_box(width, height, short, crop):
 
 def val_view(frames, short, crop):
     return official_views.validation_view(frames, short, (crop, crop))
+
+
+def merge_views(ranks):
+    scores = ClipScores()
+    for name, logits, label, chunk, crop in (view for views in ranks for view in views):
+        scores.add(name, label, [(chunk, crop)], torch.tensor([logits], dtype=torch.float64).softmax(-1).numpy())
+    merged = scores.merged()
+    found = Accuracy.of_scores(merged.probabilities, merged.labels)
+    return {
+        "top1": 100 * found.top1,
+        "top5": 100 * found.top5,
+        "num_videos": found.num_clips,
+        "pred": dict(zip(merged.keys, merged.probabilities.argmax(1), strict=True)),
+        "prob": dict(zip(merged.keys, merged.probabilities, strict=True)),
+    }
+
+
+def mean_class_accuracy(scores, labels):
+    return Accuracy.of_scores(scores, np.array(labels)).mean_class
 
 
 def middle_frames(num_frames, clip_len, step, temporal):

@@ -41,6 +41,7 @@ from pipeline.sampling import segment_frames
 from pipeline.sampling.frames import tsn_test_frames
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
+from train.accuracy.scores import view_probabilities
 from train.demos import weights as released
 from train.demos.time_line import THUMBNAILS, TimeLine, clock, draw, spans_of
 
@@ -173,11 +174,9 @@ def predict(model: VideoClassifier, path: Path, options: argparse.Namespace) -> 
                 if first <= window < first + len(part):
                     pictures[i] = views[(window - first) * crops + crops // 2, frame]
             for some in torch.from_numpy(views).split(VIEWS_AT_ONCE[device.type]):
-                scores.append(model(some.to(device)).float().softmax(-1).double().cpu())
+                scores.append(view_probabilities(model, some, len(some)))
                 bar.update(len(some))
-    probabilities = torch.cat(scores).unflatten(0, (windows, crops)).mean(1).numpy()
-    if not np.isfinite(probabilities).all():
-        raise ValueError("the probabilities are not finite; try --precision fp32")
+    probabilities = np.concatenate(scores).reshape(windows, crops, -1).mean(1)
     return Prediction(video, frames, TimeLine(spans, probabilities), windows > 1 and not options.sparse, pictures)
 
 
