@@ -26,7 +26,6 @@ from train.config import LABEL_MAP
 from train.parts import open_loader
 from train.stage import Evaluation, Evaluator, Stage
 
-
 Logits = Callable[[Any, Batch], Tensor]
 
 

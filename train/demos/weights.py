@@ -15,10 +15,13 @@ HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
 REFUSED = (DecodeError, OSError, ValueError, MemoryError)  # what a single video may end with; the others go on
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights", required=True, metavar="W", help="official, Hugging Face's or timm's file or folder; or a run of ours"
-    )
+def add_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """With --weights, or the place of weights as an argument."""
+    what = "official, Hugging Face's or timm's file or folder; or a run of ours"
+    if positional:
+        parser.add_argument("weights", metavar="RUN_OR_WEIGHTS", help=what)
+    else:
+        parser.add_argument("--weights", required=True, metavar="W", help=what)
     for flag, name, what in (
         ("--heads", "encoder_heads", "attention heads of the encoder"),
         ("--decoder-heads", "decoder_heads", "those of the decoder"),
