@@ -23,7 +23,7 @@ if __name__ == "__main__":
     prepare()
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -80,25 +80,30 @@ def activations_of(
     config: ModelConfig, tokens: TokenCounts, precision: Precision, recomputed: Sequence[bool] | None = None
 ) -> Activations:
     """Run the model on one view without data."""
-    saved: dict[int, torch.UntypedStorage] = {}
     with FakeTensorMode():
         model = in_compute_type(config, precision)
         if recomputed:
             checkpoint_blocks([*model.encoder.blocks, *model.decoder.blocks], recomputed)
-        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        return activations_in(model, lambda: pixel_loss(model, *batch(config, tokens, 1)))
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                saved[storage._cdata] = storage
-            return tensor
 
-        with FlopCounterMode(display=False) as counter:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = pixel_loss(model, *batch(config, tokens, 1))
-            forward, kept = counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())
-            loss.backward()
-        return Activations(kept_bytes=kept, forward_flops=forward, step_flops=counter.get_total_flops())
+def activations_in(model: nn.Module, loss: Callable[[], Tensor]) -> Activations:
+    """Of a forward and a backward pass through the model, parameters left out."""
+    saved: dict[int, torch.UntypedStorage] = {}
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            value = loss()
+        forward, kept = counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())
+        value.backward()
+    return Activations(kept_bytes=kept, forward_flops=forward, step_flops=counter.get_total_flops())
 
 
 def in_compute_type(config: ModelConfig, precision: Precision) -> VideoMAE:

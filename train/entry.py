@@ -20,6 +20,7 @@ from train.compute.out_of_memory import advice, is_out_of_memory
 from train.compute.parallel import Ranks, started
 from train.compute.startup import Startup
 from train.config import RunConfig
+from train.evaluation import comparison
 from train.loop import train
 from train.pages.card import write_card
 from train.run.dry_run import beginning, describe
@@ -115,4 +116,6 @@ def go(
                 with may_fail("card.md"):
                     write_card(folder.path, made)
             folder.complete(total_steps)
+            for line in comparison(folder.path) if ranks.rank == 0 else ():
+                run.say(line)
             run.say(f"done: {total_steps} steps; weights in {folder.path / 'model.safetensors'}")

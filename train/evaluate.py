@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--workers {options.workers} must be at least 1")
     if options.out is None:
         views = "x".join(map(str, options.views)) + ("-sparse" if options.sparse else "")
-        name = os.path.basename(os.path.normpath(options.weights))
+        name = "-".join(filter(None, (os.path.basename(os.path.normpath(options.weights)), options.key)))
         options.out = Path("evaluations") / f"{name}-{options.split.replace(',', '+')}-{views}"
     refuse_dataset("--out", options.out)
     with started(options.device) as ranks:

@@ -24,6 +24,7 @@ from pipeline.console import may_fail
 from pipeline.sampling import EvaluationSampler
 from pipeline.sampling.splits import checked_split, rows_of_split
 from pipeline.storage.manifest import Manifest
+from train.checkpoint.best import FILES, Best, reached
 from train.compute.parallel import Ranks
 from train.config import LABEL_MAP
 from train.parts import open_loader
@@ -45,6 +46,7 @@ class Evaluations:
     ) -> None:
         """`first_step` are done; lines of later ones are dropped."""
         self._training, self._total = training, total_steps
+        self._best = Best(run, training, first_step)
         self._evaluators = stage.evaluators(training.model, training.ranks, run, manifest)
         self._file = JsonLines(run / FILE)
         self._done: set[int] = set()
@@ -69,6 +71,8 @@ class Evaluations:
                     found = evaluator.call(self._training.model, step)
                     reshard(self._training.model)
                     figures |= {f"{prefix}{name}": value for name, value in found.figures.items()}
+                    if evaluator.best:
+                        self._best.keep(step, evaluator.best, found.figures[evaluator.best], prefix)
                     if found.of:
                         seen = {"clips": found.clips, "of": found.of, "missing": list(found.missing)}
                     if meters and not prefix:
@@ -85,6 +89,18 @@ class Evaluations:
         missing = seen["missing"]
         lost = f"; not decoded: {', '.join(missing[:SHOWN])}{' ...' if len(missing) > SHOWN else ''}" if missing else ""
         return [f"step {step}: {told}, of {seen['clips']} of {seen['of']} clips{lost}"]
+
+
+def comparison(run: Path) -> list[str]:
+    """Last and best, of the weights and of their running mean, by the figure that the best ones were kept for: a line each."""
+    last = (read_lines(run / FILE) or [{}])[-1]
+    said = []
+    for prefix, file in FILES.items():
+        if best := reached(run / file):
+            figure, step, value = best
+            name, now = f"{prefix}{figure}".replace("_", " "), last.get(f"{prefix}{figure}", math.nan)
+            said.append(f"{name}: {now:.4g} after step {last['step']}, the best {value:.4g} after step {step}, in {file}")
+    return said
 
 
 @contextlib.contextmanager
@@ -145,7 +161,10 @@ class HeldOut:
         return Evaluation(figures, clips=int(clips), of=len(self._rows), missing=[*chain(*ranks.gather(missing))])
 
 
-def held_out(stage: Stage, ranks: Ranks, run: Path, manifest: Manifest, rows: np.ndarray | None = None) -> list[Evaluator]:
-    """What every stage evaluates alike, if `--evaluate-every` asks for it; on some `rows` alone if they are given."""
+def held_out(
+    stage: Stage, ranks: Ranks, run: Path, manifest: Manifest, rows: np.ndarray | None = None, best: str | None = None
+) -> list[Evaluator]:
+    """What every stage evaluates alike, if `--evaluate-every` asks for it; on some `rows` alone if they are given. `best`: see
+    `Evaluator`."""
     every = stage.config.evaluate_every
-    return [Evaluator(every, HeldOut(stage, ranks, run, manifest, rows))] if every else []
+    return [Evaluator(every, HeldOut(stage, ranks, run, manifest, rows), best=best)] if every else []

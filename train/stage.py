@@ -61,6 +61,8 @@ class Evaluator:
     call: Callable[[Any, int], Evaluation]
     """(model, step) -> what it found. Without gradients; the model has its weights, or their running mean."""
     last: bool = True
+    best: str | None = None
+    """One of its figures, the higher the better: the weights of the step with the best one are kept by name."""
 
     def due(self, step: int, total: int) -> bool:
         return step % self.every == 0 or (self.last and step == total)

@@ -1,6 +1,8 @@
-"""The optimizer step of pre-training as a contestant, on one batch in memory, and a matrix product to compare it with."""
+"""The optimizer step of a stage as a contestant, on one batch in memory, and a matrix product to compare it with."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +14,18 @@ from benchmarks.parts.stopwatch import Work
 from model.config import ModelConfig
 from model.flops import executed_gmac
 from pipeline.loader import Batch
-from pipeline.sampling import Views
+from pipeline.sampling import PlainViews, Views
+from pipeline.sampling.draws import in_pairs
 from pipeline.sampling.masking import TokenCounts, mask_indices, token_counts
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, OptimConfig
+from train.stages.finetuning import FinetuneConfig, Finetuning
 from train.stages.pretraining import PretrainConfig, Pretraining
 
 MASK_RATIO, DECODER_MASK_RATIO = 0.9, 0.5  # the paper's; a decoder mask ratio of 0 is encoder-only masking
 CLIP_GRAD = 0.02  # ViT-g's
+CLASSES = 400  # of Kinetics
 
 
 def pretraining(
@@ -50,6 +55,39 @@ def step_work(config: ModelConfig, views: int, compute: ComputeConfig, ranks: Ra
     stage = pretraining(config, replace(compute, views_per_forward=views), views=views, dual=dual)
     ratio = DECODER_MASK_RATIO if dual else 0.0
     return ModelWork(stage, random_batch(config, views, ratio, ranks.device), ranks)
+
+
+def finetuning(
+    config: ModelConfig, compute: ComputeConfig | None = None, *, views: int = 8, classes: int = CLASSES
+) -> Finetuning:
+    """The stage, with so many views a step, each of a clip of its own, and all that is random in it."""
+    return Finetuning(
+        FinetuneConfig(
+            model=config,
+            views=PlainViews(views_per_step=views, views_per_clip=1),
+            optim=OptimConfig(clip_grad=CLIP_GRAD, betas=(0.9, 0.999)),
+            compute=compute or ComputeConfig(),
+            head_dropout=0.5,
+            expected_classes=classes,
+        )
+    )
+
+
+def finetune_work(config: ModelConfig, views: int, compute: ComputeConfig, ranks: Ranks) -> ModelWork:
+    """Its step, built and warm."""
+    stage = finetuning(config, replace(compute, views_per_forward=views), views=views)
+    return ModelWork(stage, labelled_batch(stage, ranks.device), ranks)
+
+
+def labelled_batch(stage: Finetuning, device: torch.device) -> Batch:
+    """Views of random pixels for a forward pass, partners beside each other, with the labels 0, 1, 2 ..."""
+    views = stage.config.views.views_per_step // stage.config.accumulation(1)
+    batch = random_batch(stage.config.model, views, 0.0, device)
+    every = torch.from_numpy(in_pairs(np.arange(stage.config.views.views_per_step))[:views])
+    manifest = SimpleNamespace(sources=["own"], source=np.zeros(int(every.max()) + 1, np.int64))
+    labels = SimpleNamespace(of=lambda rows: rows % stage.num_classes)
+    loader: Any = SimpleNamespace(manifest=manifest, labels=labels)
+    return replace(batch, visible=None, decoded=None, loss_weight=None, positions=every, rows=every, loader=loader)
 
 
 def random_batch(config: ModelConfig, views: int, decoder_mask_ratio: float, device: torch.device) -> Batch:

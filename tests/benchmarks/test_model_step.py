@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import model_step
-from benchmarks.model_step import wanted_precisions
-from benchmarks.parts import hf_step
-from benchmarks.parts.hf_step import HfWork
-from benchmarks.parts.step_work import largest_product, step_flops
+from benchmarks import finetune_step, model_step
+from benchmarks.parts import hf_step, step_contest
+from benchmarks.parts.hf_step import HfClassification, HfPretraining, HfWork
+from benchmarks.parts.step_contest import StepOptions, wanted_precisions
+from benchmarks.parts.step_work import CLASSES, largest_product, step_flops
+from model.classifier import VideoClassifier
 from model.config import MODELS
 from model.videomae import VideoMAE
 
@@ -27,17 +28,27 @@ def test_step_beside_matrix_product(
         assert gemm["value"] == pytest.approx(step["value"] * step_flops(MODELS["tiny"], 2, dual=True) / 2 / 1e12)
         assert gemm["ratio"] > 0  # how much is a matter of the machine and its other programs
     assert "HF transformers: transformers is not installed" in capsys.readouterr().out
+    assert finetune_step.main([*SHORT, "--json", str(tmp_path / "step.json")]) == 0
+    found = {result["name"]: result for result in json.loads((tmp_path / "step.json").read_text())}
+    gemm = found["finetune/tiny/fp32/vs_gemm"]
+    # 256 tokens, 4 blocks of 12 D^2 + 2 N D products a token, patches of 384 values
+    macs = 256 * (4 * (12 * 128**2 + 2 * 256 * 128) + 384 * 128) + 128 * CLASSES
+    assert gemm["value"] == pytest.approx(found["finetune/tiny/fp32"]["value"] * 6e-12 * macs) and gemm["ratio"] > 0
 
 
-def test_the_peer_takes_the_same_views_and_sizes() -> None:
+def test_the_peers_take_the_same_views_and_sizes() -> None:
     pytest.importorskip("transformers")
-    config = MODELS["tiny"]
-    work = HfWork(config, 2, "bf16", torch.device("cpu"))
-    assert work.work() == 2
-    assert work.hidden.sum(1).tolist() == [228, 228]  # 57 of 64 positions in 4 frames
+    config, cpu = MODELS["tiny"], torch.device("cpu")
     with torch.device("meta"):
-        ours = VideoMAE(config)
-    assert sum(p.numel() for p in work.parameters) == sum(p.numel() for p in ours.parameters())
+        ours = [VideoMAE(config), VideoClassifier(config, CLASSES)]
+    work: HfWork
+    for work, model in zip(
+        (HfPretraining(config, 2, "bf16", cpu), HfClassification(config, 2, "fp32", cpu)), ours, strict=True
+    ):
+        assert work.work() == 2
+        assert sum(p.numel() for p in work.parameters) == sum(p.numel() for p in model.parameters())
+        if isinstance(work, HfPretraining):
+            assert work.hidden.sum(1).tolist() == [228, 228]  # 57 of 64 positions in 4 frames
 
 
 def test_largest_products() -> None:
@@ -47,11 +58,11 @@ def test_largest_products() -> None:
 
 
 def test_bf16_without_instructions_is_skipped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_step, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(step_contest, "cpu_has_bf16", lambda: False)
     cpu = torch.device("cpu")
-    precisions, skipped = wanted_precisions(model_step.Options(), cpu)
+    precisions, skipped = wanted_precisions(StepOptions(), cpu)
     assert precisions == ["fp32"] and "--bf16 measures it all the same" in skipped[0]
-    assert wanted_precisions(model_step.Options(bf16=True), cpu) == (["fp32", "bf16"], [])
+    assert wanted_precisions(StepOptions(bf16=True), cpu) == (["fp32", "bf16"], [])
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_a_checkpoint_of_a_run_that_goes_on(tmp_path: Path, capsys: pytest.Captu
         found = read_source(tmp_path / "run", key=key, encoder_heads=2)
         assert all(torch.equal(tensor, want[name]) for name, tensor in found.tensors.items())
         assert found.config.encoder_heads == 2
-    with pytest.raises(ValueError, match="has model and perhaps model_ema, but no 'module'"):
+    with pytest.raises(ValueError, match="has model and perhaps best, best_ema, model_ema, but no 'module'"):
         read_source(tmp_path / "run", key="module")
     next(checkpoint.glob("*.distcp")).unlink()
     with pytest.raises(OSError, match=r"step-00000002 cannot be read: .*No such file"):

@@ -8,8 +8,6 @@ import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,20 +19,14 @@ from model.config import MODELS
 from model.initialization import initialise
 from model.weights import metadata_of
 from pipeline.decoding.decode import ClipRequest, decode_libav
-from pipeline.loader import ClipLoader
-from pipeline.sampling import EvaluationSampler, SamplingRecipe, multi_view_clips
+from pipeline.sampling import SamplingRecipe, multi_view_clips
 from pipeline.storage.manifest import Manifest
 from tests.page_reader import Page
-from tests.train.trainers import SMALL
 from train import evaluate
 from train.accuracy.accuracy import Accuracy, places
 from train.accuracy.predictions import Predictions
 from train.accuracy.scores import ClipScores, Merged
-from train.accuracy.validation import classification_evaluator
 from train.checkpoint.weights import save_weights
-from train.command_line import from_command_line
-from train.compute.parallel import started
-from train.recipes import RECIPES
 
 CONFIG = replace(MODELS["tiny"], input_size=32, num_frames=4, encoder_depth=1)
 VAL = range(12, 19)  # rows
@@ -104,27 +96,6 @@ def bytes_of(dataset: Path, row: int, replaced: bytes | None = None) -> bytes:
             file.seek(clip.offset)
             file.write(replaced)
     return data
-
-
-def test_a_stage_of_classes_is_validated_on_one_view_of_each_clip(labelled: Path, tmp_path: Path) -> None:
-    """In batches of eight, so that one has a place without a clip."""
-    config = from_command_line(RECIPES, [*SMALL, "--data", str(labelled), "--out", str(tmp_path), "--evaluate-every", "2"])
-    model = VideoClassifier(config.model, 8)
-    initialise(model, seed=0)
-    with torch.no_grad(), started("cpu") as ranks:
-        model.head.weight.normal_(generator=torch.Generator().manual_seed(1))
-        stage: Any = SimpleNamespace(config=config)
-        (evaluator,) = classification_evaluator(stage, ranks, tmp_path, Manifest(labelled))
-        found = evaluator.call(model, 2)
-        loader = ClipLoader(
-            labelled, replace(config.sampling, views_per_clip=1), sampler=EvaluationSampler(rows=VAL), clips_per_batch=1
-        )
-        each = [(model(batch.views)[0], int(batch.labels)) for batch in loader]
-        loader.close()
-    expected = Accuracy.of_scores(torch.stack([logits for logits, _ in each]).numpy(), np.array([label for _, label in each]))
-    assert found.figures == {f"held_out_{name}": value for name, value in expected.figures().items()}
-    assert (found.clips, found.of, list(found.missing)) == (7, 7, []) and evaluator.every == 2 and expected.num_clips == 7
-    assert 0 < expected.figures()["top5"] <= 1
 
 
 @pytest.mark.slow

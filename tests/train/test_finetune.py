@@ -5,6 +5,7 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,11 @@ from pipeline.sampling.sampler import TrainingSampler
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, lines, losses, run, start
 from train.augmentation import AugmentConfig, augmented, mixed_labels
+from train.checkpoint.best import FILES, Best, reached
+from train.checkpoint.source import read_source
 from train.classes import check_classes, head_of, labelled_rows
 from train.command_line import from_command_line
+from train.compute.parallel import started
 from train.config import ComputeConfig
 from train.finetuning_recipes import RECIPES
 from train.run.dry_run import describe
@@ -43,6 +47,43 @@ def encoder(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_the_best_weights_are_kept_by_name(labelled: Path, tmp_path: Path) -> None:
+    """And their mean; each is the one of the step whose figure is the highest, the earliest of these."""
+    out, options = tmp_path / "run", ("--steps", "4", "--evaluate-every", "2", "--ema", "0.5", "--optim.base-lr", "0.1")
+    said = run(labelled, out, *options, program=FILE)
+    evaluated = lines(out / "evaluations.jsonl")
+    for prefix, key in (("", "best"), ("ema_", "best_ema")):
+        values = [line[f"{prefix}held_out_top1"] for line in evaluated]
+        best = read_source(out, key=key)
+        assert int(best.metadata["step"]) == 2 + 2 * values.index(max(values))
+        assert float(best.metadata["value"]) == max(values)
+        words = f"held out top1: {values[-1]:.4g} after step 4, the best {max(values):.4g} after step {best.metadata['step']}"
+        assert words in said and words in (out / "card.md").read_text()
+    assert best.labels == Labels(Manifest(labelled), "train").names
+    with pytest.raises(ValueError, match="has no best weights of this name: no evaluation of classes"):
+        (out / "best.safetensors").unlink()
+        read_source(out, key="best")
+
+
+def test_best_weights_of_steps_that_are_to_come_again_do_not_count(tmp_path: Path) -> None:
+    with started("cpu") as ranks:
+        training: Any = SimpleNamespace(model=torch.nn.Linear(1, 1), ranks=ranks)
+        for name in ("config.json", "descent.json"):
+            (tmp_path / name).write_text("{}" if name == "config.json" else "[]")
+
+        def kept(first_step: int, *values: float) -> tuple[str, int, float] | None:
+            best = Best(tmp_path, training, first_step)
+            for number, value in enumerate(values, first_step + 1):
+                best.keep(number, "top1", value, "")
+            return reached(tmp_path / FILES[""])
+
+        assert kept(0, float("nan")) is None
+        assert kept(0, 0.3, 0.7, 0.7, 0.5) == ("top1", 2, 0.7)
+        assert kept(4, 0.6) == ("top1", 2, 0.7) and kept(4, 0.8) == ("top1", 5, 0.8)
+        assert kept(1, 0.4) == ("top1", 2, 0.4), "that of step 5 was of steps that are not done any more"
+
+
+@pytest.mark.slow
 def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, encoder: Path, tmp_path: Path) -> None:
     """With everything random on; with two ranks, and two forward passes: the same clips, noise and partners."""
     options = ("--init", str(encoder), *NOISY, "--steps", "8", "--evaluate-every", "4", "--save-every", "2")
@@ -58,8 +99,9 @@ def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, encoder: P
     assert trainer.wait() == [-signal.SIGKILL]
     run(labelled, tmp_path / "killed", *options, program=FILE)
     assert losses(tmp_path / "killed") == one
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "killed")]
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    for file in ("model.safetensors", "best.safetensors"):
+        weights = [load_file(tmp_path / name / file) for name in ("one", "killed")]
+        assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     assert read_weights(tmp_path / "one" / "model.safetensors").labels == Labels(Manifest(labelled), "train").names
 
     # begun on two ranks, it goes on on one, in two passes of a pair each
@@ -72,18 +114,7 @@ def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, encoder: P
 @pytest.mark.slow
 def test_it_learns_what_clips_show(labelled: Path, tmp_path: Path) -> None:
     """The clips of the training itself, seen without noise: nearly all are told right."""
-    options = (
-        "--steps",
-        "150",
-        "--evaluate-every",
-        "150",
-        "--evaluate-split",
-        "train",
-        "--head-scale",
-        "1",
-        "--log-every",
-        "50",
-    )
+    options = ("--steps", "150", "--evaluate-every", "150", "--evaluate-split", "train", "--head-scale", "1")
     plain = ("--augment.mixup", "0", "--augment.cutmix", "0", "--augment.erasing", "0", "--optim.base-lr", "0.1")
     run(labelled, tmp_path / "run", *options, *plain, program=FILE)
     (found,) = lines(tmp_path / "run" / "evaluations.jsonl")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.parts.step_work import pretraining, random_batch
+from benchmarks.parts.step_work import finetuning, labelled_batch, pretraining, random_batch
 from model.config import MODELS
 from train.compute.optimizer import set_lr
 from train.compute.parallel import started
@@ -36,17 +36,23 @@ class RefuseWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_step_reads_nothing_back(precision):
+    compute = ComputeConfig(precision=precision, activation_checkpointing="every:2", views_per_forward=2)
     with started("cpu") as ranks:
-        check_step(ranks, ComputeConfig(precision=precision, activation_checkpointing="every:2", views_per_forward=2))
+        check_step(ranks, pretraining(MODELS["tiny"], compute, views=4), random_batch(MODELS["tiny"], 2, 0.5, ranks.device))
 
 
-def check_step(ranks, compute):
+def test_nor_does_one_of_fine_tuning():
+    """With all that is random in it."""
+    with started("cpu") as ranks:
+        stage = finetuning(MODELS["tiny"], ComputeConfig(views_per_forward=2), views=4, classes=8)
+        check_step(ranks, stage, labelled_batch(stage, ranks.device))
+
+
+def check_step(ranks, stage, batch):
     """Two forward passes, clipping, the guard with all its rules, the optimizer."""
-    stage = pretraining(MODELS["tiny"], compute, views=4)
     config = replace(stage.config, optim=replace(stage.config.optim, spike_factor=5.0), ema=0.9)
     training = Training(type(stage)(config), ranks)
     assert training.passes == 2
-    batch = random_batch(MODELS["tiny"], 2, 0.5, ranks.device)
 
     def one(number):
         set_lr(training.optimizer, 1e-3 / number)
@@ -62,4 +68,4 @@ def check_step(ranks, compute):
     with pytest.raises(AssertionError, match="_local_scalar_dense"), RefuseWaiting():
         norm.item()
     with pytest.raises(AssertionError, match="a boolean index"), RefuseWaiting():
-        batch.loss_weight[batch.loss_weight > 0]
+        norm[None][norm[None] > 0]

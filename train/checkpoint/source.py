@@ -17,12 +17,14 @@ from train.checkpoint.files import CONFIG, PREFIX, PROGRESS, damage, latest, ste
 from train.checkpoint.weights import read_weights as read_checkpoint
 from train.config import LABEL_MAP, read_config, read_recipe, read_stage
 
-NO_MEAN = "{} has no running mean of its weights: the run was begun without --ema"
+BEST = ("best", "best_ema")
+ABSENT = dict.fromkeys(BEST, "no best weights of this name: no evaluation of classes has kept them yet")
+ABSENT["model_ema"] = "no running mean of its weights: the run was begun without --ema"
 
 
 def read_source(place: str | Path, *, key: str | None = None, **hints: Any) -> Weights:
     """Whatever `read_weights` reads, with its `hints`; or a run's newest checkpoint, or its model.safetensors where it is done.
-    The `key` model_ema is of a run the running mean of its weights.
+    The `key` model_ema is of a run the running mean of its weights; best and best_ema are those that it kept by name.
 
     Raises ValueError, in a line, for what is neither, and for a damaged checkpoint.
     """
@@ -32,10 +34,12 @@ def read_source(place: str | Path, *, key: str | None = None, **hints: Any) -> W
         run, checkpoint = path.resolve().parents[1], path
     elif not is_run(path):
         return read_weights(place, key=key, **hints)
+    elif key in BEST:
+        return _of_file(path, f"{key}.safetensors", hints)
     elif not (path / "complete").exists() or not (path / "model.safetensors").exists():
         checkpoint = latest(path / "checkpoints")
-    if key not in (None, "model", "model_ema"):
-        raise ValueError(f"{place} is a run, which has model and perhaps model_ema, but no {key!r}")
+    if key not in (None, "model", *ABSENT):
+        raise ValueError(f"{place} is a run, which has model and perhaps {', '.join(ABSENT)}, but no {key!r}")
     if checkpoint is None:
         if not (path / "model.safetensors").exists():
             raise ValueError(f"{place} is a run without a checkpoint yet; wait for its first one, or give other weights")
@@ -98,7 +102,7 @@ def metadata_of_run(folders: Sequence[Path], **facts: str | int | None) -> dict[
 def _of_file(run: Path, name: str, hints: Mapping[str, int | None]) -> Weights:
     """RUN/model.safetensors, into which older code wrote no sizes: they are in its config.json."""
     if not (run / name).exists():
-        raise ValueError(NO_MEAN.format(run))
+        raise ValueError(f"{run} has {ABSENT[name.removesuffix('.safetensors')]}")
     found = read_weight_file(run / name)
     if MODEL in found.metadata:
         return understand(found, hints)
@@ -117,6 +121,6 @@ def _of_checkpoint(run: Path, checkpoint: Path, place: str, mean: bool, hints: M
         gone = f"{checkpoint} is gone: a run that goes on removes old ones; try again"
         raise ValueError(str(error) if checkpoint.exists() else gone) from None
     if not tensors:
-        raise ValueError(NO_MEAN.format(place))
+        raise ValueError(f"{place} has {ABSENT['model_ema']}")
     what = "the running mean of its checkpoint" if mean else "from its checkpoint"
     return understand(WeightFile(place, tensors, metadata, notes=(f"{what} {checkpoint.name}",)), hints)

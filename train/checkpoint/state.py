@@ -23,7 +23,7 @@ from train.checkpoint.weights import save_weights
 from train.compute.ema import RunningMean
 from train.compute.parallel import Ranks
 
-__all__ = ["Progress", "export", "latest", "load", "read_progress", "state_of"]
+__all__ = ["Progress", "export", "latest", "load", "read_progress", "state_of", "whole_weights"]
 FORMAT = 2  # of progress.json
 TAKEN = "steps taken"  # the name of their number among the sums
 
@@ -88,11 +88,15 @@ def load(checkpoint: Path, training: Trained) -> None:
         group.update(values)
 
 
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """As they are, float32, under their official names, on rank 0's CPU. All ranks call it."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
 def export(folder: Path, training: Trained, metadata: dict[str, str]) -> None:
-    """RUN/model.safetensors, all weights, float32, under their official names, and model_ema.safetensors, their running mean,
-    if there is one, with what `metadata` says of them. All ranks call it."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole = {"model": get_model_state_dict(training.model, options=options)}
+    """RUN/model.safetensors, all weights, and model_ema.safetensors, their running mean, if there is one, with what `metadata`
+    says of them. All ranks call it."""
+    whole = {"model": whole_weights(training.model)}
     if training.mean:
         whole["model_ema"] = {
             name: mean.full_tensor().cpu() if isinstance(mean, DTensor) else mean for name, mean in training.mean.state.items()

@@ -22,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser, positional: bool = False) -> No
         parser.add_argument("weights", metavar="RUN_OR_WEIGHTS", help=what)
     else:
         parser.add_argument("--weights", required=True, metavar="W", help=what)
+    parser.add_argument("--key", help="the dictionary of a checkpoint, or of a run's weights model_ema, best or best_ema")
     for flag, name, what in (
         ("--heads", "encoder_heads", "attention heads of the encoder"),
         ("--decoder-heads", "decoder_heads", "those of the decoder"),
@@ -35,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser, positional: bool = False) -> No
 
 def read(options: argparse.Namespace) -> Weights:
     """Raises ValueError, in a line, for what is no weights, and for another network than ours."""
-    weights = read_source(options.weights, **{name: getattr(options, name) for name in HINTS})
+    weights = read_source(options.weights, key=options.key, **{name: getattr(options, name) for name in HINTS})
     weights.check_same()
     return weights
 

@@ -9,10 +9,16 @@ from safetensors import safe_open
 
 from model.weights import DESCENT, MODEL, Weights
 from train.checkpoint.descent import in_words, read_descent
+from train.evaluation import comparison
 from train.pages.run_record import RunRecord
 
 FILE = "card.md"
-EXPORTS = {"model.safetensors": "the weights", "model_ema.safetensors": "their running mean"}
+EXPORTS = {
+    "model.safetensors": "the weights",
+    "model_ema.safetensors": "their running mean",
+    "best.safetensors": "those of the step that was the best on what is held out",
+    "best_ema.safetensors": "the running mean of the step at which it was the best",
+}
 NO_FIGURES = {"step", "clips", "of", "missing", "seconds", "time"}  # of a line of evaluations.jsonl
 
 
@@ -45,6 +51,8 @@ def card(run: RunRecord, metadata: Mapping[str, str]) -> str:
         figures = [f"{name.replace('_', ' ')} {line[name]:.4g}" for name in line.keys() - NO_FIGURES if line[name] is not None]
         of = f", of {line['clips']:,} of {line['of']:,} clips" if line.get("of") else ""
         facts["held out"] = f"step {line['step']:,}: {', '.join(sorted(figures))}{of}"
+    if compared := comparison(run.path):
+        facts["best"] = "; ".join(compared)
     descent = read_descent(metadata.get(DESCENT))
     begun = [f"{number}. {in_words(each)}" for number, each in enumerate(descent, 1)]
     load = [f'tensors = load_file("{files[0]}")  # {len(shapes)} tensors, float32, official names']

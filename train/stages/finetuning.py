@@ -25,6 +25,7 @@ from pipeline.sampling.frames import Temporal
 from pipeline.sampling.sampler import TrainingSampler
 from pipeline.settings import setting
 from pipeline.storage.manifest import Manifest
+from train.accuracy.accuracy import TOP, places
 from train.augmentation import AugmentConfig, augmented, mixed_labels, on_device
 from train.classes import check_classes, head_of, labelled_rows
 from train.compute.memory import STATISTIC, BlockShape, Cost, ParameterSizes
@@ -36,8 +37,6 @@ from train.evaluation import held_out
 from train.parts import from_init, nothing_frozen, open_loader
 from train.soft_labels import soft_cross_entropy, soft_labels
 from train.stage import Evaluator
-
-TOP = 5  # guesses, of which one has to be right
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +197,7 @@ class Finetuning:
         block = BlockShape(N, N, D, config.encoder_mlp_dim, config.encoder_heads, dtype)
         pixels = config.num_frames * config.input_size**2 * 3
         floats = 4 * pixels if self.config.augment.mixes or self.config.augment.erasing else 0
+        features = 3 if self.config.head_dropout else 2  # before the last norm and after it; what dropout leaves
         with torch.device("meta"):
             sizes = ParameterSizes.of(self.model(Implementation()))
         macs = config.encoder_depth * block.mac + N * config.patch_values * D + D * classes
@@ -205,7 +205,7 @@ class Finetuning:
             blocks=((block,) * config.encoder_depth,),
             sizes=sizes,
             gmac=macs / 1e9,
-            outside=dtype.itemsize * N * config.patch_values + floats + STATISTIC * (2 + D) + 8 * classes,
+            outside=dtype.itemsize * N * config.patch_values + floats + STATISTIC * (2 + features * D) + 8 * classes,
             errors=floats + 8 * classes,
             loss=12 * classes,
             inputs=pixels,
@@ -216,15 +216,18 @@ class Finetuning:
         )
 
     def evaluators(self, model: VideoClassifier, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
-        """On clips with a label."""
+        """On clips with a label; the weights with the best top-1 accuracy are kept."""
         assert self._labels is not None
         if not self.config.evaluate_every:
             return []
         rows, _ = labelled_rows(self._labels, manifest, self.config.evaluate_split, np.arange(self.num_classes))
-        return held_out(self, ranks, run, manifest, rows)
+        return held_out(self, ranks, run, manifest, rows, best="held_out_top1")
 
 
 def right(logits_nC: Tensor, labels_n: Tensor) -> dict[str, Tensor]:
-    """The shares of views whose label is the first guess, or one of the first five -> float32 () each."""
-    hits = logits_nC.topk(min(TOP, logits_nC.shape[1]), dim=1).indices == labels_n[:, None]
-    return {"top1": hits[:, 0].float().mean(), f"top{TOP}": hits.any(1).float().mean()}
+    """The shares of views whose label is the first guess and, of more than five classes, one of the first five -> float32 ()
+    each."""
+    classes = logits_nC.shape[1]
+    place_n = places(logits_nC, labels_n).where(labels_n >= 0, classes)
+    first = {"top1": 1, f"top{TOP}": TOP} if classes > TOP else {"top1": 1}
+    return {name: (place_n < guesses).float().mean() for name, guesses in first.items()}

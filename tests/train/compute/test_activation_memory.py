@@ -1,15 +1,19 @@
 """Predictions of memory against what autograd saves and what the allocator hands out."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.activation_memory import activations_of, measured_peak, predicted_peak
-from model.config import MODELS
+from benchmarks.activation_memory import activations_in, activations_of, measured_peak, predicted_peak
+from model.config import MODELS, Implementation
 from model.layers import Block
 from model.videomae import VideoMAE
 from pipeline.sampling.masking import token_counts
-from train.compute.activation_checkpointing import checkpoint_block, recomputed_blocks, within_budget
+from train.augmentation import AugmentConfig
+from train.compute.activation_checkpointing import checkpoint_block, checkpoint_blocks, recomputed_blocks, within_budget
 from train.compute.memory import (
     GIB,
     BlockShape,
@@ -20,6 +24,8 @@ from train.compute.memory import (
 )
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy
+from train.soft_labels import soft_cross_entropy, soft_labels
+from train.stages.finetuning import FinetuneConfig, Finetuning
 from train.stages.pretraining import autoencoder_cost
 
 
@@ -45,6 +51,24 @@ def test_activations_are_those_that_autograd_saves(name: str, precision: str, to
         assert predicted - found.kept_bytes == pytest.approx(-4, abs=tolerance * predicted), text
         again = (found.step_flops - plain.step_flops) / (3 * plain.forward_flops)
         assert again == pytest.approx(recomputed_share(cost, recomputed), rel=1e-9), text
+
+
+def test_a_classifier_keeps_what_its_cost_says() -> None:
+    """In float32, with stochastic depth and head dropout: to a few bytes, of what they draw."""
+    config, nothing = MODELS["tiny"], AugmentConfig(flip=0, erasing=0, mixup=0, cutmix=0)
+    stage = Finetuning(FinetuneConfig(model=config, expected_classes=174, augment=nothing, head_dropout=0.5))
+    cost = stage.cost(ComputeConfig(precision="fp32"))
+    with FakeTensorMode():
+        views = torch.zeros(1, config.num_frames, config.input_size, config.input_size, 3, dtype=torch.uint8)
+        keep, features = torch.ones(4, 1, 2, dtype=torch.bool), torch.ones(1, config.encoder_dim, dtype=torch.bool)
+        labels = soft_labels(torch.zeros(1, dtype=torch.int64), 174, 0.1)
+        for text in ("none", "full"):
+            model, recomputed = stage.model(Implementation()), recomputed_blocks(Policy.parse(text), cost, 1)
+            checkpoint_blocks([*model.blocks], recomputed)
+            loss = partial(lambda m: soft_cross_entropy(m(views, keep, features), labels), model)
+            found = activations_in(model, loss)
+            assert activation_bytes(cost, recomputed) - found.kept_bytes == pytest.approx(0, abs=64), text
+            assert found.forward_flops == pytest.approx(2e9 * cost.gmac, rel=1e-9)
 
 
 @pytest.mark.parametrize(
