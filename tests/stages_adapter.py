@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 if sys.path[0] != str(ROOT):
@@ -29,8 +30,8 @@ from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
 from tests.parity_adapter import finetune_config, to_uint8
 from train import augmentation
-from train.accuracy.accuracy import Accuracy
-from train.accuracy.scores import ClipScores
+from train.accuracy.predictions import Predictions
+from train.accuracy.scores import ClipScores, Merged
 from train.augmentation import mixed, mixed_labels
 from train.classes import read_places
 from train.compute.ema import RunningMean
@@ -239,7 +240,7 @@ def merge_views(ranks):
     for name, logits, label, chunk, crop in (view for views in ranks for view in views):
         scores.add(name, label, [(chunk, crop)], torch.tensor([logits], dtype=torch.float64).softmax(-1).numpy())
     merged = scores.merged()
-    found = Accuracy.of_scores(merged.probabilities, merged.labels)
+    found = accuracy_of(merged)
     return {
         "top1": 100 * found.top1,
         "top5": 100 * found.top5,
@@ -250,7 +251,15 @@ def merge_views(ranks):
 
 
 def mean_class_accuracy(scores, labels):
-    return Accuracy.of_scores(scores, np.array(labels)).mean_class
+    every = np.arange(len(labels))
+    return accuracy_of(Merged([*map(str, every)], np.array(labels), scores, np.ones_like(every))).mean_class
+
+
+def accuracy_of(merged):
+    with TemporaryDirectory() as folder:
+        predictions = Predictions(Path(folder), {}, [*map(str, range(merged.probabilities.shape[1]))])
+        predictions.add(np.arange(len(merged.keys)), merged)
+        return predictions.accuracy(predictions.whole())
 
 
 def middle_frames(num_frames, clip_len, step, temporal):

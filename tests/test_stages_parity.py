@@ -1,12 +1,25 @@
 """The numbers of the original public codes, stage by stage, through the adapter."""
 
 import importlib.util
+import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
 
 import pytest
+from safetensors.torch import save_file
+
+from model.classifier import VideoClassifier
+from model.config import MODELS
+from model.weights import metadata_of
 
 ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
+ROOT = ADAPTER.parents[1]
+OTHER_COMMANDS = {"load_checkpoint", "hf_forward", "official_forward", "reconstruct"}
 FUNCTIONS = [
     *("load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"),
     *("finetune_train_ids", "finetune_train_start_range", "finetune_val_ids", "finetune_test_clips"),
@@ -23,9 +36,79 @@ def test_a_stage_gives_the_original_codes_numbers(
     function: str, shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "path", sys.path[:])  # it puts its folder, and the adapter's, first
+    suite = suite_in(shared)
+    rows = suite.run(suite.load_adapter(ADAPTER), {function}).rows
+    assert rows and all(row[0] for row in rows), capsys.readouterr().out
+
+
+def suite_in(shared: Path) -> Any:
     spec = importlib.util.spec_from_file_location("compare_stages", shared / "parity" / "stages" / "compare_stages.py")
     assert spec and spec.loader
     suite = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(suite)
-    rows = suite.run(suite.load_adapter(ADAPTER), {function}).rows
-    assert rows and all(row[0] for row in rows), capsys.readouterr().out
+    return suite
+
+
+REACHED = """
+import os, sys, threading
+seen = set()
+def called(frame, event, _):
+    if event == "call" and frame.f_code not in seen:
+        seen.add(frame.f_code)
+        if frame.f_code.co_filename.startswith(os.environ["REACHED_ROOT"]):
+            with open(os.environ["REACHED"], "a") as file:
+                file.write(f"{frame.f_code.co_filename}:{frame.f_code.co_firstlineno}\\n")
+sys.setprofile(called)
+threading.setprofile(called)
+"""  # for every process of a command, the loader's too, as each of them begins
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_the_adapter_calls_commands_reach(
+    shared: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuning and evaluation: by coverage, in all their processes."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    suite, wanted = suite_in(shared), dict[str, str]()
+
+    def called(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and of_the_product(code) and frame.f_back and frame.f_back.f_code.co_filename == str(ADAPTER):
+            wanted[f"{code.co_filename}:{code.co_firstlineno}"] = code.co_qualname
+
+    adapter = suite.load_adapter(ADAPTER)
+    sys.setprofile(called)
+    try:
+        assert all(row[0] for row in suite.run(adapter, {*FUNCTIONS} - OTHER_COMMANDS, quiet=True).rows)
+    finally:
+        sys.setprofile(None)
+
+    (tmp_path / "sitecustomize.py").write_text(REACHED)
+    save_file(VideoClassifier(MODELS["tiny"], 710).state_dict(), tmp_path / "k710.safetensors", metadata_of(MODELS["tiny"]))
+    dataset = shutil.copytree(labelled, tmp_path / "dataset")
+    (dataset / "label_710to8.json").write_text(json.dumps([*range(8)]))
+    data, views = ("--data", str(dataset)), ("--split", "val", "--views", "2x3", "--workers", "1")
+    of_run = "--steps", "1", "--views.views-per-step", "8", "--loader.workers", "1", "--no-save-in-background"
+    for number, (command, *options) in enumerate(
+        [
+            ("finetune", "tiny", *of_run, "--evaluate-every", "1", "--ema", "0.9", "--augment.erasing", "1"),
+            ("finetune", "tiny", *of_run, "--frames", "tsn", "--init", str(tmp_path / "k710.safetensors")),
+            ("evaluate", str(tmp_path / "0"), *views),
+            ("evaluate", str(tmp_path / "0"), *views, "--sparse"),
+        ]
+    ):
+        environment = {
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+            "REACHED": str(tmp_path / "reached"),
+            "REACHED_ROOT": str(ROOT),
+        }
+        words = [sys.executable, str(ROOT / "train" / f"{command}.py"), *options, *data, "--out", str(tmp_path / str(number))]
+        subprocess.run(words, env=os.environ | environment, check=True, capture_output=True)
+    reached = {*(tmp_path / "reached").read_text().split()}
+    assert [name for place, name in wanted.items() if place not in reached] == [] and len(wanted) > 30
+
+
+def of_the_product(code: CodeType) -> bool:
+    return any(code.co_filename.startswith(f"{ROOT / package}{os.sep}") for package in ("model", "pipeline", "train"))

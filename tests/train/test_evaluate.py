@@ -45,15 +45,20 @@ def test_a_view_counts_once_whichever_rank_brings_it() -> None:
     assert np.allclose(merged.probabilities, [views.mean(0), views[4:6].mean(0)], atol=1e-15)
 
 
+def accuracy_of(scores: np.ndarray, labels: np.ndarray) -> Accuracy:
+    place = places(torch.from_numpy(scores), torch.from_numpy(labels)).numpy()
+    return Accuracy.of(labels, scores.argmax(1), place, scores.shape[1])
+
+
 def test_figures_are_of_labelled_clips_and_a_collapsed_model_is_not_right() -> None:
     labels = np.array([0, 0, 0, 2, 6, -1])
     scores = np.zeros((6, 7))
     scores[1, 1], scores[3, 2], scores[5, 4] = 1, 1, 1
     assert places(torch.from_numpy(scores), torch.from_numpy(labels)).tolist()[:5] == [0, 1, 0, 0, 6]
-    found = Accuracy.of_scores(scores, labels)
+    found = accuracy_of(scores, labels)
     assert found.num_clips == 5 and found.figures() == {"top1": 3 / 5, "top5": 4 / 5, "mean_class": (2 / 3 + 0 + 1 + 0) / 4}
-    assert Accuracy.of_scores(scores[:, :5], np.minimum(labels, 4)).top5 is None, "of five classes it would be 100 %"
-    nothing = Accuracy.of_scores(scores, np.full(6, -1))
+    assert accuracy_of(scores[:, :5], np.minimum(labels, 4)).top5 is None, "of five classes it would be 100 %"
+    nothing = accuracy_of(scores, np.full(6, -1))
     assert np.isnan([*nothing.figures().values()]).all() and nothing.num_clips == 0
 
 

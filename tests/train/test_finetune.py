@@ -285,9 +285,23 @@ def test_every_recipe_can_be_described(name: str) -> None:
     assert "ours" in (RECIPES[name].__doc__ or "").lower()
 
 
+def test_views_of_another_size_have_the_recipes_positions_interpolated() -> None:
+    """The sizes that it had before the flags."""
+    grids = {
+        (): ((8, 14, 14), (8, 14, 14)),
+        ("--model.input-size", "320", "--model.num-frames", "32"): ((16, 20, 20), (8, 14, 14)),
+        ("--model.input-size", "320", "--positions", "official"): ((8, 20, 20), (8, 20, 20)),
+        ("--model.input-size", "320", "--model.positions-size", "256"): ((8, 20, 20), (8, 16, 16)),
+    }
+    for options, grid in grids.items():
+        config = from_command_line(RECIPES, ["vit-b-own", *options]).model
+        assert (config.grid, config.positions_grid) == grid, options
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (("--model.input-size", "266"), "--model.patch-size 8; set --model.input-size to 264 or 272, or"),
         (("--drop-path", "1"), "--drop-path 1.0 must be at least 0 and less than 1"),
         (("--layer-decay", "0"), "--layer-decay 0.0 must be over 0 and at most 1"),
         (("--head-scale", "0"), "--head-scale 0.0 must be over 0"),

@@ -36,12 +36,6 @@ class Accuracy:
         counted = (labels, labels[places == 0], labels[places < TOP], predictions)
         return Accuracy(*(np.bincount(each, minlength=num_classes) for each in counted))
 
-    @staticmethod
-    def of_scores(scores: np.ndarray, labels: np.ndarray) -> "Accuracy":
-        """(N, C), (N,)."""
-        place = places(torch.from_numpy(scores), torch.from_numpy(labels)).numpy()
-        return Accuracy.of(labels, scores.argmax(1), place, scores.shape[1])
-
     @property
     def num_clips(self) -> int:
         """With a label."""

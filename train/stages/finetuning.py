@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ class FinetuneConfig(RunConfig):
     frames: Temporal = "linspace"
     """Of a clip: "linspace", the official window of training, whose steps are 4 and sometimes 5; "tsn", one of each of T
     segments of the whole clip (Something-Something), or "tsn_video", never a segment's last; "stride", as in pre-training."""
+    positions: Literal["interpolated", "official"] = "interpolated"
+    """Of views of another size or length than the recipe's: its own position table, interpolated (--model.positions-size,
+    --model.positions-frames), or, as the official code does, a new one of the same tokens in another order."""
     drop_path: float = 0.1
     """Probability that a view skips a branch of the last block; it grows linearly from 0 at the first."""
     head_dropout: float = 0.0
@@ -63,6 +66,12 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super(FinetuneConfig, self).__post_init__()  # slots: the class that a bare super() names is another
+        sizes = {"positions_size": self.model.input_size, "positions_frames": self.model.num_frames}
+        if self.positions == "official":
+            sizes = dict.fromkeys(sizes)
+        elif self.model.positions_size or self.model.positions_frames:
+            sizes = {}
+        object.__setattr__(self, "model", replace(self.model, **sizes))
         for name in ("drop_path", "head_dropout"):
             if not 0 <= (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0 and less than 1")
