@@ -29,6 +29,7 @@ def figures_of(report: dict[str, Any]) -> dict[str, Any]:
     return {figure["name"]: figure for figure in report["figures"]}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # beside other programs; alone it takes half a minute
 def test_every_part_is_walked_through(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali")

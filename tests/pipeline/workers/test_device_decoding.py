@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, decode_l
 from pipeline.decoding.trim import TrimmedClip, trim
 from pipeline.loader import ClipLoader, LoaderError, LoaderState
 from pipeline.sampling import EvaluationSampler, sample_clips
+from pipeline.sampling.sampler import TrainingSampler
 from pipeline.stage_meters import StageMeters
 from pipeline.storage.manifest import content_hash
 from pipeline.workers.delivery import FailedClip
@@ -141,7 +142,27 @@ def test_whole_batches_agree_with_libav(vp9: Path, by_dali: tuple) -> None:
     assert str(loader.decoder_choice).startswith("libav: libav takes 12 clips (the batch is wanted on a CPU); crops: ")
     assert loader._device_decoding is None
     assert torch.equal(rows, by_dali[2])
-    difference = by_dali[1].numpy().astype(int) - libav.numpy()
+    check_near(by_dali[1], libav)
+
+
+@pytest.mark.parametrize("temporal", ["linspace", "tsn"])
+def test_so_do_batches_of_fine_tuning(vp9: Path, temporal: Literal["linspace", "tsn"]) -> None:
+    """Its frames and crops, partners side by side; and the middle view of an evaluation."""
+    recipe = replace(RECIPE, masks=None, temporal=temporal, crop="random_resized")
+    for sampler in (TrainingSampler(pairs=True), EvaluationSampler(rows=np.arange(4))):
+        ours: Any = replace(recipe, views_per_clip=1) if isinstance(sampler, EvaluationSampler) else recipe
+        found = []
+        for decoder in ("dali", "libav"):
+            loader = ClipLoader(vp9, ours, sampler=sampler, decoder=decoder, clips_per_batch=4)
+            batch = next(loader)
+            found.append((batch.views.clone(), batch.rows.tolist()))
+            loader.close()
+        assert found[0][1] == found[1][1]
+        check_near(found[0][0], found[1][0])
+
+
+def check_near(dali: torch.Tensor, libav: torch.Tensor) -> None:
+    difference = dali.numpy().astype(int) - libav.numpy()
     assert difference.any(), "one decoder did both"
     figures = np.abs(difference).mean(), np.percentile(np.abs(difference), 99), difference.mean(axis=(0, 1, 2, 3))
     print(figures)
