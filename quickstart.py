@@ -77,7 +77,7 @@ def run_folder(videos: Path | None) -> Path:
 def fewer_views(dataset: Path) -> list[str]:
     """Flags for a dataset that has fewer clips than a step of the recipe takes."""
     from pipeline.storage.manifest import Manifest
-    from train.recipes import tiny
+    from train.recipes.pretraining import tiny
 
     clips, views = len(Manifest(dataset)), tiny().views
     if clips == 0:

@@ -44,7 +44,7 @@ from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
 from train.command_line import flags_of, from_command_line
 from train.compute.parallel import Ranks, started
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import PretrainConfig
 
 CLIPS_PER_BATCH = 8  # of a loader that feeds no model

@@ -40,7 +40,7 @@ from pipeline.settings import with_values
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
 from train.compute.parallel import started
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import PretrainConfig
 
 
@@ -50,7 +50,7 @@ class Options(WithTurns):
     have their prefix: --views.views-per-clip is --views-per-clip."""
 
     recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None
-    """A recipe of train/recipes.py; by default vit-b-hybrid, and tiny for generated clips without a GPU."""
+    """A recipe of train/recipes/pretraining.py; by default vit-b-hybrid, and tiny for generated clips without a GPU."""
     videos: Path | None = None
     """Folder of video files, measured before anything is built of them."""
     data: str | None = None

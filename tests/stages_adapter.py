@@ -7,6 +7,7 @@ The interface is described at the head of compare_stages.py. A function returns 
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from dataset_builders.sources.lists import OFFICIAL, SAMPLING
 from model.classifier import VideoClassifier
-from model.config import ModelConfig
+from model.config import MODELS, ModelConfig
 from model.pixels import pasted, patches_of
 from model.weight_files import tensors_of
 from model.weights import Weights, read_weights, transfer, understand
@@ -37,6 +39,8 @@ from train.classes import read_places
 from train.compute.ema import RunningMean
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 from train.convert import predicted
+from train.recipes import finetuning, pretraining
+from train.recipes.book import SCRIPTS, as_in_script
 from train.soft_labels import soft_cross_entropy, soft_labels
 
 SHARED = Path(os.environ.get("TUBECELL_SHARED", ROOT.parent / "shared"))
@@ -279,3 +283,66 @@ def reconstruct(clip, mask, pred, patch):
     as_clip = "1 (t r c) (s p q k) -> k (t s) (r p) (c q)"
     sizes = {"r": views.shape[2] // patch, "c": views.shape[3] // patch, "s": 2, "p": patch, "q": patch}
     return dict(zip(("reconstruction", "masked"), (rearrange(each, as_clip, **sizes) for each in both), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------ recipes
+
+SIZES = {"vit-s": "small", "vit-b": "base", "vit-l": "large", "vit-h": "huge", "vit-g": "giant"}
+DATASETS = {"k400": "Kinetics-400", "k600": "Kinetics-600", "k710": "Kinetics-710"}
+DATASETS |= {"ssv2": "SSV2", "ucf101": "UCF101", "hmdb51": "HMDB51"}
+
+
+def official_recipe(script):
+    """Numbers of GPUs and test views are not the configuration's: they stand in the recipe's docstring, which --help prints."""
+    books = finetuning.RECIPES, pretraining.RECIPES
+    make = {SCRIPTS[make].name: make for book in books for make in book.values() if make in SCRIPTS}[script]
+    config, labelled = as_in_script(make), make in finetuning.RECIPES.values()
+    size = next(name for name, model in MODELS.items() if model.encoder_dim == config.model.encoder_dim)
+    name = f"{SIZES[size]}_patch{config.model.patch_size}_{config.model.input_size}"
+    clip = config.views.views_per_clip
+    found = {
+        "gpus": int(re.search(r"(\d+) GPU", make.__doc__)[1]),
+        "batch_videos": config.sampling.clips_per_step,
+        "views_per_video": clip,
+        "lr_flag": config.optim.base_lr * clip,
+        "lr_peak": config.peak_lr,
+        "min_lr": config.final_lr,
+        "weight_decay": config.optim.weight_decay,
+        "betas": list(config.optim.betas),
+        "epochs": config.epochs,
+        "warmup_epochs": config.optim.warmup_share * config.epochs,
+        "clip_grad": config.optim.clip_grad,
+        "num_frames": config.model.num_frames,
+        "input_size": config.model.input_size,
+    }
+    data = next((word for word in reversed(make.__name__.split("_")) if word in DATASETS), None)
+    if not labelled or config.frames != "tsn":  # whose scripts have a stride that nothing reads
+        sampling = config.views.sampling
+        if sampling == "manifest":  # as an official list becomes a dataset
+            sampling = OFFICIAL[b"SomethingV2"][1] if data == "ssv2" else SAMPLING
+        found["frame_stride"] = int(sampling.removeprefix("stride:"))
+    if not labelled:
+        return found | {
+            "drop_path": 0.0,
+            "model": f"pretrain_videomae_{name}",
+            "mask_ratio": config.views.mask_ratio,
+            "decoder_depth": config.model.decoder_depth,
+            "decoder_mask_ratio": config.views.decoder_mask_ratio,
+        }
+    segments, crops = re.search(r"Test:\s+(\d)x(\d)", make.__doc__).groups()
+    return found | {
+        "model": f"vit_{name}",
+        "dataset": DATASETS[data],
+        "classes": config.expected_classes,
+        "drop_path": config.drop_path,
+        "head_dropout": config.head_dropout,
+        "layer_decay": config.layer_decay,
+        "init_scale": config.head_scale,
+        "label_smoothing": config.augment.smoothing,
+        "mixup": config.augment.mixup,
+        "cutmix": config.augment.cutmix,
+        "random_erasing": config.augment.erasing,
+        "test_segments": int(segments),
+        "test_crops": int(crops),
+        "short_side": config.model.input_size,
+    }

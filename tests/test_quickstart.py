@@ -5,7 +5,7 @@ import pytest
 
 import quickstart
 from tests.manifest_rows import row, write_rows
-from train.recipes import tiny
+from train.recipes.pretraining import tiny
 
 
 def test_sources_have_folders_of_their_own_and_a_link_names_the_one_in_use(

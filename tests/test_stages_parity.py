@@ -26,7 +26,7 @@ FUNCTIONS = [
     *("sparse_val_ids", "sparse_train_ids", "sparse_train_offsets", "sparse_test_clips"),
     *("rrc_boxes", "crop_resize", "test_views", "val_box", "val_view", "merge_views", "mean_class_accuracy"),
     *("erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"),
-    *("finetune_trajectory", "convert_head"),
+    *("finetune_trajectory", "convert_head", "official_recipe"),
 ]
 
 

@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from pipeline.settings import RENAMED, fields_of, flag, flag_name, renamed, toml_table, translated, value_of, with_values
 from pipeline.storage.remote import is_url
 from train.config import RunConfig
+from train.recipes.book import SCRIPTS, RecipeBook, as_in_script
 
 Config = TypeVar("Config", bound=RunConfig)
 FIRST = (  # what --help shows, the rest is for --help-all
@@ -131,7 +132,7 @@ def from_command_line(recipes: Mapping[str, Callable[[], Config]], arguments: Se
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
     try:
         if recipe:
-            _check_recipe(recipes, recipe)
+            _check_recipe(recipes, recipe, prog)
         if HELP_ALL in arguments or HELP & set(arguments):
             print(help_of(recipes, recipe, prog, whole=HELP_ALL in arguments))
             raise SystemExit(0)
@@ -141,9 +142,9 @@ def from_command_line(recipes: Mapping[str, Callable[[], Config]], arguments: Se
         raise SystemExit(2) from None
 
 
-def _check_recipe(recipes: Collection[str], name: str, where: str = "") -> None:
+def _check_recipe(recipes: Collection[str], name: str, prog: str, where: str = "") -> None:
     if name not in recipes:
-        raise ValueError(f"{where}there is no recipe {name!r}{perhaps(name, recipes)}; there are {', '.join(recipes)}")
+        raise ValueError(f"{where}there is no recipe {name!r}{perhaps(name, recipes)}; `{prog} --help` lists them")
 
 
 def _resolved(recipes: Mapping[str, Callable[[], Config]], recipe: str | None, arguments: Sequence[str], prog: str) -> Config:
@@ -154,9 +155,9 @@ def _resolved(recipes: Mapping[str, Callable[[], Config]], recipe: str | None, a
     if file:
         named, table = read_toml(file, one)
         if not recipe and named:
-            _check_recipe(recipes, recipe := str(named), f"--config {file}: ")
+            _check_recipe(recipes, recipe := str(named), prog, f"--config {file}: ")
     if not recipe:
-        raise ValueError(f"a recipe comes first, as in `{prog} {next(iter(recipes))} ...`; there are {', '.join(recipes)}")
+        raise ValueError(f"a recipe comes first, as in `{prog} {next(iter(recipes))} ...`; `{prog} --help` lists them")
     config = recipes[recipe]()
     fields, values = fields_of(config), dict[str, Any]()
     for words, where in ((table, f"--config {file}: "), (flags, "")):
@@ -172,6 +173,8 @@ def _resolved(recipes: Mapping[str, Callable[[], Config]], recipe: str | None, a
         values |= said
     try:
         config = with_values(config, values)
+        if config.official_script:
+            config = with_values(as_in_script(recipes[recipe]), values)
         both = {"steps", "epochs"} <= flags.keys()  # a contradiction, unless an older run is meant, see RunFolder
         return with_values(config, {"epochs": None}) if config.steps and not both else config
     except ValueError as error:
@@ -279,15 +282,16 @@ def help_of(recipes: Mapping[str, Callable[[], Config]], recipe: str | None, pro
     )
     parser = argparse.ArgumentParser(
         usage=f"{begin} --flag value ...",
-        description=_text(recipes[recipe]) if recipe else None,
+        description=_text(recipes[recipe]) + _script_text(recipes[recipe]) if recipe else None,
         epilog=" ".join(more),
         add_help=False,
         formatter_class=partial(argparse.HelpFormatter, max_help_position=30),
     )
-    if not recipe:
-        group = parser.add_argument_group("recipes")
-        for name, make in recipes.items():
-            group.add_argument(name, help=re.split(r" \(|\. |, ", _text(make))[0])
+    chapters = recipes.chapters if isinstance(recipes, RecipeBook) else {"": list(recipes)}
+    for title, names in chapters.items() if not recipe else ():
+        group = parser.add_argument_group(f"recipes, {title}" if title else "recipes")
+        for name in names:
+            group.add_argument(name, help=re.split(r" \(|\. ", _text(recipes[name]))[0])
     fields, groups = fields_of(config), dict[str, Any]()
     for name in fields if whole else [name for name in FIRST if name in fields]:
         part = name.rpartition(".")[0] if whole else ""
@@ -323,6 +327,17 @@ def field_texts(kind: type) -> dict[str, str]:
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(text, ast.Expr):
                 texts[line.target.id] = " ".join(ast.literal_eval(text.value).split())
     return texts
+
+
+def _script_text(make: Callable[[], RunConfig]) -> str:
+    """What --official-script makes of a recipe, in flags."""
+    if make not in SCRIPTS:
+        return ""
+    config, script = make(), as_in_script(make)
+    values = {name: value for name in fields_of(config) if (value := value_of(script, name)) != value_of(config, name)}
+    del values["official_script"]
+    said = (f"{flag(name)} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in values.items())
+    return f" --official-script, {SCRIPTS[make].name}: {', '.join(said) or 'the same values'}."
 
 
 def _text(documented: Any) -> str:

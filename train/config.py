@@ -168,6 +168,8 @@ class RunConfig:
     init: str | None = setting(None, was=None, place=True)
     """What a new run begins with: a file or folder of weights of any layout, ours or others', or an earlier run's folder. What
     fits is taken, and said."""
+    official_script: bool = False
+    """Take the values of the recipe's official launch script where they differ from the paper's."""
     config: Path | None = setting(None, may_change=True)
     """RUN.toml: recipe and flags as a file (see train/command_line.py). Flags win over it, and so does a run that goes on."""
     steps: int | None = setting(None, may_change=True)

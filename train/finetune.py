@@ -21,7 +21,7 @@ if __name__ == "__main__":
     prepare()
 
 from train.entry import run
-from train.finetuning_recipes import RECIPES
+from train.recipes.finetuning import RECIPES
 from train.stages.finetuning import Finetuning
 
 

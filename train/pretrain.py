@@ -22,7 +22,7 @@ if __name__ == "__main__":
     prepare()
 
 from train.entry import run
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import Pretraining
 
 

@@ -25,7 +25,7 @@ from benchmarks.parts.throughput_table import Measured, results, table, verdict
 from benchmarks.throughput import Options, configuration
 from pipeline.sampling import sample_clips
 from pipeline.storage.manifest import Manifest
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 
 # tiny with views of 32 px: a step takes tens of milliseconds
 QUICK = [

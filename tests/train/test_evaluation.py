@@ -14,7 +14,7 @@ from pipeline.loader import ClipLoader
 from pipeline.sampling import EvaluationSampler
 from tests.train.trainers import SMALL, lines, losses, run, start
 from train.command_line import from_command_line
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import Pretraining
 
 

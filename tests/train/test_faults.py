@@ -26,9 +26,9 @@ from benchmarks.parts.trainer_faults import Fault
 from pipeline.sampling.order import order_of
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, lines, losses, run, start, steps, torchrun
-from train import recipes
 from train.checkpoint import state as checkpoints
 from train.command_line import from_command_line
+from train.recipes.pretraining import RECIPES
 
 STEPS = ("--steps", "20")
 
@@ -44,7 +44,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 def clips_of(dataset: Path, step: int, rank: int, world_size: int) -> list[str]:
     """Keys, by the order alone."""
-    manifest, recipe = Manifest(dataset), from_command_line(recipes.RECIPES, SMALL).sampling
+    manifest, recipe = Manifest(dataset), from_command_line(RECIPES, SMALL).sampling
     order = order_of(manifest, recipe)
     epoch, of_epoch = divmod(step - 1, order.steps_per_epoch)
     rows = order.rows(epoch, order.rank_positions(of_epoch, rank, world_size))

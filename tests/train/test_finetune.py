@@ -1,7 +1,6 @@
 """Fine-tuning: what is learned of labelled clips, from which weights, and that no restart or number of ranks changes it."""
 
 import json
-import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +30,7 @@ from train.classes import check_classes, head_of, labelled_rows
 from train.command_line import from_command_line
 from train.compute.parallel import started
 from train.config import ComputeConfig
-from train.finetuning_recipes import RECIPES
-from train.run.dry_run import describe
+from train.recipes.finetuning import RECIPES
 from train.soft_labels import soft_labels
 from train.stages.finetuning import FinetuneConfig, Finetuning
 
@@ -276,13 +274,6 @@ def test_an_earlier_head_goes_by_the_names_of_its_classes(labelled: Path, tmp_pa
     (tmp_path / "label_710to8.json").write_text("[710]")
     with pytest.raises(ValueError, match="must be a list of 8 whole numbers below 710"):
         head_of(wide, names, 8, copy)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_can_be_described(name: str) -> None:
-    told = describe(Finetuning(RECIPES[name]()), 1)
-    assert re.search(r"classes +(8|400) \(expected; --data DATASET counts them\)", told) and "forward pass" in told
-    assert "ours" in (RECIPES[name].__doc__ or "").lower()
 
 
 def test_views_of_another_size_have_the_recipes_positions_interpolated() -> None:

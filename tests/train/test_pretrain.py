@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from model.videomae import VideoMAE
 from tests.train.trainers import SMALL, command, lines, losses, run, start
-from train import recipes
 from train.command_line import from_command_line
 from train.compute.parallel import Ranks
+from train.recipes.pretraining import RECIPES
 from train.run.folder import RunFolder
 
 STEPS = ("--steps", "20")
@@ -51,7 +51,7 @@ def test_the_command_leaves_what_it_says(dataset: Path, straight: Path, tmp_path
         assert first["decoder"].startswith("libav: libav takes 12 clips (the batch is wanted on a CPU); crops: ")
         assert list((out / "tensorboard").iterdir())
         weights = load_file(out / "model.safetensors")
-        config = from_command_line(recipes.RECIPES, SMALL)
+        config = from_command_line(RECIPES, SMALL)
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in VideoMAE(config.model).state_dict().items()}
         assert {name: tensor.shape for name, tensor in weights.items()} == expected
@@ -179,7 +179,7 @@ def test_a_learning_rate_that_is_too_high_is_skipped_and_ends_the_run(dataset: P
 
 def test_a_start_that_comes_to_nothing_takes_no_other_run_with_it(dataset: Path, tmp_path: Path) -> None:
     """Two runs are begun at once in a folder that was not there."""
-    config = replace(from_command_line(recipes.RECIPES, SMALL), data=str(dataset), out=tmp_path / "runs" / "a")
+    config = replace(from_command_line(RECIPES, SMALL), data=str(dataset), out=tmp_path / "runs" / "a")
     alone = Ranks(0, 1, 1, torch.device("cpu"))
     folder = RunFolder("pretrain", config, alone)
     other = tmp_path / "runs" / "b" / "checkpoints"

@@ -12,7 +12,7 @@ from tests.pipeline.s3_server import BUCKET, S3Server
 from tests.train.trainers import SMALL, run, start
 from train.command_line import from_command_line
 from train.pages.run_record import RunRecord
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 from train.report import main as report
 from train.stages.pretraining import PretrainConfig
 

@@ -25,7 +25,7 @@ from train.compute.parallel import started
 from train.evaluation import Evaluations
 from train.loop import step
 from train.pictures import unpatchify
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import Pretraining
 from train.stages.reconstructions import centre_views, reconstruct
 from train.training import Training

@@ -9,7 +9,7 @@ from model.videomae import VideoMAE
 from tests.train.trainers import start
 from train.command_line import from_command_line
 from train.compute.out_of_memory import is_out_of_memory, knobs, predict
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import Pretraining
 
 

@@ -5,17 +5,17 @@ import re
 import pytest
 import torch
 
-from train import recipes
 from train.command_line import from_command_line
 from train.compute.memory import GIB, HEADROOM
 from train.config import ComputeConfig
+from train.recipes.pretraining import RECIPES
 from train.run.dry_run import describe, duration, largest_views, planned_cards, predicted_memory
 from train.stages.pretraining import Pretraining
 
 
 def test_vit_g_on_eight_cards_of_80_gb() -> None:
     """128 views without activation checkpointing, as the design reckons; far more with it."""
-    config = from_command_line(recipes.RECIPES, ["vit-g-hybrid", "--compute.activation-checkpointing", "none"])
+    config = from_command_line(RECIPES, ["vit-g-hybrid", "--compute.activation-checkpointing", "none"])
     stage = Pretraining(config)
     card = 80e9
     views = largest_views(stage, config.compute, 8, card)
@@ -23,12 +23,12 @@ def test_vit_g_on_eight_cards_of_80_gb() -> None:
     assert views % config.views.views_per_clip == 0
     assert predicted_memory(stage, config.compute, 8, views).total <= (1 - HEADROOM) * card
     assert predicted_memory(stage, config.compute, 8, views + config.views.views_per_clip).total > (1 - HEADROOM) * card
-    assert largest_views(stage, recipes.RECIPES["vit-g-hybrid"]().compute, 8, card) > 4 * views  # full
+    assert largest_views(stage, RECIPES["vit-g-hybrid"]().compute, 8, card) > 4 * views  # full
     assert largest_views(stage, config.compute, 1, 20e9) == 0  # the state of one rank alone is 17 GB
 
 
 def test_a_budget_bounds_the_views() -> None:
-    config = from_command_line(recipes.RECIPES, ["vit-g-hybrid", "--compute.activation-checkpointing", "budget:4"])
+    config = from_command_line(RECIPES, ["vit-g-hybrid", "--compute.activation-checkpointing", "budget:4"])
     stage = Pretraining(config)
     views = largest_views(stage, config.compute, 8, 80e9)
     assert predicted_memory(stage, config.compute, 8, views).activations <= 4 * GIB
@@ -37,9 +37,7 @@ def test_a_budget_bounds_the_views() -> None:
 
 
 def test_the_plan_is_a_table_of_policies() -> None:
-    config = from_command_line(
-        recipes.RECIPES, ["vit-b-hybrid", "--compute.memory-gib", "24", "--compute.reshard-after-forward"]
-    )
+    config = from_command_line(RECIPES, ["vit-b-hybrid", "--compute.memory-gib", "24", "--compute.reshard-after-forward"])
     assert planned_cards(config) == {"24 GiB": 24 * GIB}
     text = describe(Pretraining(config), 1)
     assert "memory of one of 1 rank, 1 to a copy of the state" in text
@@ -55,7 +53,7 @@ def test_the_plan_is_a_table_of_policies() -> None:
 
 
 def test_ranks_that_cannot_share_are_refused() -> None:
-    config = from_command_line(recipes.RECIPES, ["vit-b-hybrid", "--compute.shard", "3"])
+    config = from_command_line(RECIPES, ["vit-b-hybrid", "--compute.shard", "3"])
     with pytest.raises(ValueError, match=r"--compute.shard: 3 must divide the 8 ranks; possible: 1, 2, 4, 8"):
         describe(Pretraining(config), 8)
 
@@ -77,7 +75,7 @@ def test_ranks_that_cannot_share_are_refused() -> None:
 def test_how_long_a_run_takes(card: str, flags: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(card))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
-    config = from_command_line(recipes.RECIPES, ["vit-g-hybrid", *flags.split()])
+    config = from_command_line(RECIPES, ["vit-g-hybrid", *flags.split()])
     text = duration(config, 0.45 * 989e12 * 60 * 86400)  # 60 days of an H100
     assert text.startswith(said)
     assert text.endswith("(paper takes longer)") == ("paper" in flags)

@@ -11,11 +11,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tests.train.trainers import SMALL
-from train import recipes
 from train.command_line import from_command_line
 from train.compute.optimizer import set_lr
 from train.compute.parallel import Ranks, started
 from train.config import OptimConfig
+from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import Pretraining
 from train.training import Training
 from train.watch.guard import SPIKE_MEMORY, Guard, LossScale, Verdict, guarded_step
@@ -27,7 +27,7 @@ class Model:
     """A sharded model and its optimizer."""
 
     def __init__(self, ranks: Ranks) -> None:
-        training = Training(Pretraining(from_command_line(recipes.RECIPES, SMALL)), ranks)
+        training = Training(Pretraining(from_command_line(RECIPES, SMALL)), ranks)
         self.optimizer, self.parameters = training.optimizer, training.parameters
         set_lr(self.optimizer, 1e-2)
 

@@ -21,7 +21,7 @@ from train.compute.device_speed import gemm_flops
 from train.compute.parallel import started
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
-from train.recipes import RECIPES
+from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import Pretraining, autoencoder_cost
 from train.watch.meters import FailureLog, Meters, check_wandb, console_line
 from train.watch.step_meter import RankReport, StepMeter, ViewFlops, slowest, view_flops
