@@ -52,6 +52,20 @@ def varied_dataset() -> Path:
     return _dataset((CHECKOUT or Path()) / "data" / "soak", draw, "copy")
 
 
+def long_clips() -> Path:
+    """12 moving test pictures with noise, as Kinetics has its clips: 10 s of 340 x 256 at 30 frames/s, H.264 of 0.5 MB with
+    x264's own settings, made into a dataset as they are: 30 s the first time, then kept. Raises RuntimeError if they cannot be
+    made."""
+
+    def draw(videos: Path) -> None:
+        videos.mkdir(parents=True, exist_ok=True)
+        for number in range(12):
+            picture = f"testsrc2=size=340x256:rate=30,noise=alls=6:allf=t:all_seed={number}"
+            draw_video(picture, "-c:v libx264 -frames:v 300", videos / f"{number:02d}.mp4")
+
+    return _dataset((CHECKOUT or Path()) / "data" / "evaluation", draw, "copy")
+
+
 def _dataset(folder: Path, draw: Callable[[Path], None], preset: str) -> Path:
     """The dataset in a folder, made of the videos that `draw` makes if there is none."""
     dataset = folder / "dataset"

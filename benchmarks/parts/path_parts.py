@@ -21,8 +21,10 @@ from pipeline.machine import usable_cores
 from pipeline.report.figures import figures, settings_of
 from pipeline.report.loader_page import assemble
 from pipeline.sampling import SamplingRecipe, sample_clips
+from pipeline.sampling.sampler import Sampler
 from pipeline.stage_meters import StageMeters
 from train.compute.parallel import Ranks
+from train.config import RunConfig
 from train.loop import step
 from train.stage import Stage
 from train.stages.pretraining import PretrainConfig, Pretraining
@@ -41,8 +43,9 @@ def decoding_processes(config: PretrainConfig) -> int:
 
 
 def tensors_of(batch: Batch) -> dict[str, Any]:
-    """Those that the model takes."""
-    return {name: getattr(batch, name) for name in ("views", "visible", "decoded", "loss_weight")}
+    """Those that the model takes; without masks, the views."""
+    tensors = {name: getattr(batch, name) for name in ("views", "visible", "decoded", "loss_weight")}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 class FedWork(Work):
@@ -74,9 +77,10 @@ class LoaderWork(FedWork):
         self,
         dataset: Path | str,
         recipe: SamplingRecipe,
-        config: PretrainConfig,
+        config: RunConfig,
         stopwatch: Stopwatch,
         *,
+        sampler: Sampler | None = None,
         clips_per_batch: int | None = None,
         decoder: Literal["auto", "libav", "dali"] = "libav",
     ) -> None:
@@ -85,6 +89,7 @@ class LoaderWork(FedWork):
             ClipLoader(
                 dataset,
                 recipe,
+                sampler=sampler,
                 device=stopwatch.device,
                 clips_per_batch=clips_per_batch,
                 workers=config.loader.workers,

@@ -15,6 +15,7 @@ import av
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.decoding.decode import find_video
@@ -75,6 +76,9 @@ class VideoFiles(Dataset):
     def __init__(self, files: Sequence[Path], reader: str, recipe: SamplingRecipe) -> None:
         self.files, self.read, self.recipe = [str(file) for file in files], READERS[reader], recipe
 
+    def __len__(self) -> int:
+        return len(self.files)
+
     def __getitem__(self, index: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         for _ in range(10):
             try:
@@ -111,6 +115,33 @@ class VideoFiles(Dataset):
         return hidden.repeat(depth)
 
 
+class ViewItems(VideoFiles):
+    """View of a file -> (itself, float32 (3, T, size, size), no mask). Every 4th frame is decoded and resized, then T of them
+    and one of C squares along the long side are kept. Torch resizes 75 frames of 340 x 256, uint8, in 19 ms, PIL in 72."""
+
+    def __init__(self, files: Sequence[Path], reader: str, recipe: SamplingRecipe, segments: int, crops: int) -> None:
+        super().__init__(files, reader, recipe)
+        self.segments, self.crops = segments, crops
+
+    def __len__(self) -> int:
+        return len(self.files) * self.segments * self.crops
+
+    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        file, view = divmod(index, self.segments * self.crops)
+        segment, crop = divmod(view, self.crops)
+        frames = torch.from_numpy(self.read(self.files[file], lambda length: list(range(0, length, STRIDE))))
+        size, T = self.recipe.input_size, self.recipe.num_frames
+        height, width = frames.shape[1:3]
+        short = min(height, width)
+        resized = (size * height // short, size * width // short)
+        frames = interpolate(frames.permute(0, 3, 1, 2), resized, mode="bilinear", align_corners=False)
+        frames = torch.cat([frames, frames[-1:].expand(max(0, T - len(frames)), -1, -1, -1)])
+        start = segment * (len(frames) - T) // max(1, self.segments - 1)
+        top, left = (crop * (side - size) // max(1, self.crops - 1) for side in resized)
+        pixels = frames[start : start + T, :, top : top + size, left : left + size]
+        return [pixels.transpose(0, 1).float().div_(255).sub_(MEAN).div_(STD)], []
+
+
 def multi_scale_crop(width: int, height: int, size: int) -> tuple[int, int, int, int]:
     """MultiScaleCrop at 13 positions -> (left, top, width, height)."""
     sides = [int(min(width, height) * scale) for scale in SCALES]
@@ -129,12 +160,12 @@ def endless(length: int) -> Iterator[int]:
 class PeerWork:
     """Batches of a peer in the trainer's process, on its device."""
 
-    def __init__(self, files: Sequence[Path], reader: str, recipe: SamplingRecipe, device: torch.device) -> None:
+    def __init__(self, dataset: VideoFiles, device: torch.device) -> None:
         self.device, self.workers = device, usable_cores()
         self.loader = DataLoader(
-            VideoFiles(files, reader, recipe),
+            dataset,
             batch_size=CLIPS_PER_BATCH,
-            sampler=endless(len(files)),
+            sampler=endless(len(dataset)),
             num_workers=self.workers,
             pin_memory=device.type == "cuda",
             persistent_workers=True,

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.parts.generated_dataset import generated_dataset
 from benchmarks.parts.original_files import build_of_files, dataset_files, shuffled_files
 from benchmarks.parts.path_parts import DecodeWork, EndToEndWork, LoaderWork, decoding_processes, profile, training_parts
-from benchmarks.parts.peers import READERS, STRIDE, PeerWork, missing_reader
+from benchmarks.parts.peers import READERS, STRIDE, PeerWork, VideoFiles, missing_reader
 from benchmarks.parts.results import describe_machine
 from benchmarks.parts.stopwatch import Part, Stopwatch
 from benchmarks.parts.throughput_table import PEER_VIEWS, Measured
@@ -126,7 +126,7 @@ def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes],
         if reason := missing_reader(reader):
             measured.skipped.append(f"DataLoader with {reader}: {reason}")
             continue
-        work = stack.enter_context(closing(PeerWork(files.files, reader, recipe, trial.stopwatch.device)))
+        work = stack.enter_context(closing(PeerWork(VideoFiles(files.files, reader, recipe), trial.stopwatch.device)))
         title = f"DataLoader, {reader}, R = {PEER_VIEWS}, original files"
         measured.peers.append(measured.add(Part(f"dataloader/{reader.lower()}/r{PEER_VIEWS}", title, PEER_VIEWS, work)))
     kinds = (files.copy, "same_files", "original files"), (files.h264_fast, "h264_fast", "these as h264-fast")

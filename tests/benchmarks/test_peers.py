@@ -84,7 +84,7 @@ def test_workers_deliver_without_end(files: list[Path], tmp_path: Path) -> None:
     """More clips than there are files: an epoch's end is no end."""
     copy = tmp_path / "one.mp4"
     shutil.copy(files[0], copy)
-    peer = PeerWork([copy], "PyAV", RECIPE, torch.device("cpu"))
+    peer = PeerWork(VideoFiles([copy], "PyAV", RECIPE), torch.device("cpu"))
     peer.prepare()
     assert peer.work() == 2 * peer.workers
     peer.close()
