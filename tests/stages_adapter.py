@@ -27,6 +27,7 @@ from model.pixels import pasted, patches_of
 from model.weight_files import tensors_of
 from model.weights import Weights, read_weights, transfer, understand
 from pipeline import keyed, official_views
+from pipeline.floats import normalised
 from pipeline.sampling import SamplingRecipe, crops, frames
 from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
@@ -236,7 +237,7 @@ def val_box(width, height, short, crop):
 
 
 def val_view(frames, short, crop):
-    return official_views.validation_view(frames, short, (crop, crop))
+    return normalised(torch.from_numpy(official_views.cut_views(frames, short, (crop, crop))))[0]
 
 
 def merge_views(ranks):

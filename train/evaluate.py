@@ -31,11 +31,13 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -43,6 +45,7 @@ from model.weights import Weights
 from pipeline.console import check_printed, exit_status
 from pipeline.labels import Labels
 from pipeline.loader import ClipLoader, LoaderError
+from pipeline.official_views import OfficialDecoder
 from pipeline.sampling import EvaluationSampler, SamplingRecipe
 from pipeline.sampling.splits import checked_split, rows_of_split
 from pipeline.storage.files import write_durably
@@ -75,6 +78,12 @@ def main(arguments: Sequence[str]) -> None:
         "--sampling", default="manifest", help="distance of frames, as stride:4 (default: as the dataset was built)"
     )
     parser.add_argument(
+        "--resize",
+        choices=("antialiased", "official"),
+        default="antialiased",
+        help="how crops become views: antialiased, as in official pre-training, or as in the official tests (RESIZE_HELP)",
+    )
+    parser.add_argument(
         "--head", choices=("all", "dataset"), default="all", help="let all classes compete, or those of the dataset alone"
     )
     parser.add_argument(
@@ -87,7 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers {options.workers} must be at least 1")
     if options.out is None:
-        views = "x".join(map(str, options.views)) + ("-sparse" if options.sparse else "")
+        views = "x".join(map(str, options.views)) + "-sparse" * options.sparse + "-official" * (options.resize == "official")
         name = "-".join(filter(None, (os.path.basename(os.path.normpath(options.weights)), options.key)))
         options.out = Path("evaluations") / f"{name}-{options.split.replace(',', '+')}-{views}"
     refuse_dataset("--out", options.out)
@@ -98,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     """All ranks call it. Raises ValueError for weights, data and views that do not fit each other."""
-    weights = released.read(options)
+    weights = released.read(options)  # on rank 0; the others know what it is
     if weights.kind != "classifier":
         raise ValueError(f"{weights.place} has no head of classes: give weights of a fine-tuned model")
     manifest, split = Manifest(options.data), checked_split(options.split)
@@ -117,7 +126,7 @@ def evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     )
     precision = options.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
     asked = {
-        "weights": ranks.gather(digest(weights) if ranks.rank == 0 else None)[0],
+        "weights": ranks.first(lambda: digest(weights)),
         "dataset": f"{manifest.fingerprint}, version {manifest.version}",
         "split": split,
         "views": "x".join(map(str, options.views)) + (" sparse" if options.sparse else ""),
@@ -126,8 +135,10 @@ def evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
         "classes": hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest(),
         "precision": precision,
     }
+    if options.resize == "official":
+        asked["resize"] = "official"
     predictions = Predictions(options.out, asked, names)
-    left = np.setdiff1d(rows, ranks.gather(predictions.rows() if ranks.rank == 0 else None)[0])
+    left = np.setdiff1d(rows, ranks.first(predictions.rows))
     if ranks.rank == 0:
         print(weights)
         there = f", of which {len(rows) - len(left)} were there" if len(left) < len(rows) else ""
@@ -135,15 +146,26 @@ def evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     began = time.perf_counter()
     missing: Told = []
     if len(left):
-        model = released.build(weights, options)
-        if ranks.device.type == "cpu":
-            attend_plainly(model)
+        model = model_of(weights, options, ranks)
         chosen = None if columns is None else torch.tensor(columns, device=ranks.device)
         missing = [*chain(*ranks.gather(predict(model, recipe, left, names, chosen, predictions, options, ranks)))]
     ranks.gather(None)  # every part is written
     if ranks.rank == 0:
         report(options, manifest, predictions, names, asked, len(rows), missing, time.perf_counter() - began)
     ranks.gather(None)
+
+
+def model_of(weights: Weights, options: argparse.Namespace, ranks: Ranks) -> nn.Module:
+    """On this rank's device, with the weights that rank 0 has read."""
+    if ranks.rank:
+        weights = replace(weights, tensors={name: torch.empty(each.shape) for name, each in weights.tensors.items()})
+    model = released.build(weights, options)
+    if ranks.device.type == "cpu":
+        attend_plainly(model)
+    if ranks.world_size > 1:
+        for parameter in model.parameters():
+            dist.broadcast(parameter.detach(), 0)
+    return model
 
 
 def classes_of(weights: Weights, labels: Labels, options: argparse.Namespace) -> tuple[list[str], list[int] | None]:
@@ -203,6 +225,7 @@ def predict(
                 device=ranks.device,
                 clips_per_batch=max(1, at_once // (windows * crops)),
                 workers=options.workers,
+                decoder=OfficialDecoder(crops) if options.resize == "official" else "auto",
                 label_map=names,
             )
         ) as loader,

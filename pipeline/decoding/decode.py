@@ -83,12 +83,20 @@ def decode_libav(request: ClipRequest, views: np.ndarray) -> None:
 def decode_frames(clip: Clip, data: bytes, wanted: np.ndarray) -> np.ndarray:
     """Frame indices (n,), ascending and distinct -> uint8 (n, height, width, 3) RGB, upright. Raises as `decode_each`."""
     frames = np.empty((len(wanted), clip.height, clip.width, 3), np.uint8)
-
-    def keep(number: int, rows: np.ndarray) -> None:
-        frames[number] = rows[:, : 3 * clip.width].reshape(frames.shape[1:])
-
-    decode_each(clip, data, wanted, _turning(clip, keep) if clip.rotation else keep)
+    decode_upright(clip, data, wanted, frames.__setitem__)
     return frames
+
+
+def decode_upright(
+    clip: Clip, data: bytes, wanted: np.ndarray, take: Callable[[int, np.ndarray], None], meter: ClipMeter | None = None
+) -> None:
+    """Hand each frame with one of the indices (n,), ascending and distinct, to `take`, upright: its place among them, and uint8
+    (height, width, 3), valid until it returns. Raises as `decode_each`."""
+
+    def pixels(number: int, rows: np.ndarray) -> None:
+        take(number, rows[:, : 3 * clip.width].reshape(clip.height, clip.width, 3))
+
+    decode_each(clip, data, wanted, _turning(clip, pixels) if clip.rotation else pixels, meter)
 
 
 Take = Callable[[int, np.ndarray], None]

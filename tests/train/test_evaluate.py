@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +25,7 @@ from pipeline.decoding.decode import ClipRequest, decode_libav
 from pipeline.sampling import SamplingRecipe, multi_view_clips
 from pipeline.storage.manifest import Manifest
 from tests.page_reader import Page
+from tests.train.trainers import start
 from train import evaluate
 from train.accuracy.accuracy import Accuracy, places
 from train.accuracy.predictions import Predictions
@@ -192,6 +196,50 @@ def test_more_ranks_count_no_clip_twice(
         expected = naive(labelled, model, line["row"], 2, 1)
         assert len(line["probabilities"]) == len(names) - 1 and line["prediction"] != names[0]
         assert line["prediction"] == names[1 + expected[1:].argmax()]
+
+
+def in_small_parts(rank: int) -> None:
+    """A part a clip, and a moment in which to be killed."""
+    add = Predictions.add
+
+    def adding(self: Predictions, rows: np.ndarray, merged: Merged) -> None:
+        add(self, rows, merged)
+        time.sleep(0.1)
+
+    evaluate.PART_CLIPS, Predictions.add = 1, adding  # type: ignore[method-assign]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "after"), [(1, 2), (2, 1)])
+def test_killed_it_goes_on_with_other_ranks(
+    ranks: int, after: int, classifier: tuple[Path, VideoClassifier, list[str]], labelled: Path, tmp_path: Path
+) -> None:
+    """Nineteen clips, for two ranks: one cannot be decoded, and three have a label that the weights lack."""
+    file, _, _ = classifier
+    dataset, killed = shutil.copytree(labelled, tmp_path / "dataset"), tmp_path / "killed"
+    bytes_of(dataset, 15, bytes(Manifest(dataset).clip(15).size))
+    options = ["--split", "all", "--views", "2x3", "--workers", "1", "--resize", "official"]
+    how: Any = {"program": "train.evaluate", "given": [str(file)], "fault": in_small_parts}
+    straight = start(dataset, tmp_path / "straight", *options, **how)
+    assert straight.wait() == [0], straight.text()
+
+    job = start(dataset, killed, *options, ranks=ranks, **how)
+    while len([*(killed / "parts").glob("part-*.parquet")]) < 4:
+        assert job.processes[0].is_alive(), job.text()
+        time.sleep(0.005)
+    assert job.send(signal.SIGKILL).wait() == ranks * [-signal.SIGKILL]
+    there = len([*(killed / "parts").glob("part-*.parquet")])
+    assert 4 <= there < 18 and not (killed / "predictions.parquet").exists()
+    again = start(dataset, killed, *options, ranks=after, **how)
+    assert again.wait() == after * [0], again.text()
+    assert f"19 clips of split all, 2x3 views of each, of which {there} were there" in again.text()
+
+    tables = [pq.read_table(out / "predictions.parquet") for out in (killed, tmp_path / "straight")]
+    assert tables[0]["row"].to_pylist() == [row for row in range(19) if row != 15]
+    assert tables[0].equals(tables[1])
+    found, expected = (json.loads((out / "evaluation.json").read_text()) for out in (killed, tmp_path / "straight"))
+    assert {**found, "seconds": 0} == {**expected, "seconds": 0}
+    assert [each["key"] for each in found["missing"]] == [Manifest(dataset).clip(15).key] and found["clips"] == 15
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Starts the trainer as real processes, a hundred times cheaper than a command does: they are forks of a server that has
 imported it once, and so are the decoding processes beside them. (An import takes 5 to 10 s of CPU; torchrun's, another.)"""
 
+import importlib
 import importlib.util
 import json
 import multiprocessing
@@ -90,16 +91,17 @@ def start(
     *options: str,
     ranks: int = 1,
     fault: Callable[[int], None] = no_fault,
-    program: Path | None = None,
+    program: Path | str | None = None,
+    given: Sequence[str] = SMALL,
 ) -> Trainer:
-    """Without torchrun. `fault` is called in every rank, with its number, before the trainer starts. `program` is the file of
-    another stage than pre-training."""
+    """Without torchrun. `fault` is called in every rank, with its number, before the trainer starts. `program` is the file or
+    the module of another one than pre-training, `given` what its options follow."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     environments = [{"RANK": rank, "LOCAL_RANK": rank, **shared} for rank in range(ranks)] if ranks > 1 else [{}]
-    arguments = [*SMALL, "--data", str(dataset), "--out", str(out), *options]
+    arguments = [*given, "--data", str(dataset), "--out", str(out), *options]
     return Trainer(out, be_rank, [(arguments, environment, fault, program) for environment in environments])
 
 
@@ -152,7 +154,11 @@ def start_server() -> Any:
 
 
 def be_rank(
-    log: Path, arguments: list[str], environment: dict[str, Any], fault: Callable[[int], None], program: Path | None = None
+    log: Path,
+    arguments: list[str],
+    environment: dict[str, Any],
+    fault: Callable[[int], None],
+    program: Path | str | None = None,
 ) -> None:
     """In a process of its own: the trainer."""
     write_to(log)
@@ -183,7 +189,7 @@ def be_torchrun(
     elastic_launch(config, train)(arguments, faults)
 
 
-def train(arguments: list[str], faults: Sequence[Callable[[int], None]], program: Path | None = None) -> None:
+def train(arguments: list[str], faults: Sequence[Callable[[int], None]], program: Path | str | None = None) -> None:
     """The trainer's main, with a decoding process that is a fork."""
     from pipeline import loader
     from train import pretrain
@@ -194,7 +200,8 @@ def train(arguments: list[str], faults: Sequence[Callable[[int], None]], program
     loader.subprocess = ForkedCommands()  # type: ignore[assignment]
     for fault in faults:
         fault(int(os.environ.get("RANK", 0)))
-    code = (imported(program) if program else pretrain).main(arguments)
+    module = importlib.import_module(program) if isinstance(program, str) else imported(program) if program else pretrain
+    code = module.main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # not waiting for torchrun's agent to fetch a return value, which commands do not have

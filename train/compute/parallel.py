@@ -71,6 +71,20 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def first(self, read: Callable[[], Any]) -> Any:
+        """What `read` gives on rank 0, the only one that calls it, picklable, on every rank. Raises ValueError on all of them
+        if it raises that or OSError there."""
+        told = None, None
+        if self.rank == 0:
+            try:
+                told = read(), None
+            except (OSError, ValueError) as error:
+                told = None, str(error)
+        value, wrong = self.gather(told)[0]
+        if wrong is not None:
+            raise ValueError(wrong)
+        return value
+
 
 @contextmanager
 def started(device: str) -> Iterator[Ranks]:
@@ -219,16 +233,14 @@ def of_rank_0(read: Callable[[], Mapping[str, torch.Tensor]], ranks: Ranks) -> M
     """What `read` gives on rank 0, the only one that calls it; on the others its names and shapes, on meta. Raises ValueError
     on all ranks if it raises that or OSError there."""
     values: Mapping[str, torch.Tensor] = {}
-    error = None
-    if ranks.rank == 0:
-        try:
-            values = read()
-        except (OSError, ValueError) as caught:
-            error = str(caught)
-    shapes, error = ranks.gather(({name: tuple(tensor.shape) for name, tensor in values.items()}, error))[0]
-    if error is not None:
-        raise ValueError(error)
-    return values if ranks.rank == 0 else {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+    def shapes() -> dict[str, tuple[int, ...]]:
+        nonlocal values
+        values = read()
+        return {name: tuple(tensor.shape) for name, tensor in values.items()}
+
+    told = ranks.first(shapes)
+    return values if ranks.rank == 0 else {name: torch.empty(shape, device="meta") for name, shape in told.items()}
 
 
 def initialise(

@@ -8,7 +8,7 @@ import torch
 from model.weights import Weights
 from pipeline.console import complain
 from pipeline.decoding.decode import DecodeError
-from train.checkpoint.source import read_source
+from train.checkpoint.source import read_once
 from train.compute.precision import PRECISIONS
 
 HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
@@ -35,8 +35,9 @@ def add_options(parser: argparse.ArgumentParser, positional: bool = False) -> No
 
 
 def read(options: argparse.Namespace) -> Weights:
-    """Raises ValueError, in a line, for what is no weights, and for another network than ours."""
-    weights = read_source(options.weights, key=options.key, **{name: getattr(options, name) for name in HINTS})
+    """Of several ranks the first reads: see `read_once`. Raises ValueError, in a line, for what is no weights, and for another
+    network than ours."""
+    weights = read_once(options.weights, key=options.key, **{name: getattr(options, name) for name in HINTS})
     weights.check_same()
     return weights
 
