@@ -96,7 +96,7 @@ def test_what_the_adapter_calls_commands_reach(
             ("finetune", "tiny", *of_run, "--evaluate-every", "1", "--ema", "0.9", "--augment.erasing", "1"),
             ("finetune", "tiny", *of_run, "--frames", "tsn", "--init", str(tmp_path / "k710.safetensors")),
             ("evaluate", str(tmp_path / "0"), *views),
-            ("evaluate", str(tmp_path / "0"), *views, "--sparse"),
+            ("evaluate", str(tmp_path / "0"), *views, "--sparse", "--resize", "official"),
         ]
     ):
         environment = {
