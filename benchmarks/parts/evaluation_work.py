@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.parts.stopwatch import Work
+from model.classifier import VideoClassifier
 from pipeline.sampling import SamplingRecipe
 from train.accuracy.predictions import Predictions
 from train.accuracy.scores import view_probabilities
@@ -37,7 +38,9 @@ class ForwardWork(Work):
 class WholeWork(Work):
     """What `evaluate` does with its clips: a loader of its own, decoding, the model, a part of predictions on disk."""
 
-    def __init__(self, model: nn.Module, recipe: SamplingRecipe, rows: np.ndarray, clips: int, ranks: Ranks, **options: Any):
+    def __init__(
+        self, model: VideoClassifier, recipe: SamplingRecipe, rows: np.ndarray, clips: int, ranks: Ranks, **options: Any
+    ) -> None:
         """A pass takes so many of the rows in turn."""
         self.passes = itertools.cycle(np.array_split(rows, len(rows) // clips))
         self.model, self.recipe, self.ranks, self.options = model, recipe, ranks, argparse.Namespace(**options)

@@ -130,7 +130,7 @@ class ViewItems(VideoFiles):
         file, view = divmod(index, self.segments * self.crops)
         segment, crop = divmod(view, self.crops)
         frames = torch.from_numpy(self.read(self.files[file], lambda length: list(range(0, length, STRIDE))))
-        size, T = self.recipe.input_size, self.recipe.num_frames
+        (size, _), T = self.recipe.view_size, self.recipe.num_frames
         height, width = frames.shape[1:3]
         short = min(height, width)
         resized = (size * height // short, size * width // short)

@@ -74,7 +74,7 @@ class Ranks:
     def first(self, read: Callable[[], Any]) -> Any:
         """What `read` gives on rank 0, the only one that calls it, picklable, on every rank. Raises ValueError on all of them
         if it raises that or OSError there."""
-        told = None, None
+        told: tuple[Any, str | None] = (None, None)
         if self.rank == 0:
             try:
                 told = read(), None

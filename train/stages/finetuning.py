@@ -66,7 +66,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super(FinetuneConfig, self).__post_init__()  # slots: the class that a bare super() names is another
-        sizes = {"positions_size": self.model.input_size, "positions_frames": self.model.num_frames}
+        sizes: dict[str, Any] = {"positions_size": self.model.input_size, "positions_frames": self.model.num_frames}
         if self.positions == "official":
             sizes = dict.fromkeys(sizes)
         elif self.model.positions_size or self.model.positions_frames:
