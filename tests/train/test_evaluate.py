@@ -107,7 +107,6 @@ def bytes_of(dataset: Path, row: int, replaced: bytes | None = None) -> bytes:
     return data
 
 
-@pytest.mark.slow
 def test_an_evaluation_is_the_naive_one_and_goes_on_where_it_was(
     classifier: tuple[Path, VideoClassifier, list[str]],
     labelled: Path,
