@@ -58,11 +58,27 @@ BOOKS = [(Pretraining, RECIPES), (Finetuning, FINETUNING)]
 CLASSES = {"k400": 400, "k600": 600, "k710": 710, "ssv1": 174, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "own": 400, "tiny": 8}
 
 
-@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, book in BOOKS for name in book])
-def test_every_recipe_can_be_described_and_says_where_it_is_from(stage: Any, name: str) -> None:
-    make = dict(BOOKS)[stage][name]
-    config, told, text = make(), describe(stage(make()), 1), " ".join((make.__doc__ or "").split())
-    assert "parameters" in told and len(re.split(r" \(|\. ", text)[0]) <= 48, "its line of --help"
+def described() -> list[Any]:
+    """(stage, name) of every recipe; those of sizes that another one has already are slow."""
+    cases, seen = [], list[Any]()
+    for stage, book in BOOKS:
+        for name, make in book.items():
+            sizes = stage, (config := make()).model, config.compute
+            cases.append(pytest.param(stage, name, marks=[pytest.mark.slow] if sizes in seen else []))
+            seen.append(sizes)
+    return cases
+
+
+@pytest.mark.parametrize(("stage", "name"), described())
+def test_every_recipe_can_be_described(stage: Any, name: str) -> None:
+    told = describe(stage(dict(BOOKS)[stage][name]()), 1)
+    assert "parameters" in told and "forward pass" in told
+
+
+@pytest.mark.parametrize(("book", "name"), [(book, name) for _, book in BOOKS for name in book])
+def test_every_recipe_says_where_it_is_from(book: Any, name: str) -> None:
+    config, text = book[name](), " ".join((book[name].__doc__ or "").split())
+    assert len(re.split(r" \(|\. ", text)[0]) <= 48, "its line of --help"
     assert re.search("[Tt]able|script|[Oo]urs|card|appendix", text)
     if isinstance(config, FinetuneConfig):
         data = next(word for word in reversed(name.split("-")) if word in CLASSES)
