@@ -27,9 +27,12 @@ class VideoClassifier(Trainable):
         head_dropout: float = 0.0,
         how: Implementation = DEFAULT,
         head_scale: float = HEAD_SCALE,
+        norm: bool = False,
+        fc_norm: bool = True,
     ) -> None:
         """`drop_path`: the probability of skipping the last block's branches; it grows linearly from 0 at the first.
-        `head_scale` is what the head's initial values are multiplied by.
+        `head_scale` is what the head's initial values are multiplied by. `norm` is of every token, before their mean, as a
+        pre-trained encoder has it (a probe's classifier), `fc_norm` after it.
 
         What is skipped and dropped is drawn outside: see `forward`. Raises ValueError for probabilities outside [0, 1).
         """
@@ -46,7 +49,8 @@ class VideoClassifier(Trainable):
             Block(dim, config.encoder_heads, config.encoder_mlp_dim, config.layer_norm_eps, rate, how)
             for rate in self.drop_rates
         )
-        self.fc_norm = nn.LayerNorm(dim, eps=config.final_eps)
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps) if norm else nn.Identity()
+        self.fc_norm = nn.LayerNorm(dim, eps=config.final_eps) if fc_norm else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
         self.reset_buffers()
 
@@ -72,4 +76,4 @@ class VideoClassifier(Trainable):
         x_BND = x_BND + self.positions.table.to(x_BND.dtype)
         for block, keep_B2 in zip(self.blocks, [None] * len(self.blocks) if keep is None else keep, strict=True):
             x_BND = block(x_BND, keep=keep_B2)
-        return self.fc_norm(x_BND.mean(1))
+        return self.fc_norm(self.norm(x_BND).mean(1))

@@ -356,7 +356,9 @@ def ratio_of(width: int, mlp_dim: int) -> float:
 def _network(config: ModelConfig, kind: Kind, tensors: Mapping[str, Tensor], how: Implementation | None = None) -> Any:
     if kind == "autoencoder":
         return VideoMAE(config, how or Implementation(), len(tensors["decoder.head.weight"]))
-    return VideoClassifier(config, len(tensors["head.weight"]) if "head.weight" in tensors else 1)
+    norm = "head.weight" in tensors and "norm.weight" in tensors  # of every token: a probe's
+    num_classes = len(tensors["head.weight"]) if "head.weight" in tensors else 1
+    return VideoClassifier(config, num_classes, norm=norm, fc_norm=not norm or "fc_norm.weight" in tensors)
 
 
 def _compared(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -418,7 +420,8 @@ class Transfer:
 
     def lines(self) -> list[str]:
         """For people."""
-        said = [f"  {len(self.taken)} tensors taken", *(f"  {note}" for note in self.notes)]
+        said = [f"  {len(self.taken)} tensors taken"] if self.taken else []
+        said += [f"  {note}" for note in self.notes]
         said += listed("initial values", dict.fromkeys(self.fresh, "the weights have none that fit"))
         return said + listed("not taken", self.unused)
 

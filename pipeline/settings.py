@@ -30,11 +30,11 @@ def setting(
     *,
     default_factory: Any = MISSING,
     was: Any = MISSING,
-    may_change: bool = False,
+    may_change: bool | None = None,
     place: bool = False,
 ) -> Any:
     """A dataclass field. `was`: what code before this field did; `may_change` on a resume, with all of its fields if it is a
-    group of them; `place`: a text that is a path or a URL."""
+    group of them, but those that say False; `place`: a text that is a path or a URL."""
     metadata = {"may_change": may_change, "place": place} | ({} if was is MISSING else {"was": was})
     return dataclasses.field(default=default, default_factory=default_factory, metadata=metadata)
 
@@ -70,7 +70,8 @@ def fields_of(config: Any, prefix: str = "", may_change: bool = False) -> dict[s
     resume)}."""
     found: dict[str, tuple[Field, bool]] = {}
     for field in dataclasses.fields(config):
-        value, may = getattr(config, field.name), may_change or field.metadata.get("may_change", False)
+        own = field.metadata.get("may_change")
+        value, may = getattr(config, field.name), may_change if own is None else own
         if dataclasses.is_dataclass(value):
             found |= fields_of(value, f"{prefix}{field.name}.", may)
         else:

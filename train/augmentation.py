@@ -13,9 +13,12 @@ from torch import Tensor
 
 from model.pixels import normalise
 from pipeline import keyed
+from pipeline.loader import Batch
 from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing
 from pipeline.settings import flag
+
+NEVER_FLIPPED = "ssv1", "ssv2", "something"  # sources
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +27,7 @@ class AugmentConfig:
 
     flip: float = 0.5
     """Probability that a view is mirrored."""
-    never_flipped: tuple[str, ...] = ("ssv1", "ssv2", "something")
+    never_flipped: tuple[str, ...] = NEVER_FLIPPED
     """Sources of the dataset whose views never are: the classes of Something-Something tell left from right."""
     erasing: float = 0.25
     """Probability that a box of a view, the same in all its frames, is noise."""
@@ -66,6 +69,13 @@ def augmented(views_nTHWC: Tensor, draws: Draws, config: AugmentConfig, may_flip
     for view_THWC, box, generator in zip(views_nTHWC, boxes.tolist(), generators, strict=True):
         erase(view_THWC, box, generator)
     return (mixed(views_nTHWC, mixing) if mixing else views_nTHWC), mixing
+
+
+def may_flip(batch: Batch, never: Sequence[str] = NEVER_FLIPPED) -> np.ndarray:
+    """Of each clip, by its source -> bool (B,)."""
+    assert batch.loader is not None
+    manifest = batch.loader.manifest
+    return ~np.isin(manifest.source[batch.rows.numpy()], [n for n, name in enumerate(manifest.sources) if name in never])
 
 
 def flipped(views_nTHWC: Tensor, which: np.ndarray) -> Tensor:

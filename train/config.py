@@ -45,7 +45,7 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
     base_lr: float = 1.5e-4
     """Peak learning rate for 256 views; scaled by views_per_step / 256."""
@@ -55,6 +55,10 @@ class OptimConfig:
     """Share of the steps in which the learning rate rises from 0 (the paper: 120 of 1200 epochs)."""
     weight_decay: float = 0.05
     """Of matrices; vectors, biases and the mask token have none."""
+    optimizer: Literal["adamw", "sgd"] = setting("adamw", was="adamw", may_change=False)
+    """"adamw", or "sgd" with momentum, whose weight decay is a part of the gradient."""
+    momentum: float = 0.9
+    """SGD's."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's."""
     eps: float = 1e-8
@@ -73,6 +77,7 @@ class OptimConfig:
             ("base_min_lr", lambda x: x >= 0, "at least 0"),
             ("warmup_share", lambda x: 0 <= x < 1, "at least 0 and less than 1"),
             ("weight_decay", lambda x: x >= 0, "at least 0"),
+            ("momentum", lambda x: 0 <= x < 1, "at least 0 and less than 1"),
             ("eps", lambda x: x > 0, "over 0"),
             ("clip_grad", lambda x: x > 0, "over 0; None leaves gradients as they are"),
             ("spike_factor", lambda x: x > 1, "over 1: a step at the mean is no spike; None skips no spikes"),

@@ -105,9 +105,15 @@ def tubecell(weights: Weights) -> tuple[Writer, dict[str, str]]:
     return lambda file: write_safetensors(file, weights.tensors, metadata), {}
 
 
-def check_positions(weights: Weights, to: str) -> None:
-    """Raises ValueError for tables that are interpolated from another grid's, where the layout has those of its own alone."""
+def check_sayable(weights: Weights, to: str) -> None:
+    """Raises ValueError for tables that are interpolated from another grid's, where the layout has those of its own alone, and
+    for a probe."""
     config = weights.config
+    if weights.kind == "classifier" and "norm.weight" in weights.tensors:
+        raise ValueError(
+            f"{weights.place} is a probe's: its norm is of every token, before their mean, which --to {to} cannot say; give "
+            "--to tubecell or timm"
+        )
     if config.positions_grid != config.grid:
         grids = f"its positions are those of a grid of {config.positions_grid}, interpolated to {config.grid}"
         raise ValueError(f"{weights.place}: {grids}, which --to {to} cannot say; give --to tubecell or timm")
@@ -115,14 +121,14 @@ def check_positions(weights: Weights, to: str) -> None:
 
 def official(weights: Weights) -> tuple[Writer, dict[str, str]]:
     """A dictionary `model`, as their scripts look for it; no number of heads, no sizes of views: their commands name them."""
-    check_positions(weights, "official")
+    check_sayable(weights, "official")
     left = _other_norms(weights, 1e-6, 1e-6)
     return lambda file: torch.save({"model": apart(weights.tensors)}, file), left
 
 
 def hf(weights: Weights) -> tuple[Writer, dict[str, str]]:
     """Raises ValueError for what transformers' VideoMAE cannot compute."""
-    check_positions(weights, "hf")
+    check_sayable(weights, "hf")
     config, tensors = weights.config, dict(weights.tensors)
     if weights.kind == "autoencoder" and len(tensors["decoder.head.weight"]) != config.patch_values:
         raise ValueError(f"{weights.place} predicts no pixels, as Hugging Face's VideoMAE does; give --to official or tubecell")

@@ -36,7 +36,7 @@ from pipeline.storage.remote import is_url, on_disk
 from pipeline.version import version
 from train.checkpoint.files import CHECKSUMS, damage, listed, name_of, step_of
 from train.checkpoint.mirror import Mirror
-from train.checkpoint.source import metadata_of_run
+from train.checkpoint.source import as_model, metadata_of_run
 from train.checkpoint.state import read_progress
 from train.checkpoint.weights import read_weights, save_weights
 
@@ -86,7 +86,8 @@ def inspect(run: str, verify: bool, consolidate: Path | None, step: int | None, 
             if not weights:
                 raise ValueError(f"{name} of {run} has no running mean: the run was begun without --ema")
             folders = [checkpoint, *([] if mirror else [Path(run)])]
-            save_weights(consolidate, weights, metadata_of_run(folders, step=step_of(name), tubecell=version()))
+            tensors, about = as_model(weights, folders, step_of(name), ema)
+            save_weights(consolidate, tensors, metadata_of_run(folders, step=step_of(name), tubecell=version()) | about)
             print(f"{'running mean of the ' if ema else ''}weights of {name} in {consolidate}")
         if mirror:
             shutil.rmtree(checkpoint)

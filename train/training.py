@@ -13,7 +13,7 @@ from train.checkpoint.descent import Beginning, fingerprint
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.ema import RunningMean
 from train.compute.memory import cost_of
-from train.compute.optimizer import build_optimizer
+from train.compute.optimizer import ShardedSGD, build_optimizer
 from train.compute.parallel import Ranks, implementation, initialise, of_rank_0, shard_frozen, shard_model
 from train.compute.precision import PRECISIONS
 from train.config import Policy
@@ -52,7 +52,11 @@ class Training:
             del weights
         self.beginning = None if resumed else self._begin()
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(stage.groups(self.model), config.optim.betas, config.optim.eps)
+        optim, groups = config.optim, stage.groups(self.model)
+        if optim.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = ShardedSGD(groups, optim.momentum)
+        else:
+            self.optimizer = build_optimizer(groups, optim.betas, optim.eps)
         self.mean = RunningMean(self.model, config.ema) if config.ema is not None else None
         self.guard = Guard(
             config.optim,

@@ -14,6 +14,7 @@ class Group:
     begun: int = 1
     later: str = setting("train", was=None)
     free: float = setting(0.5, may_change=True)
+    fixed: int = setting(1, may_change=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,10 @@ def test_a_field_says_itself_whether_it_may_change() -> None:
     frozen = {name for name, (_, may) in fields_of(PretrainConfig()).items() if not may}
     # matched whole: `steps_per_view` would not be free because `steps` is
     assert {name.partition(".")[0] for name in frozen} == {
-        *("seed", "init", "model", "views", "mask", "decoder_mask", "target", "teacher", "ema", "freeze", "official_script")
+        *("seed", "init", "model", "views", "mask", "decoder_mask", "target", "teacher", "ema", "freeze"),
+        *("official_script", "optim"),
     }
+    assert {name for name in frozen if name.startswith("optim.")} == {"optim.optimizer"}
     assert "loader.workers" not in frozen and "views.window" in frozen
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.weight_files import WeightFile, read_weight_file
@@ -14,6 +15,7 @@ from model.weights import DESCENT, MODEL, Weights, metadata_of, read_weights, un
 from pipeline.settings import read
 from train.checkpoint import descent
 from train.checkpoint.files import CONFIG, PREFIX, PROGRESS, damage, latest, step_of
+from train.checkpoint.probed import are_heads, best_head, joined
 from train.checkpoint.weights import read_weights as read_checkpoint
 from train.config import LABEL_MAP, read_config, read_recipe, read_stage
 
@@ -99,6 +101,29 @@ def metadata_of_run(folders: Sequence[Path], **facts: str | int | None) -> dict[
     )
 
 
+def as_model(
+    tensors: Mapping[str, Tensor], folders: Sequence[Path], step: int | None = None, mean: bool = False
+) -> tuple[Mapping[str, Tensor], dict[str, str]]:
+    """Of a run's weights, or of their running mean, after a step -> those of a model, and metadata. They are the same, but of a
+    probe, whose best head is joined with its encoder. `folders` are those with the small files, the last the run's.
+
+    Raises ValueError if the encoder is not there, or not what it was in training.
+    """
+    if not are_heads(tensors):
+        return tensors, {}
+    run = folders[-1]
+    config, begun = (next(folder / name for folder in folders if (folder / name).exists()) for name in (CONFIG, descent.FILE))
+    values, was = read_config(config), descent.read_descent(begun.read_text())[0]["fingerprint"]
+    place, said = best_head(values, run, step, "ema_" if mean else "")
+    try:
+        encoder = read_source(values["init"])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run} has heads alone, and their encoder cannot be read: {error}") from None
+    if descent.fingerprint(encoder.tensors) != was:
+        raise ValueError(f"{run} has heads alone, and their encoder, {values['init']}, is not what it was in training")
+    return joined(tensors, encoder.encoder(), place), {"head": said}
+
+
 def _of_file(run: Path, name: str, hints: Mapping[str, int | None]) -> Weights:
     """RUN/model.safetensors, into which older code wrote no sizes: they are in its config.json."""
     if not (run / name).exists():
@@ -116,11 +141,13 @@ def _of_checkpoint(run: Path, checkpoint: Path, place: str, mean: bool, hints: M
     """Its config.json lies beside the tensors; that of the run may be of a later start."""
     metadata = metadata_of_run([checkpoint, run], step=step_of(checkpoint))
     try:
-        tensors = read_checkpoint(checkpoint, "ema" if mean else "model")
+        tensors: Mapping[str, Tensor] = read_checkpoint(checkpoint, "ema" if mean else "model")
     except OSError as error:
         gone = f"{checkpoint} is gone: a run that goes on removes old ones; try again"
         raise ValueError(str(error) if checkpoint.exists() else gone) from None
     if not tensors:
         raise ValueError(f"{place} has {ABSENT['model_ema']}")
     what = "the running mean of its checkpoint" if mean else "from its checkpoint"
-    return understand(WeightFile(place, tensors, metadata, notes=(f"{what} {checkpoint.name}",)), hints)
+    tensors, about = as_model(tensors, [checkpoint, run], step_of(checkpoint), mean)
+    notes = (f"{what} {checkpoint.name}", *(f"its {name} is {said}" for name, said in about.items()))
+    return understand(WeightFile(place, tensors, metadata | about, notes=notes), hints)

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from pipeline.loader import LoaderState
 from pipeline.settings import read
 from train.checkpoint.files import PROGRESS, latest
+from train.checkpoint.source import as_model
 from train.checkpoint.weights import save_weights
 from train.compute.ema import RunningMean
 from train.compute.parallel import Ranks
@@ -95,11 +96,12 @@ def whole_weights(model: nn.Module) -> dict[str, Any]:
 
 def export(folder: Path, training: Trained, metadata: dict[str, str]) -> None:
     """RUN/model.safetensors, all weights, and model_ema.safetensors, their running mean, if there is one, with what `metadata`
-    says of them. All ranks call it."""
-    whole = {"model": whole_weights(training.model)}
+    says of them; a probe's with its encoder. All ranks call it."""
+    exported = {"model": whole_weights(training.model)}
     if training.mean:
-        whole["model_ema"] = {
+        exported["model_ema"] = {
             name: mean.full_tensor().cpu() if isinstance(mean, DTensor) else mean for name, mean in training.mean.state.items()
         }
-    for name, state in whole.items() if training.ranks.rank == 0 else ():
-        save_weights(folder / f"{name}.safetensors", state, metadata)
+    for name, state in exported.items() if training.ranks.rank == 0 else ():
+        tensors, about = as_model(state, [folder], mean=name == "model_ema")
+        save_weights(folder / f"{name}.safetensors", tensors, metadata | about)

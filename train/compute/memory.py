@@ -180,7 +180,7 @@ class StepMemory:
     parameters: int
     """4 p / s: master weights in float32. A shard is as long as the longest: each tensor's rows are divided, rounded up."""
     moments: int
-    """8 p / s: AdamW's two, in float32; 4 p / s more where a running mean of the weights is kept."""
+    """8 p / s: AdamW's two, in float32, or 4 p / s, SGD's; 4 p / s more where a running mean of the weights is kept."""
     gradients: int
     """4 p / s in float32; with deferred exchange 4 p besides, each rank's own sum."""
     gathered: int
@@ -207,6 +207,7 @@ def step_memory(
     reshard: bool = False,
     defer: bool = False,
     mean: bool = False,
+    moments: int = 2,
 ) -> StepMemory:
     """Of a forward and backward pass over `views`, the second or a later one of a step: in the first one gradients only come as
     activations go.
@@ -231,7 +232,7 @@ def step_memory(
         gone += 0 if reshard else shape.dtype.itemsize * size
     return StepMemory(
         parameters=4 * local,
-        moments=(12 if mean else 8) * local,
+        moments=4 * (moments + mean) * local,
         gradients=4 * local + (4 * of.whole if defer else 0),
         gathered=gathered + cost.frozen_bytes,
         inputs=2 * views * cost.inputs,

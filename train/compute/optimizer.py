@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning rate of a step, as in the official code."""
+"""The optimizers, their parameter groups and the learning rate of a step, as in the official code."""
 
 import math
 import re
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.sgd import sgd
+
+from train.compute.ema import local
 
 NO_DECAY_NAMES = ("mask_token", "pos_embed", "cls_token")
 
@@ -54,6 +57,42 @@ def layer_number(name: str, depth: int) -> int:
 def build_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float = 1e-8) -> torch.optim.AdamW:
     """Fused AdamW over `parameter_groups`, its learning rate 0 until `set_lr`. Betas: (0.9, 0.95) in pre-training."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+class ShardedSGD(torch.optim.SGD):
+    """SGD with momentum over groups as `build_optimizer`'s, fused; like fused AdamW it takes `found_inf`, which skips a step on
+    the device, and `grad_scale`.
+
+    Torch's own fused step (2.15) takes no DTensor, so this one gives the kernel each rank's shards. And it leaves momentum
+    without a value if it is the first step that is skipped; here it begins as zeros, of which the first step makes the same.
+    """
+
+    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None
+
+    def __init__(self, groups: list[dict[str, Any]], momentum: float) -> None:
+        super().__init__(groups, lr=0.0, momentum=momentum)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            sgd(
+                [local(parameter) for parameter in parameters],
+                [local(parameter.grad) for parameter in parameters],
+                [local(self.state[parameter]["momentum_buffer"]) for parameter in parameters],
+                foreach=False,
+                fused=True,
+                grad_scale=self.grad_scale,
+                found_inf=self.found_inf,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                **{name: group[name] for name in ("weight_decay", "momentum", "lr")},
+            )
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

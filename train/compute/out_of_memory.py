@@ -44,6 +44,7 @@ def predict(
         reshard=compute.reshard_after_forward,
         defer=compute.defer_gradients,
         mean=config.ema is not None,
+        moments=1 if config.optim.optimizer == "sgd" else 2,
     )
     return memory, 1 + recomputed_share(cost, again)
 

@@ -18,6 +18,8 @@ class Precision:
     """Of the patch embedding, the encoder's blocks and its last norm."""
     decoder: torch.dtype
     """Of what follows: the projection, the mask token, the decoder and its head. The latent is cast on the way."""
+    heads: torch.dtype = torch.float32
+    """Of a probe's heads: they are so small that a lower precision would gain nothing."""
     loss_scaling: bool = False
     """Whether small gradients would be lost: float16 ends at 6e-8. The loss is then multiplied by a `LossScale`."""
     tf32: bool = False

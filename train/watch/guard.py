@@ -85,7 +85,7 @@ class LossScale:
 
 
 def guarded_step(
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     parameters: list[nn.Parameter],
     clip_grad: float | None,
     loss: torch.Tensor,
@@ -154,7 +154,7 @@ class Guard:
         return loss if self.scale is None else loss * self.scale.value
 
     def step(
-        self, step: int, optimizer: torch.optim.AdamW, parameters: list[nn.Parameter], losses: list[torch.Tensor]
+        self, step: int, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], losses: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take a step, or skip it. `losses`: of this rank's forward passes, float32 () each.
 

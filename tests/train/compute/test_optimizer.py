@@ -7,7 +7,7 @@ import torch
 from model.classifier import VideoClassifier
 from model.config import MODELS
 from model.videomae import VideoMAE
-from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
+from train.compute.optimizer import ShardedSGD, build_optimizer, lr_at, parameter_groups, set_lr
 
 
 def official_schedule(peak, final, total, warmup, start):
@@ -111,3 +111,24 @@ def test_a_step_is_adamw_with_decoupled_decay():
             want[name] = want[name] * (1 - lr * scale * rate) - lr * scale * update
     torch.testing.assert_close(weight.data, want["weight"], rtol=1e-12, atol=0)
     torch.testing.assert_close(bias.data, want["bias"], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_sgd_is_torchs_and_can_skip_its_first_step(decay: float) -> None:
+    """Which torch's own fused step would leave without a momentum. Not taken: a gradient that is not finite, for all alike."""
+    start = torch.randn(3, 5)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    empty = torch.nn.Parameter(torch.empty(0, 5))  # of a rank that has no row
+    optimizer = ShardedSGD(parameter_groups([("head.weight", ours), ("other.weight", empty)], decay), momentum=0.9)
+    plain = torch.optim.SGD([theirs], lr=0.3, momentum=0.9, weight_decay=decay)
+    set_lr(optimizer, 0.3)
+    for skipped in (True, False, False, True, False):
+        ours.grad, theirs.grad, empty.grad = start * 2, start.clone(), torch.empty(0, 5)
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(float(skipped)), torch.tensor(2.0)
+        if skipped:
+            ours.grad[0, 0] = torch.nan
+        else:
+            plain.step()
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(ours, start)

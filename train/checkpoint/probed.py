@@ -1,0 +1,64 @@
+"""A probe's run: heads of which the best one, with the encoder that all of them are of, is a classifier.
+
+Its checkpoints hold the heads alone, `heads.I.weight` and `heads.I.bias`; what reads or exports weights (`source.py`) joins
+them with the encoder of --init.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+EVALUATIONS = "evaluations.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How one is trained."""
+
+    lr: float
+    """Peak, for 256 views."""
+    weight_decay: float
+
+    def __str__(self) -> str:
+        """As in the names of figures."""
+        return f"lr{self.lr:g}_wd{self.weight_decay:g}"
+
+
+def heads_of(lrs: Sequence[float], weight_decays: Sequence[float], base_lr: float, weight_decay: float) -> list[Head]:
+    """Every learning rate with every weight decay, in the order of the model's heads; of none those of `--optim.*`."""
+    return [Head(*pair) for pair in product(lrs or (base_lr,), weight_decays or (weight_decay,))]
+
+
+def are_heads(tensors: Mapping[str, Any]) -> bool:
+    """Whether a run's weights are a probe's."""
+    return "heads.0.weight" in tensors
+
+
+def best_head(config: Mapping[str, Any], run: Path, step: int | None, prefix: str = "") -> tuple[int, str]:
+    """Of a run's config.json, flat, and its evaluations up to a step, the last by default -> the place of its best head, by the
+    last of them, and what is to be said of it. `prefix`: by the figures so called. Without an evaluation it is the first."""
+    given = config["lrs"], config["weight_decays"], config["optim.base_lr"], config["optim.weight_decay"]
+    heads = heads_of(*given)
+    if len(heads) == 1:
+        return 0, str(heads[0])
+    found = None
+    if (file := run / EVALUATIONS).exists():
+        lines = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        names = f"{prefix}best_lr", f"{prefix}best_weight_decay"
+        known = [line for line in lines if names[0] in line and (step is None or line["step"] <= step)]
+        found = known[-1] if known else None
+    if found is None:
+        return 0, f"{heads[0]}, the first of {len(heads)}: none was evaluated, which --evaluate-every does"
+    best = Head(found[names[0]], found[names[1]])
+    return heads.index(best), f"{best}, the best of {len(heads)} at step {found['step']}"
+
+
+def joined(heads: Mapping[str, Tensor], encoder: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
+    """The encoder's tensors, as `Weights.encoder` gives them, with one of the heads: a classifier's, as float32."""
+    found = {name: tensor.float() for name, tensor in encoder.items() if not name.startswith("head.")}
+    return found | {f"head.{leaf}": heads[f"heads.{place}.{leaf}"] for leaf in ("weight", "bias")}
