@@ -24,7 +24,7 @@ class LinearHeads(Trainable):
         return initial_value(f"head.{name.rpartition('.')[2]}", shape, seed)
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """(B, D) -> (B, G, C)."""
+        """(B, D) -> (B, G C), head by head. (FSDP2 wants no view of it.)"""
         weight_GCD = torch.stack([head.get_parameter("weight") for head in self.heads])
         bias_GC = torch.stack([head.get_parameter("bias") for head in self.heads])
-        return linear(x_BD, weight_GCD.flatten(0, 1), bias_GC.flatten()).unflatten(1, bias_GC.shape)
+        return linear(x_BD, weight_GCD.flatten(0, 1), bias_GC.flatten())

@@ -77,6 +77,11 @@ def main(arguments: Sequence[str]) -> int:
     weights = read_source(options.source, **hints)
     print(weights)
     weights.check_same()
+    if options.to != "tubecell" and weights.kind == "classifier" and "norm.weight" in weights.tensors:
+        raise ValueError(
+            f"{weights.place} is a probe's: its norm is of every token, before their mean, of which --to {options.to} knows "
+            "nothing; give --to tubecell"
+        )
     write, left = WRITERS[options.to](weights)
     print("\n".join(listed("cannot be held", left)), end="\n" if left else "")
     write_whole(options.out, write)
@@ -105,15 +110,9 @@ def tubecell(weights: Weights) -> tuple[Writer, dict[str, str]]:
     return lambda file: write_safetensors(file, weights.tensors, metadata), {}
 
 
-def check_sayable(weights: Weights, to: str) -> None:
-    """Raises ValueError for tables that are interpolated from another grid's, where the layout has those of its own alone, and
-    for a probe."""
+def check_positions(weights: Weights, to: str) -> None:
+    """Raises ValueError for tables that are interpolated from another grid's, where the layout has those of its own alone."""
     config = weights.config
-    if weights.kind == "classifier" and "norm.weight" in weights.tensors:
-        raise ValueError(
-            f"{weights.place} is a probe's: its norm is of every token, before their mean, which --to {to} cannot say; give "
-            "--to tubecell or timm"
-        )
     if config.positions_grid != config.grid:
         grids = f"its positions are those of a grid of {config.positions_grid}, interpolated to {config.grid}"
         raise ValueError(f"{weights.place}: {grids}, which --to {to} cannot say; give --to tubecell or timm")
@@ -121,14 +120,14 @@ def check_sayable(weights: Weights, to: str) -> None:
 
 def official(weights: Weights) -> tuple[Writer, dict[str, str]]:
     """A dictionary `model`, as their scripts look for it; no number of heads, no sizes of views: their commands name them."""
-    check_sayable(weights, "official")
+    check_positions(weights, "official")
     left = _other_norms(weights, 1e-6, 1e-6)
     return lambda file: torch.save({"model": apart(weights.tensors)}, file), left
 
 
 def hf(weights: Weights) -> tuple[Writer, dict[str, str]]:
     """Raises ValueError for what transformers' VideoMAE cannot compute."""
-    check_sayable(weights, "hf")
+    check_positions(weights, "hf")
     config, tensors = weights.config, dict(weights.tensors)
     if weights.kind == "autoencoder" and len(tensors["decoder.head.weight"]) != config.patch_values:
         raise ValueError(f"{weights.place} predicts no pixels, as Hugging Face's VideoMAE does; give --to official or tubecell")

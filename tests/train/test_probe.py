@@ -117,7 +117,7 @@ def test_the_best_head_and_its_encoder_are_a_classifier(
 
     assert inspect_checkpoints.main([str(grid), "--step", "6", "--consolidate", str(tmp_path / "six.safetensors")]) == 0
     assert "the best of 4 at step 4" in read_weights(tmp_path / "six.safetensors").metadata["head"]
-    assert convert.main([str(grid), str(tmp_path / "timm.safetensors"), "--to", "timm", "--verify"]) == 0
+    assert convert.main([str(grid), str(tmp_path / "whole.safetensors"), "--to", "tubecell", "--verify"]) == 0
     assert convert.main([str(grid), str(tmp_path / "hf"), "--to", "hf"]) == 2
     assert "its norm is of every token" in capsys.readouterr().err
     command = [str(grid), "--data", str(labelled), "--split", "val", "--views", "1x1", "--workers", "1"]

@@ -178,8 +178,8 @@ class Probing:
             views_nTHWC = flipped(views_nTHWC, draws.flips(self.config.flip) & np.repeat(may_flip(batch), repeats))
         with torch.no_grad():
             features_nD = self._encoder(views_nTHWC)
-        logits_nGC, labels_n = model(features_nD.float()), batch.labels.repeat_interleave(repeats)
-        heads = logits_nGC.shape[1]
+        heads, labels_n = len(self.config.heads), batch.labels.repeat_interleave(repeats)
+        logits_nGC = model(features_nD.float()).unflatten(1, (heads, -1))
         each_nG = labels_n[:, None].expand(-1, heads)
         losses_G = cross_entropy(logits_nGC.transpose(1, 2), each_nG, ignore_index=-1, reduction="none").mean(0)
         found = {"loss": losses_G.detach(), "top1": (logits_nGC.argmax(2) == each_nG).float().mean(0)}
