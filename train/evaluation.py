@@ -72,7 +72,7 @@ class Evaluations:
                     reshard(self._training.model)
                     figures |= {f"{prefix}{name}": value for name, value in found.figures.items()}
                     if evaluator.best:
-                        self._best.keep(step, evaluator.best, found.figures[evaluator.best], prefix)
+                        self._best.keep(step, evaluator.best, found.figures, prefix)
                     if found.of:
                         seen = {"clips": found.clips, "of": found.of, "missing": list(found.missing)}
                     if meters and not prefix:

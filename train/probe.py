@@ -23,7 +23,7 @@ if __name__ == "__main__":
     prepare()
 
 from train.entry import run
-from train.probing_recipes import RECIPES
+from train.recipes.probing import RECIPES
 from train.stages.probing import Probing
 
 

@@ -72,7 +72,7 @@ def test_best_weights_of_steps_that_are_to_come_again_do_not_count(tmp_path: Pat
         def kept(first_step: int, *values: float) -> tuple[str, int, float] | None:
             best = Best(tmp_path, training, first_step)
             for number, value in enumerate(values, first_step + 1):
-                best.keep(number, "top1", value, "")
+                best.keep(number, "top1", {"top1": value}, "")
             return reached(tmp_path / FILES[""])
 
         assert kept(0, float("nan")) is None

@@ -2,13 +2,14 @@
 RUN/best_ema.safetensors. A better one takes the place of the one before."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from pipeline.console import may_fail
 from pipeline.version import version
-from train.checkpoint.source import metadata_of_run
+from train.checkpoint.source import as_model, metadata_of_run
 from train.checkpoint.state import Trained, whole_weights
 from train.checkpoint.weights import save_weights
 
@@ -23,10 +24,10 @@ class Best:
         does not."""
         self._run, self._training, self._done = run, training, first_step
 
-    def keep(self, step: int, figure: str, value: float, prefix: str) -> None:
-        """What the model has for weights after a step, with the `prefix` "ema_" their mean, if no earlier `value` is as high.
-        All ranks call it, with the same value."""
-        file, ranks = self._run / FILES[prefix], self._training.ranks
+    def keep(self, step: int, figure: str, figures: Mapping[str, float], prefix: str) -> None:
+        """What the model has for weights after a step, with the `prefix` "ema_" their mean, if no earlier value of the figure
+        is as high. All ranks call it, with the same `figures`."""
+        file, ranks, value = self._run / FILES[prefix], self._training.ranks, figures[figure]
         reached = ranks.gather(self._reached(file, figure) if ranks.rank == 0 else None)[0]
         self._done = max(self._done, step)
         if not math.isfinite(value) or (reached is not None and reached >= value):
@@ -35,7 +36,8 @@ class Best:
         if ranks.rank == 0:
             with may_fail(str(file)):
                 metadata = metadata_of_run([self._run], step=step, tubecell=version(), figure=figure, value=repr(value))
-                save_weights(file, whole, metadata)
+                tensors, about = as_model(whole, [self._run], evaluated=figures)
+                save_weights(file, tensors, metadata | about)
 
     def _reached(self, file: Path, figure: str) -> float | None:
         """By the steps that are done."""

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 EVALUATIONS = "evaluations.jsonl"
+BEST_LR, BEST_WEIGHT_DECAY = "best_lr", "best_weight_decay"  # figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +40,26 @@ def are_heads(tensors: Mapping[str, Any]) -> bool:
     return "heads.0.weight" in tensors
 
 
-def best_head(config: Mapping[str, Any], run: Path, step: int | None, prefix: str = "") -> tuple[int, str]:
-    """Of a run's config.json, flat, and its evaluations up to a step, the last by default -> the place of its best head, by the
-    last of them, and what is to be said of it. `prefix`: by the figures so called. Without an evaluation it is the first."""
+def best_head(config: Mapping[str, Any], evaluated: Mapping[str, Any] | None) -> tuple[int, str]:
+    """Of a run's config.json, flat, and figures of an evaluation -> the place of its best head, and what is to be said of it.
+    Without an evaluation it is the first."""
     given = config["lrs"], config["weight_decays"], config["optim.base_lr"], config["optim.weight_decay"]
     heads = heads_of(*given)
     if len(heads) == 1:
         return 0, str(heads[0])
-    found = None
-    if (file := run / EVALUATIONS).exists():
-        lines = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        names = f"{prefix}best_lr", f"{prefix}best_weight_decay"
-        known = [line for line in lines if names[0] in line and (step is None or line["step"] <= step)]
-        found = known[-1] if known else None
-    if found is None:
+    if evaluated is None:
         return 0, f"{heads[0]}, the first of {len(heads)}: none was evaluated, which --evaluate-every does"
-    best = Head(found[names[0]], found[names[1]])
-    return heads.index(best), f"{best}, the best of {len(heads)} at step {found['step']}"
+    best = Head(evaluated[BEST_LR], evaluated[BEST_WEIGHT_DECAY])
+    return heads.index(best), f"{best}, the best of {len(heads)}"
+
+
+def last_evaluated(run: Path, step: int | None, prefix: str = "") -> dict[str, Any] | None:
+    """The figures whose names begin so, without that, of a run's last evaluation of heads up to a step, by default of all."""
+    if not (file := run / EVALUATIONS).exists():
+        return None
+    lines = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    known = [line for line in lines if prefix + BEST_LR in line and (step is None or line["step"] <= step)]
+    return {name.removeprefix(prefix): value for name, value in known[-1].items() if name.startswith(prefix)} if known else None
 
 
 def joined(heads: Mapping[str, Tensor], encoder: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from model.weights import DESCENT, MODEL, Weights, metadata_of, read_weights, un
 from pipeline.settings import read
 from train.checkpoint import descent
 from train.checkpoint.files import CONFIG, PREFIX, PROGRESS, damage, latest, step_of
-from train.checkpoint.probed import are_heads, best_head, joined
+from train.checkpoint.probed import are_heads, best_head, joined, last_evaluated
 from train.checkpoint.weights import read_weights as read_checkpoint
 from train.config import LABEL_MAP, read_config, read_recipe, read_stage
 
@@ -102,10 +102,15 @@ def metadata_of_run(folders: Sequence[Path], **facts: str | int | None) -> dict[
 
 
 def as_model(
-    tensors: Mapping[str, Tensor], folders: Sequence[Path], step: int | None = None, mean: bool = False
+    tensors: Mapping[str, Tensor],
+    folders: Sequence[Path],
+    step: int | None = None,
+    mean: bool = False,
+    evaluated: Mapping[str, Any] | None = None,
 ) -> tuple[Mapping[str, Tensor], dict[str, str]]:
     """Of a run's weights, or of their running mean, after a step -> those of a model, and metadata. They are the same, but of a
-    probe, whose best head is joined with its encoder. `folders` are those with the small files, the last the run's.
+    probe, whose best head is joined with its encoder: by the figures `evaluated`, or the run's last ones up to that step.
+    `folders` are those with the small files, the last the run's.
 
     Raises ValueError if the encoder is not there, or not what it was in training.
     """
@@ -114,7 +119,7 @@ def as_model(
     run = folders[-1]
     config, begun = (next(folder / name for folder in folders if (folder / name).exists()) for name in (CONFIG, descent.FILE))
     values, was = read_config(config), descent.read_descent(begun.read_text())[0]["fingerprint"]
-    place, said = best_head(values, run, step, "ema_" if mean else "")
+    place, said = best_head(values, evaluated or last_evaluated(run, step, "ema_" if mean else ""))
     try:
         encoder = read_source(values["init"])
     except (OSError, ValueError) as error:

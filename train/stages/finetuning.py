@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,8 +15,6 @@ from model.config import Implementation
 from model.initialization import HEAD_SCALE
 from model.trainable import Trainable
 from model.weights import Transfer
-from pipeline.console import complain
-from pipeline.labels import Labels
 from pipeline.loader import Batch, ClipLoader, LoaderState
 from pipeline.sampling import PlainViews, SamplingRecipe
 from pipeline.sampling.draws import Draws, check_pairs
@@ -26,17 +23,18 @@ from pipeline.sampling.sampler import TrainingSampler
 from pipeline.settings import setting
 from pipeline.storage.manifest import Manifest
 from train.accuracy.accuracy import TOP, places
-from train.augmentation import AugmentConfig, augmented, mixed_labels, on_device
-from train.classes import check_classes, head_of, labelled_rows
+from train.augmentation import AugmentConfig, augmented, may_flip, mixed_labels, on_device
+from train.classes import head_of
 from train.compute.memory import STATISTIC, BlockShape, Cost, ParameterSizes
 from train.compute.optimizer import parameter_groups
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, OptimConfig, RunConfig, at_least_1
 from train.evaluation import held_out
-from train.parts import from_init, nothing_frozen, open_loader
+from train.parts import from_init, nothing_frozen
 from train.soft_labels import soft_cross_entropy, soft_labels
 from train.stage import Evaluator
+from train.stages.labelled_clips import LabelledClips
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,51 +108,24 @@ class Finetuning:
     name: ClassVar[str] = "finetune"
 
     def __init__(self, config: FinetuneConfig) -> None:
-        self.config = config
-        self._labels: Labels | None = None
-        self._manifest: Manifest | None = None
+        self.config, self._clips = config, LabelledClips(config, config.expected_classes)
 
     frozen = nothing_frozen
 
     def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None) -> ClipLoader:
         """Endless batches of the configuration's recipe; with mixup, of whole pairs. Raises ValueError, too, for a dataset
         without classes."""
-        config = self.config
-        loader = open_loader(
-            config,
-            ranks,
-            config.sampling,
-            sampler=TrainingSampler(pairs=config.augment.mixes),
-            state=state,
-            clips_per_batch=clips_per_batch,
-            prefetch=config.loader.prefetch,
-            label_map=label_map,
-        )
-        try:
-            self._manifest, self._labels = loader.manifest, loader.labels
-            seen, notices = check_classes(loader.labels, loader.manifest, loader.recipe.split)
-            if config.evaluate_every:
-                notices += labelled_rows(loader.labels, loader.manifest, config.evaluate_split, seen)[1]
-        except ValueError:
-            loader.close()
-            raise
-        loader.notices += notices
-        for notice in notices if ranks.rank == 0 else ():
-            complain(notice, once=True)
-        return loader
+        pairs = TrainingSampler(pairs=self.config.augment.mixes)
+        return self._clips.loader(ranks, state, clips_per_batch, label_map, sampler=pairs)
 
-    @cached_property
+    @property
     def names(self) -> list[str] | None:
-        """Of the classes: the run's, or the dataset's; None in a dry run without one."""
-        if self._labels is None and self.config.data is not None:
-            self._manifest = Manifest(self.config.data)
-            self._labels = Labels(self._manifest, self.config.sampling.split)
-            check_classes(self._labels, self._manifest, self.config.sampling.split)
-        return None if self._labels is None else self._labels.names
+        """Of the classes; None in a dry run without a dataset."""
+        return self._clips.names
 
     @property
     def num_classes(self) -> int:
-        return self.config.expected_classes if self.names is None else len(self.names)
+        return self._clips.num_classes
 
     def model(self, how: Implementation) -> VideoClassifier:
         config = self.config
@@ -164,7 +135,7 @@ class Finetuning:
 
     def start_from(self, model: Trainable) -> Transfer | None:
         """The encoder without its last norm, and the rows of a head that are of these classes."""
-        return from_init(self, model, lambda weights: head_of(weights, self.names, self.num_classes, self._manifest))
+        return from_init(self, model, lambda weights: head_of(weights, self.names, self.num_classes, self._clips.manifest))
 
     def groups(self, model: Trainable) -> list[dict[str, Any]]:
         """Layer by layer."""
@@ -192,11 +163,7 @@ class Finetuning:
         return soft_cross_entropy(logits_nC, mixed_labels(soft_nC, mixing)), {}
 
     def _may_flip(self, batch: Batch) -> np.ndarray:
-        """Of each clip, by its source -> bool (B,)."""
-        assert batch.loader is not None
-        manifest = batch.loader.manifest
-        never = [number for number, name in enumerate(manifest.sources) if name in self.config.augment.never_flipped]
-        return ~np.isin(manifest.source[batch.rows.numpy()], never)
+        return may_flip(batch, self.config.augment.never_flipped)
 
     def cost(self, compute: ComputeConfig) -> Cost:
         """Kept outside of the blocks are e N P of patches, and while the loss runs 4 bytes of each pixel, normalised; beside
@@ -219,18 +186,16 @@ class Finetuning:
             loss=12 * classes,
             inputs=pixels,
             notes={
-                "classes": f"{classes:,}" + (" (expected; --data DATASET counts them)" if self.names is None else ""),
+                **self._clips.said,
                 "forward": f"{macs / 1e9:.2f} GMAC a view of {N} tokens; {6 * macs / 1e12:.3g} TFLOP a view in training",
             },
         )
 
     def evaluators(self, model: VideoClassifier, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
         """On clips with a label; the weights with the best top-1 accuracy are kept."""
-        assert self._labels is not None
         if not self.config.evaluate_every:
             return []
-        rows, _ = labelled_rows(self._labels, manifest, self.config.evaluate_split, np.arange(self.num_classes))
-        return held_out(self, ranks, run, manifest, rows, best="held_out_top1")
+        return held_out(self, ranks, run, manifest, self._clips.held_out(manifest), best="held_out_top1")
 
 
 def right(logits_nC: Tensor, labels_n: Tensor) -> dict[str, Tensor]:

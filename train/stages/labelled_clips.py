@@ -23,6 +23,7 @@ class LabelledClips:
     def __init__(self, config: RunConfig, expected: int) -> None:
         self._config, self._expected = config, expected
         self._labels: Labels | None = None
+        self.manifest: Manifest | None = None  # once they are asked for
 
     def loader(
         self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None, **how: Any
@@ -41,7 +42,7 @@ class LabelledClips:
             **how,
         )
         try:
-            self._labels = loader.labels
+            self.manifest, self._labels = loader.manifest, loader.labels
             seen, notices = check_classes(loader.labels, loader.manifest, loader.recipe.split)
             if config.evaluate_every:
                 notices += labelled_rows(loader.labels, loader.manifest, config.evaluate_split, seen)[1]
@@ -57,9 +58,9 @@ class LabelledClips:
     def names(self) -> list[str] | None:
         """Of the classes: the run's, or the dataset's; None in a dry run without one."""
         if self._labels is None and self._config.data is not None:
-            manifest = Manifest(self._config.data)
-            self._labels = Labels(manifest, self._config.sampling.split)
-            check_classes(self._labels, manifest, self._config.sampling.split)
+            self.manifest = Manifest(self._config.data)
+            self._labels = Labels(self.manifest, self._config.sampling.split)
+            check_classes(self._labels, self.manifest, self._config.sampling.split)
         return None if self._labels is None else self._labels.names
 
     @property

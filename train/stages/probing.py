@@ -25,7 +25,7 @@ from pipeline.settings import flag, setting
 from pipeline.storage.manifest import Manifest
 from train.accuracy.accuracy import TOP, places
 from train.augmentation import flipped, may_flip
-from train.checkpoint.probed import Head, heads_of
+from train.checkpoint.probed import BEST_LR, BEST_WEIGHT_DECAY, Head, heads_of
 from train.checkpoint.source import read_once
 from train.compute.memory import BlockShape, Cost, ParameterSizes
 from train.compute.parallel import Ranks
@@ -67,6 +67,9 @@ class ProbeConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super(ProbeConfig, self).__post_init__()  # slots: the class that a bare super() names is another
+        if not (self.model.positions_size or self.model.positions_frames):  # as in fine-tuning
+            sizes = {"positions_size": self.model.input_size, "positions_frames": self.model.num_frames}
+            object.__setattr__(self, "model", replace(self.model, **sizes))
         at_least_1(self, "expected_classes")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"--flip {self.flip} must be 0 to 1")
@@ -221,13 +224,12 @@ class Probing:
         )
 
     def evaluators(self, model: LinearHeads, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
-        """On clips with a label."""
+        """On clips with a label; the weights with the best top-1 accuracy are kept."""
         if not self.config.evaluate_every:
             return []
-        every = held_out(self, ranks, run, manifest, self._clips.held_out(manifest))
-        return (
-            [replace(each, call=BestHead(each, self.config.heads)) for each in every] if len(self.config.heads) > 1 else every
-        )
+        heads = self.config.heads
+        every = held_out(self, ranks, run, manifest, self._clips.held_out(manifest), best="held_out_top1")
+        return every if len(heads) == 1 else [replace(each, call=BestHead(each, heads)) for each in every]
 
 
 class BestHead:
@@ -239,10 +241,9 @@ class BestHead:
     def __call__(self, model: LinearHeads, step: int) -> Evaluation:
         """The best head's figures have the names that a single one's have."""
         found = self._every.call(model, step)
-        figures = {
-            head: {name: found.figures.get(f"held_out_{name}_{head}", math.nan) for name in FIGURES} for head in self._heads
-        }
+        names = [name for name in FIGURES if f"held_out_{name}_{self._heads[0]}" in found.figures]
+        figures = {head: {name: found.figures[f"held_out_{name}_{head}"] for name in names} for head in self._heads}
         best = max(self._heads, key=lambda head: (figures[head]["top1"], -figures[head]["loss"]))
-        told = {f"held_out_{name}": value for name, value in figures[best].items() if not math.isnan(value)}
-        told |= {"best_lr": best.lr, "best_weight_decay": best.weight_decay}
+        told = {f"held_out_{name}": value for name, value in figures[best].items()}
+        told |= {BEST_LR: best.lr, BEST_WEIGHT_DECAY: best.weight_decay}
         return replace(found, figures=told | {f"held_out_top1_{head}": of["top1"] for head, of in figures.items()})

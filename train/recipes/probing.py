@@ -1,11 +1,11 @@
 """Recipes of linear probing. The docstring says where each value is from. Learning rates are per 256 views."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from model.config import MODELS
 from pipeline.sampling import PlainViews
 from train.config import ComputeConfig
+from train.recipes.book import RecipeBook
 from train.stages.probing import ProbeConfig, sgd
 
 SSV2_TRAIN_CLIPS, SSV2_CLASSES = 168_913, 174
@@ -73,5 +73,8 @@ def vit_g_own() -> ProbeConfig:
     return replace(vit_b_own(), model=MODELS["vit-g"])
 
 
-MAKERS = tiny, vit_b_ssv2, vit_s_own, vit_b_own, vit_l_own, vit_h_own, vit_g_own
-RECIPES: dict[str, Callable[[], ProbeConfig]] = {make.__name__.replace("_", "-"): make for make in MAKERS}
+CHAPTERS = {
+    "your own data": (tiny, vit_s_own, vit_b_own, vit_l_own, vit_h_own, vit_g_own),
+    "VideoMAE (V1)": (vit_b_ssv2,),
+}
+RECIPES = RecipeBook(CHAPTERS)
