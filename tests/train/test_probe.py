@@ -147,7 +147,8 @@ def test_what_it_would_be(encoder: Path, labelled: Path) -> None:
     stage = Probing(small)
     assert "heads lr1_wd0, lr1_wd0.001, lr3_wd0, lr3_wd0.001" in " ".join(describe(stage, 1).split())
     said = beginning(stage)
-    assert "begins with" in said and "  the encoder, 30 tensors, is run and stays as it is\n" in said and "not taken: mask_token" in said
+    for words in ("begins with", "tensors, is run and stays as it is\n", "  not taken: decoder."):
+        assert words in said, said
 
 
 def test_table_10(shared: Path) -> None:
