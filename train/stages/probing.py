@@ -109,7 +109,7 @@ class Probing:
     """The stage. A view's features are those of `VideoEncoder`: the mean over all its tokens after the encoder's last norm, or,
     of a fine-tuned encoder, whose norm comes after the mean, that. All heads are given the same ones, computed once.
 
-    Two cores, ViT-B, 16 x 224², 8 views, 174 classes, fp32: {COST}
+    Two cores, ViT-B, 4 views of 16 x 224², fp32: the encoder takes 8.2 s, a step of twelve heads 11 ms, of one 4 ms.
     """
 
     name: ClassVar[str] = "probe"
