@@ -42,7 +42,6 @@ def test_whoever_decodes_them_views_are_the_same(reader: str, dataset: Path, tmp
         assert (peer * STD + MEAN - ours).abs().mean() < 0.03
 
 
-@pytest.mark.slow
 def test_an_evaluation_is_measured(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "tiny", "--views", "2x2", "--clips-per-pass", "3", "--device", "cpu", "--workers", "1"]
     arguments += ["--rounds", "1", "--seconds", "0.05", "--data", str(dataset), "--json", str(tmp_path / "out.json")]
