@@ -10,6 +10,7 @@ from tests.benchmarks.leaking_decoders import LEAK, LeakingDecoder
 PROCESSES = ("trainer", "sidecar", "fork server", "decoder 7", "decoder 8")
 
 
+@pytest.mark.slow
 def test_the_process_that_leaks_is_found(dataset: Path) -> None:
     """One of two that decode leaks, and only that one: what it leaks is what is measured."""
     looks, _ = soak(dataset, clips=150, workers=2, kills=0, make_decoder=LeakingDecoder)

@@ -162,6 +162,7 @@ def test_a_step_is_one_forward_pass_unless_said() -> None:
     assert (config.model, config.views.views_per_step) == (RECIPES["tiny"]().model, 16)
 
 
+@pytest.mark.slow
 def test_decoding_alone_is_given_what_the_loader_delivered(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configuration(Options(recipe="tiny", views_per_clip=2, views_per_step=8, workers=1, device="cpu"))
     stopwatch = Stopwatch(1.0, torch.device("cpu"))
