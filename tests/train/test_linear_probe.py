@@ -44,6 +44,7 @@ def grid(labelled: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, encoder: Path, grid: Path, tmp_path: Path) -> None:
     options = ("--init", str(encoder), *GRID, *EIGHT)
     trainer = start(labelled, tmp_path / "killed", *options, program=FILE).until(5).send(signal.SIGKILL)
