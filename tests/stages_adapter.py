@@ -23,11 +23,10 @@ from einops import rearrange
 from dataset_builders.sources.lists import OFFICIAL, SAMPLING
 from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
-from model.pixels import pasted, patches_of
+from model.pixels import normalise, pasted, patches_of
 from model.weight_files import tensors_of
 from model.weights import Weights, read_weights, transfer, understand
 from pipeline import keyed, official_views
-from pipeline.floats import normalised
 from pipeline.sampling import SamplingRecipe, crops, frames
 from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
@@ -237,7 +236,7 @@ def val_box(width, height, short, crop):
 
 
 def val_view(frames, short, crop):
-    return normalised(torch.from_numpy(official_views.cut_views(frames, short, (crop, crop))))[0]
+    return normalise(torch.from_numpy(official_views.cut_views(frames, short, (crop, crop))))[0].permute(3, 0, 1, 2)
 
 
 def merge_views(ranks):

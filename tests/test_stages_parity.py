@@ -19,7 +19,7 @@ from model.weights import metadata_of
 
 ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
 ROOT = ADAPTER.parents[1]
-OTHER_COMMANDS = {"load_checkpoint", "hf_forward", "official_forward", "reconstruct"}
+OTHER_COMMANDS = {"load_checkpoint", "hf_forward", "official_forward", "reconstruct", "official_recipe"}
 FUNCTIONS = [
     *("load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"),
     *("finetune_train_ids", "finetune_train_start_range", "finetune_val_ids", "finetune_test_clips"),
@@ -107,7 +107,8 @@ def test_what_the_adapter_calls_commands_reach(
         words = [sys.executable, str(ROOT / "train" / f"{command}.py"), *options, *data, "--out", str(tmp_path / str(number))]
         subprocess.run(words, env=os.environ | environment, check=True, capture_output=True)
     reached = {*(tmp_path / "reached").read_text().split()}
-    assert [name for place, name in wanted.items() if place not in reached] == [] and len(wanted) > 30
+    missed = [name for place, name in wanted.items() if place not in reached]
+    assert not missed and len(wanted) > 30, missed
 
 
 def of_the_product(code: CodeType) -> bool:
