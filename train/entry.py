@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -16,8 +17,9 @@ from pipeline.version import version
 from train.checkpoint import state as checkpoints
 from train.checkpoint.source import metadata_of_run
 from train.command_line import check_length, flags_of, from_command_line, in_flags, recipe_of
+from train.compute import parallel
 from train.compute.out_of_memory import advice, is_out_of_memory
-from train.compute.parallel import Ranks, started
+from train.compute.parallel import Ranks, Tell, said_first, started
 from train.compute.startup import Startup
 from train.config import RunConfig
 from train.evaluation import comparison
@@ -29,6 +31,7 @@ from train.run.run import Run, RunFailedError
 from train.stage import Stage
 from train.watch.meters import check_wandb
 
+FAULTS = ValueError, OSError, RunFailedError, LoaderError  # said in a line
 PATIENCE = 10.0  # seconds that the training waits for a console that does not take in what is said
 
 
@@ -61,23 +64,23 @@ def run(
             return 0
         if config.data is None or config.out is None:
             raise ValueError("--data DATASET and --out RUN are needed; or --dry-run, to look at the recipe without them")
-        full = None
-        with started(config.compute.device) as ranks:
+        tell = partial(say_fault, stage.name, config)
+        with started(config.compute.device, tell) as ranks:
             startup.done("process group")
-            try:
-                go(stage, config, ranks, startup, given, recipe_of(arguments, config.config))
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                full = str(error)  # the error itself holds the model, by its traceback
-        if full:  # the others may be at work still: a stage that is made must not wait for them
-            raise RunFailedError(f"{full}\n{advice(stage(config), ranks)}")
+            go(stage, config, ranks, startup, given, recipe_of(arguments, config.config), tell)
         return 0
-    except (ValueError, OSError, RunFailedError, LoaderError) as error:
-        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        print(f"{stage.name}: {rank}{in_flags(str(error), config, within='views.')}", file=sys.stderr)
-        get_error_handler().record_exception(error)  # torchrun repeats it after all that the other ranks have to say
-        return 2 if isinstance(error, ValueError | OSError) else 1
+    except FAULTS as error:
+        get_error_handler().record_exception(error)
+        return say_fault(stage.name, config, error)
+
+
+def say_fault(stage: str, config: RunConfig, error: BaseException) -> int:
+    """What went wrong -> exit status: 2 for what a user can mend, 1 for the rest, and of what nobody foresaw the trace."""
+    if not isinstance(error, FAULTS):
+        return parallel.say_fault(error)
+    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(f"{stage}: {rank}{in_flags(str(error), config, within='views.')}", file=sys.stderr)
+    return 2 if isinstance(error, ValueError | OSError) else 1
 
 
 def go(
@@ -87,13 +90,14 @@ def go(
     startup: Startup,
     given: Collection[str] = (),
     recipe: str | None = None,
+    tell: Tell = parallel.say_fault,
 ) -> None:
     """Run, or go on with, the training that the configuration describes; every rank calls it. `given` are the fields that a
-    command line names, and `recipe` what it begins with."""
+    command line names, and `recipe` what it begins with. Raises RunFailedError, with what to do, if the memory is full."""
     assert config.data is not None
     check_wandb(config.wandb)
     stop = StopSignal()
-    with contextlib.ExitStack() as cleanup:
+    with contextlib.ExitStack() as cleanup, said_first(ranks, tell):
         folder = cleanup.enter_context(contextlib.closing(RunFolder(stage.name, config, ranks, given, recipe)))
         config = folder.config
         order = order_of(folder.manifest, config.sampling)
@@ -107,15 +111,36 @@ def go(
             raise ValueError(
                 f"{folder.path} has done {folder.first_step} steps already, more than the {total_steps} of --steps or --epochs"
             )
-        run = Run(stage(config), ranks, folder, total_steps, startup, cleanup)
-        folder.begin()
-        if train(run, stop):
-            made = metadata_of_run([folder.path], step=total_steps, tubecell=version())
-            checkpoints.export(folder.path, run.training, made)
-            if ranks.rank == 0:
-                with may_fail("card.md"):
-                    write_card(folder.path, made)
-            folder.complete(total_steps)
-            for line in comparison(folder.path) if ranks.rank == 0 else ():
-                run.say(line)
-            run.say(f"done: {total_steps} steps; weights in {folder.path / 'model.safetensors'}")
+        made, full = stage(config), None
+        try:
+            work(made, ranks, folder, total_steps, startup, stop, cleanup)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            full = str(error)  # the error itself holds the model, by its traceback
+        if full:
+            raise RunFailedError(f"{full}\n{advice(made, ranks)}")
+
+
+def work(
+    stage: Stage,
+    ranks: Ranks,
+    folder: RunFolder,
+    total_steps: int,
+    startup: Startup,
+    stop: StopSignal,
+    cleanup: contextlib.ExitStack,
+) -> None:
+    """Train, and export what was trained."""
+    run = Run(stage, ranks, folder, total_steps, startup, cleanup)
+    folder.begin()
+    if train(run, stop):
+        made = metadata_of_run([folder.path], step=total_steps, tubecell=version())
+        checkpoints.export(folder.path, run.training, made)
+        if ranks.rank == 0:
+            with may_fail("card.md"):
+                write_card(folder.path, made)
+        folder.complete(total_steps)
+        for line in comparison(folder.path) if ranks.rank == 0 else ():
+            run.say(line)
+        run.say(f"done: {total_steps} steps; weights in {folder.path / 'model.safetensors'}")

@@ -23,11 +23,13 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.parts.trainer_faults import Fault
+from pipeline.loader import ClipLoader
 from pipeline.sampling.order import order_of
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, lines, losses, run, start, steps, torchrun
 from train.checkpoint import state as checkpoints
 from train.command_line import from_command_line
+from train.compute import parallel
 from train.recipes.pretraining import RECIPES
 
 STEPS = ("--steps", "20")
@@ -86,13 +88,30 @@ def test_nan_in_a_parameter_ends_the_run_and_is_not_saved(dataset: Path, tmp_pat
     assert not lines(out / "skipped.jsonl")
 
 
-def test_an_exception_on_one_rank_ends_the_others(dataset: Path, tmp_path: Path) -> None:
-    """Without torchrun: gloo notices. Each exit code is a failure."""
-    trainer = start(dataset, tmp_path / "run", *STEPS, ranks=2, fault=Fault("exception", (3,), rank=1))
+class WaitsForOthers(Fault):
+    """A rank fails where leaving the group waits for the others, as NCCL's does, and the loader does not close."""
+
+    def __call__(self, rank: int) -> None:
+        super().__call__(rank)
+
+        def wait(*_: object) -> None:
+            print(f"rank {rank} waits", flush=True)
+            time.sleep(1000)
+
+        if rank == self.rank:
+            parallel.dist.destroy_process_group = wait  # type: ignore[assignment]
+            ClipLoader.close = wait  # type: ignore[method-assign]
+            parallel.CLOSING = 1.0
+
+
+def test_a_rank_that_fails_alone_says_so_first_and_waits_for_nobody(dataset: Path, tmp_path: Path) -> None:
+    """Without torchrun: gloo notices, and ends the other. Each exit code is a failure."""
+    trainer = start(dataset, tmp_path / "run", *STEPS, ranks=2, fault=WaitsForOthers("exception", (3,), rank=1))
     began = time.monotonic()
     assert 0 not in trainer.wait()
     assert time.monotonic() - began < 100  # gloo's own time-out is 30 minutes
-    assert "RuntimeError: made to fail in step 3" in trainer.text()
+    said = trainer.text()
+    assert 0 < said.find("RuntimeError: made to fail in step 3") < said.find("rank 1 waits") < said.find("Timeout")
 
 
 @pytest.mark.slow

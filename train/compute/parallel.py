@@ -8,8 +8,10 @@ dimension; with fewer it has two, W / S replicas of S shards (S = 1: plain data 
 of a node by default: weights then travel inside nodes only, and between nodes one S-th of the gradients, once a step.
 """
 
+import faulthandler
 import gc
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,16 +22,33 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.config import Implementation
 from model.layers import activate_flash_attention_3, reset_buffers
 from model.trainable import Trainable, blocks_of
+from pipeline.console import complain
+from pipeline.loader import LoaderError
 from train.compute.activation_checkpointing import checkpoint_blocks
 from train.compute.on_cpu import attend_plainly, keep_gradients, keep_memory
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
+
+CLOSING = 60.0  # seconds that a rank which failed may take to close what it has, such as a checkpoint in work
+Tell = Callable[[BaseException], int]  # says what went wrong -> exit status
+
+
+def say_fault(error: BaseException) -> int:
+    """A line of what a user can mend, a trace of what nobody foresaw."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, ValueError | OSError | LoaderError):
+        complain(f"{os.path.basename(sys.argv[0])}: rank {os.environ.get('RANK', 0)}: {error}")
+        return 2
+    sys.excepthook(type(error), error, error.__traceback__)
+    return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +106,12 @@ class Ranks:
 
 
 @contextmanager
-def started(device: str) -> Iterator[Ranks]:
+def started(device: str, tell: Tell = say_fault) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone without it; leave them at the end.
 
-    Raises ValueError if a GPU is asked for and there is none.
+    A rank that fails among others says so first (`tell`), and ends the process: nobody is waited for. (To leave a group of NCCL
+    waits for the other ranks, who wait in their next exchange for this one.) Raises ValueError if a GPU is asked for and there
+    is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--compute.device cuda: torch sees no CUDA device; use --compute.device auto or cpu")
@@ -104,11 +125,35 @@ def started(device: str) -> Iterator[Ranks]:
         meet(backend)
     else:
         be_alone(backend)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), here)
+    together = ranks.world_size > 1
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), here)
+        with said_first(ranks, tell):
+            yield ranks
+    except BaseException as error:
+        if together:
+            os._exit(error.__dict__["exit_status"])
+        raise
     finally:
         gc.collect()  # gloo aborts if sharded parameters outlive their group
         dist.destroy_process_group()
+
+
+@contextmanager
+def said_first(ranks: Ranks, tell: Tell) -> Iterator[None]:
+    """Among other ranks, what fails in here is said, to people and to torchrun, before anything around it is closed; and what
+    does not close, because the device or another rank is waited for, ends the process after `CLOSING`."""
+    try:
+        yield
+    except BaseException as error:
+        if ranks.world_size > 1 and "exit_status" not in error.__dict__:
+            error.__dict__["exit_status"] = tell(error)
+            if isinstance(error, Exception):
+                get_error_handler().record_exception(error)  # torchrun repeats it after all that the other ranks have to say
+            sys.stdout.flush()
+            sys.stderr.flush()
+            faulthandler.dump_traceback_later(CLOSING, exit=True)
+        raise
 
 
 def be_alone(backend: str) -> None:
