@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from model.compiler import compiler_missing
 from model.config import TokenMethod
 from model.pixels import patches_and_targets
 
@@ -25,8 +26,9 @@ TokenFunction = Callable[..., tuple[Tensor, Tensor]]  # `patches_and_targets` or
 def token_function(method: TokenMethod, device: torch.device, dtype: torch.dtype) -> TokenFunction:
     """What makes patches and targets on a device, by name.
 
-    "auto" is the kernel on CUDA and the reference elsewhere: on a CPU compiling gains nothing (ViT-B, 8 views, one core: 132 ms
-    of CPU time beside 110). float64 is always the reference. Raises ValueError for "triton" where it cannot run.
+    "auto" is the kernel on CUDA, where it can be built, and the reference elsewhere: on a CPU compiling gains nothing (ViT-B, 8
+    views, one core: 132 ms of CPU time beside 110). float64 is always the reference. Raises ValueError for "triton" and
+    "compiled" where they cannot be had.
     """
     if dtype == torch.float64:
         return patches_and_targets
@@ -38,7 +40,11 @@ def token_function(method: TokenMethod, device: torch.device, dtype: torch.dtype
         from model import token_kernel
 
         return token_kernel.patches_and_targets
-    return compiled_reference() if method == "compiled" else patches_and_targets
+    if method == "compiled":
+        if reason := compiler_missing(device.type):
+            raise ValueError(f'--compute.tokens compiled: {reason}; or use "auto" or "reference"')
+        return compiled_reference()
+    return patches_and_targets
 
 
 @functools.cache
@@ -48,7 +54,7 @@ def triton_missing(device: torch.device) -> str | None:
         return "the package triton is not installed"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it has no {device.type} code (with TRITON_INTERPRET=1 in the environment its interpreter runs it, slowly)"
-    return None
+    return compiler_missing("cuda") if device.type == "cuda" else None
 
 
 @functools.cache

@@ -26,6 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.compiler import compiler_missing
 from model.config import Implementation
 from model.layers import activate_flash_attention_3, reset_buffers
 from model.trainable import Trainable, blocks_of
@@ -205,11 +206,22 @@ def implementation(compute: ComputeConfig, device: torch.device) -> Implementati
     return Implementation(tokens=compute.tokens, attention=compute.attention, align_mlp=align_mlp)
 
 
+def compiles(compute: ComputeConfig, device: torch.device) -> bool:
+    """Whether blocks are compiled: by default on a GPU, if that can be. Raises ValueError if it is asked for and cannot be."""
+    if not (device.type == "cuda" if compute.compile is None else compute.compile):
+        return False
+    missing = compiler_missing(device.type)
+    if missing and compute.compile:
+        raise ValueError(f"--compute.compile: {missing}; or leave it out")
+    return missing is None
+
+
 def shard_model(model: Trainable, compute: ComputeConfig, ranks: Ranks, recomputed: Sequence[bool]) -> None:
     """A model on meta -> sharded, on the device, and NaN throughout: `initialise` comes next. `recomputed` says of each
     block whether it runs again in the backward pass.
 
-    Sets torch's precision of float32 products for the whole process. Raises ValueError for a mesh that cannot be.
+    Sets torch's precision of float32 products for the whole process. Raises ValueError for a mesh that cannot be, and for
+    compilation where there is no compiler.
     """
     precision = PRECISIONS[compute.precision]
     torch.set_float32_matmul_precision("high" if precision.tf32 else "highest")
@@ -218,7 +230,7 @@ def shard_model(model: Trainable, compute: ComputeConfig, ranks: Ranks, recomput
     if not on_gpu:
         attend_plainly(model)
     checkpoint_blocks(blocks, recomputed)
-    if compute.compile if compute.compile is not None else on_gpu:
+    if compiles(compute, ranks.device):
         for block in blocks:
             block.compile(fullgraph=True, dynamic=False)
     # weights are handed out in the compute type, gradients reduced in float32, master weights stay float32; what leaves a part

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.compiler import compiler_missing
 from pipeline.console import may_fail
 from pipeline.loader import LoaderState
 from pipeline.sampling.splits import describe_split
@@ -235,6 +236,8 @@ class Run:
             f"peak lr {config.peak_lr:.2e}; {config.compute.precision}"
         )
         print(f"decoder {loader.decoder_choice}")
+        if ranks.device.type == "cuda" and config.compute.compile is None and (missing := compiler_missing("cuda")):
+            print(f"slower than it could be: blocks are not compiled, and tokens are made by plain operations: {missing}")
         for line in self.training.beginning.lines if self.training.beginning else ():
             print(line)
         if self.folder.progress:
