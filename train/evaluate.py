@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
         name = "-".join(filter(None, (os.path.basename(os.path.normpath(options.weights)), options.key)))
         options.out = Path("evaluations") / f"{name}-{options.split.replace(',', '+')}-{views}"
     refuse_dataset("--out", options.out)
-    with started(options.device) as ranks:
+    with started(options.device, flag="--device") as ranks:
         evaluate(options, ranks)
     check_printed()
 

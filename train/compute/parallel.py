@@ -33,6 +33,7 @@ from model.trainable import Trainable, blocks_of
 from pipeline.console import complain
 from pipeline.loader import LoaderError
 from train.compute.activation_checkpointing import checkpoint_blocks
+from train.compute.device import device_kind
 from train.compute.on_cpu import attend_plainly, keep_gradients, keep_memory
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
@@ -107,16 +108,14 @@ class Ranks:
 
 
 @contextmanager
-def started(device: str, tell: Tell = say_fault) -> Iterator[Ranks]:
+def started(device: str, tell: Tell = say_fault, *, flag: str = "--compute.device") -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be alone without it; leave them at the end.
 
     A rank that fails among others says so first (`tell`), and ends the process: nobody is waited for. (To leave a group of NCCL
-    waits for the other ranks, who wait in their next exchange for this one.) Raises ValueError if a GPU is asked for and there
-    is none.
+    waits for the other ranks, who wait in their next exchange for this one.) Raises ValueError if torch does not see a GPU that
+    is asked for, or that the machine has.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--compute.device cuda: torch sees no CUDA device; use --compute.device auto or cpu")
-    if device != "cpu" and torch.cuda.is_available():
+    if device_kind(device, flag) == "cuda":
         here, backend = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(here)
     else:

@@ -3,12 +3,11 @@
 import argparse
 from typing import Any
 
-import torch
-
 from model.weights import Weights
 from pipeline.console import complain
 from pipeline.decoding.decode import DecodeError
 from train.checkpoint.source import read_once
+from train.compute.device import device_kind
 from train.compute.precision import PRECISIONS
 
 HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
@@ -44,11 +43,7 @@ def read(options: argparse.Namespace) -> Weights:
 
 def build(weights: Weights, options: argparse.Namespace) -> Any:
     """The model. Raises ValueError if there is no such device."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds none; use --device cpu")
+    device = device_kind(options.device, "--device")
     precision = options.precision or ("bf16" if device == "cuda" else "fp32")
     return weights.build().to(device, PRECISIONS[precision].encoder)
 
