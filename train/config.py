@@ -124,6 +124,9 @@ class ComputeConfig:
     align_mlp: bool | None = None
     """Compute MLPs of an odd hidden width (ViT-g's decoder: 2234) padded with zeros to a multiple of 64; what is learned
     and saved stays the same. By default on a GPU only."""
+    deterministic: bool = False
+    """On a GPU: the same losses to the last bit whenever the run is repeated or resumed on such a machine, at some speed.
+    Without it the batches are the same, and attention's backward pass adds in any order. On a CPU it is so always."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" takes a GPU if there is one."""
 

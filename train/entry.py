@@ -18,6 +18,7 @@ from train.checkpoint import state as checkpoints
 from train.checkpoint.source import metadata_of_run
 from train.command_line import check_length, flags_of, from_command_line, in_flags, recipe_of
 from train.compute import parallel
+from train.compute.device import be_deterministic
 from train.compute.out_of_memory import advice, is_out_of_memory
 from train.compute.parallel import Ranks, Tell, said_first, started
 from train.compute.startup import Startup
@@ -64,6 +65,8 @@ def run(
             return 0
         if config.data is None or config.out is None:
             raise ValueError("--data DATASET and --out RUN are needed; or --dry-run, to look at the recipe without them")
+        if config.compute.deterministic:
+            be_deterministic()
         tell = partial(say_fault, stage.name, config)
         with started(config.compute.device, tell) as ranks:
             startup.done("process group")

@@ -37,15 +37,3 @@ def lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> None:
                 f"warning: the file system of {file.name} has no locks ({error.strerror}); going on without, so see to it that "
                 f"no other command writes to {Path(file.name).absolute().parent} meanwhile"
             )
-
-
-def can_lock(path: Path) -> bool:
-    """Whether the file system of an existing file has locks; whether somebody holds this one does not matter."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return True

@@ -51,3 +51,11 @@ def driver() -> str:
     except OSError:
         return "unknown"
     return next((word for word in words if word[0].isdigit() and "." in word), "unknown")
+
+
+def be_deterministic() -> None:
+    """Let the device give the same bits for the same operations, in this process, from now on: on a GPU attention's backward
+    pass otherwise adds in any order. Call it before CUDA is used; what has no such kernel raises RuntimeError. What torch would fill with NaN nobody reads."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

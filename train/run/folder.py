@@ -31,13 +31,13 @@ from train.checkpoint.mirror import Mirror
 from train.checkpoint.saving import RunCheckpoints, on_rank_0
 from train.command_line import Kind, check_length, flags_of, is_place, read_toml, spoken
 from train.compute.parallel import Ranks
-from train.compute.startup import LOCK
+from train.compute.startup import COMPILED, LOCK
 from train.config import RunConfig, read_config, read_stage
 from train.watch.json_lines import keep_lines
 
 ENVIRONMENT = "environment.json"
 LENGTH = {"steps", "epochs"}  # two ways to say one thing
-PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", "compiled", "loader_profile", "reconstructions", LOCK)  # before `begin`
+PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", COMPILED, "loader_profile", "reconstructions", LOCK)  # before `begin`
 
 
 class RunFolder:

@@ -21,7 +21,7 @@ from train.checkpoint.state import TAKEN, Progress
 from train.compute.device_speed import device_name, gemm_flops, peak_flops
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
-from train.compute.startup import Startup, keep_compiled
+from train.compute.startup import Startup, load_compiled, save_compiled
 from train.config import LABEL_MAP, parse_steps
 from train.evaluation import Evaluations
 from train.run.folder import RunFolder
@@ -69,7 +69,7 @@ class Run:
             cleanup.callback(may_fail("--profile-loader")(self._profile.write))
         startup.done("dataset")  # the first batches are decoded beside what follows
 
-        keep_compiled(folder.path)
+        load_compiled(folder.path)
         guard = progress.guard if progress else None
         self.training = Training(stage, ranks, resumed=folder.checkpoint is not None, memory=config.log_every, guard=guard)
         if beginning := self.training.beginning:
@@ -135,6 +135,8 @@ class Run:
             self._startup.stepped(self.loader.wait_seconds)
             self.folder.note(startup=self._startup.seconds)
             self.say(str(self._startup))
+            if self.meters:
+                save_compiled(self.folder.path)
         self._failures.flush()
         self.folder.saver.poll()
         if self._profile:

@@ -18,6 +18,7 @@ def ask_for_too_much(rank: int) -> None:
     forward, passes = VideoMAE.forward, iter(range(100))
 
     def greedy(self: VideoMAE, *arguments: torch.Tensor) -> torch.Tensor:
+        assert torch.are_deterministic_algorithms_enabled()
         if rank == 1 and next(passes) >= 2:
             torch.empty(1 << 60, dtype=torch.float32)
         return forward(self, *arguments)
@@ -26,7 +27,7 @@ def ask_for_too_much(rank: int) -> None:
 
 
 def test_a_run_without_memory_says_what_to_do(dataset: Path, tmp_path: Path) -> None:
-    trainer = start(dataset, tmp_path / "run", "--steps", "5", ranks=2, fault=ask_for_too_much)
+    trainer = start(dataset, tmp_path / "run", "--steps", "5", "--compute.deterministic", ranks=2, fault=ask_for_too_much)
     assert trainer.wait()[1] == 1
     text = trainer.text()
     assert re.search("pretrain: rank 1: .*tried to allocate", text)
