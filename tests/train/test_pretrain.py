@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import train.run.run
 from model.videomae import VideoMAE
 from tests.train.trainers import SMALL, command, lines, losses, run, start
 from train.command_line import from_command_line
@@ -188,3 +190,32 @@ def test_a_start_that_comes_to_nothing_takes_no_other_run_with_it(dataset: Path,
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b"] and other.exists()
     RunFolder("pretrain", replace(config, out=tmp_path / "deep" / "down"), alone).close()
     assert not (tmp_path / "deep").exists()
+
+
+class AnotherNode:
+    """Whose cache of torch.compile is empty; says after the first step what was found in it."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+
+    def __call__(self, rank: int) -> None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.cache)
+        save = train.run.run.save_compiled
+
+        def told(out: Path) -> None:
+            save(out)
+            counts = torch._dynamo.utils.counters["inductor"]
+            print(f"compiled {counts['fxgraph_cache_miss']}, loaded {counts['fxgraph_cache_hit']}")
+
+        train.run.run.save_compiled = told  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_was_compiled_goes_with_the_run_to_another_node(dataset: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "run", ("--compute.compile", "--steps")
+    said = run(dataset, out, *options, "1", fault=AnotherNode(tmp_path / "first"))
+    made = re.search(r"compiled (\d+), loaded 0", said)
+    assert made and int(made[1]) >= 4, said  # encoder's and decoder's blocks, forward and backward
+    said = run(dataset, out, *options, "2", fault=AnotherNode(tmp_path / "second"))
+    assert f"compiled 0, loaded {made[1]}" in said

@@ -55,7 +55,8 @@ def driver() -> str:
 
 def be_deterministic() -> None:
     """Let the device give the same bits for the same operations, in this process, from now on: on a GPU attention's backward
-    pass otherwise adds in any order. Call it before CUDA is used; what has no such kernel raises RuntimeError. What torch would fill with NaN nobody reads."""
+    pass otherwise adds in any order. Call it before CUDA is used; what has no such kernel raises RuntimeError. (Torch would
+    also fill all new memory with NaN; nobody here reads it.)"""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
