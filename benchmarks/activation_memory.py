@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.parts.flop_counter import flop_counter
 from benchmarks.parts.program import WithFigures, program
 from benchmarks.parts.results import Result, describe_machine
 from benchmarks.parts.step_work import pretraining, random_batch
@@ -98,7 +98,7 @@ def activations_in(model: nn.Module, loss: Callable[[], Tensor]) -> Activations:
             saved[storage._cdata] = storage
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             value = loss()
         forward, kept = counter.get_total_flops(), sum(storage.nbytes() for storage in saved.values())

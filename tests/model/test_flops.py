@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.parts.flop_counter import flop_counter
 from model.config import MODELS
 from model.flops import executed_gmac, paper_gmac
 from model.videomae import VideoMAE, pixel_loss
@@ -17,7 +17,7 @@ def test_executed_macs_are_those_of_the_flop_counter(config, V, K, L):
     model, B = VideoMAE(config), 2
     views = torch.zeros(B, config.num_frames, config.input_size, config.input_size, 3, dtype=torch.uint8)
     idx = torch.arange(config.num_tokens).expand(B, -1)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         pixel_loss(model, views, idx[:, :V], idx[:, -K:], torch.ones(B, L))
     assert counter.get_total_flops() == round(2e9 * B * executed_gmac(config, V, K, L))
 

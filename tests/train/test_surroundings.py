@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.storage.files import cache_folder
 from tests.train.trainers import losses, run
@@ -51,6 +52,7 @@ def test_output_in_ascii_does_not_end_a_run(dataset: Path, expected: dict[int, f
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may leave the network")
+@pytest.mark.skipif(torch.__version__ < "2.15", reason="its stand-in for gloo exchanges nothing, which is an error with words")
 def test_one_process_needs_no_network(dataset: Path, expected: dict[int, float], tmp_path: Path) -> None:
     run(dataset, tmp_path / "run", *STEPS, fault=without_network)
     assert losses(tmp_path / "run") == expected

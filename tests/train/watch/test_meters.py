@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.parts.flop_counter import flop_counter
 from model.videomae import VideoMAE, pixel_loss
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
@@ -42,7 +42,7 @@ def test_flops_of_a_step_are_those_of_the_flop_counter(recompute: str, passes_ag
     checkpoint_blocks(blocks, [bool(passes_again) and i % round(1 / passes_again) == 0 for i in range(len(blocks))])
     views = torch.zeros(B, config.model.num_frames, config.model.input_size, config.model.input_size, 3, dtype=torch.uint8)
     idx = torch.arange(config.model.num_tokens).expand(B, -1)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         pixel_loss(model, views, idx[:, : tokens.visible], idx[:, : tokens.decoded], torch.ones(B, tokens.loss)).backward()
     flops = view_flops(Pretraining(config))
     patches = 2 * tokens.visible * config.model.patch_values * config.model.encoder_dim
