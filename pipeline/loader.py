@@ -30,6 +30,7 @@ import torch
 from pipeline import stop_signals
 from pipeline.children import start
 from pipeline.console import complain
+from pipeline.cuda_context import on_stream, pin
 from pipeline.decoding.decode import Decoder, Failure, decode_libav
 from pipeline.decoding.decoder_choice import DecoderChoice, choose_decoder
 from pipeline.floats import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -650,7 +651,7 @@ class ClipLoader:
         if self._copies is not None:
             self._pin(self._ring.memory_of(self._consumed))
             current = torch.cuda.current_stream(self.device)
-            with torch.cuda.stream(self._copies):
+            with on_stream(self._copies):
                 self._copying = self._copies.record_event(torch.cuda.Event(enable_timing=True))
                 tensors = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
                 self._copied = self._copies.record_event(torch.cuda.Event(enable_timing=True))
@@ -668,10 +669,8 @@ class ClipLoader:
         address = torch.frombuffer(slot, dtype=torch.uint8).data_ptr()
         if address in self._pinned:
             return
-        code = int(torch.cuda.cudart().cudaHostRegister(address, slot.nbytes, 0))
-        if code:
+        if code := pin(address, slot.nbytes, self.device, self):
             raise LoaderError(f"CUDA refused to pin {slot.nbytes >> 20} MiB (error {code}); lower memory_budget or prefetch")
-        weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
         self._pinned.add(address)
 
 

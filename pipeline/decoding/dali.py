@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cuda_context import on_stream
 from pipeline.decoding.decode import ClipRequest, DecodeError, Failure
 from pipeline.decoding.trim import TrimmedClip, UnsupportedClipError, coded_size, trim
 from pipeline.storage.manifest import Clip
@@ -91,7 +92,8 @@ class DaliDecoder:
             self.stream = torch.cuda.Stream(self.device, priority=-1)
             place = {"device_id": self.device.index, "cuda_stream": self.stream}
         try:
-            self._context = dynamic.EvalContext(num_threads=threads, **place)
+            with on_stream(self.stream):
+                self._context = dynamic.EvalContext(num_threads=threads, **place)
         except RuntimeError as error:
             raise ValueError(f"DALI cannot use {self.device}: {_cause(error)}; take decoder 'libav'") from error
 
@@ -110,7 +112,7 @@ class DaliDecoder:
                 good.append((index, trim(clip, self.device.type) if isinstance(clip, ClipRequest) else clip))
             except (DecodeError, UnsupportedClipError) as error:
                 failures.append((index, error))
-        with torch.cuda.stream(self.stream):
+        with on_stream(self.stream):
             parts = self._isolated(good, failures)
             if len(parts) == 1 and len(parts[0][0]) == len(clips):
                 return parts[0][1], failures
@@ -157,13 +159,14 @@ class DaliDecoder:
     def _decode(self, clips: list[TrimmedClip]) -> torch.Tensor:
         dali = self._dali
         views = len(clips[0].boxes)
-        with self._context:
+        with self._context, dali.EvalMode.sync_cpu:  # else operators run in a thread of DALI's, with a device of its own
             frames = dali.decoders.video(
                 dali.batch([np.frombuffer(clip.data, np.uint8) for clip in clips]),
                 device="gpu" if self.stream is not None else "cpu",
                 frames=dali.batch([clip.frames for clip in clips]),
                 pad_mode="none",  # a missing frame is an error; the default is black ones
-            ).evaluate()
+                affine=False,  # binding threads to the GPU's cores throws where a cpuset has none of them, at the first clip
+            )
             for clip, shape in zip(clips, frames.shape, strict=True):
                 _check_shape(clip, tuple(shape))
             matrices, offsets = zip(*(colour_transform(c.clip.matrix, c.clip.range == "full") for c in clips), strict=True)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pipeline.cuda_context import on_stream
 from pipeline.decoding.dali import DaliDecoder
 from pipeline.decoding.decode import DecodeError
 from pipeline.decoding.trim import unpack
@@ -57,7 +58,7 @@ class DeviceDecoding:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())  # the caller's; the thread would say 0
         self._worker = _Worker()
-        thread = threading.Thread(target=_work, args=(self._worker,), name="device decoding", daemon=True)
+        thread = threading.Thread(target=_work, args=(self._worker, device), name="device decoding", daemon=True)
         thread.start()
         # DALI's thread is the one that made its objects; it is told to leave before Python's modules are taken apart
         self.close = weakref.finalize(self, _stop, self._worker, thread)
@@ -117,7 +118,7 @@ class DeviceDecoding:
 
 def _decode_batch(started: Future[DaliDecoder], slot: Slot) -> DecodedBatch:
     decoder = started.result()
-    with torch.cuda.stream(decoder.stream):
+    with on_stream(decoder.stream):
         views, failures = _decode(decoder, slot, list(range(len(slot.views))))
         masks = tuple(torch.from_numpy(array).to(decoder.device, copy=True, non_blocking=True) for array in slot.masks)
         _wait(decoder)
@@ -127,7 +128,7 @@ def _decode_batch(started: Future[DaliDecoder], slot: Slot) -> DecodedBatch:
 def _repair(started: Future[DaliDecoder], slot: Slot, batch: DecodedBatch) -> DecodedBatch:
     decoder = started.result()
     places = [place for place, _ in batch.failures]
-    with torch.cuda.stream(decoder.stream):
+    with on_stream(decoder.stream):
         views, failures = _decode(decoder, slot, places)
         for place, of_clip in zip(places, views, strict=True):
             batch.views[place].copy_(of_clip)
@@ -165,7 +166,9 @@ def _wait(decoder: DaliDecoder) -> None:
         decoder.stream.synchronize()
 
 
-def _work(worker: _Worker) -> None:
+def _work(worker: _Worker, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or all that ends here by setting the device before, ends with 0: see `cuda_context`
     while (job := worker.jobs.get()) is not None:
         future, function, arguments = job
         worker.began = time.monotonic()

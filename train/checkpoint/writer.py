@@ -15,7 +15,6 @@ import json
 import mmap
 import os
 import warnings
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from pipeline.cuda_context import pin
 from pipeline.storage.files import write_durably
 from train.checkpoint import helper_process
 from train.checkpoint.files import CHECKSUMS, checksum
@@ -109,7 +109,7 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self.memfd = os.memfd_create("tubecell-checkpoint")
         self._memory = torch.empty(0, dtype=torch.uint8)
-        self._pins = device.type == "cuda"
+        self._device = device
 
     def stage(self, state: dict[str, Any], rank: int) -> Shipment:
         """Copy this rank's share of a state dict; when it returns, the originals may change. Raises OSError without memory."""
@@ -129,8 +129,8 @@ class Staging:
         for value, place in zip(found, data, strict=True):
             if isinstance(place, Place):
                 view(self._memory, place).copy_(value, non_blocking=True)
-        if self._pins:
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         return Shipment(plan, data, self._memory.nbytes)
 
     def _grow(self, nbytes: int) -> None:
@@ -138,12 +138,8 @@ class Staging:
             return
         os.posix_fallocate(self.memfd, 0, nbytes)  # an error here, where writing to memory that is not there would be SIGBUS
         self._memory = torch.frombuffer(mmap.mmap(self.memfd, nbytes), dtype=torch.uint8)
-        if self._pins:
-            address = self._memory.data_ptr()
-            code = int(torch.cuda.cudart().cudaHostRegister(address, nbytes, 0))
-            if code:
-                raise OSError(f"CUDA refused to pin {nbytes >> 20} MiB for checkpoints (error {code})")
-            weakref.finalize(self._memory, torch.cuda.cudart().cudaHostUnregister, address).atexit = False
+        if self._device.type == "cuda" and (code := pin(self._memory.data_ptr(), nbytes, self._device, self._memory)):
+            raise OSError(f"CUDA refused to pin {nbytes >> 20} MiB for checkpoints (error {code})")
 
     def close(self) -> None:
         os.close(self.memfd)
