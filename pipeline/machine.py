@@ -5,17 +5,24 @@ scheduler's affinity does not show, and memory beyond the control group's limit 
 """
 
 import os
+import re
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import psutil
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROCESS = Path("/proc/self/cgroup")
+PROCESSES = Path("/proc")
+JOB = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID")  # equal in all ranks of a job
+RANK = ("RANK", "SLURM_PROCID")  # of torchrun, and of srun without it
 
 
 def ranks_here() -> int:
-    """Processes of this job on this machine that share it: LOCAL_WORLD_SIZE, which torchrun sets; else 1."""
-    return _told("LOCAL_WORLD_SIZE")
+    """Processes of this job on this machine that share it: LOCAL_WORLD_SIZE, which torchrun sets, or the tasks that srun
+    started; else 1."""
+    return _told("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in os.environ else _tasks_here()
 
 
 def ranks_of_job() -> int:
@@ -28,15 +35,59 @@ def _told(variable: str) -> int:
     return max(1, int(text)) if text.isdecimal() else 1
 
 
+def _tasks_here() -> int:
+    """Of srun's step, whose list is as `8(x2),4`: eight on each of two nodes, four on the third."""
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    tasks = [int(count) for count, times in parts for _ in range(int(times or 1))]
+    node = os.environ.get("SLURM_NODEID", "0")
+    return tasks[int(node)] if node.isdecimal() and int(node) < len(tasks) else 1
+
+
 def usable_cores() -> int:
-    """Cores for one rank, at least 1: those that it may run on, no more than the control group's quota, by the ranks here."""
+    """Cores for one rank, at least 1: its share of those that it may run on, and of the control group's quota. A core that
+    several ranks may run on is theirs in equal parts; so one that is bound to cores of its own has all of them."""
     quotas = []
     for folder in _groups("cpu"):
         words = _words(folder / "cpu.max") or [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]
         if len(words) == 2 and words[0].isdecimal() and int(words[1]) > 0:
             quotas.append(int(words[0]) / int(words[1]))
-    cores = min([len(os.sched_getaffinity(0)), *quotas])
-    return max(1, int(cores / ranks_here()))
+    ranks = ranks_here()
+    return max(1, int(min([_share_of_cores(ranks), *(quota / ranks for quota in quotas)])))
+
+
+def _share_of_cores(ranks: int) -> Fraction | int:
+    """Of the cores that this rank may run on. Ranks that are not to be seen, in other containers, may use all of them."""
+    ours = os.sched_getaffinity(0)
+    if ranks == 1 or len(ours) == os.cpu_count():  # none is bound
+        return Fraction(len(ours), ranks)
+    others = _other_ranks()
+    unseen = max(0, ranks - 1 - len(others))
+    return sum(Fraction(1, 1 + unseen + sum(core in theirs for theirs in others)) for core in ours)
+
+
+def _other_ranks() -> list[set[int]]:
+    """The cores that each other rank of this job may run on here.
+
+    A launcher starts them within milliseconds and each imports torch for seconds, so none that asks is the first to be there.
+    Of the processes of a rank (a script that binds it, itself, its decoders) the closest bound one counts.
+    """
+    job, us = _job_and_rank("self")
+    found: dict[tuple[str, ...], set[int]] = {}
+    for process in PROCESSES.iterdir():
+        if process.name.isdecimal():
+            with suppress(OSError):  # another user's, or gone
+                theirs, rank = _job_and_rank(process.name)
+                if theirs == job and rank != us:
+                    cores = os.sched_getaffinity(int(process.name))
+                    found[rank] = min(cores, found.get(rank, cores), key=len)
+    return list(found.values())
+
+
+def _job_and_rank(process: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """As the environment said in which it was started. Raises OSError."""
+    entries = (PROCESSES / process / "environ").read_bytes().decode(errors="replace").split("\0")
+    told = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    return tuple(told.get(name, "") for name in JOB), tuple(told.get(name, "") for name in RANK)
 
 
 def available_memory() -> int:
