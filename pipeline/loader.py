@@ -188,6 +188,7 @@ class ClipLoader:
         prefetch: int | None = None,
         memory_budget: int | None = None,
         decoder: Literal["auto", "libav", "dali"] | Decoder = "auto",
+        clips_per_second: float | None = None,
         cache: ClipCache | None = None,
         clip_timeout: float = 60.0,
         max_failure_share: float = 0.02,
@@ -199,7 +200,8 @@ class ClipLoader:
         while the loader works, where it is None (see `workers.tuning`; what became of it: `tuning`), in `memory_budget` bytes
         for the batches (default: a quarter of what is available, of the machine or the container, shared by the ranks here:
         LOCAL_WORLD_SIZE); `decoder` is as in `choose_decoder` (what became of it: `decoder_choice`), or a function that the
-        sidecar calls for every clip; `cache` keeps clips of a dataset behind a URL (default: what TUBECELL_CACHE asks for, see
+        sidecar calls for every clip; `clips_per_second` are what a step of this rank takes, where that is known: with "auto",
+        whether cores can feed it; `cache` keeps clips of a dataset behind a URL (default: what TUBECELL_CACHE asks for, see
         `ClipCache`); a clip that takes longer than `clip_timeout` seconds is given up; more than `max_failure_share` of failed
         clips (and 16) end the run, unless it is a finite pass; `label_map`, names of classes or a JSON file of them, stands in
         for the dataset's own.
@@ -241,7 +243,14 @@ class ClipLoader:
         self.decoder_choice = (
             DecoderChoice(getattr(decoder, "__name__", type(decoder).__name__))
             if callable(decoder)
-            else choose_decoder(self.manifest, self.device, decoder, clips_of_split(self.manifest, recipe.split))
+            else choose_decoder(
+                self.manifest,
+                self.device,
+                decoder,
+                clips_of_split(self.manifest, recipe.split),
+                cores=usable_cores(),
+                wanted=clips_per_second,
+            )
         )
         for slow in self.decoder_choice.slow if rank == 0 else ():
             complain(f"warning: {slow}", once=True)

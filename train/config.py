@@ -148,7 +148,8 @@ class LoaderConfig:
     """Batches decoded ahead; by default what the trainer takes in 5 s, in a quarter of the memory, shared by a node's ranks."""
     decoder: Literal["auto", "libav", "dali"] = "auto"
     """Of the clips: libav on the CPU's cores, or DALI, NVDEC on a GPU; the pixels differ by half a level in the mean. "auto"
-    takes DALI on a GPU, where it is installed, for the clips that it can decode, and libav for the others."""
+    takes libav, unless the cores give less than the step takes and DALI was measured to give more on such a GPU; then it takes
+    DALI for the clips that it can decode."""
     cache: Path | None = None
     """A folder on a local disk that keeps clips of a dataset behind a URL, for all runs and ranks of a node; by default the
     environment's TUBECELL_CACHE, or none."""

@@ -12,8 +12,11 @@ from pipeline.sampling import SamplingRecipe
 from pipeline.storage.clip_cache import ClipCache
 from train.checkpoint.source import read_once
 from train.classes import Head
+from train.compute.device_speed import peak_flops
+from train.compute.memory import Costed, cost_of
 from train.compute.optimizer import parameter_groups
 from train.compute.parallel import Ranks
+from train.compute.precision import PRECISIONS
 from train.config import RunConfig
 from train.stage import Frozen, Stage
 
@@ -31,7 +34,15 @@ def training_loader(
         clips_per_batch=clips_per_batch,
         prefetch=config.loader.prefetch,
         label_map=label_map,
+        clips_per_second=clips_per_second(stage, ranks),
     )
+
+
+def clips_per_second(stage: Costed, ranks: Ranks) -> float | None:
+    """What a stage's step takes of them on this rank, at `--mfu` of its GPU's data sheet; None where that is not known."""
+    config = stage.config
+    peak = peak_flops(ranks.device, PRECISIONS[config.compute.precision])
+    return config.mfu * peak / (cost_of(stage).flops * config.views.views_per_clip) if peak else None
 
 
 def open_loader(config: RunConfig, ranks: Ranks, recipe: SamplingRecipe, **how: Any) -> ClipLoader:

@@ -1,4 +1,9 @@
-"""Who decodes a dataset's clips for a device: libav, DALI, or both. No DALI is needed to answer."""
+"""Who decodes a dataset's clips for a device: libav, DALI, or both. No DALI is needed to answer.
+
+On a GPU "auto" is libav where a rank's cores can feed its step: then NVDEC has nothing to gain, and in the trainer's process
+something to lose (see `dali`). Where they cannot, it is DALI if that was measured to be faster on such a card. None was yet; by
+DALI's source a GPU decodes 100 to 280 clips/s, what one to three cores do.
+"""
 
 import ctypes
 import importlib.util
@@ -15,6 +20,10 @@ from pipeline.decoding.resize import by_16, find_kernel
 from pipeline.decoding.trim import can_decode
 from pipeline.storage.manifest import Clip, Manifest
 
+# clips/s of libav on a core: 16 frames at stride 4 of h264-fast, four views of 224², a Xeon with AVX-512 (README, "Figures")
+LIBAV_RATE = 91.0
+DALI_RATES: dict[str, float] = {}  # clips/s of a whole card, by a part of its name, of the same clips; none was measured yet
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderChoice:
@@ -22,13 +31,14 @@ class DecoderChoice:
 
     name: str  # "libav", "dali", "both", or the name of a function that was given
     reasons: dict[str, int] = field(default_factory=dict)  # why clips are left to libav -> how many
+    why: str = field(default="", compare=False)  # DALI was taken, where nobody asked for it
     kernels: str = field(default="", compare=False)  # what makes crops and colours of those
     slow: tuple[str, ...] = field(default=(), compare=False)  # what of this is the slow way here, and why
 
     def __str__(self) -> str:
         """`both: libav takes 2 clips (DALI decodes ... on a GPU, not mpeg4); crops: AVX-512, colours: swscale 9.5`"""
         left = ", ".join(f"libav takes {count} clips ({reason})" for reason, count in self.reasons.items())
-        return "; ".join(filter(None, [f"{self.name}: {left}" if left else self.name, self.kernels]))
+        return "; ".join(filter(None, [f"{self.name}: {left}" if left else self.name, self.why, self.kernels]))
 
 
 def choose_decoder(
@@ -36,14 +46,17 @@ def choose_decoder(
     device: str | torch.device,
     asked: Literal["auto", "libav", "dali"] = "auto",
     taken: np.ndarray | None = None,
+    *,
+    cores: int = 1,
+    wanted: float | None = None,
 ) -> DecoderChoice:
-    """Who decodes for a device. "auto": on a CPU libav, three times as fast there; on a GPU DALI, where it is installed, for
-    what it can decode. "dali" insists: on a CPU, too. What DALI does not take is libav's in any case. `taken`, bool (N,): of
-    which clips, by default of all.
+    """Who decodes for a device. "auto": on a CPU libav, three times as fast there; on a GPU libav, too, unless `cores` give
+    less than the `wanted` clips/s and DALI was measured to give more on such a card, and is installed. "dali" insists: on a
+    CPU, too. What DALI does not take is libav's in any case. `taken`, bool (N,): of which clips, by default of all.
 
     Raises ValueError if DALI was asked for and takes none of the clips.
     """
-    choice = _choose(manifest, device, asked, taken)
+    choice = _choose(manifest, torch.device(device), asked, taken, cores, wanted)
     if choice.name == "dali":
         return choice
     crops, colours, slow = "AVX-512" if by_16() else "AVX2", "swscale {}.{}".format(*av.library_versions["libswscale"]), []
@@ -54,8 +67,10 @@ def choose_decoder(
     return replace(choice, kernels=f"crops: {crops}, colours: {colours}", slow=tuple(slow))
 
 
-def _choose(manifest: Manifest, device: str | torch.device, asked: str, taken: np.ndarray | None) -> DecoderChoice:
-    kind, count = torch.device(device).type, len(manifest) if taken is None else int(taken.sum())
+def _choose(
+    manifest: Manifest, device: torch.device, asked: str, taken: np.ndarray | None, cores: int, wanted: float | None
+) -> DecoderChoice:
+    kind, count, why = device.type, len(manifest) if taken is None else int(taken.sum()), ""
     if asked == "libav":
         return DecoderChoice("libav", {"as asked for": count})
     if asked == "dali" and kind == "cuda" and (lacks := what_dali_lacks()) is not None:
@@ -65,13 +80,33 @@ def _choose(manifest: Manifest, device: str | torch.device, asked: str, taken: n
     if asked == "auto":
         if kind == "cpu":
             return DecoderChoice("libav", {"the batch is wanted on a CPU": count})
-        if (reason := what_dali_lacks()) is not None:
-            return DecoderChoice("libav", {reason: count})
+        is_faster, why = _dali_is_faster(device, cores, wanted)
+        if not is_faster:
+            return DecoderChoice("libav", {why: count})
     reasons = _left_to_libav(manifest, kind, taken)
     left = sum(reasons.values())
     if asked == "dali" and left == count:
         raise ValueError(f"DALI takes none of the {count} clips: {'; '.join(reasons)}. Take decoder 'libav' or 'auto'")
-    return DecoderChoice("dali" if not left else "libav" if left == count else "both", reasons)
+    return DecoderChoice("dali" if not left else "libav" if left == count else "both", reasons, "" if left == count else why)
+
+
+def _dali_is_faster(device: torch.device, cores: int, wanted: float | None) -> tuple[bool, str]:
+    """Whether it was measured to be and can be had, and why it is taken or not."""
+    libav = LIBAV_RATE * cores
+    rates = f"{cores} core{'s decode' if cores > 1 else ' decodes'} about {libav:,.0f} clips/s"
+    if wanted is None:
+        return False, f"{rates}; how many the step takes is not known"
+    rates += f", the step takes about {wanted:,.0f}"
+    if libav >= wanted:
+        return False, rates
+    if (lacks := what_dali_lacks()) is not None:
+        return False, f"{rates}: it may wait for data, and {lacks}"
+    card = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "this GPU"
+    rate = next((rate for part, rate in DALI_RATES.items() if part in card), None)
+    if rate is None:
+        helps = f"where NVDEC decodes more, --loader.decoder dali helps, not measured on {card}"
+        return False, f"{rates}: it may wait for data; {helps}"
+    return rate > libav, f"{rates}, DALI on {card} gives about {rate:,.0f}"
 
 
 def what_dali_lacks() -> str | None:

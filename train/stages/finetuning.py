@@ -116,7 +116,8 @@ class Finetuning:
         """Endless batches of the configuration's recipe; with mixup, of whole pairs. Raises ValueError, too, for a dataset
         without classes."""
         pairs = TrainingSampler(pairs=self.config.augment.mixes)
-        return self._clips.loader(ranks, state, clips_per_batch, label_map, sampler=pairs)
+        beforehand = Finetuning(replace(self.config, data=None))
+        return self._clips.loader(ranks, state, clips_per_batch, label_map, beforehand, sampler=pairs)
 
     @property
     def names(self) -> list[str] | None:

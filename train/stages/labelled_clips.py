@@ -12,9 +12,10 @@ from pipeline.labels import Labels
 from pipeline.loader import ClipLoader, LoaderState
 from pipeline.storage.manifest import Manifest
 from train.classes import check_classes, labelled_rows
+from train.compute.memory import Costed
 from train.compute.parallel import Ranks
 from train.config import RunConfig
-from train.parts import open_loader
+from train.parts import clips_per_second, open_loader
 
 
 class LabelledClips:
@@ -26,10 +27,17 @@ class LabelledClips:
         self.manifest: Manifest | None = None  # once they are asked for
 
     def loader(
-        self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None, **how: Any
+        self,
+        ranks: Ranks,
+        state: LoaderState | None,
+        clips_per_batch: int,
+        label_map: Path | None,
+        beforehand: Costed,
+        **how: Any,
     ) -> ClipLoader:
-        """Endless batches of the configuration's recipe. Says which clips have no label, or one that was never seen. Raises
-        ValueError, too, for a dataset without classes."""
+        """Endless batches of the configuration's recipe. `beforehand` is the stage without a dataset: what its step costs
+        hardly hangs on the classes, which are not known yet. Says which clips have no label, or one that was never seen.
+        Raises ValueError, too, for a dataset without classes."""
         config = self._config
         loader = open_loader(
             config,
@@ -39,6 +47,7 @@ class LabelledClips:
             clips_per_batch=clips_per_batch,
             prefetch=config.loader.prefetch,
             label_map=label_map,
+            clips_per_second=clips_per_second(beforehand, ranks),
             **how,
         )
         try:

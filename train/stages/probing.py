@@ -124,7 +124,8 @@ class Probing:
         """Raises ValueError, too, for a dataset without classes, and without an encoder."""
         if self.config.init is None:
             raise ValueError("--init WEIGHTS is needed: the encoder that is probed (a run, or a file of any layout)")
-        return self._clips.loader(ranks, state, clips_per_batch, label_map)
+        beforehand = Probing(replace(self.config, data=None, init=None))
+        return self._clips.loader(ranks, state, clips_per_batch, label_map, beforehand)
 
     def model(self, how: Implementation) -> LinearHeads:
         return LinearHeads(self.config.model.encoder_dim, self._clips.num_classes, len(self.config.heads))

@@ -12,11 +12,20 @@ from pipeline.storage.manifest import Manifest
 from tests.manifest_rows import row, write_rows
 
 LEFT = "DALI decodes h264, hevc, vp8, vp9 on a GPU, not mpeg4"
+TWO_CORES = "2 cores decode about 182 clips/s"
 
 
 def manifest(folder: Path, *codecs: str) -> Manifest:
     write_rows(folder, [row(i, codec=codec) for i, codec in enumerate(codecs)])
     return Manifest(folder)
+
+
+@pytest.fixture
+def h200(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with DALI."""
+    monkeypatch.setattr(decoder_choice, "what_dali_lacks", lambda: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H200")
 
 
 @pytest.mark.parametrize(
@@ -29,10 +38,51 @@ def manifest(folder: Path, *codecs: str) -> Manifest:
     ],
 )
 def test_auto_goes_by_codec_and_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, codecs: tuple[str, ...], name: str, reasons: dict[str, int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    h200: None,
+    device: str,
+    codecs: tuple[str, ...],
+    name: str,
+    reasons: dict[str, int],
 ) -> None:
-    monkeypatch.setattr(decoder_choice, "what_dali_lacks", lambda: None)
-    assert choose_decoder(manifest(tmp_path, *codecs), device) == DecoderChoice(name, reasons)
+    monkeypatch.setitem(decoder_choice.DALI_RATES, "H200", 280.0)
+    choice = choose_decoder(manifest(tmp_path, *codecs), device, cores=2, wanted=585)
+    assert choice == DecoderChoice(name, reasons)
+    rates = f"{TWO_CORES}, the step takes about 585, DALI on NVIDIA H200 gives about 280"
+    assert (rates in str(choice)) == (name in ("dali", "both"))
+
+
+@pytest.mark.parametrize(
+    ("cores", "wanted", "measured", "why"),
+    [
+        (2, None, 280, f"{TWO_CORES}; how many the step takes is not known"),
+        (14, 84.4, 280, "14 cores decode about 1,274 clips/s, the step takes about 84"),
+        (2, 182, 280, f"{TWO_CORES}, the step takes about 182"),
+        (1, 585, 80, "1 core decodes about 91 clips/s, the step takes about 585, DALI on NVIDIA H200 gives about 80"),
+        (
+            *(2, 585, None),
+            f"{TWO_CORES}, the step takes about 585: it may wait for data; where NVDEC decodes more, --loader.decoder dali "
+            "helps, not measured on NVIDIA H200",
+        ),
+    ],
+)
+def test_auto_on_a_gpu_is_libav_unless_cores_are_too_few_and_dali_was_measured_to_be_faster(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    h200: None,
+    cores: int,
+    wanted: float | None,
+    measured: float | None,
+    why: str,
+) -> None:
+    if measured:
+        monkeypatch.setitem(decoder_choice.DALI_RATES, "H200", measured)
+    clips = manifest(tmp_path, "h264", "vp9")
+    choice = choose_decoder(clips, "cuda", cores=cores, wanted=wanted)
+    assert choice == DecoderChoice("libav", {why: 2})
+    assert str(choice).startswith(f"libav: libav takes 2 clips ({why}); crops: ")
+    assert choose_decoder(clips, "cuda", "dali", cores=cores, wanted=wanted) == DecoderChoice("dali")
 
 
 def test_what_is_asked_for_is_given_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +93,8 @@ def test_what_is_asked_for_is_given_or_refused(tmp_path: Path, monkeypatch: pyte
     assert str(on_cpu).startswith(f"both: libav takes 1 clips ({left}h264), libav takes 1 clips ({left}mpeg4); crops: ")
     assert choose_decoder(clips, "cuda", "libav").name == "libav"
     monkeypatch.setattr(decoder_choice, "what_dali_lacks", lambda: "NVDEC is not there")
-    assert choose_decoder(clips, "cuda") == DecoderChoice("libav", {"NVDEC is not there": 3})
+    why = f"{TWO_CORES}, the step takes about 200: it may wait for data, and NVDEC is not there"
+    assert choose_decoder(clips, "cuda", cores=2, wanted=200) == DecoderChoice("libav", {why: 3})
     with pytest.raises(ValueError, match="decoder 'dali' cannot be had: NVDEC is not there; or take decoder 'libav'"):
         choose_decoder(clips, "cuda", "dali")
 

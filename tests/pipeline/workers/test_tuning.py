@@ -60,10 +60,11 @@ def test_it_settles_within_seconds_on_five_seconds_of_batches() -> None:
     tuned = tuner()
     assert tuned.tuning == Tuning(2, START_PREFETCH, False, 4 << 20, 1000 << 20, None)
     assert play(tuned, 10, pace=8, rate=lambda n: 100 * min(n, 4)) < 5
-    assert tuned.workers == 4
+    assert tuned.workers == 4 and tuned.tuning.rate == pytest.approx(400, rel=0.05)
     assert READY_SECONDS * 8 <= tuned.prefetch <= 1.3 * READY_SECONDS * 8
     assert tuned.tuning.ready_seconds is not None and tuned.tuning.ready_seconds >= READY_SECONDS
-    assert str(Tuning(4, 48, True, 3 << 29, 9 << 30, 6.04)) == "4 workers, 48 batches ahead (6.0 s, 1.5 of 9 GiB)"
+    settled = Tuning(4, 48, True, 3 << 29, 9 << 30, 6.04, 412.3)
+    assert str(settled) == "4 workers (412 clips/s), 48 batches ahead (6.0 s, 1.5 of 9 GiB)"
 
 
 def test_prefetch_keeps_to_the_memory_and_never_shrinks() -> None:
