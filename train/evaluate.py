@@ -91,7 +91,12 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--out", type=on_disk, metavar="FOLDER", help="default: evaluations/WEIGHTS-SPLIT-VIEWS")
     parser.add_argument("--workers", type=int, metavar="N", help="decoding processes of a rank (default: found while it works)")
+    parser.add_argument(
+        "--decoder", choices=("auto", "libav", "dali"), default="auto", help="of the clips, as --loader.decoder (default: auto)"
+    )
     options = parser.parse_args(arguments)
+    if options.resize == "official" and options.decoder == "dali":
+        raise ValueError("--decoder dali and --resize official: DALI resizes crops alone, not whole frames; leave one out")
     options.views = options.views or (SPARSE if options.sparse else DENSE)
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"--workers {options.workers} must be at least 1")
@@ -137,6 +142,8 @@ def evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     }
     if options.resize == "official":
         asked["resize"] = "official"
+    if options.decoder == "dali":
+        asked["decoder"] = "dali"
     predictions = Predictions(options.out, asked, names)
     left = np.setdiff1d(rows, ranks.first(predictions.rows))
     if ranks.rank == 0:
@@ -225,7 +232,7 @@ def predict(
                 device=ranks.device,
                 clips_per_batch=max(1, at_once // (windows * crops)),
                 workers=options.workers,
-                decoder=OfficialDecoder(crops) if options.resize == "official" else "auto",
+                decoder=OfficialDecoder(crops) if options.resize == "official" else options.decoder,
                 label_map=names,
             )
         ) as loader,

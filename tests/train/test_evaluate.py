@@ -249,6 +249,8 @@ def test_killed_it_goes_on_with_other_ranks(
         (["a", "a", "fall"], [], "names two classes 'a'"),
         (["a", "b", "fall"], ["--split", "test"], "has no clip of 'test'; it has"),
         (["a", "b", "fall"], ["--workers", "0"], "--workers 0 must be at least 1"),
+        (["a", "b", "fall"], ["--decoder", "dali", "--resize", "official"], "DALI resizes crops alone, not whole frames"),
+        (["a", "b", "fall"], ["--decoder", "dali"], "DALI takes none of the 7 clips"),
     ],
 )
 def test_what_cannot_be_evaluated(

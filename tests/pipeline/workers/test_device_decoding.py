@@ -5,10 +5,11 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, decode_l
 from pipeline.decoding.trim import TrimmedClip, trim
 from pipeline.loader import ClipLoader, LoaderError, LoaderState
 from pipeline.sampling import EvaluationSampler, sample_clips
-from pipeline.sampling.sampler import TrainingSampler
+from pipeline.sampling.sampler import Sampler, TrainingSampler
 from pipeline.stage_meters import StageMeters
 from pipeline.storage.manifest import content_hash
 from pipeline.workers.delivery import FailedClip
@@ -56,19 +57,26 @@ def encoded() -> dict[str, list[bytes]]:
     }
 
 
-def build(folder: Path, clips: list[tuple[str, bytes, bytes]]) -> Path:
-    """A dataset of (codec, clip as it was, clip as it is found on the disk, whose hash is right)."""
+def build(folder: Path, clips: list[tuple[str, bytes, bytes]], rotations: Sequence[int] = (0,)) -> Path:
+    """A dataset of (codec, clip as it was, clip as it is found on the disk, whose hash is right), turned in turns."""
     rows, shard = [], bytearray()
     for number, (codec, whole, data) in enumerate(clips):
-        clip = describe(whole, codec)
+        clip = describe(whole, codec, rotations[number % len(rotations)])
         facts = {name: getattr(clip, name) for name in ("num_frames", "width", "height", "pts_start", "pts_step")}
         place = {"offset": len(shard), "size": len(data), "content_hash": content_hash(data), "codec": codec}
-        rows.append(row(number, keyframes=list(clip.keyframes), sampling="stride:2", **facts, **place))
+        about = {"rotation": clip.rotation, "label": f"{number % 3}", "sampling": "stride:2"}
+        rows.append(row(number, keyframes=list(clip.keyframes), **facts, **place, **about))
         shard += data
     (folder / "shards").mkdir()
     (folder / "shards" / "made-up-000000.tar").write_bytes(shard)
     write_rows(folder, rows)
     return folder
+
+
+def damaged(data: bytes) -> bytes:
+    """Packets as before, whose frames cannot be decoded."""
+    begin = data.index(SYNC_CODE) + 3  # the first says what the frames are
+    return data[:begin] + data[begin:].replace(SYNC_CODE, bytes(3))
 
 
 @pytest.fixture(scope="module")
@@ -145,20 +153,49 @@ def test_whole_batches_agree_with_libav(vp9: Path, by_dali: tuple) -> None:
     check_near(by_dali[1], libav)
 
 
-@pytest.mark.parametrize("temporal", ["linspace", "tsn"])
-def test_so_do_batches_of_fine_tuning(vp9: Path, temporal: Literal["linspace", "tsn"]) -> None:
-    """Its frames and crops, partners side by side; and the middle view of an evaluation."""
-    recipe = replace(RECIPE, masks=None, temporal=temporal, crop="random_resized")
-    for sampler in (TrainingSampler(pairs=True), EvaluationSampler(rows=np.arange(4))):
-        ours: Any = replace(recipe, views_per_clip=1) if isinstance(sampler, EvaluationSampler) else recipe
-        found = []
-        for decoder in ("dali", "libav"):
-            loader = ClipLoader(vp9, ours, sampler=sampler, decoder=decoder, clips_per_batch=4)
-            batch = next(loader)
-            found.append((batch.views.clone(), batch.rows.tolist()))
-            loader.close()
-        assert found[0][1] == found[1][1]
-        check_near(found[0][0], found[1][0])
+@pytest.fixture(scope="module")
+def turned(encoded: dict[str, list[bytes]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled clips, wide and high, half of them turned for display; and some that only decoding finds bad."""
+    clips = [("vp9", data, damaged(data) if number in BAD_ROWS else data) for number, data in enumerate(encoded["vp9"])]
+    return build(tmp_path_factory.mktemp("turned"), clips, rotations=[0, 90, 0, 180, 0, 270])
+
+
+FULL = EvaluationSampler(views="full", segments=2, crops=3)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "views"),
+    [
+        pytest.param(TrainingSampler(pairs=True), {"temporal": "linspace", "crop": "random_resized"}, id="fine-tuning"),
+        pytest.param(
+            TrainingSampler(),
+            {"temporal": "tsn", "crop": "multi_scale", "views_per_clip": 1, "views_per_step": 4},
+            id="probing",
+        ),
+        pytest.param(EvaluationSampler(), {"masks": "tube", "views_per_clip": 1}, id="held out, with masks"),
+        pytest.param(FULL, {"crop": "center"}, id="2 x 3 views"),
+        pytest.param(FULL, {"temporal": "tsn", "crop": "center"}, id="2 x 3 sparse views"),
+    ],
+)
+def test_so_do_those_of_every_sampler(turned: Path, sampler: Sampler, views: dict[str, Any]) -> None:
+    """The same clips, labels and masks, and near views; what fails is replaced, or left out, and put down the same way."""
+    recipe = replace(RECIPE, **{"masks": None, **views})
+    found, pixels = [], []
+    for decoder in ("dali", "libav"):
+        with closing(ClipLoader(turned, recipe, sampler=sampler, decoder=decoder, clips_per_batch=4)) as loader:  # type: ignore[arg-type]
+            assert loader.decoder_choice.name == decoder
+            facts: list[Any] = []
+            for batch in loader.epochs(1):
+                pixels.append(batch.views.clone())
+                masks = [mask.tolist() for mask in (batch.visible, batch.decoded, batch.loss_weight) if mask is not None]
+                facts += [batch.rows, batch.weight, batch.labels, batch.keys, masks]
+            failed = sorted((each.epoch, each.position, each.attempt, each.row) for each in loader.failures)
+            found.append(f"{facts} {failed} {[clip.key for clip in loader.missing]} {loader.label_map}")
+            assert {row for *_, row in failed} == set(BAD_ROWS)
+    assert found[0] == found[1]
+    dali, libav = (torch.cat(each) for each in (pixels[: len(pixels) // 2], pixels[len(pixels) // 2 :]))
+    assert torch.equal(dali.flatten(1).any(1), libav.flatten(1).any(1))  # a clip that is missing is black
+    check_near(dali, libav)
 
 
 def check_near(dali: torch.Tensor, libav: torch.Tensor) -> None:
@@ -211,8 +248,7 @@ def test_clips_that_only_decoding_finds_bad_are_replaced(
     clips = [("vp9", data, data) for data in encoded["vp9"]]
     for number in BAD_ROWS:
         data = clips[number][1]
-        begin = data.index(SYNC_CODE) + 3  # the first says what the frames are
-        bad = data[:begin] + data[begin:].replace(SYNC_CODE, bytes(3))
+        bad = damaged(data)
         clip = describe(data, "vp9")
         trimmed = trim(ClipRequest(clip, bad, np.arange(0, 16, 2), np.array([[0, 0, WIDTH, HEIGHT]])))  # nothing to see yet
         assert DaliDecoder("cpu", 1, 32)([trimmed])[1]
