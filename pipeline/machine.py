@@ -71,8 +71,11 @@ def _other_ranks() -> list[set[int]]:
     A launcher starts them within milliseconds and each imports torch for seconds, so none that asks is the first to be there.
     Of the processes of a rank (a script that binds it, itself, its decoders) the closest bound one counts.
     """
-    job, us = _job_and_rank("self")
     found: dict[tuple[str, ...], set[int]] = {}
+    try:
+        job, us = _job_and_rank("self")
+    except OSError:  # a kernel that does not tell
+        return []
     for process in PROCESSES.iterdir():
         if process.name.isdecimal():
             with suppress(OSError):  # another user's, or gone
