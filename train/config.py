@@ -19,19 +19,20 @@ from pipeline.storage.remote import as_given, is_url
 
 LABEL_MAP = "label_map.json"  # of a run, where clips are labelled: the classes of training
 CHECKPOINTING = "--compute.activation-checkpointing"
+VIEWS_PER_FORWARD = 128  # without a plan (`train/compute/plan.py`), on a CPU, and where their number changes what is learned
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A parsed `--compute.activation-checkpointing`."""
 
-    kind: str  # none, full, every, budget
+    kind: str  # none, full, every, budget, or auto, which without a plan is none
     number: float = 0.0  # K or GiB
 
     @staticmethod
     def parse(text: str) -> "Policy":
-        """Raises ValueError for anything but the four forms."""
-        if text in ("none", "full"):
+        """Raises ValueError for anything but the five forms."""
+        if text in ("auto", "none", "full"):
             return Policy(text)
         kind, _, value = text.partition(":")
         with suppress(ValueError):
@@ -39,7 +40,7 @@ class Policy:
             if kind in ("every", "budget") and math.isfinite(number) and number > 0:
                 return Policy(kind, number)
         raise ValueError(
-            f'{CHECKPOINTING} {text}: must be "none", "full", "every:K" (a whole K from 1) or "budget:GIB" (over 0)'
+            f'{CHECKPOINTING} {text}: must be "auto", "none", "full", "every:K" (a whole K from 1) or "budget:GIB" (over 0)'
         )
 
 
@@ -97,13 +98,14 @@ class ComputeConfig:
     precision: Literal["bf16", "fp32", "tf32", "fp16", "paper"] = "bf16"
     """Of the forward and backward pass; master weights, gradient reduction, targets and loss are float32 always. "fp16" is
     the official code's, with loss scaling; "paper": encoder in fp16, decoder in fp32."""
-    views_per_forward: int = 128
-    """Most views of one forward pass on one rank; a step is accumulated over as many passes as it takes. Where the number of
-    loss tokens varies (T' no multiple of 4, or random masks), the loss is the mean of the passes' means (official code: of the
-    ranks' means)."""
-    activation_checkpointing: str = "none"
+    views_per_forward: int | None = setting(None, was=VIEWS_PER_FORWARD)
+    """Most views of one forward pass on one rank; a step is accumulated over as many passes as it takes. By default as many as
+    the GPU's memory holds, and 128 on a CPU. Where the number of loss tokens varies (T' no multiple of 4, or random masks), the
+    loss is the mean of the passes' means (official code: of the ranks' means), and 128 are the default everywhere."""
+    activation_checkpointing: str = setting("auto", was="none")
     """Blocks that run again in the backward pass instead of keeping their activations: "none", "full", "every:K", or
-    "budget:GIB", as few FLOPs as keep `views_per_forward` views within so many GiB; --dry-run tells what each costs."""
+    "budget:GIB", as few FLOPs as keep `views_per_forward` views within so many GiB; "auto" is none, or as few as the GPU's
+    memory demands. --dry-run tells what each costs."""
     shard: int | None = None
     """Ranks that share one copy of parameters and optimizer state, the ranks of a node by default; 1: each has its own."""
     reshard_after_forward: bool = False
@@ -112,7 +114,8 @@ class ComputeConfig:
     defer_gradients: bool = False
     """With accumulation: reduce gradients after the step's last pass only; takes 4 bytes a parameter on every rank."""
     memory_gib: float | None = None
-    """Of a card: what --dry-run plans for; by default this machine's GPU, or cards of 40, 80 and 141 GB."""
+    """Of a card: what a run and --dry-run plan for; by default this machine's GPU, or, without one, --dry-run has cards of 40,
+    80 and 141 GB."""
     compile: bool | None = None
     """Compile the blocks; by default on a GPU only: on a CPU it needs a C++ compiler, which a bare machine lacks."""
     tokens: TokenMethod = "auto"
@@ -136,6 +139,11 @@ class ComputeConfig:
             raise ValueError(f"--compute.shard {self.shard} must be at least 1")
         if self.memory_gib is not None and self.memory_gib <= 0:
             raise ValueError(f"--compute.memory-gib {self.memory_gib} must be over 0")
+
+    @property
+    def most_views(self) -> int:
+        """Of a forward pass, without a plan."""
+        return VIEWS_PER_FORWARD if self.views_per_forward is None else self.views_per_forward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,8 +287,13 @@ class RunConfig:
     def warmup_steps(self, total_steps: int) -> int:
         return round(self.optim.warmup_share * total_steps)
 
-    def accumulation(self, world_size: int) -> int:
-        """Forward passes of a rank in a step: the fewest, equal ones that keep to `views_per_forward`.
+    @property
+    def views_matter(self) -> bool:
+        """Whether the number of views of a forward pass changes what is learned, beyond rounding."""
+        return False
+
+    def accumulation(self, world_size: int, most: int | None = None) -> int:
+        """Forward passes of a rank in a step: the fewest, equal ones that keep to `most` views, by default `views_per_forward`.
 
         Raises ValueError, with the numbers, if the ranks cannot share the step's clips.
         """
@@ -291,13 +304,13 @@ class RunConfig:
                 f"--views.views-per-step {self.views.views_per_step} are {clips} clips of {self.views.views_per_clip} views, "
                 f"which {world_size} ranks cannot share equally; possible numbers of ranks: {possible}"
             )
-        share = clips // world_size
-        if self.compute.views_per_forward < self.views.views_per_clip:
+        share, most = clips // world_size, most or self.compute.most_views
+        if most < self.views.views_per_clip:
             raise ValueError(
-                f"--compute.views-per-forward {self.compute.views_per_forward} must be at least "
-                f"--views.views-per-clip {self.views.views_per_clip}: a clip's views stay together"
+                f"--compute.views-per-forward {most} must be at least --views.views-per-clip {self.views.views_per_clip}: "
+                "a clip's views stay together"
             )
-        most = self.compute.views_per_forward // self.views.views_per_clip
+        most //= self.views.views_per_clip
         return next(n for n in range(math.ceil(share / most), share + 1) if share % n == 0)
 
 

@@ -21,6 +21,7 @@ from train.compute import parallel
 from train.compute.device import be_deterministic
 from train.compute.out_of_memory import advice, is_out_of_memory
 from train.compute.parallel import Ranks, Tell, said_first, started
+from train.compute.plan import Plan, planned
 from train.compute.startup import Startup
 from train.config import RunConfig
 from train.evaluation import comparison
@@ -114,9 +115,10 @@ def go(
             raise ValueError(
                 f"{folder.path} has done {folder.first_step} steps already, more than the {total_steps} of --steps or --epochs"
             )
-        made, full = stage(config), None
+        made, plan = planned(stage(config), ranks)
+        full = None
         try:
-            work(made, ranks, folder, total_steps, startup, stop, cleanup)
+            work(made, plan, ranks, folder, total_steps, startup, stop, cleanup)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -127,6 +129,7 @@ def go(
 
 def work(
     stage: Stage,
+    plan: Plan,
     ranks: Ranks,
     folder: RunFolder,
     total_steps: int,
@@ -135,7 +138,7 @@ def work(
     cleanup: contextlib.ExitStack,
 ) -> None:
     """Train, and export what was trained."""
-    run = Run(stage, ranks, folder, total_steps, startup, cleanup)
+    run = Run(stage, plan, ranks, folder, total_steps, startup, cleanup)
     folder.begin()
     if train(run, stop):
         made = metadata_of_run([folder.path], step=total_steps, tubecell=version())

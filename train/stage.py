@@ -78,7 +78,8 @@ class Stage(Protocol):
 
     @property
     def config(self) -> RunConfig:
-        """A `RunConfig` with the stage's own fields and groups."""
+        """A `RunConfig` with the stage's own fields and groups. The loop works with a copy of the stage whose `config` leaves
+        nothing open (`train/compute/plan.py`)."""
         ...
 
     def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None) -> ClipLoader:

@@ -43,7 +43,7 @@ class Training:
             self.model = stage.model(how)
             frozen = stage.frozen()
         freeze(self.model, config.freeze)
-        shard_model(self.model, compute, ranks, recomputed_blocks(policy, cost, compute.views_per_forward))
+        shard_model(self.model, compute, ranks, recomputed_blocks(policy, cost, compute.most_views))
         self.fingerprints: dict[str, str] = {}  # of the frozen models
         for name, each in frozen.items():
             weights = of_rank_0(each.weights, ranks)

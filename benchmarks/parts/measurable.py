@@ -25,12 +25,12 @@ def measurable(config: PretrainConfig, recipe: str, given: Collection[str], clip
     "views.views_per_step", stays. Raises ValueError for what cannot be."""
     views, compute = config.views, config.compute
     if not on_gpu(compute.device) and recipe != "tiny":
-        few = min(compute.views_per_forward, max(views.views_per_clip, FEW_VIEWS))
+        few = min(compute.most_views, max(views.views_per_clip, FEW_VIEWS))
         changes = {"precision": "fp32", "views_per_forward": few}
         compute = replace(compute, **{name: value for name, value in changes.items() if f"compute.{name}" not in given})  # type: ignore[arg-type]
     most = views.views_per_step if clips is None else clips * views.views_per_clip
     if "views.views_per_step" not in given:
-        whole = compute.views_per_forward // views.views_per_clip * views.views_per_clip
+        whole = compute.most_views // views.views_per_clip * views.views_per_clip
         views = replace(views, views_per_step=max(views.views_per_clip, min(whole, views.views_per_step, most)))
     if views.views_per_step > most:
         remedy = f"give --views.views-per-step {most} or less" if clips else "build a dataset with more clips"

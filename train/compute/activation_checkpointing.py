@@ -4,6 +4,7 @@
     full          every block keeps its input only, and runs again
     every:K       the first block and every K-th after it run again, counted through encoder and decoder
     budget:GIB    as few FLOPs run again as it takes to keep one forward pass's activations of a rank within so many GiB
+    auto          none, or a budget that the device has: see `train/compute/plan.py`
 
 Torch's own memory budget is not used: it is a private setting, works in compiled graphs only, and a block here has a closed
 form (`train/compute/memory.py`), so that the choice is exact and the same with and without compilation.
@@ -26,7 +27,7 @@ def recomputed_blocks(policy: Policy, cost: Cost, views: int) -> list[bool]:
     ValueError if they exceed it even with every block running again."""
     depth = len(cost.shapes)
     match policy.kind:
-        case "none":
+        case "none" | "auto":
             return [False] * depth
         case "full":
             return [True] * depth

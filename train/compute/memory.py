@@ -21,6 +21,10 @@ from train.config import ComputeConfig, RunConfig
 GIB = 2**30
 HEADROOM = 0.1  # share of a card that a plan leaves free: our choice, not a measurement
 ENDLESS = 1 << 30  # of what takes no memory
+BATCHES, DALI_BATCHES = (
+    2,
+    5,
+)  # of views on the device; DALI's as in pipeline/workers/device_decoding.py: 2 ahead, 1 held, 2 late
 STATISTIC = 4  # bytes of a norm's mean or deviation: float32 on a GPU; a CPU keeps those of bf16 and fp16 in 2
 
 
@@ -187,7 +191,7 @@ class StepMemory:
     """e p: the weights in the compute type; resharded, those outside the blocks and of the three largest blocks: the one that
     computes, the next, and the buffer it was gathered in. And all of the frozen models'."""
     inputs: int
-    """Two batches of uint8 views."""
+    """Two batches of uint8 views, or five where DALI decodes them."""
     activations: int
     """`activation_bytes` of every view."""
     passing: int
@@ -208,6 +212,7 @@ def step_memory(
     defer: bool = False,
     mean: bool = False,
     moments: int = 2,
+    batches: int = BATCHES,
 ) -> StepMemory:
     """Of a forward and backward pass over `views`, the second or a later one of a step: in the first one gradients only come as
     activations go.
@@ -235,7 +240,7 @@ def step_memory(
         moments=4 * (moments + mean) * local,
         gradients=4 * local + (4 * of.whole if defer else 0),
         gathered=gathered + cost.frozen_bytes,
-        inputs=2 * views * cost.inputs,
+        inputs=batches * views * cost.inputs,
         activations=views * activation_bytes(cost, recomputed),
         passing=passing,
     )

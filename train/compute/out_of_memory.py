@@ -5,16 +5,29 @@ process (exit status -9, or 137 from a shell), which nobody can catch; that it r
 limit on addresses, is the exception.
 """
 
+import math
 from dataclasses import asdict, replace
 
 import torch
 
+from pipeline.decoding.decoder_choice import what_dali_lacks
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import device_name
-from train.compute.memory import GIB, HEADROOM, Cost, Costed, StepMemory, cost_of, recomputed_share, step_memory
+from train.compute.memory import (
+    BATCHES,
+    DALI_BATCHES,
+    GIB,
+    HEADROOM,
+    Cost,
+    Costed,
+    StepMemory,
+    cost_of,
+    recomputed_share,
+    step_memory,
+)
 from train.compute.parallel import Ranks, shard_size
 from train.compute.precision import PRECISIONS
-from train.config import ComputeConfig, Policy, RunConfig
+from train.config import CHECKPOINTING, ComputeConfig, Policy, RunConfig
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -35,7 +48,7 @@ def predict(
     ValueError if `--compute.shard` does not divide the ranks, or a budget of activations cannot be kept."""
     config, cost = replace(stage.config, compute=compute), cost or cost_of(stage, compute)
     policy = Policy.parse(compute.activation_checkpointing)
-    again = recomputed_blocks(policy, cost, views or compute.views_per_forward)
+    again = recomputed_blocks(policy, cost, views or compute.most_views)
     memory = step_memory(
         cost,
         again,
@@ -45,8 +58,14 @@ def predict(
         defer=compute.defer_gradients,
         mean=config.ema is not None,
         moments=1 if config.optim.optimizer == "sgd" else 2,
+        batches=DALI_BATCHES if may_take_dali(config.loader.decoder) else BATCHES,
     )
     return memory, 1 + recomputed_share(cost, again)
+
+
+def may_take_dali(decoder: str) -> bool:
+    """Whether batches may be decoded on the device. (Which decoder "auto" takes is known only once the dataset is.)"""
+    return decoder == "dali" or (decoder == "auto" and torch.cuda.is_available() and what_dali_lacks() is None)
 
 
 def knobs(config: RunConfig, world_size: int, local_world_size: int) -> list[tuple[str, ComputeConfig]]:
@@ -58,7 +77,7 @@ def knobs(config: RunConfig, world_size: int, local_world_size: int) -> list[tup
         half = max(share // 2 // clip, 1) * clip
         found.append((f"--compute.views-per-forward {half}", replace(compute, views_per_forward=half)))
     for policy in ("every:2", "full"):
-        flag = f"--compute.activation-checkpointing {policy}"
+        flag = f"{CHECKPOINTING} {policy}"
         found.append((flag, replace(compute, activation_checkpointing=policy)))
     if not compute.reshard_after_forward:
         found.append(("--compute.reshard-after-forward", replace(compute, reshard_after_forward=True)))
@@ -72,7 +91,7 @@ def knobs(config: RunConfig, world_size: int, local_world_size: int) -> list[tup
 
 
 def advice(stage: Costed, ranks: Ranks) -> str:
-    """The prediction for this run, and for every knob by itself, those that save most first."""
+    """The prediction for this run, which is planned, and for every knob by itself, those that save most first."""
     config = stage.config
     now, flops = predict(stage, config.compute, ranks.world_size, ranks.local_world_size)
     told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in asdict(now).items())
@@ -88,7 +107,8 @@ def advice(stage: Costed, ranks: Ranks) -> str:
         if now.total < (1 - HEADROOM) * total:
             lines.append(
                 "That should fit: look for other programs on it (nvidia-smi), and try PYTORCH_CUDA_ALLOC_CONF="
-                "expandable_segments:True, which loses less between tensors."
+                "expandable_segments:True, which loses less between tensors, or --compute.memory-gib "
+                f"{math.floor(0.85 * total / GIB)}, with which the run is planned for less."
             )
     saved = []
     for flag, compute in knobs(config, ranks.world_size, ranks.local_world_size):
@@ -97,7 +117,10 @@ def advice(stage: Costed, ranks: Ranks) -> str:
             cost = f", {more / flops - 1:.0%} more FLOPs" if more > flops else ""
             saved.append((now.total - then.total, f"  {flag:<44} saves {(now.total - then.total) / GIB:.1f} GiB{cost}"))
     if saved:
-        lines.append("Each of these alone, none of which changes what is learned beyond rounding:")
+        planned = (
+            f"--compute.views-per-forward {config.compute.most_views} {CHECKPOINTING} {config.compute.activation_checkpointing}"
+        )
+        lines.append(f"Each of these alone, after {planned},\nnone of which changes what is learned beyond rounding:")
         lines += [line for _, line in sorted(saved, reverse=True)]
     lines.append("The same command with them goes on from the last checkpoint.")
     return "\n".join(lines)

@@ -61,19 +61,10 @@ def finetuning(
             betas=(0.9, 0.999),
             clip_grad=clip_grad,
         ),
-        compute=compute_of(sizes),
         expected_clips=data.clips,
         expected_classes=data.classes,
         **others,
     )
-
-
-def compute_of(sizes: ModelConfig) -> ComputeConfig:
-    """What fits 80 GB on one GPU, by the dry run: a view of ViT-B keeps 0.45 GiB, of ViT-L 1.2; of ViT-g 3.6, or 0.23 with
-    checkpointing, and of ViT-g at 64 x 266² 1.3."""
-    if sizes.encoder_depth > 24:
-        return ComputeConfig(activation_checkpointing="full", views_per_forward=64 if sizes.num_tokens <= 2048 else 16)
-    return ComputeConfig(views_per_forward=32) if sizes.encoder_depth == 24 else ComputeConfig()
 
 
 def something(model: str, data: Labelled, **values: Any) -> FinetuneConfig:

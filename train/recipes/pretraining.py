@@ -14,7 +14,6 @@ from train.config import ComputeConfig, OptimConfig
 from train.recipes.book import RecipeBook, official
 from train.stages.pretraining import PretrainConfig
 
-FULL = ComputeConfig(activation_checkpointing="full")
 K400, SSV2, UCF101, HMDB51 = 240_436, 168_913, 9_537, 3_570  # clips of the official training lists (the first split)
 
 
@@ -57,19 +56,17 @@ def vit_l_hybrid() -> PretrainConfig:
 @official("v2/pretrain/vit_h_hybrid_pt")
 def vit_h_hybrid() -> PretrainConfig:
     """ViT-H on UnlabeledHybrid (Table 10; official script: 64 GPUs x 32 clips x 4 views). The script's lr, 1e-3 per 256
-    clips = 2.5e-4 per 256 views, where Table 10 has 1.5e-4; and no clipping, where it has 0.02. Activation checkpointing as in
-    the script."""
+    clips = 2.5e-4 per 256 views, where Table 10 has 1.5e-4; and no clipping, where it has 0.02."""
     optim = OptimConfig(base_lr=2.5e-4)
-    return PretrainConfig(model=MODELS["vit-h"], epochs=300, views=Views(views_per_step=8192), optim=optim, compute=FULL)
+    return PretrainConfig(model=MODELS["vit-h"], epochs=300, views=Views(views_per_step=8192), optim=optim)
 
 
 @official("v2/pretrain/vit_g_hybrid_pt")
 def vit_g_hybrid() -> PretrainConfig:
     """ViT-g on UnlabeledHybrid (Table 10, equal to the official script: 64 GPUs x 32 clips x 4 views, lr 1.5e-4 per 256
-    views, 300 epochs = 1200, 30 = 120 of warm-up, clipping at 0.02). The script's minimum lr: 1e-5 per 256 clips. Activation
-    checkpointing as in the script."""
+    views, 300 epochs = 1200, 30 = 120 of warm-up, clipping at 0.02). The script's minimum lr: 1e-5 per 256 clips."""
     optim = OptimConfig(base_lr=1.5e-4, clip_grad=0.02)
-    return PretrainConfig(model=MODELS["vit-g"], epochs=300, views=Views(views_per_step=8192), optim=optim, compute=FULL)
+    return PretrainConfig(model=MODELS["vit-g"], epochs=300, views=Views(views_per_step=8192), optim=optim)
 
 
 def vit_b_ssv2() -> PretrainConfig:

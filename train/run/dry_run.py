@@ -18,6 +18,7 @@ from train.compute.device_speed import data_sheet_flops
 from train.compute.memory import GIB, HEADROOM, Cost, Costed, StepMemory, activation_bytes, cost_of, largest, recomputed_share
 from train.compute.out_of_memory import predict
 from train.compute.parallel import shard_size
+from train.compute.plan import Card, plan
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy, RunConfig
 from train.stage import Stage
@@ -56,11 +57,8 @@ def describe(stage: Costed, world_size: int) -> str:
     }
     for ranks in dict.fromkeys((world_size, 8, 64)):
         try:
-            passes = config.accumulation(ranks)
-            share = views // ranks
-            lines[f"on {ranks} rank{'s' if ranks > 1 else ''}"] = (
-                f"{share:,} views a rank and step in {passes} forward pass{'es' if passes > 1 else ''} of {share // passes}"
-            )
+            config.accumulation(ranks)
+            lines[f"on {ranks} rank{'s' if ranks > 1 else ''}"] = f"{views // ranks:,} views a rank and step"
         except ValueError:
             if ranks == world_size:
                 raise
@@ -124,33 +122,37 @@ def largest_views(stage: Costed, compute: ComputeConfig, world_size: int, card: 
 
 
 def memory_plan(stage: Costed, cost: Cost, world_size: int) -> Iterator[str]:
-    """What a rank holds, and how many views fit with each way of activation checkpointing."""
-    config = stage.config
-    compute = config.compute
-    views = config.sampling.views_per_step // world_size // config.accumulation(world_size)
-    memory = predicted_memory(stage, compute, world_size, views, cost)
+    """What a rank holds, what the run would be on each of the cards, and how many views fit with each way of activation
+    checkpointing."""
+    config, local_world_size = stage.config, min(world_size, NODE)
+    compute, cards = config.compute, planned_cards(config)
+    plans = {name: plan(stage, world_size, local_world_size, Card(size, size), cost=cost) for name, size in cards.items()}
+    memory = next(iter(plans.values())).memory
     gathered = [
-        predicted_memory(stage, replace(compute, reshard_after_forward=reshard), world_size, views, cost).gathered
+        predicted_memory(stage, replace(compute, reshard_after_forward=reshard), world_size, 1, cost).gathered
         for reshard in (False, True)
     ]
     ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
-    shard = shard_size(compute.shard, world_size, min(world_size, NODE))
+    shard = shard_size(compute.shard, world_size, local_world_size)
     yield f"memory of one of {ranks}, {shard} to a copy of the state, in GiB ({compute.precision})"
     yield (
         f"  master weights {memory.parameters / GIB:.2f}, moments {memory.moments / GIB:.2f}, gradients "
         f"{memory.gradients / GIB:.2f}, gathered weights {gathered[0] / GIB:.2f} (resharded {gathered[1] / GIB:.2f})"
     )
-    yield (
-        f"  {views} views a forward pass, {compute.activation_checkpointing}: activations {memory.activations / GIB:.2f}, "
-        f"passing {memory.passing / GIB:.2f}, inputs {memory.inputs / GIB:.2f}; in all {memory.total / GIB:.2f}"
-    )
+    if config.save_in_background:
+        yield f"  on the host {(memory.parameters + memory.moments) / GIB:.2f}, for checkpoints that are being written"
+    for name, each in plans.items():
+        yield (
+            f"on {name}, {each}\n  activations {each.memory.activations / GIB:.2f}, passing {each.memory.passing / GIB:.2f}, "
+            f"inputs {each.memory.inputs / GIB:.2f}"
+        )
     yield f"most views a forward pass, with {HEADROOM:.0%} of the card to spare"
-    cards = planned_cards(config)
     columns = "".join(f"{card:>10}" for card in cards)
     yield f"  {'activation checkpointing':<26}{'kept by a view':>16}{'FLOPs again':>13}{columns}"
-    for policy in dict.fromkeys((*POLICIES, compute.activation_checkpointing)):
+    given = [] if Policy.parse(compute.activation_checkpointing).kind == "auto" else [compute.activation_checkpointing]
+    for policy in dict.fromkeys((*POLICIES, *given)):
         chosen = replace(compute, activation_checkpointing=policy)
-        again = recomputed_blocks(Policy.parse(policy), cost, views)
+        again = recomputed_blocks(Policy.parse(policy), cost, compute.most_views)
         kept, share = activation_bytes(cost, again) / 2**20, recomputed_share(cost, again)
         fitting = "".join(f"{largest_views(stage, chosen, world_size, size, cost) or '-':>10}" for size in cards.values())
         yield f"  {policy:<26}{kept:>12.1f} MiB{share:>13.1%}{fitting}"

@@ -20,6 +20,7 @@ from train.checkpoint import state as checkpoints
 from train.checkpoint.state import TAKEN, Progress
 from train.compute.device_speed import device_name, gemm_flops, peak_flops
 from train.compute.parallel import Ranks
+from train.compute.plan import Plan
 from train.compute.precision import PRECISIONS
 from train.compute.startup import Startup, load_compiled, save_compiled
 from train.config import LABEL_MAP, parse_steps
@@ -43,9 +44,17 @@ class Run:
     """What the training loop works with. Every rank has one; only rank 0 has `meters`."""
 
     def __init__(
-        self, stage: Stage, ranks: Ranks, folder: RunFolder, total_steps: int, startup: Startup, cleanup: ExitStack
+        self,
+        stage: Stage,
+        plan: Plan,
+        ranks: Ranks,
+        folder: RunFolder,
+        total_steps: int,
+        startup: Startup,
+        cleanup: ExitStack,
     ) -> None:
-        """Everything as it was when the folder's checkpoint was written, or new. `cleanup` is for what has to be closed.
+        """Everything as it was when the folder's checkpoint was written, or new. `plan` is the stage's; `cleanup` is for what
+        has to be closed.
 
         Raises ValueError if these ranks cannot share a step, and what the parts raise.
         """
@@ -90,9 +99,10 @@ class Run:
         self.meter = StepMeter(self.loader, ranks, dtype=precision.encoder, flops=flops, peak=peak, gemm=gemm)
         folder.note(first_step=self.first_step, total_steps=total_steps)
         folder.note(decoder=str(self.loader.decoder_choice), gemm_tflops=gemm / 1e12)
+        folder.note(plan=str(plan))
         self.meters = None
         if ranks.rank == 0:
-            self._announce()
+            self._announce(plan)
             self.meters = Meters(folder.path, total_steps, self.first_step, config.wandb, asdict(config))
             cleanup.callback(self.meters.close)
             folder.saver.say = self.meters.say
@@ -227,7 +237,7 @@ class Run:
                     f"({before.get(name, 'none')}); give the ones it began with, or another --out"
                 )
 
-    def _announce(self) -> None:
+    def _announce(self, plan: Plan) -> None:
         """What is about to happen, in a few lines."""
         loader, config, ranks, accumulation = self.loader, self.config, self.ranks, self.training.passes
         print(
@@ -238,6 +248,7 @@ class Run:
             f"peak lr {config.peak_lr:.2e}; {config.compute.precision}"
         )
         print(f"decoder {loader.decoder_choice}")
+        print(plan)
         if ranks.device.type == "cuda" and config.compute.compile is None and (missing := compiler_missing("cuda")):
             print(f"slower than it could be: blocks are not compiled, and tokens are made by plain operations: {missing}")
         for line in self.training.beginning.lines if self.training.beginning else ():

@@ -86,19 +86,20 @@ class FinetuneConfig(RunConfig):
         """Without masks. Raises ValueError if such views cannot be taken."""
         return self.joined(masks=None, temporal=self.frames, crop="random_resized")
 
-    def accumulation(self, world_size: int) -> int:
+    def accumulation(self, world_size: int, most: int | None = None) -> int:
         """As of any run; with mixup a forward pass holds whole pairs. Raises ValueError for ranks that would part them."""
-        passes = RunConfig.accumulation(self, world_size)
+        passes = RunConfig.accumulation(self, world_size, most)
         if not self.augment.mixes:
             return passes
         check_pairs(self.sampling.clips_per_step, world_size)
         pairs, pair = self.sampling.clips_per_step // world_size // 2, 2 * self.views.views_per_clip
-        if self.compute.views_per_forward < pair:
+        most = most or self.compute.most_views
+        if most < pair:
             raise ValueError(
-                f"--compute.views-per-forward {self.compute.views_per_forward} must be at least {pair}, the views of two "
-                "clips: mixup's partners stay together"
+                f"--compute.views-per-forward {most} must be at least {pair}, the views of two clips: mixup's partners stay "
+                "together"
             )
-        most = self.compute.views_per_forward // pair
+        most //= pair
         return next(n for n in range(math.ceil(pairs / most), pairs + 1) if pairs % n == 0)
 
 

@@ -58,6 +58,12 @@ class PretrainConfig(RunConfig):
         """With masks. Raises ValueError if the views cannot be masked so."""
         return self.joined(masks=self.mask, decoder_masks=self.decoder_mask)
 
+    @property
+    def views_matter(self) -> bool:
+        """Where the number of loss tokens varies, every decoded one is compared: see `token_counts`."""
+        tokens = self.sampling.tokens
+        return self.views.decoder_mask_ratio > 0 and tokens.loss == tokens.decoded
+
 
 class Pretraining:
     """The stage."""

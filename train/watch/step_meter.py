@@ -55,7 +55,7 @@ class RankReport:
 def view_flops(stage: Costed) -> ViewFlops:
     """Of what is computed once, and of the blocks that run again."""
     compute, cost = stage.config.compute, cost_of(stage)
-    again = recomputed_blocks(Policy.parse(compute.activation_checkpointing), cost, compute.views_per_forward)
+    again = recomputed_blocks(Policy.parse(compute.activation_checkpointing), cost, compute.most_views)
     return ViewFlops(model=cost.flops, recompute=cost.flops * recomputed_share(cost, again))
 
 
