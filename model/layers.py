@@ -29,7 +29,7 @@ def sdpa_backends(kernel: AttentionKernel) -> list[SDPBackend]:
     """The order in which kernels are asked whether they take the tensors; "cudnn" puts cuDNN's first.
 
     "flash" is torch's own FlashAttention-2. "flash3" has the same order, after `activate_flash_attention_3`. Which is fastest
-    on Hopper is not yet measured.
+    on Hopper is not yet measured here; a run tries cuDNN's there (`train/compute/attention.py`).
     """
     return [SDPBackend.CUDNN_ATTENTION, *SDPA_BACKENDS] if kernel == "cudnn" else SDPA_BACKENDS
 

@@ -123,7 +123,8 @@ class ComputeConfig:
     through torch.compile. "auto" is the kernel on a GPU, where triton is installed, and the reference on a CPU."""
     attention: AttentionKernel = "auto"
     """Kernels of attention on a GPU in bf16 and fp16: "flash" torch's own FlashAttention-2, "cudnn" cuDNN's, or "flash3" the
-    package FlashAttention-3's, for Hopper. "auto" is "flash"; on a CPU in bf16 plain products where there are few tokens."""
+    package FlashAttention-3's, for Hopper. "auto" is "cudnn" on Hopper, if its gradients are right there, else "flash"; on a
+    CPU in bf16 plain products where there are few tokens."""
     align_mlp: bool | None = None
     """Compute MLPs of an odd hidden width (ViT-g's decoder: 2234) padded with zeros to a multiple of 64; what is learned
     and saved stays the same. By default on a GPU only."""

@@ -2,6 +2,7 @@
 weights."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,7 @@ from pipeline.loader import Batch
 from pipeline.sampling.draws import Draws
 from train.checkpoint.descent import Beginning, fingerprint
 from train.compute.activation_checkpointing import recomputed_blocks
+from train.compute.attention import chosen
 from train.compute.ema import RunningMean
 from train.compute.memory import cost_of
 from train.compute.optimizer import ShardedSGD, build_optimizer
@@ -37,8 +39,10 @@ class Training:
         compute, precision = config.compute, PRECISIONS[config.compute.precision]
         self.stage, self.ranks, self.compute, self._recipe = stage, ranks, compute, config.sampling
         self.passes = config.accumulation(ranks.world_size)
-        how = implementation(compute, ranks.device)
         policy, cost = Policy.parse(compute.activation_checkpointing), cost_of(stage)
+        views = config.views.views_per_step // ranks.world_size // self.passes
+        self.attention = chosen(compute.attention, ranks, cost.shapes, views)
+        how = implementation(replace(compute, attention=self.attention.kernel), ranks.device)
         with torch.device("meta"):
             self.model = stage.model(how)
             frozen = stage.frozen()

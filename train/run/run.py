@@ -99,7 +99,7 @@ class Run:
         self.meter = StepMeter(self.loader, ranks, dtype=precision.encoder, flops=flops, peak=peak, gemm=gemm)
         folder.note(first_step=self.first_step, total_steps=total_steps)
         folder.note(decoder=str(self.loader.decoder_choice), gemm_tflops=gemm / 1e12)
-        folder.note(plan=str(plan))
+        folder.note(plan=str(plan), attention=self.training.attention.kernel)
         self.meters = None
         if ranks.rank == 0:
             self._announce(plan)
@@ -177,9 +177,10 @@ class Run:
         if reading.longest_row >= self.config.optim.max_skipped:
             self.folder.saver.wait()
             last_good = checkpoints.latest(self.folder.checkpoints) or "none"
+            other = " or --compute.attention flash" if self.training.attention.kernel == "cudnn" else ""
             raise RunFailedError(
                 f"{self._skip_log.explain()}. The last good checkpoint is {last_good}. "
-                "Lower --optim.base-lr, or set --compute.precision fp32"
+                f"Lower --optim.base-lr, or set --compute.precision fp32{other}"
             )
         return reading
 
@@ -249,6 +250,8 @@ class Run:
         )
         print(f"decoder {loader.decoder_choice}")
         print(plan)
+        if why := self.training.attention.why:
+            print(why)
         if ranks.device.type == "cuda" and config.compute.compile is None and (missing := compiler_missing("cuda")):
             print(f"slower than it could be: blocks are not compiled, and tokens are made by plain operations: {missing}")
         for line in self.training.beginning.lines if self.training.beginning else ():
