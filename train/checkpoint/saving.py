@@ -92,12 +92,16 @@ class RunCheckpoints:
             )
         return None
 
-    def start(self) -> None:
-        """Start the writing processes, which takes them two seconds, unless they are there."""
+    def start(self, nbytes: int | None = None) -> None:
+        """Start the writing processes, which takes them two seconds, unless they are there. `nbytes` is how much of a state a
+        rank will save, if that is known before."""
         if not self._ranks.any(self._writer is None or not self._writer.alive):
             return
         self._stop_writer()  # the writers of a group come and go together
-        self._staging = self._staging or Staging(self._ranks.device)
+        if self._staging is None:
+            self._staging = Staging(self._ranks.device)
+            if nbytes:
+                self._staging.reserve(nbytes)
         group, ranks = self._ranks.gather(uuid.uuid4().hex)[0], self._ranks
         self._writer = HelperProcess(Post(ranks.rank, ranks.world_size, group, self._staging.memfd, Staging.__module__))
 

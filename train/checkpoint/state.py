@@ -21,7 +21,8 @@ from pipeline.settings import read
 from train.checkpoint.files import PROGRESS, latest
 from train.checkpoint.source import as_model
 from train.checkpoint.weights import save_weights
-from train.compute.ema import RunningMean
+from train.checkpoint.writer import ALIGNMENT
+from train.compute.ema import RunningMean, local
 from train.compute.parallel import Ranks
 
 __all__ = ["Progress", "export", "latest", "load", "read_progress", "state_of", "whole_weights"]
@@ -72,6 +73,16 @@ def state_of(training: Trained) -> dict[str, Any]:
     """The tensors of a checkpoint: model, optimizer, and the running mean of the weights, if there is one."""
     model, optimizer = get_state_dict(training.model, training.optimizer)
     return {"model": model, "optimizer": optimizer} | ({"ema": training.mean.state} if training.mean else {})
+
+
+def share_bytes(training: Trained) -> int:
+    """Of this rank's share of `state_of`, before the optimizer has a state: 12 bytes a parameter of its own, and ends."""
+    optimizer = training.optimizer
+    trained = [local(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = [local(parameter) for parameter in training.model.parameters()]
+    tensors += trained if "momentum" in optimizer.defaults else 2 * trained
+    tensors += [local(mean) for mean in training.mean.state.values()] if training.mean else []
+    return sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors) + ALIGNMENT * len(trained)  # counts of steps
 
 
 def load(checkpoint: Path, training: Trained) -> None:

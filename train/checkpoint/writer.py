@@ -16,8 +16,10 @@ import mmap
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -110,6 +112,18 @@ class Staging:
         self.memfd = os.memfd_create("tubecell-checkpoint")
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._device = device
+        self._reserving: Thread | None = None
+
+    def reserve(self, nbytes: int) -> None:
+        """Take the memory beside the training, rather than at the first save: to pin 12 GB takes seconds. What goes wrong, goes
+        wrong there, too."""
+
+        def reserve() -> None:
+            with suppress(OSError):
+                self._grow(nbytes)
+
+        self._reserving = Thread(target=reserve, name="checkpoint memory", daemon=True)
+        self._reserving.start()
 
     def stage(self, state: dict[str, Any], rank: int) -> Shipment:
         """Copy this rank's share of a state dict; when it returns, the originals may change. Raises OSError without memory."""
@@ -125,6 +139,8 @@ class Staging:
             else:
                 data.append(Place(end, tuple(value.shape), value.dtype))
                 end += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+        if self._reserving:
+            self._reserving.join()
         self._grow(end)
         for value, place in zip(found, data, strict=True):
             if isinstance(place, Place):
@@ -142,6 +158,8 @@ class Staging:
             raise OSError(f"CUDA refused to pin {nbytes >> 20} MiB for checkpoints (error {code})")
 
     def close(self) -> None:
+        if self._reserving:
+            self._reserving.join()
         os.close(self.memfd)
 
 

@@ -108,7 +108,7 @@ class Run:
             folder.saver.say = self.meters.say
         cleanup.callback(folder.saver.close)
         if config.save_in_background and total_steps - self.first_step > config.save_every:
-            folder.saver.start()
+            folder.saver.start(checkpoints.share_bytes(self.training))
         self._evaluations = Evaluations(
             stage,
             self.training,

@@ -1,16 +1,20 @@
 """Checkpoints under real faults: writers killed, disks full, folders forbidden, files damaged, storage that fails."""
 
 import ctypes
+import math
 import os
 import random
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -25,6 +29,7 @@ from train import inspect_checkpoints
 from train.checkpoint import state as checkpoints
 from train.checkpoint.files import clean_up, damage
 from train.checkpoint.mirror import Mirror
+from train.checkpoint.writer import ALIGNMENT, Place, Staging
 from train.compute.parallel import started
 
 Make = Callable[..., Trained]
@@ -69,6 +74,30 @@ def test_what_is_saved_is_the_state_at_that_moment_though_the_training_goes_on(m
     found = trained.saver.find()
     assert found is not None
     assert checkpoints.read_progress(found).step == 7
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_memory_for_the_first_save_is_taken_beside_the_training(make: Make, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is pinned, once, by a thread that has made its rank's device its own."""
+    calls: list[Any] = []
+    cudart = SimpleNamespace(
+        cudaHostRegister=lambda address, nbytes, flags: calls.append((threading.current_thread().name, nbytes)) or 0,
+        cudaHostUnregister=lambda address: calls.append("gone"),
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append((threading.current_thread().name, device)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    trained = make()
+    reserved, staging = checkpoints.share_bytes(trained), Staging(torch.device("cuda", 3) if gpu else torch.device("cpu"))
+    staging.reserve(reserved)
+    trained.step()  # the optimizer has a state only now
+    shipment = staging.stage(checkpoints.state_of(trained), 0)
+    staging.close()
+    assert shipment.nbytes == reserved
+    ends = [place.offset + math.prod(place.shape) * place.dtype.itemsize for place in shipment.data if isinstance(place, Place)]
+    assert 0 <= reserved - max(ends) < ALIGNMENT
+    name = "checkpoint memory"
+    assert calls == ([(name, torch.device("cuda", 3)), (name, reserved)] if gpu else [])
 
 
 def test_a_writer_that_is_killed_in_the_middle(make: Make) -> None:
