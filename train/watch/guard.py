@@ -105,6 +105,8 @@ def guarded_step(
         norm = norm.full_tensor()  # a sum over all ranks, so that a NaN of one is everybody's
     if scale is not None:
         norm = norm / scale
+    # a pass of its own: to have the fused step divide by what is too much (`grad_scale`) would save reading the gradients once,
+    # 1 of 381 ms of ViT-g's step on one GPU, 0.1 on eight (both reckoned), and change the last bits of runs that go on
     if clip_grad is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm, foreach=True)
     verdict = torch.where(torch.isfinite(loss), torch.where(torch.isfinite(norm), 0.0, Verdict.GRADIENT), Verdict.LOSS)

@@ -33,6 +33,7 @@ def test_a_run_without_memory_says_what_to_do(dataset: Path, tmp_path: Path) -> 
     assert re.search("pretrain: rank 1: .*tried to allocate", text)
     assert re.search(r"should need 0\.0 GiB \(parameters 0\.0, moments", text)
     assert re.search(r"--compute\.activation-checkpointing full +saves 0\.0 GiB, \d+% more FLOPs", text)
+    assert "after --compute.views-per-forward 4 --compute.activation-checkpointing none,\n" in text
     assert "goes on from the last checkpoint" in text
 
 
