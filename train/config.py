@@ -136,6 +136,8 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         Policy.parse(self.activation_checkpointing)
+        if self.deterministic and self.attention in ("cudnn", "flash3"):
+            raise ValueError(f'--compute.deterministic: attention "{self.attention}" is not; take "flash", or leave "auto"')
         if self.shard is not None and self.shard < 1:
             raise ValueError(f"--compute.shard {self.shard} must be at least 1")
         if self.memory_gib is not None and self.memory_gib <= 0:

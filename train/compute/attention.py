@@ -47,8 +47,10 @@ def chosen(asked: AttentionKernel, ranks: Ranks, shapes: Sequence[BlockShape], v
     halves = tuple(dict.fromkeys(shape for shape in shapes if shape.dtype in (torch.bfloat16, torch.float16)))
     if not halves:
         return Choice("flash", "attention: torch's own kernels for float32")
-    if torch.cuda.get_device_capability(ranks.device) != HOPPER:
-        wrong: str | None = "is faster on Hopper only"
+    if torch.are_deterministic_algorithms_enabled():
+        wrong: str | None = "is not deterministic"
+    elif torch.cuda.get_device_capability(ranks.device) != HOPPER:
+        wrong = "is faster on Hopper only"
     else:
         wrong = next(filter(None, ranks.gather(_cudnn_is_wrong(halves, views, ranks.device))), None)
     if wrong:

@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,8 +85,13 @@ def test_memory_for_the_first_save_is_taken_beside_the_training(make: Make, gpu:
         cudaHostUnregister=lambda address: calls.append("gone"),
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append((threading.current_thread().name, device)))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def entered(device: torch.device) -> Any:
+        calls.append((threading.current_thread().name, device))
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     trained = make()
     reserved, staging = checkpoints.share_bytes(trained), Staging(torch.device("cuda", 3) if gpu else torch.device("cpu"))
     staging.reserve(reserved)

@@ -15,6 +15,7 @@ from train.compute import attention
 from train.compute.attention import chosen, disagreement
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
+from train.config import ComputeConfig
 from train.stages.pretraining import autoencoder_cost
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -103,3 +104,7 @@ def test_hopper_takes_cudnn_unless_some_rank_may_not(monkeypatch: pytest.MonkeyP
     for asked, device in (("auto", CPU), ("cudnn", CUDA), ("flash3", CUDA)):
         assert chosen(asked, Others(0, 2, 2, device), shapes(), 8) == attention.Choice(asked)  # type: ignore[arg-type]
     assert len(tried) == 2
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert chosen("auto", ranks, shapes(), 8).kernel == "flash"
+    with pytest.raises(ValueError, match=r'--compute.deterministic: attention "cudnn" is not; take "flash"'):
+        ComputeConfig(deterministic=True, attention="cudnn")
