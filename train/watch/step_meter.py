@@ -122,7 +122,7 @@ class StepMeter:
         now, device = time.perf_counter(), self._ranks.device
         if self._on_gpu:
             wait = sum(begin.elapsed_time(end) for begin, end in self._idle) / 1e3
-            busy, gemm = None, gemm_flops(device, self._dtype, PROBE) if self._ranks.world_size > 1 else None
+            busy, gemm = None, gemm_flops(device, self._dtype, PROBE, seconds=0) if self._ranks.world_size > 1 else None
         else:
             wait, gemm = self._loader.wait_seconds - self._waited, None
             busy = time.thread_time() - self._ran

@@ -17,7 +17,7 @@ from pipeline.sampling import SamplingRecipe
 from tests.pipeline import faulty_decoders
 from tests.train.trainers import lines, run
 from train.compute.activation_checkpointing import checkpoint_blocks
-from train.compute.device_speed import gemm_flops
+from train.compute.device_speed import data_sheet_flops, gemm_flops, seconds_of
 from train.compute.parallel import started
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
@@ -137,6 +137,40 @@ def test_gemm_rate_leaves_the_run_s_random_numbers_alone() -> None:
     before = torch.get_rng_state()
     assert gemm_flops(torch.device("cpu"), torch.float32, size=64) > 1e6
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_gpu_multiplies_for_as_long_as_a_power_limit_needs_to_act(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, waits = 0.0, 0
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.time = 0.0
+
+        def record(self) -> None:
+            self.time = clock
+
+        def synchronize(self) -> None:
+            nonlocal waits
+            waits += 1
+
+        def elapsed_time(self, end: "Event") -> float:
+            return 1e3 * (end.time - self.time)
+
+    def product() -> None:
+        nonlocal clock
+        clock += 1 / 512
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert seconds_of(product, torch.device("cuda")) == 1 / 512
+    assert (clock, waits) == (8 / 512 + 0.5, 2)
+    assert seconds_of(product, torch.device("cuda"), seconds=0) == 1 / 512  # as between lines of the log: eight, no more
+    assert (clock, waits) == (16 / 512 + 0.5, 3)
+
+
+def test_a_slice_of_a_card_has_no_data_sheet() -> None:
+    bf16 = PRECISIONS["bf16"]
+    assert data_sheet_flops("NVIDIA H100 80GB HBM3", bf16) == 989e12
+    assert data_sheet_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb", bf16) is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
