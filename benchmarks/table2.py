@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+import torch
+
 from benchmarks.activation_memory import activations_of
 from benchmarks.parts.program import WithTurns, program
 from benchmarks.parts.results import Result, check_numbers, describe_machine
@@ -112,7 +114,9 @@ def measure_time(name: str, options: Options, ranks: Ranks) -> list[Result]:
     on_gpu = ranks.device.type == "cuda"
     views = options.views or (32 if on_gpu else 8)
     precision = options.precision or ("bf16" if on_gpu else "fp32")
-    compute = ComputeConfig(precision=precision)
+    compute = ComputeConfig(precision=precision, activation_checkpointing="none")
+    if on_gpu:
+        torch._dynamo.reset()  # as in step_contest.py
     encoder_only, dual = (
         Part(title, title, 1, step_work(MODELS[name], views, compute, ranks, dual=title == "dual"))
         for title in ("encoder-only", "dual")

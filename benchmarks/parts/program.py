@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import torch
-import tyro
 
 from benchmarks.parts.results import Result, check_json
 from pipeline.decoding.decode import DecodeError
@@ -23,7 +22,7 @@ Main = Callable[..., int]  # of a command line's words, by default this process'
 class WithFigures:
     """An option of who has figures."""
 
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    json: Path | None = None
     """File to write the figures to: a list of name, value, unit, baseline, ratio, rounds."""
 
 
@@ -44,6 +43,8 @@ def program(options: type[Options], **ends: str | int) -> Callable[[Work[Options
 
     def decorate(work: Work[Options]) -> Main:
         def main(arguments: Sequence[str] | None = None) -> int:
+            import tyro  # the GPU suite does without: its machine may lack it
+
             words = sys.argv[1:] if arguments is None else arguments
             words = [re.sub(r"^--(model|views|compute)\.", "--", word) for word in words]
             given = tyro.cli(options, args=words, description=work.__globals__["__doc__"])

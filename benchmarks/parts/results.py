@@ -3,9 +3,9 @@
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ class Result:
     unit: str
     baseline: float | None = None
     rounds: Sequence[float] = ()  # what was measured in turns: the ratio of every round, or the value without a baseline
+    detail: Mapping[str, Any] = field(default_factory=dict)  # what else there is to say of it, as JSON can hold it
 
     @property
     def ratio(self) -> float | None:
@@ -36,9 +37,11 @@ class Result:
         return median(self.rounds) if self.rounds else self.value / self.baseline
 
     def as_json(self) -> dict[str, Any]:
-        """Baseline and ratio are None without a baseline. What was measured in rounds has them, too."""
+        """Baseline and ratio are None without a baseline. What was measured in rounds has them, too; `detail` is there if
+        there is any."""
         values = {"name": self.name, "value": self.value, "unit": self.unit, "baseline": self.baseline, "ratio": self.ratio}
-        return {**values, "rounds": list(self.rounds)} if self.rounds else values
+        more = {"rounds": list(self.rounds), "detail": dict(self.detail)}
+        return {**values, **{name: value for name, value in more.items() if value}}
 
 
 def check_json(path: Path | None) -> None:

@@ -15,8 +15,10 @@ from benchmarks.parts.program import WithTurns
 from benchmarks.parts.results import Result, about_cpu, check_numbers, describe_machine, disturbance
 from benchmarks.parts.step_work import GemmWork
 from benchmarks.parts.stopwatch import Part, Stopwatch, Work, ratios
-from model.config import MODELS, ModelConfig
+from model.config import MODELS, AttentionKernel, ModelConfig
+from train.compute.device_speed import peak_flops
 from train.compute.parallel import Ranks, started
+from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
 
 Precision = Literal["fp32", "bf16"]
@@ -36,8 +38,14 @@ class StepOptions(WithTurns):
     """Compare with HF transformers, where it is installed."""
     bf16: bool = False
     """Measure bf16 also on a CPU that has no instructions for it."""
+    precision: Precision | None = None
+    """Only this one; by default fp32, and bf16 where the device has instructions for it."""
     compile: bool | None = None
     """Compile the blocks; by default on a GPU only."""
+    activation_checkpointing: str = "none"
+    """Blocks whose forward pass runs again, as train/pretrain.py takes it."""
+    attention: AttentionKernel = "flash"
+    """Whose kernels attention takes on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ class Measured:
     gemm: Part
     step_tflop: float  # of one view
     gemm_tflop: float  # of one product
+    peak: float | None  # FLOP/s of the data sheet
     peer: Part | None = None
 
     @property
@@ -76,10 +85,11 @@ class Measured:
         return Result("vs_gemm", self.step.views * self.step_tflop, "TFLOP/s", self.gemm.clips * self.gemm_tflop, rounds)
 
     def results(self, name: str) -> list[Result]:
-        """Views/s beside the peer's, and `of_gemm`."""
-        name = f"{name}/{self.precision}"
+        """Views/s, beside the peer's; `of_gemm`; and on a GPU of a known data sheet the share of that, which is the MFU."""
+        name, tflops = f"{name}/{self.precision}", self.step.views * self.step_tflop
         peer = [self.step.result("views/s", f"{name}/vs_hf", self.peer)] if self.peer else []
-        return [self.step.result("views/s", name), *peer, replace(self.of_gemm, name=f"{name}/vs_gemm")]
+        mfu = [Result(f"{name}/mfu", tflops, "TFLOP/s", self.peak / 1e12)] if self.peak else []
+        return [self.step.result("views/s", name), *peer, replace(self.of_gemm, name=f"{name}/vs_gemm"), *mfu]
 
 
 def hold(contest: Contest, options: StepOptions) -> list[Result]:
@@ -113,6 +123,8 @@ def check(options: StepOptions) -> None:
 
 def wanted_precisions(options: StepOptions, device: torch.device) -> tuple[list[Precision], list[str]]:
     """Which to measure, and why another is not."""
+    if options.precision:
+        return [options.precision], []
     if device.type == "cuda" or options.bf16 or cpu_has_bf16():
         return ["fp32", "bf16"], []
     return ["fp32"], ["bf16: this CPU has no instructions for it (avx512_bf16, amx_bf16); --bf16 measures it all the same"]
@@ -128,7 +140,14 @@ def measure_precision(
 ) -> Measured:
     """All contestants of one precision, in turns."""
     config = MODELS[options.model]
-    compute = ComputeConfig(precision=precision, compile=options.compile)
+    compute = ComputeConfig(
+        precision=precision,
+        compile=options.compile,
+        activation_checkpointing=options.activation_checkpointing,
+        attention=options.attention,
+    )
+    if ranks.device.type == "cuda":
+        torch._dynamo.reset()  # every model and number of views is a graph of the same block, of which it compiles a few
     gemm = GemmWork(contest.product(config, views), precision, ranks.device)
     measured = Measured(
         precision,
@@ -136,6 +155,7 @@ def measure_precision(
         Part("gemm", f"matrix product, {precision}", 1, gemm),
         contest.tflop(config, views) / views,
         gemm.flops / 1e12,
+        peak_flops(ranks.device, PRECISIONS[precision]),
     )
     if options.peer and not missing_transformers():
         peer: Work

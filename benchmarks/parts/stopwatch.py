@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from tqdm import tqdm
 
+from benchmarks.parts.card import CardWatch, means_of
 from benchmarks.parts.results import Neighbours, Result, children_run, children_seconds
 
 REST_LIMIT = 120.0  # seconds
@@ -43,6 +44,7 @@ class Part:
     rates: list[float] = field(default_factory=list)  # clips/s of every round
     cores: list[float] = field(default_factory=list)  # that this process and its children had in use meanwhile
     neighbours: list[float] = field(default_factory=list)  # that other programs had in use
+    card: list[dict[str, float]] = field(default_factory=list)  # of a GPU meanwhile, see `CardWatch`
 
     @property
     def clips(self) -> float:
@@ -62,10 +64,11 @@ class Part:
     def result(self, unit: str, name: str | None = None, baseline: "Part | None" = None) -> Result:
         """In clips/s or views/s. The ratio to a baseline is the median of the rounds' ratios, in the same unit."""
         mine, rounds = self.views if unit == "views/s" else self.clips, self.rates
+        name, card = name or self.name, means_of(self.card)
         if baseline is None:
-            return Result(name or self.name, mine, unit, rounds=[rate * mine / self.clips for rate in rounds])
+            return Result(name, mine, unit, rounds=[rate * mine / self.clips for rate in rounds], detail=card)
         theirs = baseline.views if unit == "views/s" else baseline.clips
-        return Result(name or self.name, mine, unit, theirs, ratios(self, baseline, in_views=unit == "views/s"))
+        return Result(name, mine, unit, theirs, ratios(self, baseline, in_views=unit == "views/s"), card)
 
 
 def ratios(part: Part, baseline: Part, in_views: bool) -> list[float]:
@@ -78,7 +81,7 @@ class Stopwatch:
     """Times turns of about `seconds` each."""
 
     def __init__(self, seconds: float, device: torch.device) -> None:
-        self.seconds, self.device = seconds, device
+        self.seconds, self.device, self.card = seconds, device, CardWatch(device)
 
     def now(self) -> float:
         """The time in seconds when the device has done everything that it was given."""
@@ -90,10 +93,13 @@ class Stopwatch:
         """At least one piece of work, and no new one after `seconds`."""
         part.work.prepare()
         neighbours = Neighbours()
-        clips, began = 0, self.now()
-        while not clips or time.perf_counter() - began < self.seconds:
-            clips += part.work.work()
-        part.rates.append(clips / (self.now() - began))
+        with self.card:
+            clips, began = 0, self.now()
+            while not clips or time.perf_counter() - began < self.seconds:
+                clips += part.work.work()
+            part.rates.append(clips / (self.now() - began))
+        if self.card.means:
+            part.card.append(self.card.means)
         part.cores.append(neighbours.own())
         part.neighbours.append(neighbours.cores())
         wait_until_idle()

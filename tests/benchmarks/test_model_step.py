@@ -28,7 +28,8 @@ def test_step_beside_matrix_product(
         assert gemm["value"] == pytest.approx(step["value"] * step_flops(MODELS["tiny"], 2, dual=True) / 2 / 1e12)
         assert gemm["ratio"] > 0  # how much is a matter of the machine and its other programs
     assert "HF transformers: transformers is not installed" in capsys.readouterr().out
-    assert finetune_step.main([*SHORT, "--json", str(tmp_path / "step.json")]) == 0
+    how = ["--precision", "fp32", "--compute.activation-checkpointing", "full", "--compute.attention", "cudnn"]
+    assert finetune_step.main([*SHORT, *how, "--json", str(tmp_path / "step.json")]) == 0
     found = {result["name"]: result for result in json.loads((tmp_path / "step.json").read_text())}
     gemm = found["finetune/tiny/fp32/vs_gemm"]
     # 256 tokens, 4 blocks of 12 D^2 + 2 N D products a token, patches of 384 values
@@ -63,6 +64,7 @@ def test_bf16_without_instructions_is_skipped_by_name(monkeypatch: pytest.Monkey
     precisions, skipped = wanted_precisions(StepOptions(), cpu)
     assert precisions == ["fp32"] and "--bf16 measures it all the same" in skipped[0]
     assert wanted_precisions(StepOptions(bf16=True), cpu) == (["fp32", "bf16"], [])
+    assert wanted_precisions(StepOptions(precision="bf16"), cpu) == (["bf16"], [])
 
 
 @pytest.mark.parametrize(
