@@ -1,31 +1,28 @@
 #!/usr/bin/env python3
-"""Everything about tubecell that only a GPU can show, unattended, in one command.
+"""Everything about tubecell that only a GPU can show, unattended, in two calls that fit into short slots on a card.
 
-    tubecell gpu-suite --out DIR [--minutes 8] [--kit KIT] [--commit HASH]
-    tubecell gpu-suite --prepare KIT [--videos FOLDER]      beforehand, on a machine that has everything
-    tubecell gpu-suite --out DIR --dry                      every part at toy size on a CPU
+    tubecell gpu-suite --out DIR --minutes 6                  steps, end to end with libav, kernels, resume: no DALI needed
+    tubecell gpu-suite --out DIR2 --minutes 5 --parts dali    NVDEC, colours, end to end with DALI, memory, contexts
+    tubecell gpu-suite --out DIR --dry                        both sets at toy size on a CPU
 
-DIR gets eight files: gpu_suite.json, gpu_suite.md (what to set, the tables, what is absent and why, what failed),
-gpu_suite.log, decoding.png, steps.png, reconstruction.png, and the traces step.json.gz and end_to_end.json.gz. The first two
-are written anew with every figure, so that a suite which is cut off leaves what it had.
+DIR gets gpu_suite.json, gpu_suite.md and gpu_suite.log. The first two are written anew with every figure, so that a suite cut off
+leaves what it had. Parts come one after the other, the most wanted first, until the minutes are over; one that does not
+fit any more is named as not done. A part that fails is a result, with its traceback; one that crashes, hangs or loses the GPU
+is killed and named, and the suite goes on behind it. `--parts` also takes the names of single parts, for a second try.
 
-Every part has a process of its own, and a share of the minutes; what it does not need goes to the others, at last to what had
-been put off.
-A measurement that fails is a result, with its traceback. One that crashes, hangs or loses the GPU is killed and named, and its
-part goes on behind it. What the machine lacks is named beside the figures that are missing for it.
+On a machine without a network, with one NVIDIA GPU, Python 3.12, torch >= 2.11 for CUDA 13, timm and triton, in two calls:
 
-On a rented machine without a network, with one NVIDIA GPU, Python 3.12, torch >= 2.11 for CUDA 13, timm and triton:
-
-    1. Here: pack the rest for it (nvidia-dali-cuda130, av, webdataset, braceexpand and what they need, as wheels unpacked into
-       one folder SITE, in parts as small as the way there asks for), and `gpu_suite.py --prepare KIT --videos FOLDER` with real
-       videos: clips in every encoding that is measured, and the pure Python packages that such a machine may lack.
-    2. There: bring the checkout, the parts and KIT, unpack the parts, and start it once, with a minute more than --minutes:
-       PYTHONPATH=SITE python benchmarks/gpu_suite.py --kit KIT --out DIR --minutes 8 --commit "$(cat commit.txt)"
+    1. Here: for each wheel that pyproject.toml asks for and that machine lacks, `pip download --no-deps --only-binary=:all:
+       --python-version 3.12`: av, and what else "missing" is said of at the head of a report; for the second set also
+       nvidia-dali-cuda130 and what it needs. Unpack the wheels into one folder SITE; pack that in parts as small as the way
+       there asks for. What is compiled has to be for that Python: nothing is copied from this environment.
+    2. There: bring the checkout and the parts, unpack them, and start the first call with a minute more than --minutes:
+       PYTHONPATH=SITE python benchmarks/gpu_suite.py --out DIR --minutes 6 --commit "$(cat commit.txt)"
        The commit is asked for because what travels may be no git checkout. In containers NVDEC needs
        NVIDIA_DRIVER_CAPABILITIES=compute,utility,video.
-    3. Bring DIR back, change what "What to set" says, and run it again.
 
-Without --kit it encodes clips of its own, of moving textures, which decode like grainy footage.
+Clips are encoded there, of moving textures, which decode like grainy footage. `--data DATASET`, of 64 clips and more, brings
+real ones for training end to end.
 """
 
 import sys
@@ -46,20 +43,16 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any
 
 from benchmarks.gpu.notes import Notes
-from benchmarks.gpu.plan import PARTS, Part
+from benchmarks.gpu.plan import SETS, Part, chosen
 from benchmarks.gpu.report import Report, assemble, write
-from benchmarks.gpu.supervisor import Places, put_off, supervise, time_for
-from pipeline.machine import usable_cores
+from benchmarks.gpu.runner import Places, run_parts
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.version import git_commit
 
-SECOND_ROUND = 20.0  # seconds that must be left at the end for a part to be started again, for what there was no time for
-DRY_MINUTES = 14.0  # of a dry walk, which takes half of one: on a busy machine it must not be cut
+DRY_MINUTES = 20.0  # of a dry walk, which takes one: on a busy machine it must not be cut
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,24 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         check(options)
-        if options.prepare:
-            from benchmarks.gpu.kit import prepare  # PyAV
-
-            prepare(options.prepare, options.videos)
-            return 0
-        chosen = [part for part in PARTS if not options.parts or part.name in options.parts]
+        parts = chosen(options.parts or (list(SETS) if options.dry else []))
         minutes = max(options.minutes, DRY_MINUTES) if options.dry else options.minutes
-        report = measure(chosen, options.out, minutes, options.kit, options.dry, options.commit)
+        report = measure(parts, options.out, minutes, options.data, options.dry, options.commit)
     except (ValueError, OSError) as error:
         print(f"gpu_suite: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("gpu_suite: stopped; what was measured is written", file=sys.stderr)
         return 130
-    for advice in report["recommendations"]:
-        print(f"set {advice['setting']} = {advice['value']} (now {advice['now']}): {advice['why']}")
-    counts = ", ".join(f"{len(report[kind])} {kind}" for kind in ("figures", "absent", "failures"))
-    print(f"{counts} in {report['seconds']:.0f} s: {options.out / 'gpu_suite.md'}")
+    for part in report["parts"]:
+        print(f"{part['title']} ({part['name']}, {part['seconds']:.0f} s): {part['status']}")
+    print(f"{report['seconds']:.0f} s: {options.out / 'gpu_suite.md'}")
     return 0
 
 
@@ -97,31 +84,29 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    names = [*SETS, *(part.name for part in chosen(list(SETS)))]
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go; it is made")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (default: 8)")
-    parser.add_argument("--kit", type=Path, help="a folder that --prepare made")
+    parser.add_argument("--minutes", type=float, default=6.0, help="for all of it, starts included (default: 6)")
+    parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"sets or parts: {', '.join(names)}")
+    parser.add_argument("--data", type=Path, metavar="DATASET", help="of real clips, for end to end")
     parser.add_argument("--commit", help="of the checkout, where git does not know it")
-    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="only these")
     parser.add_argument("--dry", action="store_true", help="on a CPU, at toy size: its figures mean nothing")
-    parser.add_argument("--prepare", type=Path, metavar="KIT", help="make a kit and exit")
-    parser.add_argument("--videos", type=Path, metavar="FOLDER", help="of real videos, for --prepare")
     return parser
 
 
 def check(options: argparse.Namespace) -> None:
     """Refuse what cannot be. Raises ValueError."""
-    if (options.out is None) == (options.prepare is None):
-        raise ValueError("give either --out DIR, to measure, or --prepare KIT, to make what a machine without a network lacks")
-    refuse_dataset("--out" if options.out else "--prepare", options.out or options.prepare)
-    if options.minutes <= 0:
+    if options.out is None:
+        raise ValueError("give --out DIR, for the results")
+    refuse_dataset("--out", options.out)
+    if not options.minutes > 0:
         raise ValueError(f"--minutes {options.minutes:g}: it must be more than 0")
-    for flag, folder in (("--kit", options.kit), ("--videos", options.videos)):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{flag} {folder}: there is no such folder")
+    if options.data is not None and not options.data.is_dir():
+        raise ValueError(f"--data {options.data}: there is no such folder")
 
 
 def measure(
-    parts: Sequence[Part], out: Path, minutes: float, kit: Path | None = None, dry: bool = False, commit: str | None = None
+    parts: Sequence[Part], out: Path, minutes: float, data: Path | None = None, dry: bool = False, commit: str | None = None
 ) -> Report:
     """Run the parts, and write what comes of them into `out`, again and again, until `minutes` are over."""
     began = time.time()
@@ -129,24 +114,16 @@ def measure(
     for name in ("gpu_suite.json", "gpu_suite.md", "gpu_suite.log"):
         (out / name).unlink(missing_ok=True)
     work = Path(tempfile.mkdtemp(prefix="tubecell-gpu-"))
-    places = Places(out.resolve(), work, kit.resolve() if kit else None)
-    facts: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began)),
-        "commit": commit or git_commit(),
-        "minutes": minutes,
-        "dry": dry,
-    }
+    places = Places(out.resolve(), work, data.resolve() if data else None, dry)
+    date = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began))
+    facts = {"date": date, "commit": commit or git_commit(), "minutes": minutes, "dry": dry}
     before = signal.signal(signal.SIGTERM, _stop)
 
-    def tell(pictures: bool = False) -> Report:
+    def tell() -> Report:
         """What is known now, in DIR."""
         report = assemble(parts, Notes(places.notes).fresh(), {**facts, "seconds": time.time() - began})
         try:
             write(report, places.out)
-            if pictures:
-                from benchmarks.gpu.pictures import draw_all  # matplotlib takes a second, and may be missing
-
-                draw_all(report, places.out)
         except Exception:  # how it is shown must not end the suite: the notes are kept
             shutil.copy(places.notes, places.out / "notes.jsonl")
             with places.log.open("a") as log:
@@ -154,21 +131,8 @@ def measure(
         return report
 
     try:
-        last = began + 60 * minutes
-        if dry:  # all at once, on as many cores as there are: nothing depends on their times
-            with ThreadPoolExecutor(usable_cores()) as pool:
-                list(pool.map(lambda part: supervise(part, places, last, dry, lambda: None), parts))
-        else:
-            for number, part in enumerate(parts):
-                ends = time.time() + time_for(parts[number:], last - time.time())
-                print(f"{part.title}: {max(0.0, ends - time.time()):.0f} s", flush=True)
-                supervise(part, places, ends, dry, tell)
-                tell(pictures=True)
-            for part, names in put_off(parts, Notes(places.notes).fresh()):
-                if time.time() < last - SECOND_ROUND:
-                    print(f"{part.title}, with the {last - time.time():.0f} s that are left: {', '.join(names)}", flush=True)
-                    supervise(part, places, last, dry, tell, names)
-        return tell(pictures=True)
+        run_parts(parts, places, began + 60 * minutes, tell)
+        return tell()
     finally:
         signal.signal(signal.SIGTERM, before)
         tell()

@@ -1,15 +1,13 @@
-"""The process of a part of the GPU suite: its measurements in turn, each with a `Bench` to put its figures down with."""
+"""The process of some parts of the GPU suite: one after the other, each with a `Bench` to put its figures down with."""
 
 import gc
 import importlib
 import json
-import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,36 +17,23 @@ from benchmarks.gpu.notes import Notes
 if TYPE_CHECKING:
     import torch
 
+    from benchmarks.parts.results import Result
+
 LOST_DEVICE = 77  # exit status: nothing more can be done on the GPU in this process
-LEAST_SHARE = 0.6  # of the seconds that a measurement takes, which must be left for it to begin
+LEAST_SHARE = 0.6  # of the seconds that a part takes, which must be left for it to begin
 
 
 class AbsentError(RuntimeError):
     """A figure cannot be had here; the message is the reason. No failure."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a part's process is told."""
-
-    part: str
-    module: str
-    measurements: list[tuple[str, float, list[str]]]  # name, seconds at full size, figures
-    notes: Path
-    out: Path  # for pictures and traces
-    work: Path  # for anything else; all parts share it
-    kit: Path | None  # clips that were carried along
-    dry: bool
-    ends: float  # by time.time()
-
-
 class Bench:
-    """What a measurement is given: device, time, clips, and a place for its figures."""
+    """What a part is given: device, sizes, and a place for its figures. Its job is {notes, work, data, dry}."""
 
-    def __init__(self, job: Job) -> None:
-        self.part, self.dry, self.ends, self.notes = job.part, job.dry, job.ends, Notes(job.notes)
-        self.out, self.work, self.kit = job.out, job.work, job.kit
-        self.measurement, self.given = "", set[str]()
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self.dry, self.notes = bool(job["dry"]), Notes(Path(job["notes"]))
+        self.work, self.data = Path(job["work"]), Path(job["data"]) if job["data"] else None
+        self.part = ""
 
     @cached_property
     def device(self) -> "torch.device":
@@ -62,105 +47,72 @@ class Bench:
         torch.cuda.set_device(0)
         return torch.device("cuda", 0)
 
-    def begin(self, name: str) -> None:
-        """Say which measurement begins now."""
-        self.measurement, self.given = name, set()
-        self.notes.write("began", part=self.part, measurement=name)
-
-    def left(self) -> float:
-        """Seconds that the part still has."""
-        return self.ends - time.time()
-
     def size(self, full: Any, toy: Any) -> Any:
         """One of the two, the second in a dry walk."""
         return toy if self.dry else full
 
+    def note(self, kind: str, **values: Any) -> None:
+        """A line about this part."""
+        self.notes.write(kind, part=self.part, **values)
+        print(
+            self.part, kind, *(f"{value:.4g}" if isinstance(value, float) else value for value in values.values()), flush=True
+        )
+
+    def put(self, results: Iterable["Result"], **detail: Any) -> None:
+        """Figures, at once; `detail` is anything that JSON can hold."""
+        for result in results:
+            self.note("figure", **{"detail": {}, **result.as_json()} | {"detail": {**result.detail, **detail}})
+
     def figure(self, name: str, value: float, unit: str, baseline: float | None = None, **detail: Any) -> None:
-        """Put a figure down. Value and baseline have the same unit; `detail` is anything that JSON can hold."""
-        self.given.add(name)
-        ratio = value / baseline if baseline else None
-        figure = {"name": f"{self.part}/{name}", "value": value, "unit": unit, "baseline": baseline, "ratio": ratio}
-        self.notes.write("figure", part=self.part, measurement=self.measurement, **figure, detail=detail)
-        against = f", {ratio:.3g} of {baseline:.4g}" if ratio is not None else ""
-        print(f"{self.part}/{name}: {value:.4g} {unit}{against}", flush=True)
+        """One figure. Value and baseline have the same unit."""
+        from benchmarks.parts.results import Result  # torch
 
-    def absent(self, name: str, reason: str) -> None:
-        """There is no such figure here, and why."""
-        self.given.add(name)
-        self.notes.write("absent", part=self.part, measurement=self.measurement, name=f"{self.part}/{name}", reason=reason)
-        print(f"{self.part}/{name}: absent: {reason}", flush=True)
-
-    def recommend(self, setting: str, value: Any, now: Any, why: str) -> None:
-        """A default that should be `value`, by the figures in `why`; `now` is what it is."""
-        self.notes.write("recommendation", part=self.part, setting=setting, value=value, now=now, why=why)
-        print(f"recommendation: {setting} = {value!r} (now {now!r}): {why}", flush=True)
+        self.put([Result(name, value, unit, baseline)], **detail)
 
     def remark(self, text: str) -> None:
-        """A sentence for the report."""
-        self.notes.write("remark", part=self.part, text=text)
-        print(text, flush=True)
+        """A sentence for the report: what the figures mean for a default."""
+        self.note("remark", text=text)
 
     @contextmanager
-    def attempt(self, *names: str) -> Iterator[None]:
+    def attempt(self, name: str) -> Iterator[None]:
         """Some of the figures: if they fail it is put down, and the others go on."""
         try:
             yield
         except AbsentError as reason:
-            for name in names:
-                if name not in self.given:
-                    self.absent(name, str(reason))
+            self.note("absent", name=name, reason=str(reason))
         except Exception as error:
-            self.fail(error, names)
+            self.note("failure", name=name, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             traceback.clear_frames(error.__traceback__)  # they hold tensors
-            _release()
+            self._release()
 
-    def fail(self, error: Exception, names: Sequence[str]) -> None:
-        """Put a failure down, and those of its figures that are missing for it. Ends the process if the GPU cannot be used any
-        more."""
-        names = [name for name in names if name not in self.given]
-        said, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-        self.notes.write("failure", part=self.part, measurement=self.measurement, error=said, traceback=trace, names=names)
-        print(trace, flush=True)
-        for name in names:
-            self.absent(name, f"it failed: {said.splitlines()[0][:300]}")
-        if "device" in self.__dict__ and self.device.type == "cuda":
-            import torch
-
+    def _release(self) -> None:
+        """Give back the memory of what nobody holds any more. Ends the process if the GPU cannot be used in it any more."""
+        gc.collect()
+        if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
             try:
                 torch.cuda.synchronize()
+                torch.cuda.empty_cache()
             except RuntimeError:
                 print("the GPU cannot be used any more in this process", flush=True)
                 sys.exit(LOST_DEVICE)
 
-
-def _release() -> None:
-    """Give back the memory of what nobody holds any more."""
-    gc.collect()
-    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def run(job: Job) -> None:
-    """All measurements that there is time for, one after the other; the others are put off."""
-    bench = Bench(job)
-    module = importlib.import_module(job.module)
-    for name, seconds, figures in job.measurements:
-        if not bench.dry and bench.left() < LEAST_SHARE * seconds:
-            left = max(0.0, bench.left())
-            reason = f"{left:.0f} s were left, it takes {seconds:.0f}"
-            bench.notes.write("put off", part=job.part, measurement=name, reason=reason)
-            continue
-        bench.begin(name)
-        began, before = time.time(), sum(os.times()[:4])
-        with bench.attempt(*figures):
-            getattr(module, name)(bench)
-        used = sum(os.times()[:4]) - before
-        bench.notes.write("ended", part=job.part, measurement=name, seconds=time.time() - began, cpu_seconds=used)
-        _release()
+    def run(self, parts: Iterable[Mapping[str, Any]], ends: float) -> None:
+        """All parts that there is time for until time.time() is `ends`."""
+        for part in parts:
+            self.part, left, began = part["name"], max(0.0, ends - time.time()), time.time()
+            if left < LEAST_SHARE * part["seconds"]:
+                self.note("not done", reason=f"{left:.0f} s were left, it takes {part['seconds']:.0f}")
+                continue
+            self.note("began")
+            module, function = part["function"].rsplit(".", 1)
+            with self.attempt(self.part):
+                module = module if "." in module else f"{__package__}.{module}"
+                getattr(importlib.import_module(module), function)(self, *part["words"])
+            self._release()
+            self.note("ended", seconds=time.time() - began)
 
 
 def main() -> None:
-    """A process of the supervisor's; the job is its argument."""
+    """A process of the runner's; the job is its argument."""
     job = json.loads(sys.argv[1])
-    paths = {name: Path(job[name]) for name in ("notes", "out", "work", "kit") if job[name]}
-    run(Job(**job | paths))
+    Bench(job).run(job["parts"], job["ends"])

@@ -1,7 +1,7 @@
-"""Clips for the GPU suite: carried along in a kit, or encoded here with PyAV, as the builder would; and datasets of them."""
+"""Clips for the GPU suite, encoded with PyAV as the builder would, of moving textures, which decode like grainy footage; and a
+dataset of them."""
 
 import io
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 from av.video.reformatter import ColorRange, Colorspace
 
-from benchmarks.gpu.bench import Bench
 from benchmarks.parts.clip_replay import clip_of
 from dataset_builders.media.presets import ENCODERS
 from dataset_builders.tars.writer import tar_members
@@ -26,11 +25,8 @@ from pipeline.storage.manifest import Clip, content_hash
 from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA, write_manifest
 
 FPS = 30
-# what is no preset of the builder; of the same kind: closed GOPs, quick to encode
-OTHERS: dict[str, dict[str, Any]] = {
-    "hevc": {"c:v": "libx265", "preset": "veryfast", "crf": 26, "x265-params": "log-level=none:open-gop=0:bframes=0"},
-    "vp8": {"c:v": "libvpx", "deadline": "realtime", "cpu-used": 8, "b:v": "1M", "auto-alt-ref": 0},
-}
+# no preset of the builder; of the same kind: closed GOPs, quick to encode
+HEVC = {"c:v": "libx265", "preset": "veryfast", "crf": 26, "x265-params": "log-level=none:open-gop=0:bframes=0"}
 SPACES = {"bt601": (Colorspace.ITU601, 5), "bt709": (Colorspace.ITU709, 1)}  # swscale's number, and H.273's
 
 
@@ -38,7 +34,7 @@ SPACES = {"bt601": (Colorspace.ITU601, 5), "bt709": (Colorspace.ITU709, 1)}  # s
 class ClipSet:
     """Clips that differ in their content only."""
 
-    codec: str  # a preset of the builder, hevc or vp8
+    codec: str  # a preset of the builder, or hevc
     width: int
     height: int
     gop: int
@@ -49,56 +45,41 @@ class ClipSet:
 
     @property
     def name(self) -> str:
-        """`vp9-352x256-gop32`, a folder of the kit; colours only where they are not the builder's."""
-        tags = "" if (self.matrix, self.range) == ("bt601", "limited") else f"-{self.matrix}-{self.range}"
-        return f"{self.codec}-{self.width}x{self.height}-gop{self.gop}{tags}"
-
-
-QUICKSTART = ClipSet("h264-fast", 160, 128, 250, 64, 90)  # as dataset_builders/generate_clips.py draws them
+        """`vp9-352x256-gop32-bt601-limited-40`, a folder's."""
+        return f"{self.codec}-{self.width}x{self.height}-gop{self.gop}-{self.matrix}-{self.range}-{self.frames}"
 
 
 @cache
-def clips_of(wanted: ClipSet, kit: Path | None, cache: Path) -> list[tuple[Clip, bytes]]:
-    """From the kit as many as it has, else encoded into `cache`, once, on all cores."""
-    folder = kit / "clips" / wanted.name if kit else None
-    if folder is None or not folder.is_dir():
-        folder = cache / "clips" / wanted.name
-        encode_set(wanted, folder, [texture(number, wanted) for number in range(wanted.clips)])
-    files = sorted(folder.glob("*.mp4"))[: wanted.clips]
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        return list(pool.map(lambda file: (clip_of(file.read_bytes(), key=file.stem), file.read_bytes()), files))
-
-
-def encode_set(wanted: ClipSet, folder: Path, contents: Sequence[Iterator[np.ndarray]]) -> None:
-    """Those that are missing."""
+def clips_of(wanted: ClipSet, cache: Path) -> list[tuple[Clip, bytes]]:
+    """Encoded into a folder of `cache`, once, on all cores."""
+    folder = cache / "clips" / wanted.name
     folder.mkdir(parents=True, exist_ok=True)
 
-    def make(number: int) -> None:
+    def make(number: int) -> tuple[Clip, bytes]:
         file = folder / f"{number:03d}.mp4"
         if not file.exists():
-            data = encode(contents[number], wanted)
-            temporary = file.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_bytes(data)
+            temporary = file.with_suffix(".tmp")
+            temporary.write_bytes(encode(texture(number, wanted), wanted))
             temporary.rename(file)
+        data = file.read_bytes()
+        return clip_of(data, key=file.stem), data
 
     with ThreadPoolExecutor(usable_cores()) as pool:  # PyAV lets go of the GIL
-        list(pool.map(make, range(len(contents))))
+        return list(pool.map(make, range(wanted.clips)))
 
 
 def encode(frames: Iterator[np.ndarray], wanted: ClipSet) -> bytes:
     """RGB frames -> MP4, with the builder's options."""
-    other = OTHERS.get(wanted.codec)
-    options = {**other, "g": wanted.gop} if other else ENCODERS[wanted.codec](wanted.gop)
+    options: dict[str, Any] = {**HEVC, "g": wanted.gop} if wanted.codec == "hevc" else ENCODERS[wanted.codec](wanted.gop)
     encoder = options.pop("c:v")
     options.pop("threads", None)
     space, number = SPACES[wanted.matrix]
     full = ColorRange.JPEG if wanted.range == "full" else ColorRange.MPEG
     buffer = io.BytesIO()
-    container = "mp4" if wanted.codec != "vp8" else "matroska"
-    with av.open(buffer, "w", format=container) as output:
+    with av.open(buffer, "w", format="mp4") as output:
         stream = output.add_stream(encoder, rate=FPS, options={name: str(value) for name, value in options.items()})
         stream.width, stream.height = wanted.width, wanted.height
-        stream.pix_fmt = "yuvj420p" if wanted.codec == "mjpeg" and wanted.range == "full" else "yuv420p"
+        stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
         stream.time_base = Fraction(1, FPS)
         stream.codec_context.colorspace, stream.codec_context.color_range = number, full
@@ -148,28 +129,20 @@ def turned(clip: Clip, rotation: int) -> Clip:
     return replace(clip, rotation=rotation, width=width, height=height)
 
 
-def requests(
-    clips: Sequence[tuple[Clip, bytes]], number: int, *, views: int, frames: int = 16, stride: int = 4, start: int | None = None
-) -> list[ClipRequest]:
-    """`number` samples of the clips in turn: frames from random starts, or from one, and a crop for each of the views."""
+def requests(clips: Sequence[tuple[Clip, bytes]], number: int, *, views: int, frames: int, stride: int) -> list[ClipRequest]:
+    """`number` samples of the clips in turn: frames from random starts, and a crop for each of the views."""
     random = np.random.default_rng(0)
     found = []
     for index in range(number):
         clip, data = clips[index % len(clips)]
         span = min(stride * (frames - 1), clip.num_frames - 1)
-        first = int(random.integers(clip.num_frames - span)) if start is None else min(start, clip.num_frames - 1 - span)
+        first = int(random.integers(clip.num_frames - span))
         wanted = np.minimum(first + stride * np.arange(frames), clip.num_frames - 1)
         short = min(clip.width, clip.height)
         sides = random.integers(short * 2 // 3, short + 1, (views, 2))  # about those of MultiScaleCrop
         corners = [[random.integers(clip.width - w + 1), random.integers(clip.height - h + 1)] for w, h in sides]
         found.append(ClipRequest(clip, data, wanted, np.concatenate([corners, sides], axis=1)))
     return found
-
-
-def kept_dataset(bench: Bench, name: str, wanted: ClipSet, rows: int) -> Path:
-    """The suite's dataset of that name, made if there is none."""
-    folder = bench.work / name
-    return folder if folder.is_dir() else write_dataset(folder, clips_of(wanted, bench.kit, bench.work), rows)
 
 
 def write_dataset(folder: Path, clips: Sequence[tuple[Clip, bytes]], rows: int) -> Path:

@@ -1,5 +1,5 @@
-"""Part 3 of the GPU suite: single operations. uint8 views to tokens by every method, attention by every backend, and what an
-aligned width would gain. A dry walk runs the Triton kernel in Triton's interpreter, on a few tokens."""
+"""Single operations: uint8 views to tokens by every method, attention by every backend, and what an aligned width gains. A dry
+walk runs the Triton kernel in Triton's interpreter, on a few tokens."""
 
 from typing import Any
 
@@ -9,49 +9,41 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.bench import AbsentError, Bench
-from benchmarks.gpu.machine import copy_rate, time_of
-from benchmarks.gpu.plan import TOKEN_METHODS, TOKEN_MODELS
+from benchmarks.gpu.machine import copy_rate
 from benchmarks.parts.step_work import random_batch, tokens_of
-from model.config import MODELS, ModelConfig
+from model.config import MODELS, ModelConfig, TokenMethod
 from model.layers import Mlp
 from model.patches import token_function
 from model.pixels import patches_and_targets, token_bytes
+from train.compute.device_speed import seconds_of
 
+METHODS: tuple[TokenMethod, ...] = ("reference", "compiled", "triton")
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "math": SDPBackend.MATH,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-GAIN = 1.03  # from which on a change is advised
 
 
 def tokens(bench: Bench) -> None:
-    """Error against float64, bytes per second, and the share of what a plain copy reaches. The bytes are the least that the
-    operation can move: what is read twice counts once."""
+    """Bytes per second beside a plain copy's, and the error against float64. The bytes are the least that the operation can
+    move: what is read twice counts once."""
     copy = copy_rate(bench.device, bench.size(2**31, 2**20)) / 1e9
-    for model in TOKEN_MODELS:
-        rates: dict[str, float] = {}
-        for method in TOKEN_METHODS:
-            with bench.attempt(f"tokens/{model}/{method}", f"tokens/{model}/{method}/error"):
-                rates[method] = _tokens(bench, model, method, copy)
-        if len(rates) > 1:
-            best = max(rates, key=lambda method: rates[method])
-            why = ", ".join(f"{method} {rate:.0f} GB/s" for method, rate in rates.items()) + f"; a copy {copy:.0f}"
-            bench.recommend(f"model/patches.py token_function auto on CUDA ({model})", best, "triton", why)
+    for model in ("vit-g", "vit-b"):
+        for method in METHODS:
+            with bench.attempt(f"tokens/{model}/{method}"):
+                _tokens(bench, model, method, copy)
 
 
-def _tokens(bench: Bench, model: str, method: Any, copy: float) -> float:
-    """One method on one model's batch -> GB/s."""
+def _tokens(bench: Bench, model: str, method: TokenMethod, copy: float) -> None:
     if bench.dry and method == "compiled":
         raise AbsentError("nothing is compiled in a dry walk: it takes a CPU minutes")
-    config, views = MODELS[bench.size(model, "tiny")], bench.size(64, 1)
+    config, views, dtype = MODELS[bench.size(model, "tiny")], bench.size(128, 1), torch.bfloat16
     batch, counts = random_batch(config, views, 0.5, bench.device), tokens_of(config, dual=True)
     assert batch.visible is not None and batch.decoded is not None
     visible, loss = batch.visible, batch.decoded[:, : counts.loss]
     if bench.dry:  # the interpreter takes milliseconds a token
         visible, loss = visible[:, :3], loss[:, :5]
-    dtype = torch.bfloat16
     try:
         function = token_function(method, bench.device, dtype)
     except ValueError as reason:
@@ -67,72 +59,65 @@ def _tokens(bench: Bench, model: str, method: Any, copy: float) -> float:
     )
     error = float((targets[few] - exact_targets).norm() / exact_targets.norm())
     rounded = float((patches[few] == exact_patches.to(dtype)).float().mean())
-    bench.figure(f"tokens/{model}/{method}/error", error, "relative L2", patches_as_fp64_rounded=rounded)
-    seconds = time_of(call, bench.device, bench.size(20, 1))
+    seconds = seconds_of(call, bench.device, least=bench.size(8, 1))
     moved = views * token_bytes(visible.shape[1], loss.shape[1], config.patch_values, dtype)
-    detail = {"ms": 1e3 * seconds, "views": views, "least_bytes": moved, "against": "a copy"}
+    detail = {"ms": 1e3 * seconds, "views": views, "error": error, "patches_as_fp64_rounded": rounded}
     bench.figure(f"tokens/{model}/{method}", moved / seconds / 1e9, "GB/s", copy, **detail)
-    return moved / seconds / 1e9
 
 
 def attention(bench: Bench) -> None:
-    """ViT-g's two attentions, forward and backward, by every backend of torch's."""
+    """ViT-g's two attentions as its blocks have them, forward and backward, by backend."""
     config: ModelConfig = MODELS[bench.size("vit-g", "tiny")]
-    counts, views = tokens_of(config, dual=True), bench.size(32, 1)
+    counts, views = tokens_of(config, dual=True), bench.size(128, 1)
     shapes = {
         "encoder": (counts.visible, config.encoder_heads, config.encoder_dim),
         "decoder": (counts.visible + counts.decoded, config.decoder_heads, config.decoder_dim),
     }
     for place, (number, heads, dim) in shapes.items():
-        rates: dict[str, float] = {}
+        shape, flash = (views, number, 3, heads, dim // heads), None
         for name, backend in BACKENDS.items():
             with bench.attempt(f"attention/{place}/{name}"):
-                rates[name] = _attention(bench, backend, (views, heads, number, dim // heads))
-                detail = {"views": views, "heads": heads, "tokens": number, "head_size": dim // heads}
-                bench.figure(f"attention/{place}/{name}", rates[name], "TFLOP/s", rates.get("flash"), **detail)
-        best = max(rates, key=lambda name: rates[name], default="flash")
-        if rates.get(best, 0) > GAIN * rates.get("flash", 0):
-            why = ", ".join(f"{name} {rate:.0f} TFLOP/s" for name, rate in rates.items())
-            bench.recommend(f"model/layers.py SDPA_BACKENDS, first ({place})", best, "flash", why)
+                rate, error = attention_rate(bench.device, bench.size(torch.bfloat16, torch.float32), backend, shape)
+                bench.figure(f"attention/{place}/{name}", rate / 1e12, "TFLOP/s", flash, shape=shape, gradient_error=error)
+                flash = flash or rate / 1e12
 
 
-def _attention(bench: Bench, backend: SDPBackend, shape: tuple[int, ...]) -> float:
-    """TFLOP/s: two products forward, five backward. Raises AbsentError if the backend does not take it."""
-    dtype = bench.size(torch.bfloat16, torch.float32)
-    q, k, v, gradient = (torch.randn(shape, device=bench.device, dtype=dtype, requires_grad=i < 3) for i in range(4))
+def attention_rate(
+    device: torch.device, dtype: torch.dtype, backend: SDPBackend, shape: tuple[int, int, int, int, int]
+) -> tuple[float, float]:
+    """Of packed queries, keys and values (B, N, 3, H, d), as `model.layers.Attention` has them -> (FLOP/s of two products
+    forward and five backward, relative L2 error of the gradient against float32's). Raises AbsentError if the backend does not
+    take them."""
+    qkv = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+    views, number, _, heads, size = shape
+    up = torch.randn(views, heads, number, size, device=device, dtype=dtype)
 
-    def both() -> None:
-        with sdpa_kernel(backend):
-            scaled_dot_product_attention(q, k, v).backward(gradient)
+    def gradient(kernel: SDPBackend, packed: Tensor, above: Tensor) -> Tensor:
+        with sdpa_kernel(kernel):
+            out = scaled_dot_product_attention(*packed.permute(2, 0, 3, 1, 4).unbind(0))
+        return torch.autograd.grad(out, packed, above)[0]
 
     try:
-        seconds = time_of(both, bench.device, bench.size(10, 1))
+        ours = gradient(backend, qkv, up)
     except RuntimeError as error:
         if any(phrase in str(error).lower() for phrase in ("no available kernel", "no viable backend")):
-            raise AbsentError(f"torch has no such kernel for it on {bench.device.type}") from error
+            raise AbsentError(f"torch has no such kernel for it on {device.type}") from error
         raise
-    views, heads, number, size = shape
-    return 14 * views * heads * number * number * size / seconds / 1e12
-
-
-def _layer(bench: Bench, dim: int, width: int, rows: int) -> float:
-    """Seconds of both passes."""
-    kind = {"device": bench.device, "dtype": bench.size(torch.bfloat16, torch.float32)}
-    layer = Mlp(dim, width).to(**kind)
-    x, gradient = (torch.randn(rows, dim, **kind) for _ in range(2))
-    x.requires_grad_()
-    return time_of(lambda: layer(x).backward(gradient), bench.device, bench.size(10, 1))
+    few = slice(0, 4)
+    exact = gradient(SDPBackend.MATH, qkv[few].detach().float().requires_grad_(), up[few].float())
+    error = float((ours[few].float() - exact).norm() / exact.norm())
+    seconds = seconds_of(lambda: gradient(backend, qkv, up), device, least=8 if device.type == "cuda" else 1)
+    return 14 * views * heads * number * number * size / seconds, error
 
 
 def widths(bench: Bench) -> None:
     """ViT-g's decoder MLP at its official width, 2234, and at 2240, the next multiple of 64: forward and backward."""
-    config = MODELS["vit-g"]
-    rows = bench.size(64 * 1232, 8)
-    seconds: dict[int, float] = {}
+    dim, rows, first = MODELS["vit-g"].decoder_dim, bench.size(128 * 1232, 8), None
+    kind: dict[str, Any] = {"device": bench.device, "dtype": bench.size(torch.bfloat16, torch.float32)}
+    x, up = torch.randn(rows, dim, **kind, requires_grad=True), torch.randn(rows, dim, **kind)
     for width in (2240, 2234):
-        with bench.attempt(f"width/{width}"):
-            seconds[width] = _layer(bench, config.decoder_dim, width, rows)
-            bench.figure(f"width/{width}", 1e3 * seconds[width], "ms", 1e3 * seconds[2240], rows=rows)
-    if len(seconds) == 2 and seconds[2234] > GAIN * seconds[2240]:
-        why = f"{1e3 * seconds[2234]:.3f} ms at 2234, {1e3 * seconds[2240]:.3f} at 2240, a layer of 64 views, both passes"
-        bench.recommend("width of ViT-g's decoder MLP inside", 2240, 2234, why)
+        layer = Mlp(dim, width).to(**kind)
+        inputs = (x, *layer.parameters())
+        ms = 1e3 * seconds_of(lambda layer=layer, inputs=inputs: torch.autograd.grad(layer(x), inputs, up), bench.device)
+        bench.figure(f"width/{width}", ms, "ms", first, rows=rows)
+        first = first or ms

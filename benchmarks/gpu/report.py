@@ -9,35 +9,33 @@ from typing import Any
 from benchmarks.gpu.plan import Part
 
 Report = dict[str, Any]
-# the list that notes of a kind go to
-LISTS = {kind: f"{kind}s" for kind in ("recommendation", "remark", "figure", "failure")} | {"absent": "absent"}
+KINDS = ("figure", "remark", "absent", "failure")  # of notes that a part's lists have
+# what becomes of a part
+ENDS = {"not done": "not done: {reason}", "ended": "done", "absent": "absent: {reason}", "failure": "failed: {error}"}
 
 
 def assemble(parts: Sequence[Part], notes: Iterable[Mapping[str, Any]], facts: Mapping[str, Any]) -> Report:
-    """Figures, what is absent and why, failures, advice; every figure that a part owes is among the first two."""
-    report: Report = {**facts, "machine": {}, **{name: [] for name in ("parts", *LISTS.values(), "measurements")}}
-    seconds: dict[str, float] = {}
-    put_off: dict[tuple[str, str], str] = {}
+    """What became of every part, with its figures, remarks, what is absent and why, and failures."""
+    found: dict[str, dict[str, Any]] = {
+        part.name: {"name": part.name, "title": part.title, "status": "not done: the suite has not come to it", "seconds": 0.0}
+        | {kind: [] for kind in KINDS}
+        for part in parts
+    }
+    machine: Mapping[str, Any] = {}
     for note in notes:
-        if note["kind"] in LISTS:
-            report[LISTS[note["kind"]]].append({name: value for name, value in note.items() if name != "kind"})
-        elif note["kind"] == "put off":
-            put_off[note["part"], note["measurement"]] = f"no time: {note['reason']}"
-        elif note["kind"] == "machine":
-            report["machine"] = note["facts"]
-        elif note["kind"] == "ended":
-            seconds[note["part"]] = seconds.get(note["part"], 0.0) + note["seconds"]
-            report["measurements"].append({name: note[name] for name in ("part", "measurement", "seconds", "cpu_seconds")})
-    known = {entry["name"] for kind in ("figures", "absent") for entry in report[kind]}
-    for part in parts:
-        report["parts"].append({"name": part.name, "title": part.title, "seconds": round(seconds.get(part.name, 0.0), 1)})
-        for measurement in part.measurements:
-            for name in (f"{part.name}/{figure}" for figure in measurement.figures):
-                if name not in known:
-                    place = {"part": part.name, "measurement": measurement.name}
-                    reason = put_off.get((part.name, measurement.name), "the suite has not come to it")
-                    report["absent"].append({**place, "name": name, "reason": reason})
-    return report
+        kind, entry = note["kind"], found[note["part"]]
+        if kind == "machine":
+            machine = note["facts"]
+        elif kind == "began":
+            entry["status"] = "not done: it was begun"
+        elif kind in KINDS:
+            entry[kind].append({name: value for name, value in note.items() if name not in ("kind", "part", "time")})
+        if kind == "ended":
+            entry["seconds"] = round(note["seconds"], 1)
+        whole = note.get("name") == note["part"] if kind == "absent" else True
+        if kind in ENDS and whole and not (kind == "ended" and entry["status"].startswith(("absent", "failed"))):
+            entry["status"] = ENDS[kind].format(**{"error": "", "reason": "", **note}).splitlines()[0][:300]
+    return {**facts, "machine": machine, "parts": list(found.values())}
 
 
 def write(report: Report, folder: Path) -> None:
@@ -49,7 +47,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def markdown(report: Report) -> str:
-    """A page for people: what to change, then a table per part, then what is absent and what failed."""
+    """A page for people: what was done, then a table a part, then what failed."""
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     lines = [
         "# GPU suite" + (" (a dry walk on a CPU at toy size: its figures mean nothing)" if report["dry"] else ""),
@@ -57,27 +55,16 @@ def markdown(report: Report) -> str:
         f"{report['date']}, commit {report['commit']}, {report['seconds']:.0f} s of {60 * report['minutes']:.0f} s.  ",
         machine or "The machine was not described.",
         "",
-        f"{len(report['figures'])} figures, {len(report['absent'])} absent, {len(report['failures'])} failures.",
-        "",
     ]
-    if report["recommendations"]:
-        lines += ["## What to set", "", "| setting | now | should be | why |", "|---|---|---|---|"]
-        for advice in report["recommendations"]:
-            lines.append(_row(f"`{advice['setting']}`", advice["now"], f"**{advice['value']}**", advice["why"]))
-        lines.append("")
     for part in report["parts"]:
-        figures = [figure for figure in report["figures"] if figure["part"] == part["name"]]
-        lines += [f"## {part['title']} ({part['seconds']:.0f} s)", ""]
-        if figures:
-            lines += ["| | | | detail |", "|---|---:|---:|---|"]
-            lines += [_figure_row(figure) for figure in figures]
-            lines.append("")
-        lines += [f"{_plain(remark['text'])}\n" for remark in report["remarks"] if remark["part"] == part["name"]]
-        lines += _absent_lines([entry for entry in report["absent"] if entry["part"] == part["name"]])
-    if report["failures"]:
-        lines += ["## Failures", ""]
-        for failure in report["failures"]:
-            lines += [f"**{failure['part']}, {failure['measurement']}**: {_plain(failure['error'])}", ""]
+        lines += [f"## {part['title']}", "", f"{part['name']}, {part['seconds']:.0f} s, {_plain(part['status'])}", ""]
+        if part["figure"]:
+            lines += ["| | | | detail |", "|---|---:|---:|---|", *map(_figure_row, part["figure"]), ""]
+        lines += [f"{_plain(remark['text'])}\n" for remark in part["remark"]]
+        lines += [f"- not measured: {_plain(entry['name'])}: {_plain(entry['reason'])}" for entry in part["absent"]]
+        lines += [""] if part["absent"] else []
+        for failure in part["failure"]:
+            lines += [f"**{_plain(failure['name'])} failed**: {_plain(failure['error'])}", ""]
             lines += ["```", failure["traceback"].strip()[-3000:].replace("```", "'''"), "```", ""]
     return "\n".join(lines)
 
@@ -86,20 +73,7 @@ def _figure_row(figure: Mapping[str, Any]) -> str:
     value = f"{_number(figure['value'])} {figure['unit']}".strip()
     against = "" if figure["ratio"] is None else f"{figure['ratio']:.3g} × {_number(figure['baseline'])}"
     detail = ", ".join(f"{name} {_short(value)}" for name, value in figure["detail"].items())
-    return _row(figure["name"].split("/", 1)[1], value, against, detail)
-
-
-def _absent_lines(absent: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is missing for the same reason in one line."""
-    reasons: dict[str, list[str]] = {}
-    for entry in absent:
-        reasons.setdefault(entry["reason"], []).append(entry["name"].split("/", 1)[1])
-    lines = [f"- not measured: {', '.join(names)}: {_plain(reason)}" for reason, names in reasons.items()]
-    return [*lines, ""] if lines else []
-
-
-def _row(*cells: Any) -> str:
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+    return "| " + " | ".join(map(_plain, (figure["name"], value, against, detail))) + " |"
 
 
 def _plain(text: Any) -> str:
