@@ -5,9 +5,9 @@
     tubecell gpu-suite --out DIR2 --minutes 5 --parts dali    NVDEC, colours, end to end with DALI, memory, contexts
     tubecell gpu-suite --out DIR --dry                        both sets at toy size on a CPU
 
-DIR gets gpu_suite.json, gpu_suite.md and gpu_suite.log. The first two are written anew with every figure, so that a suite cut off
-leaves what it had. Parts come one after the other, the most wanted first, until the minutes are over; one that does not
-fit any more is named as not done. A part that fails is a result, with its traceback; one that crashes, hangs or loses the GPU
+DIR gets gpu_suite.json, gpu_suite.md and gpu_suite.log. The first two are written anew with every figure, so that a suite cut
+off leaves what it had. Parts come one after the other, the most wanted first, until the minutes are over; one that does not fit
+any more is named as not done. A part that fails is a result, with its traceback; one that crashes, hangs or loses the GPU
 is killed and named, and the suite goes on behind it. `--parts` also takes the names of single parts, for a second try.
 
 On a machine without a network, with one NVIDIA GPU, Python 3.12, torch >= 2.11 for CUDA 13, timm and triton, in two calls:

@@ -61,13 +61,12 @@ class Bench:
     def put(self, results: Iterable["Result"], **detail: Any) -> None:
         """Figures, at once; `detail` is anything that JSON can hold."""
         for result in results:
-            self.note("figure", **{"detail": {}, **result.as_json()} | {"detail": {**result.detail, **detail}})
+            self.note("figure", **result.as_json() | {"detail": {**result.detail, **detail}})
 
     def figure(self, name: str, value: float, unit: str, baseline: float | None = None, **detail: Any) -> None:
         """One figure. Value and baseline have the same unit."""
-        from benchmarks.parts.results import Result  # torch
-
-        self.put([Result(name, value, unit, baseline)], **detail)
+        ratio = value / baseline if baseline else None
+        self.note("figure", name=name, value=value, unit=unit, baseline=baseline, ratio=ratio, detail=detail)
 
     def remark(self, text: str) -> None:
         """A sentence for the report: what the figures mean for a default."""

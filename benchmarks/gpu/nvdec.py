@@ -6,7 +6,6 @@ Clips are trimmed off the clock, as the loader's sidecar does it; every call is 
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import cycle
 
 import psutil
@@ -46,7 +45,7 @@ def rates(bench: Bench) -> None:
 
 def batches_of(bench: Bench) -> list[list[TrimmedClip]]:
     """Four batches of 32 clips, trimmed. Raises AbsentError if DALI does not decode such clips here."""
-    clips = clips_of(bench.size(CLIPS, replace(CLIPS, codec="vp9", clips=2, frames=40)), bench.work)
+    clips = clips_of(bench.size(*CLIPS), bench.work)
     if (reason := can_decode(clips[0][0], bench.device.type)) is not None:
         raise AbsentError(reason)
     number, size = bench.size((4, 32), (1, 2))

@@ -50,4 +50,4 @@ SETS = {"train": TRAIN, "dali": DALI}
 def chosen(names: list[str]) -> list[Part]:
     """Parts of these names, and of the sets of these names, each once, in the sets' order; by default the first set."""
     parts = [part for name, parts in SETS.items() for part in parts if {name, part.name} & set(names or ["train"])]
-    return list({part.name: part for part in reversed(parts)}.values())[::-1]
+    return list(dict.fromkeys(parts))
