@@ -77,7 +77,7 @@ def test_arrows(name: str) -> None:
     assert ours <= MAY_IMPORT[package], f"{package} may import {sorted(MAY_IMPORT[package])} of ours"
     if package not in ("train", "benchmarks"):
         assert not any(module.startswith("torch.distributed") for module in modules), "only train/ touches torch.distributed"
-    if name not in ("pipeline/decoding/dali.py", "benchmarks/gpu/pipeline_mode.py"):  # the second to compare with the first
+    if name != "pipeline/decoding/dali.py":
         assert not any(module.startswith("nvidia") for module in modules), "only pipeline/decoding/dali.py imports DALI"
     assert "tests" not in {module.split(".")[0] for module in modules}
 

@@ -167,10 +167,11 @@ def test_what_must_hold_of_a_step() -> None:
     from train.compute.parallel import started
     from train.config import ComputeConfig
 
+    config = replace(MODELS["tiny"], input_size=32, encoder_depth=1, decoder_depth=1)
     compute = ComputeConfig(precision="fp32", views_per_forward=2, activation_checkpointing="none", compile=False)
     with started("cpu") as ranks:
-        batch = random_batch(MODELS["tiny"], 2, 0.5, ranks.device)
-        work = ModelWork(pretraining(MODELS["tiny"], compute, views=2), batch, ranks)
+        batch = random_batch(config, 2, 0.5, ranks.device)
+        work = ModelWork(pretraining(config, compute, views=2), batch, ranks)
         do_not_wait(work)
         with deterministic():
             assert differing_gradients(work.training, batch) == []
