@@ -120,7 +120,8 @@ def decoders(bench: Bench) -> None:
     for codec, matrix, span, rotation, (width, height) in PARITY:
         name = f"{codec}-{matrix}-{span}-{rotation}-{width}x{height}"
         with bench.attempt(name):
-            wanted = ClipSet(codec, width, height, 32, *bench.size((4, 96), (1, 12)), matrix, span)
+            number, length = bench.size((4, 96), (1, 12))
+            wanted = ClipSet(codec, width, height, 32, number, length, matrix, span)
             clips = [(turned(clip, rotation), data) for clip, data in clips_of(wanted, bench.work)]
             away = difference(decoder, clips, *bench.size((12, 4), (4, 2)))
             within = away["mean"] <= 1.2 and away["p99"] <= 4 and max(map(abs, away["bias"])) <= 0.5

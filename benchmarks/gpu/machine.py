@@ -2,9 +2,7 @@
 
 import importlib.util
 import platform
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.parts.card import CardWatch
 from benchmarks.parts.results import describe_machine
 from pipeline.decoding.decoder_choice import what_dali_lacks
+from train.compute.device import driver
 from train.compute.device_speed import gemm_flops, seconds_of
 
 PACKAGES = ("torch", "triton", "timm", "nvidia-dali-cuda130", "av", "numpy", "pyarrow", "tyro", "nvidia-ml-py")
@@ -25,8 +24,7 @@ def facts(bench: Bench) -> None:
         properties = torch.cuda.get_device_properties(0)
         found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
         found |= {"memory_gib": round(properties.total_memory / 2**30, 1), "multiprocessors": properties.multi_processor_count}
-    with suppress(OSError):
-        found["driver"] = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].partition(":")[2].strip()
+    found["driver"] = driver()
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -47,6 +45,7 @@ def ceilings(bench: Bench) -> None:
             with watch:
                 flops = gemm_flops(device, dtype, side)
             bench.figure(f"gemm/{kind}", flops / 1e12, "TFLOP/s", side=side, **watch.means)
+    torch.set_float32_matmul_precision("highest")
     if device.type == "cuda":
         source = torch.randint(0, 255, (2**28,), dtype=torch.uint8).pin_memory()
         target = torch.empty_like(source, device=device)

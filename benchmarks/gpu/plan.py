@@ -9,14 +9,15 @@ class Part:
 
     name: str
     title: str
-    seconds: float  # at full size, about; with much less left it is not begun, after twice as long and 20 s it is killed
+    seconds: float  # at full size, about; with much less left it is not begun
     function: str  # module.function; a module's plain name is one beside this one
     words: tuple[str, ...] = ()
     process: int = 0  # parts in a row of the same number share one, until one of them takes it down
 
     def patience(self, dry: bool) -> float:
-        """Seconds after which it is killed. A dry walk may run on a machine that is busy with other things."""
-        return 2 * self.seconds + (200 if dry else 20)
+        """Seconds after which it is killed: the first imports torch from a cold disk, and a dry walk may run on a machine that is
+        busy with other things."""
+        return max(300 if dry else 60, 2 * self.seconds + 20)
 
 
 TRAIN = (

@@ -49,8 +49,8 @@ def run_parts(parts: Sequence[Part], places: Places, ends: float, on_news: Calla
             left = ends - time.time() - START
             if not places.dry and not any(left >= LEAST_SHARE * part.seconds for part in remaining):
                 for part in remaining:
-                    reason = f"{max(0.0, left):.0f} s were left after a process' start, it takes {part.seconds:.0f}"
-                    notes.write("not done", part=part.name, reason=reason)
+                    words = f"{max(0.0, left):.0f} s were left after a process' start, it takes {part.seconds:.0f}"
+                    notes.write("not done", part=part.name, reason=words)
                 break
             reason, begun = _one_process(remaining, places, ends, on_news)
             if reason is not None:

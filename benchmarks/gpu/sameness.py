@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts: deterministic algorithms ask for it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts: `be_deterministic` may come later here
 
 import gc
 import shutil
@@ -20,6 +20,7 @@ from benchmarks.gpu.end_to_end import dataset_of
 from benchmarks.parts.step_work import pretraining, random_batch
 from model.config import MODELS
 from pipeline.loader import Batch
+from train.compute.device import be_deterministic
 from train.compute.device_speed import seconds_of
 from train.compute.parallel import started
 from train.config import ComputeConfig
@@ -33,8 +34,7 @@ def resume(bench: Bench) -> None:
     """A run, and its twin, taken up again from the checkpoint in the middle: the weights they end with."""
     steps, views = bench.size(STEPS, 2), bench.size("64", "4")
     how = ["--views.views-per-step", views, "--compute.views-per-forward", views, "--compute.activation-checkpointing", "none"]
-    with deterministic():
-        apart = resumed_run(["tiny", *how, "--data", str(dataset_of(bench))], steps, bench.work)
+    apart = resumed_run(["tiny", *how, "--compute.deterministic", "--data", str(dataset_of(bench))], steps, bench.work)
     name, furthest = next(iter(apart.items()), ("none", 0.0))
     bench.figure("resume", len(apart), "tensors and lines that differ", steps=steps, furthest=furthest, of=name)
 
@@ -90,15 +90,15 @@ def gradients(bench: Bench) -> None:
 
 @contextmanager
 def deterministic(wanted: bool = True) -> Iterator[None]:
-    """With torch's deterministic algorithms. It does not fill memory that nobody reads: that only costs."""
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(wanted)
+    """As with `--compute.deterministic`, or as without; afterwards without."""
+    if wanted:
+        be_deterministic()
+    else:
+        torch.use_deterministic_algorithms(False)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 def differing_gradients(training: Training, batch: Batch) -> list[str]:

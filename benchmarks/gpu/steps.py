@@ -138,7 +138,7 @@ def changed_by_a_skipped_step(training: Training, batch: Batch) -> list[str]:
     one, with a loss that is one, is not."""
     assert batch.loss_weight is not None
     poisoned = replace(batch, loss_weight=batch.loss_weight * float("nan"))
-    names = {parameter: name for name, parameter in training.model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in training.model.named_parameters()}
 
     def state() -> dict[str, torch.Tensor]:
         values = {names[parameter]: parameter for parameter in training.parameters}
