@@ -27,7 +27,8 @@ CLIPS = ClipSet("h264-fast", 352, 256, 32, 8, 300), ClipSet("vp9", 160, 128, 8, 
 def training(bench: Bench, name: str, decoder: Any) -> None:
     """The loader alone, the model alone, on batches from memory, and fed by the loader."""
     stopwatch, config = Stopwatch(bench.size(3.0, 0.01), bench.device), configuration(bench, name)
-    torch._dynamo.reset()  # see step_contest.py
+    if bench.device.type == "cuda":
+        torch._dynamo.reset()  # see step_contest.py
     with started(bench.device.type) as ranks:
         with closing(LoaderWork(dataset_of(bench), config.sampling, config, stopwatch, decoder=decoder)) as fed:
             parts = training_parts(config, fed, stopwatch, ranks)

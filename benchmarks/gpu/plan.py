@@ -15,8 +15,8 @@ class Part:
     process: int = 0  # parts in a row of the same number share one, until one of them takes it down
 
     def patience(self, dry: bool) -> float:
-        """Seconds after which it is killed: the first imports torch from a cold disk, and a dry walk may run on a machine that is
-        busy with other things."""
+        """Seconds after which it is killed: the first imports torch from a cold disk, and a dry walk may run on a machine
+        that is busy with other things."""
         return max(300 if dry else 60, 2 * self.seconds + 20)
 
 
