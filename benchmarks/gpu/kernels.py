@@ -86,9 +86,8 @@ def attention(bench: Bench) -> None:
 def attention_rate(
     device: torch.device, dtype: torch.dtype, backend: SDPBackend, shape: tuple[int, int, int, int, int]
 ) -> tuple[float, float]:
-    """Of packed queries, keys and values (B, N, 3, H, d), as `model.layers.Attention` has them -> (FLOP/s of two products
-    forward and five backward, relative L2 error of the gradient against float32's). Raises AbsentError if the backend does not
-    take them."""
+    """Of packed queries, keys and values (B, N, 3, H, d), as the blocks have them -> (FLOP/s of two products forward and five
+    backward, relative L2 error of the gradient against float32's). Raises AbsentError if the backend does not take them."""
     qkv = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     views, number, _, heads, size = shape
     up = torch.randn(views, heads, number, size, device=device, dtype=dtype)

@@ -35,7 +35,7 @@ def rates(bench: Bench) -> None:
             with watch:
                 found[number], frames = rate_of(decoder, batches, bench.size(2.0, 0.0))
             detail = {"frames_per_s": round(frames), "ms_per_clip": 1e3 / found[number], **watch.means}
-            bench.figure(f"in_flight/{number}", found[number], "clips/s", found[IN_FLIGHT[0]], **detail)
+            bench.figure(f"in_flight/{number}", found[number], "clips/s", found.get(IN_FLIGHT[0]), **detail)
     best = max(found, key=lambda number: found[number], default=DECODERS)
     eaten = ", ".join(f"{model} {clips}" for model, clips in WANTED.items())
     bench.remark(
