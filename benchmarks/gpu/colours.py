@@ -10,12 +10,12 @@ from typing import Any
 
 import av
 import numpy as np
-import torch
 
 from benchmarks.gpu.bench import AbsentError, Bench
 from benchmarks.gpu.clips import ClipSet, clips_of, encode, requests, turned
 from benchmarks.gpu.nvdec import decode, decoder_of
 from benchmarks.parts.clip_replay import clip_of
+from pipeline.cuda_context import on_stream
 from pipeline.decoding.dali import LUMA, DaliDecoder, colour_transform
 from pipeline.decoding.decode import ClipRequest, decode_frames, decode_libav
 from pipeline.decoding.trim import can_decode, trim
@@ -86,12 +86,13 @@ def raw_frames(decoder: DaliDecoder, clip: Clip, data: bytes, frames: np.ndarray
         raise AbsentError(reason)
     trimmed = trim(ClipRequest(clip, data, frames, np.array([[0, 0, 16, 16]])), decoder.device.type)
     dali = decoder._dali
-    with torch.cuda.stream(decoder.stream), decoder._context:
+    with on_stream(decoder.stream), decoder._context, dali.EvalMode.sync_cpu:  # as `DaliDecoder` itself
         out = dali.decoders.video(
             dali.batch([np.frombuffer(trimmed.data, np.uint8)]),
             device="gpu" if decoder.stream is not None else "cpu",
             frames=dali.batch([trimmed.frames]),
             pad_mode="none",
+            affine=False,
         )
         return out.cpu().evaluate().torch()[0].numpy()
 

@@ -16,6 +16,7 @@ from model.config import MODELS, ModelConfig, TokenMethod
 from model.layers import Mlp
 from model.patches import token_function
 from model.pixels import patches_and_targets, token_bytes
+from train.compute.attention import gradients
 from train.compute.device_speed import seconds_of
 
 METHODS: tuple[TokenMethod, ...] = ("reference", "compiled", "triton")
@@ -79,7 +80,7 @@ def attention(bench: Bench) -> None:
         for name, backend in BACKENDS.items():
             with bench.attempt(f"attention/{place}/{name}"):
                 rate, error = attention_rate(bench.device, bench.size(torch.bfloat16, torch.float32), backend, shape)
-                bench.figure(f"attention/{place}/{name}", rate / 1e12, "TFLOP/s", flash, shape=shape, gradient_error=error)
+                bench.figure(f"attention/{place}/{name}", rate / 1e12, "TFLOP/s", flash, shape=shape, error=error)
                 flash = flash or rate / 1e12
 
 
@@ -87,27 +88,26 @@ def attention_rate(
     device: torch.device, dtype: torch.dtype, backend: SDPBackend, shape: tuple[int, int, int, int, int]
 ) -> tuple[float, float]:
     """Of packed queries, keys and values (B, N, 3, H, d), as the blocks have them -> (FLOP/s of two products forward and five
-    backward, relative L2 error of the gradient against float32's). Raises AbsentError if the backend does not take them."""
-    qkv = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+    backward, largest relative L2 error of result and gradients against float32's). Raises AbsentError if the backend does not take them."""
     views, number, _, heads, size = shape
+    qkv = torch.randn(shape, device=device, dtype=dtype)
     up = torch.randn(views, heads, number, size, device=device, dtype=dtype)
 
-    def gradient(kernel: SDPBackend, packed: Tensor, above: Tensor) -> Tensor:
-        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    def by(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(kernel):
-            out = scaled_dot_product_attention(q, k, v)
-        return torch.autograd.grad(out, packed, above)[0]
+            return scaled_dot_product_attention(q, k, v)
 
     try:
-        ours = gradient(backend, qkv, up)
+        ours = gradients(partial(by, backend), qkv, up)
     except RuntimeError as refused:
         if any(phrase in str(refused).lower() for phrase in ("no available kernel", "no viable backend")):
             raise AbsentError(f"torch has no such kernel for it on {device.type}") from refused
         raise
     few = slice(0, 4)
-    exact = gradient(SDPBackend.MATH, qkv[few].detach().float().requires_grad_(), up[few].float())
-    error = float((ours[few].float() - exact).norm() / exact.norm())
-    seconds = seconds_of(lambda: gradient(backend, qkv, up), device, least=8 if device.type == "cuda" else 1)
+    exact = gradients(partial(by, SDPBackend.MATH), qkv[few].float(), up[few].float())
+    error = max(float((ours[name][few].float() - value).norm() / value.norm()) for name, value in exact.items())
+    least = 8 if device.type == "cuda" else 1
+    seconds = seconds_of(partial(gradients, partial(by, backend), qkv, up), device, least=least)
     return 14 * views * heads * number * number * size / seconds, error
 
 

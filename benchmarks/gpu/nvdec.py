@@ -39,7 +39,8 @@ def rates(bench: Bench) -> None:
     best = max(found, key=lambda number: found[number], default=DECODERS)
     eaten = ", ".join(f"{model} {clips}" for model, clips in WANTED.items())
     bench.remark(
-        f"The most is {found.get(best, 0):.0f} clips/s, with {best} decoders (DECODERS is {DECODERS}); eaten are: {eaten}"
+        f"The most is {found.get(best, 0):.0f} clips/s (DALI_RATES of decoder_choice.py), with {best} decoders (DECODERS is "
+        f"{DECODERS}); eaten are: {eaten}"
     )
 
 

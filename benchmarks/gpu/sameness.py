@@ -77,15 +77,15 @@ def gradients(bench: Bench) -> None:
     )
     batch, seconds = random_batch(config, views, 0.5, bench.device), list[float]()
     with started(bench.device.type) as ranks:
-        training = Training(pretraining(config, compute), ranks)
         for name in ("gradients", "deterministic gradients"):
             with deterministic(name != "gradients"):
+                training = Training(pretraining(config, compute), ranks)
                 apart = differing_gradients(training, batch)
                 seconds.append(seconds_of(partial(backward, training, batch), bench.device, least=3))
             bench.figure(name, len(apart), "parameters whose gradients differ", names=apart[:8])
+                del training
+                gc.collect()
         bench.figure("cost", 1e3 * seconds[1], "ms", 1e3 * seconds[0], of="forward and backward pass, eager")
-        del training
-        gc.collect()
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class StepOptions(WithTurns):
     """Compile the blocks; by default on a GPU only."""
     activation_checkpointing: str = "none"
     """Blocks whose forward pass runs again, as train/pretrain.py takes it."""
-    attention: AttentionKernel = "flash"
+    attention: AttentionKernel = "auto"
     """Whose kernels attention takes on a GPU."""
 
 
