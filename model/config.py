@@ -121,6 +121,8 @@ class Implementation:
     on a CPU in bf16 up to 256 tokens plain products; see `train/compute/on_cpu.py`."""
     align_mlp: bool = False
     """Compute MLPs at the next multiple of 64 of their hidden width: 2240 for the 2234 of ViT-g's decoder."""
+    compile_loss: bool = False
+    """Compute the error of the predictions in two kernels; see `tubecell.model.videomae.loss_function`."""
 
 
 def _model(encoder: tuple[int, int, int], decoder: tuple[int, int, int], **others: Any) -> ModelConfig:

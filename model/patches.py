@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model.compiler import compiler_missing
+from model.compiler import compiled, compiler_missing
 from model.config import TokenMethod
 from model.pixels import patches_and_targets
 
@@ -43,7 +43,7 @@ def token_function(method: TokenMethod, device: torch.device, dtype: torch.dtype
     if method == "compiled":
         if reason := compiler_missing(device.type):
             raise ValueError(f'--compute.tokens compiled: {reason}; or use "auto" or "reference"')
-        return compiled_reference()
+        return compiled(patches_and_targets)
     return patches_and_targets
 
 
@@ -55,9 +55,3 @@ def triton_missing(device: torch.device) -> str | None:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it has no {device.type} code (with TRITON_INTERPRET=1 in the environment its interpreter runs it, slowly)"
     return compiler_missing("cuda") if device.type == "cuda" else None
-
-
-@functools.cache
-def compiled_reference() -> TokenFunction:
-    """`patches_and_targets`, compiled once for every shape."""
-    return torch.compile(patches_and_targets, fullgraph=True, dynamic=False)

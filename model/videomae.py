@@ -7,11 +7,12 @@ B views, T frames, N tokens, V visible tokens, K decoded tokens, L loss tokens (
 P values of a patch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from model.compiler import compiled
 from model.config import Implementation, ModelConfig
 from model.layers import DEFAULT, Block, PatchEmbed, PositionTable
 from model.patches import token_function
@@ -121,7 +122,17 @@ def pixel_loss(model: VideoMAE, views: Tensor, visible_idx: Tensor, decoded_idx:
     patches_BVP, target_BLP = token_function(model.how.tokens, views.device, dtype)(
         views, visible_idx, decoded_idx[:, :L], config.patch_size, config.tubelet_size, dtype
     )
-    return weighted_error(model(patches_BVP, visible_idx, decoded_idx, L), target_BLP, loss_weight)
+    return loss_function(model.how)(model(patches_BVP, visible_idx, decoded_idx, L), target_BLP, loss_weight)
+
+
+def loss_function(how: Implementation) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`weighted_error`, or the same compiled: it has no parameters, so sharding is not in its way.
+
+    Compiled, each pass reads predictions and targets once, and nothing of their size is made but the gradient: for ViT-g in
+    bf16 at 128 views 1.94 GB (counted in the generated code) instead of 8.9 (by hand). On a CPU it stays as it is: bits of
+    older runs hang on the order of its sums.
+    """
+    return compiled(weighted_error) if how.compile_loss else weighted_error
 
 
 def weighted_error(prediction_BLP: Tensor, target_BLP: Tensor, weight_BL: Tensor) -> Tensor:

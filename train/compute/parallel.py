@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from model.compiler import compiler_missing
+from model.compiler import compile_blocks, compiler_missing
 from model.config import Implementation
 from model.layers import activate_flash_attention_3, reset_buffers
 from model.trainable import Trainable, blocks_of
@@ -198,11 +198,12 @@ def shard_size(shard: int | None, world_size: int, local_world_size: int) -> int
 
 
 def implementation(compute: ComputeConfig, device: torch.device) -> Implementation:
-    """How models are computed on a device. Raises ValueError for kernels that are not there."""
+    """How models are computed on a device. Raises ValueError for kernels that are not there, and as `compiles` does."""
     if compute.attention == "flash3":
         activate_flash_attention_3()
     align_mlp = compute.align_mlp if compute.align_mlp is not None else device.type == "cuda"
-    return Implementation(tokens=compute.tokens, attention=compute.attention, align_mlp=align_mlp)
+    compile_loss = device.type == "cuda" and compiles(compute, device)
+    return Implementation(tokens=compute.tokens, attention=compute.attention, align_mlp=align_mlp, compile_loss=compile_loss)
 
 
 def compiles(compute: ComputeConfig, device: torch.device) -> bool:
@@ -230,8 +231,7 @@ def shard_model(model: Trainable, compute: ComputeConfig, ranks: Ranks, recomput
         attend_plainly(model)
     checkpoint_blocks(blocks, recomputed)
     if compiles(compute, ranks.device):
-        for block in blocks:
-            block.compile(fullgraph=True, dynamic=False)
+        compile_blocks(blocks)
     # weights are handed out in the compute type, gradients reduced in float32, master weights stay float32; what leaves a part
     # is in the last one's type
     last = precision.of(list(parts)[-1])

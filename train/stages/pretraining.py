@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.config import MODELS, Implementation, ModelConfig
 from model.flops import executed_gmac, paper_gmac
-from model.videomae import VideoMAE, weighted_error
+from model.videomae import VideoMAE, loss_function
 from pipeline.loader import Batch
 from pipeline.sampling import DecoderMaskRule, MaskRule, SamplingRecipe, Views
 from pipeline.sampling.draws import Draws
@@ -91,7 +91,7 @@ class Pretraining:
         L = batch.loss_weight.shape[1]
         patches_BVP, target_BLP = self.target(batch.views, batch.visible, batch.decoded[:, :L], self._dtype)
         prediction_BLP = model(patches_BVP, batch.visible, batch.decoded, L)
-        return weighted_error(prediction_BLP, target_BLP, batch.loss_weight), {}
+        return loss_function(model.how)(prediction_BLP, target_BLP, batch.loss_weight), {}
 
     def cost(self, compute: ComputeConfig) -> Cost:
         config, precision = self.config.model, PRECISIONS[compute.precision]

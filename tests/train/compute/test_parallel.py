@@ -3,17 +3,25 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from benchmarks.parts.step_work import pretraining
 from model.classifier import VideoClassifier
+from model.compiler import compile_blocks
 from model.initialization import initialise
+from model.videomae import pixel_loss
 from tests.train import deep_cases, parallel_cases
 from tests.train.parallel_cases import Case, step
 from train.compute.parallel import shard_size, started
+from train.config import ComputeConfig
+from train.training import Training
 
 BOUNDS = {"fp32": 1e-6, "bf16": 2e-2}
 
@@ -63,6 +71,28 @@ def test_one_process_with_every_option(alone: dict[str, Any]) -> None:
             pairs = [(result["gradients"][name], gradient) for name, gradient in expected["gradients"].items()]
             distance = torch.stack([(mine - theirs).norm() for mine, theirs in pairs]).norm() / expected["norm"]
             assert distance < BOUNDS[case.precision], case
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own look at the activations it traces
+def test_models_of_many_blocks_compile_few_graphs_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ViT-g's depth, sharded. Together they are more graphs than the 8 of a function at which Dynamo ends a process."""
+    deep = replace(parallel_cases.MODEL, encoder_dim=16, encoder_depth=40, decoder_dim=16, decoder_depth=4, mlp_ratio=1.0)
+    monkeypatch.setattr("train.compute.parallel.compiler_missing", lambda kind: None)
+    torch._dynamo.reset()
+    graphs = {}
+    with started("cpu") as ranks:
+        for precision, policy in (("bf16", "none"), ("bf16", "full"), ("bf16", "every:2"), ("fp16", "none"), ("fp32", "full")):
+            counter = CompileCounterWithBackend("eager")
+            monkeypatch.setattr("train.compute.parallel.compile_blocks", partial(compile_blocks, backend=counter))
+            compute = ComputeConfig(compile=True, precision=precision, activation_checkpointing=policy)  # type: ignore[arg-type]
+            model = Training(pretraining(deep, compute, views=parallel_cases.VIEWS), ranks).model
+            pixel_loss(model, *(part[:2] for part in parallel_cases.batch())).backward()
+            graphs[precision, policy] = counter.frame_count
+            del model
+    torch._dynamo.reset()
+    assert list(graphs.values()) == [3, 3, 5, 3, 3], graphs
+    assert sum(graphs.values()) > 8
 
 
 @pytest.mark.slow
