@@ -88,7 +88,8 @@ def attention_rate(
     device: torch.device, dtype: torch.dtype, backend: SDPBackend, shape: tuple[int, int, int, int, int]
 ) -> tuple[float, float]:
     """Of packed queries, keys and values (B, N, 3, H, d), as the blocks have them -> (FLOP/s of two products forward and five
-    backward, largest relative L2 error of result and gradients against float32's). Raises AbsentError if the backend does not take them."""
+    backward, largest relative L2 error of result and gradients against float32's). Raises AbsentError if the backend does not
+    take them."""
     views, number, _, heads, size = shape
     qkv = torch.randn(shape, device=device, dtype=dtype)
     up = torch.randn(views, heads, number, size, device=device, dtype=dtype)

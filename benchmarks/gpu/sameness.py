@@ -83,8 +83,8 @@ def gradients(bench: Bench) -> None:
                 apart = differing_gradients(training, batch)
                 seconds.append(seconds_of(partial(backward, training, batch), bench.device, least=3))
             bench.figure(name, len(apart), "parameters whose gradients differ", names=apart[:8])
-                del training
-                gc.collect()
+            del training
+            gc.collect()
         bench.figure("cost", 1e3 * seconds[1], "ms", 1e3 * seconds[0], of="forward and backward pass, eager")
 
 
