@@ -21,6 +21,7 @@ batch. Decode, colour and the cutting take turns, frame by frame."""
 COUNTS = (
     *("frames_decoded", "frames_spanned", "frames_kept"),  # spanned: from the first wanted frame to the last
     *("bytes_read", "bytes_used"),  # used: given to the decoder
+    "restarts",  # of decoding, from the clip's beginning: seeking or leaving out gave anything unexpected
 )
 NOTED = (*STAGES, *COUNTS)
 FIELDS = (
@@ -68,7 +69,7 @@ class ClipMeter:
     def _start(self) -> None:
         self._began, self._cpu = time.perf_counter_ns(), time.thread_time_ns()
         self.fetch = self.demux = self.decode = self.colour = self.resize = self._fetch_cpu = 0
-        self.frames_decoded = self.frames_spanned = self.frames_kept = self.bytes_read = self.bytes_used = 0
+        self.frames_decoded = self.frames_spanned = self.frames_kept = self.bytes_read = self.bytes_used = self.restarts = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import av
 
 from dataset_builders.media.probe import BEYOND, VideoInfo, open_container, open_file, video_stream
 from pipeline.decoding.decode import is_hidden, packets_of
+from pipeline.decoding.nal_units import unit_positions
 
 SILENT = ("av1",)  # decoders that say nothing; of AV1 every packet shows exactly one frame
 PLACEHOLDER = 19  # bytes of an MPEG-4 packet that shows the frame before it once more, at most; libav leaves these out
@@ -185,19 +186,10 @@ def nal_units(stream: av.VideoStream, packet: av.Packet) -> Iterator[tuple[int, 
     length_size = 0
     if extradata[:1] == b"\1":  # avcC, hvcC: units preceded by their length; otherwise by a start code (Annex B)
         length_size = (extradata[4 if h264 else 21] & 3) + 1
-    data, position = bytes(packet), 0
-    while position < len(data):
-        if length_size:
-            size = int.from_bytes(data[position : position + length_size], "big")
-            position += length_size
-        else:
-            found = data.find(b"\0\0\1", position)
-            if found < 0:
-                return
-            position, size = found + 3, 0
+    data = bytes(packet)
+    for position in unit_positions(data, length_size):
         if position + 1 >= len(data):
             return
         first, second = data[position : position + 2]
         valid = first < 128 and second & 7
         yield (first & 31, 0) if h264 else (first >> 1 & 63, (first & 1) << 5 | second >> 3 if valid else -1)
-        position += size

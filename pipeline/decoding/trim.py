@@ -2,10 +2,11 @@
 
 DALI decodes from frame 0 of what it is given, whatever frames are asked for, and begins again for a frame that is asked for
 twice. So `trim` copies only the packets from the key frame before the first wanted frame up to the last wanted one into a
-Matroska stream in memory, and gives them new time stamps, 0, 1, 2 ... in presentation order: variable rates, edit lists and
-negative stamps end there. It takes 2.5 ms a clip, 2.0 of them to open it (both twice where frames are not equally spaced);
-MP4, NUT and IVF take as long, and DALI takes H.264 to NVDEC from Matroska and MP4 only. Of 300 frames of VP9, 448 x 256,
-GOP 32, 16 wanted at stride 4 from a random start: 27 % of the bytes, 146 instead of 194 ms a clip on one core.
+Matroska stream in memory, without the pictures that nobody wants and nothing refers to (`nal_units`), and gives them new time
+stamps, 0, 1, 2 ... in presentation order: variable rates, edit lists and negative stamps end there. It takes 2.5 ms a clip,
+2.0 of them to open it (both twice where frames are not equally spaced); MP4, NUT and IVF take as long, and DALI takes H.264 to
+NVDEC from Matroska and MP4 only. Of 300 frames of VP9, 448 x 256, GOP 32, 16 wanted at stride 4 from a random start: 27 % of
+the bytes, 146 instead of 194 ms a clip on one core.
 """
 
 import io
@@ -17,7 +18,17 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, is_hidden, open_clip, packets_of, video_stream
+from pipeline.decoding.decode import (
+    ClipRequest,
+    DecodeError,
+    Failure,
+    droppable_pictures,
+    is_hidden,
+    open_clip,
+    packets_of,
+    video_stream,
+)
+from pipeline.decoding.nal_units import DroppablePictures, FrameNumError
 from pipeline.storage.manifest import Clip
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")  # of the wheels since 2.1.1
@@ -78,17 +89,11 @@ def trim(request: ClipRequest, device: str = "cpu") -> TrimmedClip:
         stamps = _time_stamps(clip, request.data, device)
         if wanted[-1] >= len(stamps):
             raise DecodeError(Failure.MISSING_FRAMES, f"frame {wanted[-1]} was asked for, there are packets of {len(stamps)}")
-        for start in sorted({0, *(k for k in clip.keyframes if k <= wanted[0])}, reverse=True):
-            with open_clip(
-                request.data, careful=True
-            ) as container:  # anew for a second try: not every container seeks to its beginning
-                stream = _video_stream(container, device)
-                packets = _packets(clip, container, stream, stamps[: wanted[-1] + 1], start)
-                if packets:
-                    for packet in packets:
-                        _check_packet(clip.codec, packet, device)
-                    data, shown = _remux(clip.codec, packets, stream)
-                    break
+        try:
+            data, shown = _trimmed(request, stamps, wanted, device)
+        except FrameNumError:
+            request.meter.restarts += 1
+            data, shown = _trimmed(request, stamps, wanted, device, whole=True)
     except (av.FFmpegError, EOFError) as error:
         raise DecodeError(Failure.DAMAGED, f"{type(error).__name__}: {error}") from error
     numbers = np.searchsorted(shown, stamps[wanted]).astype(np.int32)
@@ -97,6 +102,24 @@ def trim(request: ClipRequest, device: str = "cpu") -> TrimmedClip:
     meter.bytes_used, meter.frames_decoded = meter.bytes_used + len(data), meter.frames_decoded + int(numbers[-1]) + 1
     meter.frames_kept, meter.frames_spanned = len(wanted), int(wanted[-1] - wanted[0]) + 1
     return TrimmedClip(clip, data, numbers, places.reshape(frames.shape), request.boxes)
+
+
+def _trimmed(
+    request: ClipRequest, stamps: np.ndarray, wanted: np.ndarray, device: str, whole: bool = False
+) -> tuple[bytes, np.ndarray]:
+    """-> as `_remux`; `whole`: also what nobody wants and nothing refers to. Raises FrameNumError if something does."""
+    clip = request.clip
+    for start in sorted({0, *(k for k in clip.keyframes if k <= wanted[0])}, reverse=True):
+        # anew for a second try: not every container seeks to its beginning
+        with open_clip(request.data, careful=True) as container:
+            stream = _video_stream(container, device)
+            droppable = None if whole or not clip.pts_step else droppable_pictures(stream)
+            packets = _packets(clip, container, stream, stamps, wanted, start, droppable)
+            if packets:
+                for packet in packets:
+                    _check_packet(clip.codec, packet, device)
+                return _remux(clip.codec, packets, stream)
+    raise AssertionError("from frame 0 on there is something or an error")
 
 
 def pack(trimmed: TrimmedClip, memory: np.ndarray) -> int:
@@ -149,14 +172,21 @@ def _time_stamps(clip: Clip, data: bytes, kind: str) -> np.ndarray:
 
 
 def _packets(
-    clip: Clip, container: av.container.InputContainer, stream: av.VideoStream, stamps: np.ndarray, start: int
+    clip: Clip,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    stamps: np.ndarray,
+    wanted: np.ndarray,
+    start: int,
+    droppable: DroppablePictures | None,
 ) -> list[av.Packet]:
-    """From the packet of frame `start` on, in decoding order, all that hold the frames up to the last of `stamps`.
+    """From the packet of frame `start` on, in decoding order, all that hold the frames up to the last `wanted` one, but for
+    those that are droppable and not wanted.
 
     Empty if decoding cannot begin there, but at an earlier key frame.
     """
-    first, last, missing = int(stamps[start]), int(stamps[-1]), set(stamps[start:].tolist())
-    known = missing.copy()
+    first, last, missing = int(stamps[start]), int(stamps[wanted[-1]]), set(stamps[start : wanted[-1] + 1].tolist())
+    known, shown = missing.copy(), set(stamps[wanted].tolist())
     if start:
         container.seek(first, stream=stream, backward=True)
     packets: list[av.Packet] = []
@@ -173,10 +203,11 @@ def _packets(
             key = stamped[0] if stamped else packet.pts
             if packet.pts < key or (packet.pts < first and not packet.is_discard):  # it may not come out
                 raise UnsupportedClipError("it begins with frames that refer to what is not there")
-            packets.append(packet)
-            if not is_hidden(clip.codec, packet):
-                stamped.append(packet.pts)
             missing.discard(packet.pts)
+            if not droppable or not droppable.leaves_out(bytes(packet), packet.is_discard or packet.pts in shown):
+                packets.append(packet)
+                if not is_hidden(clip.codec, packet):
+                    stamped.append(packet.pts)
             if not missing:
                 if any(first < stamp < last and stamp not in known for stamp in stamped):
                     raise UnsupportedClipError("not every packet of it is a frame")

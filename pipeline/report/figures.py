@@ -72,6 +72,7 @@ def figures(
         },
         "slowest": slowest(meters, manifest, recipe),
         "gantt": gantt(window, workers),
+        "restarts": int(records["restarts"].sum()),
         "failures": failure_figures(failures, int(records["failures"].sum()), float(records["lost"].sum() / 1e6)),
     }
 

@@ -28,7 +28,8 @@ def summary(profile: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"{frames['decoded']:.0f} frames decoded a clip for {frames['kept']:.0f}; {sizes['read'] / 1e3:,.0f} kB read, "
-        f"{sizes['used'] / 1e3:,.0f} used; {figures['failures']['attempts']} failed attempts",
+        f"{sizes['used'] / 1e3:,.0f} used; {figures['failures']['attempts']} failed attempts, {figures['restarts']} decoded "
+        "once more",
     ]
     if wanted := profile["target"]:
         lines.append(
@@ -80,6 +81,7 @@ def _flat(profile: Mapping[str, Any]) -> dict[str, float]:
     found |= {"a clip, core-ms": figures["core_ms"], "a clip, P50 ms": whole["p50"], "a clip, P99 ms": whole["p99"]}
     found |= {"frames decoded a clip": frames["decoded"], "frames kept": frames["kept"]}
     found |= {"kB read a clip": figures["bytes"]["read"] / 1e3, "failed attempts": float(figures["failures"]["attempts"])}
+    found["decoded once more"] = float(figures.get("restarts", 0))  # not in older profiles
     return found
 
 

@@ -158,10 +158,18 @@ def test_what_training_gets_otherwise_is_not_taken(
     def next_ones(clip: Clip, data: bytes, wanted: np.ndarray, meter: ClipMeter) -> Iterator[tuple[int, av.VideoFrame]]:
         yield from right(clip, data, np.minimum(wanted + 1, clip.num_frames - 1), meter)
 
+    def next_references(clip: Clip, data: bytes, wanted: np.ndarray, meter: ClipMeter) -> Iterator[tuple[int, av.VideoFrame]]:
+        return (next_ones if len(wanted) > 2 else right)(clip, data, wanted, meter)
+
     def none(*_: object) -> Iterator[tuple[int, av.VideoFrame]]:
         raise DecodeError(Failure.MISSING_FRAMES, "as if")
 
-    for fault, detail in ((next_ones, "sought, it gives other frames"), (none, "training could not decode it: missing_frames")):
+    others = "sought, it gives other frames"
+    for fault, detail in (
+        (next_ones, others),
+        (next_references, others),
+        (none, "training could not decode it: missing_frames"),
+    ):
         monkeypatch.setattr(verify_file, "decoded_frames", fault)
         reject = make_clip(source("f.mp4"), preset="copy")
         assert isinstance(reject, Reject)

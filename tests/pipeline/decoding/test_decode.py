@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decoding import decode
 from pipeline.decoding.decode import ClipRequest, DecodeError, Failure, decode_each, decode_frames, decode_libav
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage.manifest import Clip
@@ -86,14 +85,6 @@ def test_old_avi_files_number_their_frames_wrongly(shared: Path, name: str) -> N
     for number, frame in zip(wanted.tolist(), decoded, strict=True):
         difference = [np.abs(frame - other).mean() for other in frames]
         assert difference[number] == min(difference) < 2  # some are alike
-
-
-def test_an_index_that_lies_about_the_order_costs_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clip with B-frames, opened as if it had none, loses frames; it is opened once more with care."""
-    data = encode(NUMBERED, options={"bf": "3", "x264-params": "bframes=3:b-pyramid=none"})
-    assert not decode._is_in_order(data)
-    monkeypatch.setattr(decode, "_is_in_order", lambda data: True)
-    assert numbers(decode_frames(facts(data), data, np.arange(FRAMES))) == list(range(FRAMES))
 
 
 def test_frames_of_variable_rate_are_counted_not_timed() -> None:

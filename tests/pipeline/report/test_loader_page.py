@@ -185,6 +185,7 @@ def made_up(manifest: Manifest, batches: int = 30, slow_row: int = 5) -> StageMe
             records["fetch_cpu"][i], records["cpu"][i] = records["fetch"][i] // 5, took - records["fetch"][i] * 4 // 5
             records["frames_decoded"][i], records["frames_spanned"][i], records["frames_kept"][i] = 40, 29, 8
             records["bytes_read"][i], records["bytes_used"][i] = 1000, 400
+            records["restarts"][i] = one == slow_row
             free[worker] += took
         asked = now
         got = max(asked, int(records["ended"].max()))
@@ -292,6 +293,7 @@ def test_the_page_is_whole_and_needs_no_network(
         "100 views/s is met",
         "--replay clip-5 --frames ",
         "12 clips of split train (left out: 1 val)",
+        "10 of 120 clips were decoded",
     ):
         assert words in text, words
     assert ("The model was not run: it is &lt;slow&gt;" in text) == bool(medians)
