@@ -17,6 +17,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from dataset_builders import build_unlabeled_hybrid
@@ -155,11 +156,24 @@ def test_a_dataset_is_done_and_a_half_built_one_becomes_the_same(older: Path, ca
     assert tree(older / "dataset") == whole
     first = (older / "half-built" / "shards" / "own-000000.tar").read_bytes()
     assert build_unlabeled_hybrid.main([*options, "--out", "half-built"]) == 0
+    said = "half-built goes on with what h264-fast was when it was begun; that is called h264-plain now"
+    assert said in capsys.readouterr().out
     finished = tree(older / "half-built")
     assert finished["shards/own-000000.tar"] == first
     for name in whole.keys() - {"dataset.json"}:  # which names the folder
         assert finished[name] == whole[name], name
     assert Manifest("half-built").fingerprint == Manifest("dataset").fingerprint
+    assert json.loads(finished["dataset.json"])["options"]["preset"] == "h264-plain"
+    for asked, told in (("h264-fast", True), ("h264-plain", False)):  # the command of then, and who knows today's name
+        assert build_unlabeled_hybrid.main([*options, "--preset", asked, "--out", "half-built"]) == 0
+        out = capsys.readouterr().out
+        assert "nothing to do" in out and (said in out) is told
+    file = older / "half-built" / ".build" / "options.json"
+    file.write_text(file.read_text().replace("-bf 0", "-bf 5"))
+    assert build_unlabeled_hybrid.main([*options, "--out", "half-built"]) == 2
+    assert "begun with preset h264-fast, which was -c:v libx264 -preset medium -crf 23 -tune fastdecode -bf 5 -g 32" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_dataset_grows_by_the_same_command(older: Path) -> None:
@@ -168,6 +182,8 @@ def test_a_dataset_grows_by_the_same_command(older: Path) -> None:
     assert build_unlabeled_hybrid.main(["--folder", "own=videos", "--clips-per-shard", "4", "--out", "dataset"]) == 0
     assert [version["rows"] for version in Manifest("dataset").versions] == [12, 13]
     assert Manifest("dataset", 1).fingerprint == before
+    rows = {row["path"]: row["content_hash"] for row in pq.read_table("dataset/manifest.parquet").to_pylist()}
+    assert rows[b"new.mp4"] == rows[b"clip03.mp4"]  # by FFmpeg's arguments of then
 
 
 def test_options_that_older_code_did_not_know_had_their_default(older: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +194,9 @@ def test_options_that_older_code_did_not_know_had_their_default(older: Path, cap
     assert build_unlabeled_hybrid.main([*options, "--canvas", "64x64"]) == 2
     assert "--canvas was  and is now 64x64" in capsys.readouterr().err
     assert build_unlabeled_hybrid.main(options) == 0
-    assert json.loads(file.read_text()) == known
+    now = json.loads(file.read_text())
+    assert "-bf 0 -g 32" in now.pop("encoder")
+    assert now == known
 
 
 def test_a_build_file_with_a_name_of_before(older: Path, capsys: pytest.CaptureFixture[str]) -> None:

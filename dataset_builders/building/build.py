@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 from dataset_builders.building.attempts import Tally
@@ -54,6 +55,7 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
                 try_ffmpeg(build)
         if not build.url and not share:
             state.begin_anew()
+        build = replace(build, encoding=state.going_on(build.encoding))
         again = partial(requests_again, plan=plan, reasons=retry, alone=share is None)
         for source, (number, example) in state.extend(plan, build.options(), build.clips_per_shard, again).items():
             print(f"{source}: {number} files of an earlier build are gone, such as {example!r}; their clips stay")
@@ -107,6 +109,7 @@ def finish_shares(build: Build) -> int:
     with BuildState(build.out) as state, open_store(build, state) as store:
         if not state.jobs:
             raise not_begun
+        build = replace(build, encoding=state.going_on(build.encoding))
         state.agree_on_options(build.options())
         if state.finished():
             return say_complete(state, build, renewed=renew_dropped(state, build, plan, store))

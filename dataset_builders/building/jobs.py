@@ -24,7 +24,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from itertools import pairwise
@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataset_builders.media.presets import EncodeOptions
+from dataset_builders.media.presets import EncodeOptions, begun_with
 from dataset_builders.plan import Plan
 from pipeline.settings import completed, renamed
 from pipeline.storage.file_lock import lock
@@ -121,9 +121,11 @@ class BuildState:
         `options["sources"]` has those of each source: sources may join later, and be left out, but not change.
         """
         file = self.root / "options.json"
-        before = renamed(json.loads(file.read_bytes())) if self.plans() else options | {"sources": {}}
+        before = self._options() if self.plans() else options | {"sources": {}}
         defaults = completed({}, EncodeOptions())
         before |= {name: defaults[name] for name in options.keys() - before.keys() if name in defaults}
+        if called := before.get("preset"):
+            before |= {"preset": begun_with(before), "encoder": options["encoder"]}  # which is what preset and GOP say
         before["sources"] = {source: renamed(values) for source, values in before["sources"].items()}
         options = json.loads(json.dumps(options))  # as they will be read: tuples as lists
         pairs = {f"--{name.replace('_', '-')}": name for name in before | options if name != "sources"}
@@ -142,7 +144,25 @@ class BuildState:
         if changes:
             told = "; ".join(changes)
             raise ValueError(f"{self.dataset} was built with other options: {told}. Use the old ones, or another --out")
+        if called:  # the name that it was begun with: the same command goes on
+            options["preset"] = called
         write_durably(file, json.dumps({**options, "sources": before["sources"] | options["sources"]}, indent=1).encode())
+
+    def going_on(self, encoding: EncodeOptions) -> EncodeOptions:
+        """What a build that was begun goes on with: FFmpeg's arguments of then, if its preset has others today; it says so.
+        Raises ValueError if no preset has them any more."""
+        if not self.plans():
+            return encoding
+        before = completed(self._options(), encoding)
+        called, preset = before["preset"], begun_with(before)
+        if encoding.preset != called or called == preset:
+            return encoding
+        print(f"{self.dataset} goes on with what {called} was when it was begun; that is called {preset} now")
+        return replace(encoding, preset=preset)
+
+    def _options(self) -> dict[str, Any]:
+        """Those of the first plan."""
+        return renamed(json.loads((self.root / "options.json").read_bytes()))
 
     def extend(
         self,

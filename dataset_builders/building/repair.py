@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def repair_failures(build: Build, failures: Path) -> int:
     with BuildState(build.out) as state, open_store(build, state) as store:
         if not (state.dataset / "manifest.parquet").is_file():
             raise unfinished
+        build = replace(build, encoding=state.going_on(build.encoding))
         state.agree_on_options(build.options())
         limits = build.limits
         findings = list(recheck(state.dataset, workers=limits.workers, keys=keys, memory_limit=limits.memory_limit))

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset_builders.media.presets import EncodeOptions
+from dataset_builders.media.presets import EncodeOptions, arguments
 from dataset_builders.sources.kinds import Source
 from pipeline.machine import usable_cores
 
@@ -42,4 +42,5 @@ class Build:
     def options(self) -> dict[str, Any]:
         """What decides the bytes, for the agreement with earlier builds of the same dataset."""
         sources = {source.name: source.agreed() for source in self.sources}
-        return {**asdict(self.encoding), "clips_per_shard": self.clips_per_shard, "sources": sources}
+        encoder = arguments(self.encoding.preset, self.encoding.gop)
+        return {**asdict(self.encoding), "encoder": encoder, "clips_per_shard": self.clips_per_shard, "sources": sources}

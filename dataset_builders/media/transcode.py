@@ -238,7 +238,8 @@ def _filters(video: Any, info: VideoInfo, options: EncodeOptions, timing: Timing
 
 
 def cut(file: BinaryIO, places: Sequence[int]) -> Iterator[Piece]:
-    """Copy the packets of an MP4 file of single frames in order, each a packet, into MP4 files that begin at `places`."""
+    """Copy the packets of an MP4 file, each a frame, into MP4 files that begin at `places`: key frames that nothing shown later
+    comes before."""
     with av.open(f"/proc/self/fd/{file.fileno()}", metadata_errors="replace") as whole:
         stream = whole.streams.video[0]
         packets = (packet for packet in packets_of(whole, stream) if packet.size)
@@ -249,11 +250,12 @@ def cut(file: BinaryIO, places: Sequence[int]) -> Iterator[Piece]:
                     copied.time_base = stream.time_base
                     zero: int | None = None
                     for packet in islice(packets, end - first):
-                        assert packet.pts is not None and packet.pts == packet.dts, "presets have no reordered frames"
+                        assert packet.pts is not None and packet.dts is not None
                         if zero is None:
                             assert packet.is_keyframe, f"the frame to cut at, {first}, is no key frame"
                             zero = packet.pts
-                        packet.pts = packet.dts = packet.pts - zero
+                        assert packet.pts >= zero, "presets have closed groups of pictures"
+                        packet.pts, packet.dts = packet.pts - zero, packet.dts - zero
                         packet.stream = copied
                         container.mux(packet)
                 target.seek(0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from dataset_builders.media.presets import called_now
 from dataset_builders.pages.contact_sheet import Picture
 from dataset_builders.pages.counts import OCTAVE, TENTHS, DatasetCounts, classes, quantile
 from dataset_builders.paper import TABLE_8
@@ -32,13 +33,14 @@ def values(
     """For the template: what has to be computed or drawn."""
     total, told, made = counts.total, described.get("sources", {}), described.get("versions", [])
     known = {label for split, label in counts.labels if split == "train"}
+    options = described.get("options", {})
     rows, beside = _paper(counts, told)
     return {
         "counts": counts,
         "versions": versions,
         "pictures": pictures,
         "told": told,
-        "options": described.get("options", {}),
+        "options": options and {**options, "preset": called_now(options)},
         "tools": [made[place].get("tools", {}) if place < len(made) else {} for place in range(len(versions))],
         "time": ("hours", 3600.0) if total.seconds >= 7200 else ("minutes", 60.0),
         "size": next((unit for unit in UNITS if total.bytes >= 2 * unit[1]), UNITS[-1]),

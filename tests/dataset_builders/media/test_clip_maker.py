@@ -214,7 +214,7 @@ def test_copy_says_what_it_cannot(tmp_path: Path) -> None:
     for request in ({"start": 1.0}, {"end": 2.0}, {"rate": 12.0}, {"clip_frames": 20}, {"kind": "frames", "rate": 25.0}):
         reject = rejected(make_clips(path, copy, **request))
         assert reject.reason is Reason.UNSUPPORTED
-        assert "h264-fast, vp9, mjpeg can" in reject.detail
+        assert "h264-fast, h264-plain, vp9, mjpeg can" in reject.detail
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
