@@ -7,8 +7,9 @@
 
 Every video becomes a clip with each preset at each short side, as the builder makes it; `copy` keeps the file and so knows no
 short side. Rates are per CPU-second of one core: other programs hardly change them. Decoding is the loader's, on one thread:
-16 frames at stride 4 from random starts, to RGB; and whole clips without conversion. PSNR and SSIM compare a clip with the
-source brought to the same size, over all planes. DIR/presets.png shows the same as a picture.
+16 frames at stride 4 from random starts, to RGB (and how many frames are decoded for them, at stride 2, too); and whole clips
+without conversion. PSNR and SSIM compare a clip with the source brought to the same size, over all planes. DIR/presets.png
+shows the same as a picture.
 """
 
 import sys
@@ -40,7 +41,7 @@ from tqdm import tqdm
 from benchmarks.parts.clip_replay import clip_of
 from benchmarks.parts.generated_dataset import draw_video
 from benchmarks.parts.original_files import chosen_videos, shuffled_files
-from benchmarks.parts.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDE, Figures, plot, results, table
+from benchmarks.parts.preset_figures import FRAMES, SHORT_SIDES, STARTS, STRIDES, Figures, plot, results, table
 from benchmarks.parts.program import WithFigures, program
 from benchmarks.parts.results import Neighbours, Result, children_seconds, describe_machine, disturbance
 from dataset_builders.media.decode_check import VerifiedClip, verify
@@ -49,8 +50,9 @@ from dataset_builders.media.presets import PRESETS, EncodeOptions
 from dataset_builders.media.probe import VideoInfo, probe
 from dataset_builders.media.rejects import RejectedError
 from dataset_builders.media.transcode import MUXING, Timing, Wanted, copy_file, encode, transcode
-from pipeline.decoding.decode import decode_frames, video_stream
+from pipeline.decoding.decode import decode_upright, video_stream
 from pipeline.sampling.frames import window_frames
+from pipeline.stage_meters import ClipMeter
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.version import CHECKOUT
 
@@ -135,7 +137,9 @@ def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, re
         figures.encode_time, data = children_seconds(ended=True) - before, piece.data
     clip = verify(data)
     figures.bytes, figures.frames, figures.seconds = len(data), clip.num_frames, clip.duration
-    figures.sample_time = time_samples(data, clip)
+    for place, stride in enumerate(STRIDES):
+        seconds, figures.sample_frames[place] = time_samples(data, clip, stride)
+        figures.sample_time = figures.sample_time or seconds
     began = time.thread_time()
     with av.open(io.BytesIO(data), "r", metadata_errors="replace") as container:
         for _ in container.decode(video_stream(container)):
@@ -147,15 +151,16 @@ def measure_clip(path: bytes, info: VideoInfo, preset: str, side: int | None, re
     return figures
 
 
-def time_samples(data: bytes, verified: VerifiedClip) -> float:
-    """CPU-seconds of decoding STARTS samples of a clip as the loader does."""
-    clip = clip_of(data, verified)
-    lengths, steps = np.full(STARTS, clip.num_frames), np.full(STARTS, float(STRIDE))
-    starts = np.random.default_rng(0).integers(0, np.maximum(1, lengths - FRAMES * STRIDE + 1))
+def time_samples(data: bytes, verified: VerifiedClip, stride: int) -> tuple[float, int]:
+    """CPU-seconds of decoding STARTS samples of a clip as the loader does, and frames that were decoded for it."""
+    clip, meter = clip_of(data, verified), ClipMeter()
+    lengths, steps = np.full(STARTS, clip.num_frames), np.full(STARTS, float(stride))
+    starts = np.random.default_rng(0).integers(0, np.maximum(1, lengths - FRAMES * stride + 1))
+    rgb = np.empty((FRAMES, clip.height, clip.width, 3), np.uint8)
     began = time.thread_time()
     for frames in window_frames(starts, lengths, FRAMES, steps):
-        decode_frames(clip, data, np.unique(frames))
-    return time.thread_time() - began
+        decode_upright(clip, data, np.unique(frames), rgb.__setitem__, meter)
+    return time.thread_time() - began, meter.frames_decoded
 
 
 def reference(path: bytes, info: VideoInfo, side: int) -> BinaryIO:

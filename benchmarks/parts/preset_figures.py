@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from dataset_builders.media.presets import PRESETS
 
 SHORT_SIDES = (256, 320)  # pixels
 STARTS = 8  # samples of each clip
-FRAMES, STRIDE = 16, 4  # of a sample: 1.03 s apart at 30 frames per second
+FRAMES, STRIDES = 16, (4, 2)  # of a sample; rates are those of the first, which spans 2.03 s at 30 frames per second
 
 
 @dataclass(slots=True)
@@ -31,7 +32,8 @@ class Figures:
     frames: int = 0
     bytes: int = 0
     encode_time: float = 0.0  # CPU-seconds of FFmpeg
-    sample_time: float = 0.0  # CPU-seconds of decoding STARTS samples a clip
+    sample_time: float = 0.0  # CPU-seconds of decoding STARTS samples a clip, of the first stride
+    sample_frames: np.ndarray = field(default_factory=lambda: np.zeros(len(STRIDES)))  # decoded for these, of each stride
     decode_time: float = 0.0  # CPU-seconds of decoding all frames
     psnr: list[float] = field(default_factory=list)  # dB, of each clip
     ssim: list[float] = field(default_factory=list)
@@ -53,6 +55,10 @@ class Figures:
             "bytes_per_second": (self.bytes / self.seconds, "bytes/s of video"),
             "encode": (self.frames / self.encode_time if self.encode_time else math.nan, "frames/CPU-s"),
             "decode_sample": (self.clips * STARTS / self.sample_time, f"samples of {FRAMES} frames/CPU-s"),
+            **{
+                f"frames_per_sample/stride{stride}": (frames / (self.clips * STARTS), "frames decoded")
+                for stride, frames in zip(STRIDES, self.sample_frames.tolist(), strict=True)
+            },
             "decode_whole": (self.frames / self.decode_time, "frames/CPU-s"),
             "psnr": (fmean(self.psnr) if self.psnr else math.nan, "dB"),
             "ssim": (fmean(self.ssim) if self.ssim else math.nan, "1"),
@@ -72,27 +78,34 @@ def results(figures: Sequence[Figures]) -> list[Result]:
 
 def table(figures: Sequence[Figures]) -> str:
     """A line a preset and short side."""
-    first = figures[0]
+    first, strides = figures[0], " / ".join(map(str, STRIDES))
     lines = [
-        f"{first.clips} clips, {first.seconds:.0f} s, {first.frames} frames",
-        f"{'preset':<10} {'side':>5} {'MB':>8} {'kB/s':>7} {'encode':>9} {'samples':>9} {'frames':>9} {'PSNR':>7} {'SSIM':>7}",
-        f"{'':<10} {'px':>5} {'':>8} {'':>7} {'frames/s':>9} {'decoded/s':>9} {'decoded/s':>9} {'dB':>7} {'':>7}",
+        f"{first.clips} clips, {first.seconds:.0f} s, {first.frames} frames; samples of {FRAMES} frames, at stride {strides}",
+        f"{'preset':<10} {'side':>5} {'MB':>8} {'kB/s':>7} {'encode':>9} {'samples':>9} {'frames decoded':>14} {'frames':>9} "
+        f"{'PSNR':>7} {'SSIM':>7}",
+        f"{'':<10} {'px':>5} {'':>8} {'':>7} {'frames/s':>9} {'decoded/s':>9} {'for a sample':>14} {'decoded/s':>9} {'dB':>7} "
+        f"{'':>7}",
     ]
     for of_kind in figures:
         values = {name: value for name, (value, _) in of_kind.values.items()}
         encoded = f"{values['encode']:9.0f} " if "encode" in values else f"{'-':>9} "
         alike = f"{values['psnr']:7.2f} {values['ssim']:7.4f}" if "psnr" in values else f"{'-':>7} {'-':>7}"
         size = f"{values['bytes'] / 1e6:8.2f} {values['bytes_per_second'] / 1e3:7.1f}"
-        decoded = f"{values['decode_sample']:9.1f} {values['decode_whole']:9.0f}"
+        frames = " / ".join(f"{values[f'frames_per_sample/stride{stride}']:.1f}" for stride in STRIDES)
+        decoded = f"{values['decode_sample']:9.1f} {frames:>14} {values['decode_whole']:9.0f}"
         lines.append(f"{of_kind.preset:<10} {of_kind.short_side or '-':>5} {size} {encoded}{decoded} {alike}")
     return "\n".join(lines)
 
 
 def plot(figures: Sequence[Figures], file: Path) -> None:
-    """Decoding rate and likeness over bytes: a point for each preset and short side."""
-    panels = [("decode_sample", f"samples of {FRAMES} frames decoded per CPU-second"), ("psnr", "PSNR against the source, dB")]
+    """Decoding rate, frames decoded and likeness over bytes: a point for each preset and short side."""
+    panels = [
+        ("decode_sample", f"samples of {FRAMES} frames decoded per CPU-second"),
+        (f"frames_per_sample/stride{STRIDES[0]}", f"frames decoded for a sample at stride {STRIDES[0]}"),
+        ("psnr", "PSNR against the source, dB"),
+    ]
     markers = {None: "s", SHORT_SIDES[0]: "o", SHORT_SIDES[1]: "^"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(16, 4.6), layout="constrained")
     for axis, (name, title) in zip(axes, panels, strict=True):
         for of_kind in figures:
             values = of_kind.values
@@ -113,6 +126,8 @@ def plot(figures: Sequence[Figures], file: Path) -> None:
         axis.grid(which="both", alpha=0.25)
         if name == "decode_sample":
             axis.set_ylim(bottom=0)
+        if name.startswith("frames"):
+            axis.invert_yaxis()  # the fewer the better
     figure.suptitle(f"{figures[0].clips} clips, {figures[0].seconds:.0f} s of video: better is up and to the left", fontsize=11)
     figure.savefig(file, dpi=130)
     plt.close(figure)
