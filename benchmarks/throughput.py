@@ -58,7 +58,7 @@ class Options(WithTurns):
     plot: Path | None = None
     """Picture to draw of them, .png or .svg."""
     peers: bool = True
-    """Compare with DataLoaders over the files that the dataset was built from; that builds some of them twice more."""
+    """Compare with DataLoaders over the files that the dataset was built from; that builds some of them three times more."""
     files: int = 40
     """Video files that the comparison takes, chosen at random, always the same."""
     min_width: int | None = None

@@ -1,4 +1,4 @@
-"""Some of a user's video files, and two datasets made of exactly these: the files as they are, and as h264-fast."""
+"""Some of a user's video files, and datasets made of exactly these: the files as they are, as h264-fast, as h264-plain."""
 
 import json
 import os
@@ -38,13 +38,14 @@ class Built:
 class OriginalFiles:
     """What the peers read, and what tubecell reads instead."""
 
-    files: list[Path]  # links to those that both datasets have
+    files: list[Path]  # links to those that all datasets have
     bytes: int
     width: int  # pixels, the median
     height: int
     codecs: str
     copy: Built
     h264_fast: Built
+    h264_plain: Built
 
 
 def dataset_files(dataset: Path) -> list[bytes]:
@@ -85,15 +86,15 @@ def build_of_files(paths: Sequence[bytes], number: int, narrowest: int, folder: 
     videos.mkdir()
     for place, name in enumerate(os.fsdecode(path) for path, _ in chosen):
         (videos / f"{place:06d}{Path(name).suffix.lower()}").symlink_to(os.path.abspath(name))
-    print(f"building two datasets of {len(chosen)} of the {len(paths)} files{said}", flush=True)
-    copy, h264_fast = (_build(videos, preset, folder / preset) for preset in ("copy", "h264-fast"))
-    files = [file for file in sorted(videos.iterdir()) if file.name in copy.names & h264_fast.names]
+    print(f"building three datasets of {len(chosen)} of the {len(paths)} files{said}", flush=True)
+    copy, fast, plain = (_build(videos, preset, folder / preset) for preset in ("copy", "h264-fast", "h264-plain"))
+    files = [file for file in sorted(videos.iterdir()) if file.name in copy.names & fast.names & plain.names]
     if not files:
         raise ValueError(f"the builder takes none of the {len(chosen)} files, such as {os.fsdecode(paths[0])!r}")
     manifest = Manifest(copy.dataset)
     width, height = (int(sorted(side)[len(manifest) // 2]) for side in (manifest.width, manifest.height))
     codecs = ", ".join(sorted(set(manifest.column("codec").to_pylist())))
-    return OriginalFiles(files, sum(file.stat().st_size for file in files), width, height, codecs, copy, h264_fast)
+    return OriginalFiles(files, sum(file.stat().st_size for file in files), width, height, codecs, copy, fast, plain)
 
 
 def chosen_videos(

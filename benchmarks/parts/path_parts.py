@@ -18,7 +18,7 @@ from benchmarks.parts.stages_alone import DECODE_ONLY, StagesAlone
 from benchmarks.parts.stopwatch import Part, Stopwatch, Work
 from pipeline.loader import Batch, ClipLoader
 from pipeline.machine import usable_cores
-from pipeline.report.figures import figures, settings_of
+from pipeline.report.figures import figures, settings_of, stage_figures
 from pipeline.report.loader_page import assemble
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.sampling.sampler import Sampler
@@ -118,6 +118,14 @@ class LoaderWork(FedWork):
     def work(self) -> int:
         """A batch."""
         return len(next(self.loader).positions)
+
+    def own_ms(self) -> list[float]:
+        """What a clip takes of a core beside decoding, in ms, of every turn: planning, reading, opening, RGB, crops."""
+        found = []
+        for records in (turn.records() for turn in self.turns):
+            stages = {stage["name"]: stage["core_ms"] for stage in stage_figures(records)}
+            found.append(float((records["cpu"] + records["plan"]).mean()) / 1e6 - stages["decode"])
+        return found
 
     def close(self) -> None:
         self.loader.close()

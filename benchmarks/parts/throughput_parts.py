@@ -114,25 +114,28 @@ def backends(manifest: Manifest, measured: Measured) -> list[Literal["libav", "d
 
 
 def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes], narrowest: int, stack: ExitStack) -> None:
-    """DataLoaders over original files, and tubecell over the same files, as they are and as h264-fast.
+    """DataLoaders over original files, and tubecell over the same files, as they are and as h264-fast; and as h264-plain, to
+    see what the frames are worth that a decoder is spared.
 
     Raises ValueError if none of the files can be taken.
     """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tubecell-throughput-")))
     files = measured.originals = build_of_files(paths, trial.files, narrowest, folder)
     print(f"files: {len(files.files)}, {files.width} x {files.height} in the middle, {files.codecs}", flush=True)
-    recipe = trial.recipe(PEER_VIEWS, min(files.copy.clips, files.h264_fast.clips))
+    clips = min(built.clips for built in (files.copy, files.h264_fast, files.h264_plain))
     for reader in READERS:
         if reason := missing_reader(reader):
             measured.skipped.append(f"DataLoader with {reader}: {reason}")
             continue
-        work = stack.enter_context(closing(PeerWork(VideoFiles(files.files, reader, recipe), trial.stopwatch.device)))
+        videos = VideoFiles(files.files, reader, trial.recipe(PEER_VIEWS, clips))
+        work = stack.enter_context(closing(PeerWork(videos, trial.stopwatch.device)))
         title = f"DataLoader, {reader}, R = {PEER_VIEWS}, original files"
         measured.peers.append(measured.add(Part(f"dataloader/{reader.lower()}/r{PEER_VIEWS}", title, PEER_VIEWS, work)))
-    kinds = (files.copy, "same_files", "original files"), (files.h264_fast, "h264_fast", "these as h264-fast")
-    for built, suffix, what in kinds:
+    fast, plain = (files.h264_fast, "h264_fast", "these as h264-fast"), (files.h264_plain, "h264_plain", "these as h264-plain")
+    same = files.copy, "same_files", "original files"
+    for r, (built, suffix, what) in ((PEER_VIEWS, same), (PEER_VIEWS, fast), (PEER_VIEWS, plain), (1, fast), (1, plain)):
+        recipe = trial.recipe(r, clips)
         loader = stack.enter_context(closing(LoaderWork(built.dataset, recipe, trial.config, trial.stopwatch)))
-        name = f"loader/libav/r{PEER_VIEWS}/{suffix}"
-        part = Part(name, f"loader, libav, R = {PEER_VIEWS}, {what}", PEER_VIEWS, loader)
-        measured.on_files[suffix] = measured.add(part)
-        measured.first_batch[name] = loader.first_batch
+        name = f"r{r}/{suffix}"
+        part = measured.add(Part(f"loader/libav/{name}", f"loader, libav, R = {r}, {what}", r, loader))
+        measured.on_files[name], measured.first_batch[part.name] = part, loader.first_batch

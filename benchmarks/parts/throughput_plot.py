@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.parts.results import describe_machine
 from benchmarks.parts.stopwatch import Part, ratios
-from benchmarks.parts.throughput_table import PEER_VIEWS, Measured, times
+from benchmarks.parts.throughput_table import FAST, PEER_VIEWS, SAME, Measured, times
 
 GREY, BLUE, LIGHT = "#9a9a9a", "#1f6fb4", "#8fbce0"
 Rows = list[tuple[Part, str, str, str]]  # (part, its name, what to write beside its value, colour), from top to bottom
@@ -35,9 +35,9 @@ def plot(measured: Measured, file: Path) -> None:
 def _over_files(measured: Measured) -> Rows:
     """DataLoaders and tubecell on the same files."""
     best = measured.best_peer
-    if best is None or len(measured.on_files) < 2:
+    if best is None or not measured.on_files:
         return []
-    same, fast = measured.on_files.values()
+    same, fast = measured.on_files[SAME], measured.on_files[FAST]
     said = [f"{times(median(ratios(part, best, in_views=True)))} ×" for part in (same, fast)]
     rows = [(peer, peer.title.split(", R")[0], "", GREY) for peer in measured.peers]
     return [*rows, (same, "tubecell, as they are", said[0], LIGHT), (fast, "tubecell, as h264-fast", said[1], BLUE)]

@@ -24,6 +24,7 @@ from benchmarks.parts.stopwatch import Part, Stopwatch, wait_until_idle
 from benchmarks.parts.throughput_table import Measured, results, table, verdict
 from benchmarks.throughput import Options, configuration
 from pipeline.sampling import sample_clips
+from pipeline.stage_meters import RECORD, BatchMeter, StageMeters
 from pipeline.storage.manifest import Manifest
 from train.recipes.pretraining import RECIPES
 
@@ -113,11 +114,18 @@ def test_files_are_measured_before_anything_is_built(dataset: Path, tmp_path: Pa
         assert figures[f"loader/libav/r4/{name}"]["baseline"] == best
     assert figures["loader/libav/r4/vs_dataloader_peer"]["value"] == figures["loader/libav/r4/h264_fast"]["value"]
     assert figures["loader/libav/r4/vs_dataloader_peer_same_files"]["value"] == figures["loader/libav/r4/same_files"]["value"]
-    assert figures["builder/h264_fast/bytes"]["ratio"] > 0
+    for preset in ("h264_fast", "h264_plain"):
+        assert figures[f"builder/{preset}/bytes"]["ratio"] > 0
+    for r in (1, 4):
+        beside, own = (figures[f"loader/libav/r{r}/{name}vs_plain_preset"] for name in ("", "own_ms/"))
+        assert r * beside["value"] == pytest.approx(figures[f"loader/libav/r{r}/h264_fast"]["value"])
+        assert r * beside["baseline"] == pytest.approx(figures[f"loader/libav/r{r}/h264_plain"]["value"])
+        assert own["value"] > 0 and own["baseline"] > 0
     assert "model" not in figures
     printed = capsys.readouterr().out
-    assert "building two datasets of 4 of the 12 files" in printed
+    assert "building three datasets of 4 of the 12 files" in printed
     assert "as they are (--preset copy), and" in printed
+    assert printed.count("; beside decoding ") == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -201,7 +209,7 @@ def test_the_files_are_those_that_both_datasets_have(dataset: Path, tmp_path: Pa
     (bad / "short.mp4").symlink_to(original)
     found = build_of_files(shuffled_files(bad), 40, 0, tmp_path)
     assert [file.resolve() for file in found.files] == [original]
-    assert (found.copy.clips, found.h264_fast.clips) == (1, 1)
+    assert (found.copy.clips, found.h264_fast.clips, found.h264_plain.clips) == (1, 1, 1)
     assert found.bytes == found.copy.bytes == found.files[0].stat().st_size
     assert (found.width, found.height) == (int(Manifest(dataset).width[0]), int(Manifest(dataset).height[0]))
 
@@ -280,12 +288,25 @@ def test_the_verdict_is_that_of_the_profile() -> None:
     assert "Other programs had up to 1000.0" in verdict(measured(80.0, 20.0, 18.0, neighbours=1e3))
 
 
+def on_clips(rate: float, decode: float, others: float) -> Part:
+    """A loader with four views, in clips/s, whose clips take a core so many ms to decode and for the rest."""
+    work, records = LoaderWork.__new__(LoaderWork), np.zeros(3, RECORD)
+    for name, ms in (("decode", decode), ("resize", others / 2), ("plan", others / 2), ("cpu", decode + others / 2)):
+        records[name] = 1e6 * ms
+    work.turns = [StageMeters()]
+    work.turns[0].add(BatchMeter(0, 0, 0, 0, np.arange(3), np.arange(3), records))
+    return Part(f"{rate:g}", "", 4, work, [rate], [1.0], [0.0])
+
+
 def test_the_table_says_what_the_figures_say() -> None:
     found = measured(80.0, 20.0, 18.0)
+    found.on_files = {"r4/h264_fast": on_clips(30.0, 9.0, 4.0), "r4/h264_plain": on_clips(20.0, 18.0, 5.0)}
     lines = table(found).splitlines()
     assert any(line.startswith("loader/libav/r2") and line.endswith("50 % (50 to 50) of decode only") for line in lines)
     assert any(line.startswith("end_to_end") and line.endswith("90 % (90 to 90) of model alone") for line in lines)
+    assert any(line.endswith("1.50 x (1.50 to 1.50); beside decoding 4 ms of a core a clip, 0.80 x") for line in lines)
     figures = {result.name: result.ratio for result in results(found)}
+    assert (figures["loader/libav/r4/vs_plain_preset"], figures["loader/libav/r4/own_ms/vs_plain_preset"]) == (1.5, 0.8)
     assert figures["loader/libav/r2/vs_decode_only"] == 0.5
     assert figures["end_to_end"] == 0.9
 
