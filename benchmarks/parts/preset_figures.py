@@ -109,7 +109,7 @@ def plot(figures: Sequence[Figures], file: Path) -> None:
     for axis, (name, title) in zip(axes, panels, strict=True):
         for of_kind in figures:
             values = of_kind.values
-            if name not in values:
+            if name not in values or (name.startswith("frames") and of_kind.short_side == SHORT_SIDES[1]):  # as the other
                 continue
             x, y = values["bytes_per_second"][0] / 1e3, values[name][0]
             colour = f"C{PRESETS.index(of_kind.preset)}"

@@ -62,6 +62,7 @@ def assemble(
         wall_ms={stage["name"]: stage["ms"]["mean"] for stage in loader["stages"]},
         frames_decoded=loader["frames"]["decoded"],
         frames_spanned=loader["frames"]["spanned"],
+        frames_kept=loader["frames"]["kept"],
         fetch_rate=max(stages_alone["clips_per_s"]["fetch"]) if stages_alone else None,
         sources=[(line["name"], line["samples"], line["time"]) for line in loader["groups"]["source"]],
         neighbours=settings.get("neighbours", 0.0),
