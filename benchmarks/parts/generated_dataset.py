@@ -17,7 +17,7 @@ from pipeline.version import CHECKOUT
 GENERATED = 64  # clips
 ENCODINGS = (
     "-c:v libx264 -preset veryfast",  # B-frames, groups of pictures of 250
-    "-c:v libx264 -preset veryfast -tune fastdecode -bf 0 -g 32",  # as `h264-fast`
+    "-c:v libx264 -preset veryfast -tune fastdecode -bf 0 -g 32",  # as `h264-plain`
     "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -crf 30 -b:v 0 -g 64",
     "-c:v mpeg4 -q:v 4 -bf 2",
 )

@@ -1,14 +1,18 @@
 """Presets: what decides a clip's bytes, and FFmpeg's encoder settings. Every one but `copy` makes an MP4 file.
 
-Twelve real clips (Kinetics, THUMOS, gestures, surveillance; 106 s, 240 to 720 lines), short side 256, benchmarks/presets.py;
-rates are per CPU-second of one core, a sample is 16 frames at stride 4 from a random start, as RGB:
+24 real clips (actions, gestures, surveillance; 108 s, 300 pixels wide and more), short side 256, benchmarks/presets.py; rates
+are per CPU-second of one core, a sample is 16 frames at stride 4 from a random start, as RGB, and for it so many frames are
+decoded:
 
-| preset      | kB/s | encoding | decoding   | all frames | PSNR    | SSIM  |                                                |
-|-------------|------|----------|------------|------------|---------|-------|------------------------------------------------|
-| `h264-fast` |   43 | 253 fr/s | 78 samples | 6800 fr/s  | 42.3 dB | 0.984 | the fastest, with libav; for NVDEC, too        |
-| `vp9`       |   42 | 249 fr/s | 34 samples | 2600 fr/s  | 43.0 dB | 0.985 | what DALI decodes on a CPU and on a GPU        |
-| `mjpeg`     |  232 | 613 fr/s | 55 samples | 4600 fr/s  | 41.5 dB | 0.979 | for DALI on a CPU; doubtful on a GPU           |
-| `copy`      |   40 | -        | 15 samples | 2700 fr/s  | -       | -     | as it is: long GOPs, B-frames, large frames    |
+| preset       | kB/s | encoding | decoding    | for one | all frames | PSNR    | SSIM  |                                      |
+|--------------|------|----------|-------------|---------|------------|---------|-------|--------------------------------------|
+| `h264-fast`  |   27 | 234 fr/s |  84 samples | 31.5    | 5500 fr/s  | 44.4 dB | 0.981 | for libav and NVDEC                  |
+| `h264-plain` |   29 | 226 fr/s |  60 samples | 72.3    | 5900 fr/s  | 44.3 dB | 0.980 | the same without B-frames            |
+| `vp9`        |   21 | 249 fr/s |  31 samples | 72.3    | 2700 fr/s  | 44.7 dB | 0.981 | what DALI decodes on CPU and GPU     |
+| `mjpeg`      |  145 | 576 fr/s | 119 samples | 16.0    | 3800 fr/s  | 44.1 dB | 0.976 | for DALI on a CPU; doubtful on a GPU |
+| `copy`       |   70 | -        |  45 samples | 83.6    | 5500 fr/s  | -       | -     | as it is: long GOPs, large frames    |
+
+At stride 2 they are 24.4, 42.3, 42.3, 16.0 and 64.5.
 
 The container is MP4 for all: DALI 2.4 (on a CPU) and PyAV read VP9 and MJPEG in it, and its time stamps are exact, where
 Matroska's are in milliseconds and leave the manifest without `pts_step`. DALI shows both as PyAV does, but for the level by

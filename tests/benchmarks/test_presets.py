@@ -54,6 +54,8 @@ def test_figures_table_and_picture(
         for stride in (2, 4):
             decoded = figures[f"presets/{kind}/frames_per_sample/stride{stride}"]["value"]
             assert decoded == 16 if "mjpeg" in kind else 16 < decoded <= 90  # all of a clip
+    fast, plain = (figures[f"presets/h264-{name}/256/frames_per_sample/stride4"]["value"] for name in ("fast", "plain"))
+    assert fast < 0.6 * plain
     assert figures["presets/mjpeg/256/bytes"]["value"] > 2 * figures["presets/h264-fast/256/bytes"]["value"]
     printed = capsys.readouterr().out
     assert "2 clips, 6 s, 180 frames" in printed
