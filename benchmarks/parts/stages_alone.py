@@ -21,7 +21,16 @@ from tqdm import tqdm
 
 from benchmarks.parts.crew import Crew
 from pipeline.decoding.colour import RgbConverter, region_around
-from pipeline.decoding.decode import ClipRequest, DecodeError, decode_frames, decode_libav, open_clip, packets_of, video_stream
+from pipeline.decoding.decode import (
+    ClipRequest,
+    DecodeError,
+    decode_frames,
+    decode_libav,
+    decoded_frames,
+    open_clip,
+    packets_of,
+    video_stream,
+)
 from pipeline.decoding.resize import crop_resizer
 from pipeline.sampling import ClipSamples, SamplingRecipe, sample_clips
 from pipeline.sampling.splits import count_clips
@@ -56,17 +65,21 @@ class Prepared:
         first = max((key for key in self.clip.keyframes if key <= self.wanted[0]), default=0)
         return frames[first].pts or 0, frames[self.wanted[-1]].pts or 0, [frames[i] for i in self.wanted]
 
-    def walk(self, decoding: bool) -> None:
-        """Open, search, and take out the packets up to the last wanted frame; decode them, or not."""
+    def walk(self) -> None:
+        """Open, search, and take out the packets up to the last wanted frame."""
         start, last, _ = self.opened
         with open_clip(self.data) as container:
             stream = video_stream(container)
             if start:
                 container.seek(start, stream=stream, backward=True)
             for packet in packets_of(container, stream):
-                found = packet.decode() if decoding else (packet,)
-                if found and (found[-1].pts or 0) >= last:
+                if (packet.pts or 0) >= last:
                     break
+
+    def decode(self) -> None:
+        """The same, and decode those that the wanted frames need, as `decode_libav` does it."""
+        for _ in decoded_frames(self.clip, self.data, self.wanted):
+            pass
 
     def convert(self) -> None:
         """What the crops show of the wanted frames to RGB, as `decode_libav` does it."""
@@ -117,8 +130,10 @@ class Prepared:
         match stage:
             case "fetch" | "fetch, cold":
                 reader.read(self.clip)
-            case "demux" | "decode":
-                self.walk(decoding=stage == "decode")
+            case "demux":
+                self.walk()
+            case "decode":
+                self.decode()
             case "colour":
                 self.convert()
             case "resize":
