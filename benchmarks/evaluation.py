@@ -180,7 +180,7 @@ def parts(
     model.to(device, PRECISIONS["bf16" if device.type == "cuda" else "fp32"].encoder)
     clips = min(options.clips_per_pass, len(rows))
     forward = ForwardWork(model, together.first.views.clone(), clips, device)
-    asked = {"data": manifest.place, "views": views, "workers": options.workers, "resize": None}
+    asked = {"data": manifest.place, "views": views, "workers": options.workers, "resize": None, "decoder": "auto"}
     whole = WholeWork(model, recipe, rows, clips, ranks, **asked)
     measured = Measured(
         Part("decode", f"loader, {each} views of one decode", each, together),

@@ -88,6 +88,7 @@ def test_two_reports_side_by_side(profile: Path, capsys: pytest.CaptureFixture[s
     assert "loader alone, views/s" in told and "1.00" in told and "measured differently" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_missed_target_ends_with_1(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", str(dataset), "--out", str(tmp_path), "--no-model", "--target-views-per-s", "1e9"]

@@ -16,6 +16,7 @@ from model.videomae import VideoMAE
 SHORT = ["--model", "tiny", "--views", "2", "--rounds", "2", "--seconds", "0.05", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_step_beside_matrix_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from benchmarks import table2
 from model.config import MODELS
 
 
+@pytest.mark.slow
 def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a small model in the paper's place."""
     monkeypatch.setitem(table2.MODELS, "vit-b", MODELS["tiny"])

@@ -71,6 +71,7 @@ def check_figures(entries: list[dict]) -> dict[str, dict]:
     return {entry["name"]: entry for entry in entries}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_dataset_is_measured_as_a_whole(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "out.json"

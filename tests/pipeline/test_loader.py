@@ -218,7 +218,9 @@ def test_clips_that_fail_are_replaced_named_and_remembered(dataset: Path, expect
     assert take(dataset, 3, state=start)[0] == taken
 
 
-@pytest.mark.parametrize("decoder", [decode_libav, faulty_decoders.slow], ids=["full ring", "empty ring"])
+@pytest.mark.parametrize(
+    "decoder", [pytest.param(decode_libav, marks=pytest.mark.slow), faulty_decoders.slow], ids=["full ring", "empty ring"]
+)
 def test_a_sidecar_killed_from_outside_costs_nothing(dataset: Path, expected: list[dict[int, str]], decoder: Decoder) -> None:
     loader = ClipLoader(dataset, RECIPE, decoder=decoder, clips_per_batch=2)
     taken = []

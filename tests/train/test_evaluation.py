@@ -18,11 +18,12 @@ from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import Pretraining
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reshard",
     [
         "--compute.reshard-after-forward",  # hangs if a rank makes fewer passes, which the default hides
-        pytest.param("--compute.no-reshard-after-forward", marks=pytest.mark.slow),
+        "--compute.no-reshard-after-forward",
     ],
 )
 def test_a_run_that_evaluates_is_the_same_run(labelled: Path, tmp_path: Path, reshard: str) -> None:

@@ -108,6 +108,7 @@ def test_pictures_of_the_sharded_model_are_of_its_weights_and_leave_them_alone(d
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_draws_itself_on_two_ranks(dataset: Path, tmp_path: Path) -> None:
     options = ("--steps", "5", "--compute.precision", "bf16")
     run(dataset, tmp_path / "plain", *options, ranks=2)

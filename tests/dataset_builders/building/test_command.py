@@ -267,6 +267,7 @@ def run(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_shares_make_the_same_bytes(undisturbed: Path, videos: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     common = ["--folder", f"v={videos}", "--out", str(dataset), "--clips-per-shard", "4"]

@@ -240,7 +240,10 @@ def test_a_canvas_makes_the_coded_sizes_few(tmp_path: Path) -> None:
         assert (row["width"], row["height"]) == expected, size
 
 
-@pytest.mark.parametrize("preset", [*ENCODING, "copy"])
+@pytest.mark.parametrize(
+    "preset",
+    ["h264-fast", *(pytest.param(name, marks=pytest.mark.slow) for name in (*ENCODING, "copy") if name != "h264-fast")],
+)
 def test_broken_files_are_clips_or_rejects(shared: Path, preset: str) -> None:
     """What MANIFEST.tsv says of them: no crash, no hang, no clip with frames missing."""
     folder = shared / "clips" / "broken"

@@ -216,6 +216,7 @@ def generated(num_videos: int) -> tuple[dict[int, pa.Table], dict[str, int]]:
     }
 
 
+@pytest.mark.slow
 def test_a_generated_list_of_over_a_million_rows() -> None:
     versions, expected = generated(720_000)
     assert sum(map(len, versions.values())) > 1_200_000

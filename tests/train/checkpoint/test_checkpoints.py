@@ -203,7 +203,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.parametrize("fault", [no_space, short_files])
+@pytest.mark.parametrize("fault", [no_space, pytest.param(short_files, marks=pytest.mark.slow)])
 def test_what_cannot_be_written_leaves_the_last_good_one(
     fault: Callable[[Trained], contextmanager], make: Make, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -334,6 +334,7 @@ def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "has no checkpoint; give the folder of a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_mirror_survives_the_loss_of_the_machine(make: Make, s3: S3Server, tmp_path: Path) -> None:
     url = f"s3://{BUCKET}/runs/lost"
     trained = make(mirror=url, keep_last=2, keep_every=2)
@@ -362,6 +363,7 @@ def test_a_mirror_survives_the_loss_of_the_machine(make: Make, s3: S3Server, tmp
     assert {name.partition("/")[0][:13] for name in files.listed(url)} == {"step-00000004", "step-00000005"}
 
 
+@pytest.mark.slow
 def test_storage_that_refuses_the_copy_leaves_the_one_on_disk(make: Make, s3: S3Server) -> None:
     url = f"s3://{BUCKET}/runs/refused"
     trained = make(mirror=url)

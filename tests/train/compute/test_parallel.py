@@ -33,23 +33,12 @@ def alone() -> dict[str, Any]:
         return {precision: step(Case(shard=1, precision=precision), ranks) for precision in BOUNDS}
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """{processes: results}"""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, parallel_cases.__file__, folder, "2", "4"], env=environment, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_compute_what_one_computes(ranks: int, alone: dict[str, Any], tmp_path: Path) -> None:
+    command = [sys.executable, parallel_cases.__file__, str(tmp_path), str(ranks)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {ranks: torch.load(folder / f"{ranks}.pt", weights_only=True) for ranks in (2, 4)}
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_processes_compute_what_one_computes(
-    ranks: int, alone: dict[str, Any], together: dict[int, list[dict[str, Any]]]
-) -> None:
-    results = together[ranks]
+    results = torch.load(tmp_path / f"{ranks}.pt", weights_only=True)
     assert [Case(**result["case"]) for result in results] == parallel_cases.cases(ranks)
     for result in results:
         expected, bound = alone[result["case"]["precision"]], BOUNDS[result["case"]["precision"]]

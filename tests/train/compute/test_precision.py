@@ -55,7 +55,9 @@ def test_float32_learns() -> None:
     assert scale is None
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize(
+    "precision", [name if name in ("bf16", "fp16") else pytest.param(name, marks=pytest.mark.slow) for name in BOUNDS]
+)
 def test_a_preset_follows_float32(precision: str) -> None:
     losses, scale = curve(precision)
     expected, _ = curve("fp32")
