@@ -38,6 +38,7 @@ def test_step_beside_matrix_product(
     assert gemm["value"] == pytest.approx(found["finetune/tiny/fp32"]["value"] * 6e-12 * macs) and gemm["ratio"] > 0
 
 
+@pytest.mark.slow
 def test_the_peers_take_the_same_views_and_sizes() -> None:
     pytest.importorskip("transformers")
     config, cpu = MODELS["tiny"], torch.device("cpu")

@@ -87,6 +87,7 @@ def test_each_fault_is_named(broken: Path, through: tuple[list[dict[int, str]], 
     assert all(failure.key == manifest.clip(failure.row).key for failure in failures)
 
 
+@pytest.mark.slow
 def test_the_others_and_the_substitutes_do_not_depend_on_ranks(
     dataset: Path, broken: Path, through: tuple[list[dict[int, str]], list[FailedClip]]
 ) -> None:
@@ -109,6 +110,7 @@ def test_failures_are_given_back_to_the_verifier(
     assert manifest.clip(VANISHED[0]).shard in said
 
 
+@pytest.mark.slow
 def test_storage_that_recovers_costs_nothing_and_one_that_does_not_is_named(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

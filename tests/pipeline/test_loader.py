@@ -218,6 +218,7 @@ def test_clips_that_fail_are_replaced_named_and_remembered(dataset: Path, expect
     assert take(dataset, 3, state=start)[0] == taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "decoder", [pytest.param(decode_libav, marks=pytest.mark.slow), faulty_decoders.slow], ids=["full ring", "empty ring"]
 )

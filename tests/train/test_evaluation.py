@@ -66,6 +66,7 @@ def test_the_held_out_loss_is_that_of_every_clip_once(labelled: Path, tmp_path: 
     loader.close()
 
 
+@pytest.mark.slow
 def test_a_running_mean_is_resumed_and_known_to_the_run(dataset: Path, tmp_path: Path) -> None:
     whole = ("--steps", "6", "--ema", "0.7", "--save-every", "3")
     run(dataset, tmp_path / "straight", *whole)
@@ -78,6 +79,7 @@ def test_a_running_mean_is_resumed_and_known_to_the_run(dataset: Path, tmp_path:
     assert "--ema 0.7 -> 0.8" in trainer.said(2)
 
 
+@pytest.mark.slow
 def test_the_first_blocks_stay(dataset: Path, tmp_path: Path) -> None:
     weights = {}
     for steps in ("1", "4"):

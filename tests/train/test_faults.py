@@ -72,6 +72,7 @@ def test_nan_in_one_ranks_batch_is_skipped_by_all_and_its_clips_are_named(datase
     assert checkpoints.read_progress(out / "checkpoints" / "step-00000010").guard["skipped"] == 3
 
 
+@pytest.mark.slow
 def test_nan_in_a_parameter_ends_the_run_and_is_not_saved(dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ("--save-every", "1", "--optim.max-skipped", "4")

@@ -87,6 +87,7 @@ def test_rank_0_reads_and_all_have_the_same(number: int, tmp_path: Path, monkeyp
         assert begun["place"] == "weights.pth" and begun["fingerprint"] == fingerprint(tensors) and not any(others)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_dataset_and_says_from_where(
     dataset: Path, labelled: Path, straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_optimizer_flags_may_change_on_the_way(dataset: Path, copy: Path, tmp_path: Path) -> None:
     other = shutil.copytree(copy, tmp_path / "other")
     text = run(dataset, copy, "--steps", "23", "--optim.weight-decay", "0.5")

@@ -281,6 +281,7 @@ def test_time_limit(tmp_path: Path) -> None:
     assert [reject["reason"] for reject in rejects_of(tmp_path / "dataset")] == ["timeout"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_can_be_continued(videos: Path, tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes writing a shard fail as a full disk does; without it the build goes on."""
     dataset = tmp_path / "dataset"
@@ -313,6 +314,7 @@ def running_with(mark: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
 )

@@ -189,7 +189,8 @@ def test_so_do_those_of_every_sampler(turned: Path, sampler: Sampler, views: dic
                 pixels.append(batch.views.clone())
                 masks = [mask.tolist() for mask in (batch.visible, batch.decoded, batch.loss_weight) if mask is not None]
                 facts += [batch.rows, batch.weight, batch.labels, batch.keys, masks]
-            failed = sorted((each.epoch, each.position, each.attempt, each.row) for each in loader.failures)
+            # without those of the next epoch, which is decoded ahead
+            failed = sorted((each.epoch, each.position, each.attempt, each.row) for each in loader.failures if not each.epoch)
             found.append(f"{facts} {failed} {[clip.key for clip in loader.missing]} {loader.label_map}")
             assert {row for *_, row in failed} == set(BAD_ROWS)
     assert found[0] == found[1]

@@ -203,6 +203,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [no_space, pytest.param(short_files, marks=pytest.mark.slow)])
 def test_what_cannot_be_written_leaves_the_last_good_one(
     fault: Callable[[Trained], contextmanager], make: Make, request: pytest.FixtureRequest, tmp_path: Path
