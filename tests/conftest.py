@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,12 @@ def labelled(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = ["--folder", f"own={train}", "--folder", f"own:val={folder / 'val'}"]
     assert build_dataset.main([*sources, "--labels-from-folder", "--out", str(folder / "dataset")]) == 0
     return folder / "dataset"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """OpenMP threads that wait for each other take ten times as long where another program has a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

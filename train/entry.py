@@ -21,7 +21,7 @@ from train.compute import parallel
 from train.compute.device import be_deterministic
 from train.compute.out_of_memory import advice, is_out_of_memory
 from train.compute.parallel import Ranks, Tell, said_first, started
-from train.compute.plan import Plan, planned
+from train.compute.plan import planned
 from train.compute.startup import Startup
 from train.config import RunConfig
 from train.evaluation import comparison
@@ -118,7 +118,7 @@ def go(
         made, plan = planned(stage(config), ranks)
         full = None
         try:
-            work(made, plan, ranks, folder, total_steps, startup, stop, cleanup)
+            work(partial(Run, made, plan, ranks, folder, total_steps, startup, cleanup), stop)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -127,26 +127,18 @@ def go(
             raise RunFailedError(f"{full}\n{advice(made, ranks)}")
 
 
-def work(
-    stage: Stage,
-    plan: Plan,
-    ranks: Ranks,
-    folder: RunFolder,
-    total_steps: int,
-    startup: Startup,
-    stop: StopSignal,
-    cleanup: contextlib.ExitStack,
-) -> None:
+def work(begin: Callable[[], Run], stop: StopSignal) -> None:
     """Train, and export what was trained."""
-    run = Run(stage, plan, ranks, folder, total_steps, startup, cleanup)
+    run = begin()
+    folder, total_steps = run.folder, run.total_steps
     folder.begin()
     if train(run, stop):
         made = metadata_of_run([folder.path], step=total_steps, tubecell=version())
         checkpoints.export(folder.path, run.training, made)
-        if ranks.rank == 0:
+        if run.ranks.rank == 0:
             with may_fail("card.md"):
                 write_card(folder.path, made)
         folder.complete(total_steps)
-        for line in comparison(folder.path) if ranks.rank == 0 else ():
+        for line in comparison(folder.path) if run.ranks.rank == 0 else ():
             run.say(line)
         run.say(f"done: {total_steps} steps; weights in {folder.path / 'model.safetensors'}")

@@ -18,11 +18,12 @@ from benchmarks.parts.card import CardWatch
 from benchmarks.parts.path_parts import LoaderWork
 from benchmarks.parts.stopwatch import Stopwatch
 from pipeline.decoding.dali import DaliDecoder
+from pipeline.decoding.decoder_choice import LIBAV_RATE
 from pipeline.decoding.trim import TrimmedClip, can_decode, trim
+from pipeline.machine import usable_cores
 from pipeline.workers.device_decoding import DECODERS
 
 IN_FLIGHT = (14, 7, 4)  # an H100 or H200 has seven NVDEC
-WANTED = {"vit-g": 84, "vit-b": 585}  # clips/s that a GPU's training eats
 
 
 def rates(bench: Bench) -> None:
@@ -37,10 +38,9 @@ def rates(bench: Bench) -> None:
             detail = {"frames_per_s": round(frames), "ms_per_clip": 1e3 / found[number], **watch.means}
             bench.figure(f"in_flight/{number}", found[number], "clips/s", found.get(IN_FLIGHT[0]), **detail)
     best = max(found, key=lambda number: found[number], default=DECODERS)
-    eaten = ", ".join(f"{model} {clips}" for model, clips in WANTED.items())
     bench.remark(
         f"The most is {found.get(best, 0):.0f} clips/s (DALI_RATES of decoder_choice.py), with {best} decoders (DECODERS is "
-        f"{DECODERS}); eaten are: {eaten}"
+        f"{DECODERS}); {usable_cores()} cores are reckoned to give {LIBAV_RATE * usable_cores():.0f}"
     )
 
 

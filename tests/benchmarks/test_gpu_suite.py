@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +26,9 @@ FAULTY = "tests.benchmarks.gpu_faulty_part"
 class Impatient(Part):
     def patience(self, dry: bool) -> float:
         return 1.0
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def part(name: str, *words: str, module: str = FAULTY, **more: Any) -> Part:
@@ -125,15 +127,6 @@ def test_a_note_is_read_when_it_is_whole(tmp_path: Path) -> None:
     with notes.file.open("a") as file:
         file.write('"}\n')
     assert [note["kind"] for note in notes.fresh()] == ["half"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """OpenMP threads that wait for each other take ten times as long where another program has a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,15 +21,6 @@ SMALL = [
     *("--views.views-per-step", "8", "--loader.workers", "1", "--loader.prefetch", "2", "--compute.device", "cpu"),
     *("--model.input-size", "32", "--model.encoder-depth", "2", "--seconds", "0.2", "--rounds", "1"),
 ]
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """OpenMP threads that wait for each other take ten times as long where another program has a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

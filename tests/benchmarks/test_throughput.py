@@ -3,7 +3,6 @@ import math
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,15 +43,6 @@ QUICK = [
     "--workers",
     "1",
 ]
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """OpenMP threads that wait for each other take ten times as long where another program has a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def check_figures(entries: list[dict]) -> dict[str, dict]:

@@ -21,10 +21,8 @@ from train.config import ComputeConfig, RunConfig
 GIB = 2**30
 HEADROOM = 0.1  # share of a card that a plan leaves free: our choice, not a measurement
 ENDLESS = 1 << 30  # of what takes no memory
-BATCHES, DALI_BATCHES = (
-    2,
-    5,
-)  # of views on the device; DALI's as in pipeline/workers/device_decoding.py: 2 ahead, 1 held, 2 late
+BATCHES = 2  # of views on the device
+DALI_BATCHES = 5  # the same where DALI decodes (pipeline/workers/device_decoding.py): 2 ahead, 1 held, 2 late
 STATISTIC = 4  # bytes of a norm's mean or deviation: float32 on a GPU; a CPU keeps those of bf16 and fp16 in 2
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from pipeline.decoding.decoder_choice import what_dali_lacks
+from pipeline.decoding.decoder_choice import DALI_RATES
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import device_name
 from train.compute.memory import (
@@ -64,8 +64,9 @@ def predict(
 
 
 def may_take_dali(decoder: str) -> bool:
-    """Whether batches may be decoded on the device. (Which decoder "auto" takes is known only once the dataset is.)"""
-    return decoder == "dali" or (decoder == "auto" and torch.cuda.is_available() and what_dali_lacks() is None)
+    """Whether batches may be decoded on the device. (Which decoder "auto" takes is known only once the dataset is; without a
+    card that DALI was measured on it is libav.)"""
+    return decoder == "dali" or (decoder == "auto" and bool(DALI_RATES))
 
 
 def knobs(config: RunConfig, world_size: int, local_world_size: int) -> list[tuple[str, ComputeConfig]]:
