@@ -12,6 +12,7 @@ from pipeline.sampling.splits import checked_split
 from pipeline.settings import kept, read, setting, with_values
 
 Crop = Literal["multi_scale", "random_resized", "center", "none"]
+CropResize = Literal["antialiased", "official"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +80,11 @@ class SamplingRecipe(Views):
     crop: Crop = "multi_scale"
     """"multi_scale" (pre-training) or "random_resized" (fine-tuning); "center", the largest box in the middle that has the
     aspect of a view, and so fills it; or "none", the whole frame, whatever its aspect."""
+    crop_resize: CropResize = setting("antialiased", was="antialiased")
+    """How a training view is made of its crop: "antialiased", to 8 bits, as official pre-training; or "official", as official
+    fine-tuning resizes floats: not antialiased, to 16 bits."""
+    randaugment: str = setting("", was="")
+    """RandAugment of whole frames before the crop, while they are decoded: "rand-m7-n4-mstd0.5-inc1"; or "", none."""
     masks: MaskRule | None = setting("tube", was="tube")
     """What the encoder does not see: "tube", or "random", "frame", "multi-block" (see `sampling.masks`); None: views without
     masks, of any number of frames and any size."""
@@ -90,6 +96,7 @@ class SamplingRecipe(Views):
             "shuffle": ("global", "window"),
             "temporal": frames.TEMPORAL,
             "crop": get_args(Crop),
+            "crop_resize": get_args(CropResize),
         }
         choices |= {"arithmetic": (1, 2), "masks": (*RULES, None), "decoder_masks": tuple(DECODER_RULES)}
         for name, allowed in choices.items():

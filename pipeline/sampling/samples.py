@@ -24,17 +24,21 @@ class ClipSamples:
 
     rows (B,) int64 of the manifest; frames int64, ascending, (B, T) where the R views of a clip share them and (B, R, T)
     where each has its own; boxes (B, R, 4) int64 (x, y, width, height); repeated (B,) int64, how many of `frames[i]` are
-    the frame before them once more: the padding of short clips, and sampling faster than the clip's frame rate.
+    the frame before them once more: the padding of short clips, and sampling faster than the clip's frame rate. operations
+    (B, R, L, 2) float64, if the recipe has RandAugment: see `randaugment.plans`.
     """
 
     rows: np.ndarray
     frames: np.ndarray
     boxes: np.ndarray
     repeated: np.ndarray
+    operations: np.ndarray | None = None
 
     def one(self, i: int) -> "ClipSamples":
         """That of clip i alone (B = 1)."""
-        return ClipSamples(self.rows[i : i + 1], self.frames[i : i + 1], self.boxes[i : i + 1], self.repeated[i : i + 1])
+        operations = None if self.operations is None else self.operations[i : i + 1]
+        arrays = (array[i : i + 1] for array in (self.rows, self.frames, self.boxes, self.repeated))
+        return ClipSamples(*arrays, operations)
 
 
 def steps_per_epoch(num_clips: int, recipe: SamplingRecipe) -> int:
