@@ -27,9 +27,10 @@ from model.pixels import normalise, pasted, patches_of
 from model.weight_files import tensors_of
 from model.weights import Weights, read_weights, transfer, understand
 from pipeline import keyed, official_views
-from pipeline.sampling import SamplingRecipe, crops, frames
+from pipeline.sampling import SamplingRecipe, crops, frames, randaugment
 from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
+from pipeline.sampling.randaugment import RandAugment
 from tests.parity_adapter import finetune_config, to_uint8
 from train import augmentation
 from train.accuracy.predictions import Predictions
@@ -110,6 +111,17 @@ def convert_head(weight, bias, dataset):
     shapes = {"head.weight": torch.Size([number, weight.shape[1]]), "head.bias": torch.Size([number])}
     found = transfer(weights, shapes, rows).taken
     return found["head.weight"], found["head.bias"]
+
+
+def randaugment_args(op, magnitude):
+    return sorted({argument.item() for argument in randaugment.arguments(op, magnitude)})
+
+
+def randaugment_plans(n, seed):
+    found = randaugment.plans(keyed.mix(seed, np.arange(n)), RandAugment.parse("rand-m7-n4-mstd0.5-inc1"))
+    without = [op for op in randaugment.OPERATIONS if not randaugment.arguments(op, 7.0)]
+    named = [[(randaugment.OPERATIONS[int(op)], argument) for op, argument in plan if op >= 0] for plan in found.tolist()]
+    return [[(op, None if op in without else argument) for op, argument in plan] for plan in named]
 
 
 def erasing_boxes(height, width, n, seed):

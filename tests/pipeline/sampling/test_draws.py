@@ -9,6 +9,7 @@ from pipeline import keyed
 from pipeline.sampling import SamplingRecipe
 from pipeline.sampling.draws import Draws, check_pairs, in_pairs
 from pipeline.sampling.mixing import beta
+from pipeline.sampling.randaugment import OPERATIONS, RandAugment, arguments, plans
 
 RECIPE = SamplingRecipe(views_per_step=48, views_per_clip=2, seed=7)
 STEP = np.arange(48, 72)  # the third step's positions
@@ -122,6 +123,43 @@ def test_golden_draws() -> None:
         [0.9865274234693877, 0.806899669],
     )
     assert draws.keys(keyed.MIXUP)[:2].tolist() == [12641090430224054203, 3272910270900308896]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *(
+            (text, "is not known")
+            for text in ("m7-n4-inc1", "rand-m7-n4", "rand-m7-n4-inc0", "rand-n4-inc1", "rand-m7-n4-inc1-w0")
+        ),
+        *(
+            (text, "is not known")
+            for text in ("rand-m7-n4-m7-inc1", "rand-m7.5-n4-inc1", "rand-m7-n4-mstd-inc1", "rand-m7-n4-p0.5-inc1")
+        ),
+        *(
+            (text, "out of bounds")
+            for text in ("rand-m11-n4-inc1", "rand-m7-n0-inc1", "rand-m7-n17-inc1", "rand-m7-n4-mstd101-inc1")
+        ),
+    ],
+)
+def test_only_one_kind_of_randaugment_is_known(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"RandAugment '{text}' is.* {reason.split()[-1]}; allowed is .*rand-mM-nN-mstdS-inc1"):
+        RandAugment.parse(text)
+
+
+def test_golden_plans() -> None:
+    how = RandAugment.parse("rand-m7-n4-mstd0.5-inc1")
+    assert (how, RandAugment.parse("rand-inc1-n2-m9")) == (RandAugment(7, 4, 0.5), RandAugment(9, 2, 0))
+    found = plans(keyed.mix(7, np.arange(2000)), how)
+    assert found[1:4].tolist() == [
+        [[-1, 0], [-1, 0], [4, 2], [2, 0]],
+        [[-1, 0], [-1, 0], [12, -0.23691126472499996], [5, 77]],
+        [[-1, 0], [13, 0.30248640621], [-1, 0], [-1, 0]],
+    ]
+    assert np.abs((found[..., 0] >= 0).mean(0) - 0.5).max() < 0.06
+    applied = {name: found[found[..., 0] == index, 1] for index, name in enumerate(OPERATIONS)}
+    assert not applied["Invert"].any() and not found[found[..., 0] < 0, 1].any()
+    assert [a.tolist() for a in arguments("PosterizeIncreasing", np.array([0, 5, 10]))] == [[4, 2, 0]]
 
 
 def test_no_torch_is_imported() -> None:
