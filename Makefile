@@ -47,5 +47,5 @@ lint: .venv/dev
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache *.egg-info build
-	find . -name 'libresize-*.so' -delete
+	rm -f pipeline/decoding/lib*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a wheel has everything under one name, `tubecell`, and the kernel for crops is compiled.
+"""What pyproject.toml cannot say: a wheel has everything under one name, `tubecell`, and the kernels are compiled.
 
 The checkout's folders become `tubecell.*`, and lines that begin with `from pipeline` begin with `from tubecell.pipeline`. What
 else would name a module of ours ends the build: an `import` of it, or its name in a string.
@@ -35,19 +35,20 @@ def under_one_name(code: str, where: str) -> str:
 
 
 class BuildPy(build_py):
-    """Also for an editable installation, which takes the checkout as it is, and the kernel beside its source."""
+    """Also for an editable installation, which takes the checkout as it is, and the kernels beside their sources."""
 
     def run(self) -> None:
         if not self.editable_mode:
             homes = {name if name == "tubecell" else f"tubecell.{name}": name.replace(".", "/") for name in self.packages}
             self.package_dir, self.packages = homes, list(homes)
         super().run()
-        source = next(Path("pipeline").rglob("resize.c"))
-        compile_library = runpy.run_path(str(source.with_name("resize_library.py")))["compile_library"]
+        folder = Path("pipeline", "decoding")
+        compile_library = runpy.run_path(str(folder / "compiled.py"))["compile_library"]
         try:
-            compile_library(source, Path("" if self.editable_mode else f"{self.build_lib}/tubecell", source.parent))
+            for source in folder.glob("*.c"):
+                compile_library(source, Path("" if self.editable_mode else f"{self.build_lib}/tubecell", folder))
         except OSError as error:
-            print(f"warning: crops will be resized by torch, at 2.5 times the cost of the compiled kernel: {error}")
+            print(f"warning: frames are not augmented and resized by compiled kernels, but by NumPy and torch: {error}")
 
     def build_module(self, module: str, module_file: str, package: str) -> tuple[str, bool]:
         file, copied = super().build_module(module, module_file, package)

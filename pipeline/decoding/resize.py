@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.decoding.resize_library import compile_library, library_file
+from pipeline.decoding.compiled import compile_library, library_file
 from pipeline.storage.files import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -216,15 +216,22 @@ def kernel() -> ctypes.CDLL | None:
 
 @functools.cache
 def find_kernel() -> ctypes.CDLL | str:
-    """The library, or why there is none. It lies beside resize.c, or in the user's cache folder, where this makes it."""
+    """The library, or why there is none."""
+    library = open_library(SOURCE)
+    if isinstance(library, str):
+        return library
+    library.resize_views.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+    return library if library.supported() else "the processor has no AVX2"
+
+
+def open_library(source: Path) -> ctypes.CDLL | str:
+    """That of a C file, or why there is none. It lies beside it, or in the user's cache folder, where this makes it."""
     if platform.machine() != "x86_64":
         return f"it is written for x86-64, and this is {platform.machine()}"
     try:
         try:
-            library = ctypes.CDLL(os.fspath(library_file(SOURCE, SOURCE.parent)))
+            return ctypes.CDLL(os.fspath(library_file(source, source.parent)))
         except OSError:  # it is not there, or was built for another system's libraries
-            library = ctypes.CDLL(os.fspath(compile_library(SOURCE, cache_folder())))
+            return ctypes.CDLL(os.fspath(compile_library(source, cache_folder())))
     except OSError as error:
         return str(error)
-    library.resize_views.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
-    return library if library.supported() else "the processor has no AVX2"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from pipeline.decoding import resize
+from pipeline.decoding.compiled import compile_library
 from pipeline.decoding.resize import CropResizer, TorchResizer, axis, crop_resizer, find_kernel, kernel
-from pipeline.decoding.resize_library import compile_library
 
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
 needs_kernel = pytest.mark.skipif("avx2" not in FLAGS or not shutil.which("cc"), reason="no AVX2, or no C compiler")
