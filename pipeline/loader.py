@@ -76,7 +76,7 @@ class Batch:
     """B clips of R views, n = B · R, the views of a clip adjacent. It is valid until the next batch is asked for: on a CPU it
     lies in the loader's shared memory, on a GPU in DALI's. Work that is queued on it until then is waited for."""
 
-    views: torch.Tensor  # uint8 (n, T, H, W, 3), RGB
+    views: torch.Tensor  # (n, T, H, W, 3), RGB: uint8, or int16 in 128ths of a level, see `recipe.crop_resize`
     visible: torch.Tensor | None  # int64 (n, V), tokens the encoder sees; these three are None in a recipe without masks
     decoded: torch.Tensor | None  # int64 (n, K), tokens the decoder reconstructs, those of the loss first
     loss_weight: torch.Tensor | None  # float32 (n, L), of the first L decoded tokens
@@ -240,6 +240,14 @@ class ClipLoader:
                 once=True,
             )
         self._label_map = label_map
+        if recipe.randaugment and not self.sampler.finite and decoder is not decode_libav:
+            if decoder not in ("auto", "libav"):
+                named = decoder if isinstance(decoder, str) else getattr(decoder, "__name__", type(decoder).__name__)
+                raise ValueError(
+                    f"decoder {named!r} gives no whole frames for RandAugment {recipe.randaugment!r}; take 'libav' or 'auto', "
+                    "or have it done on the training device: --augment.randaugment-by device"
+                )
+            decoder = "libav"
         self.decoder_choice = (
             DecoderChoice(getattr(decoder, "__name__", type(decoder).__name__))
             if callable(decoder)
@@ -276,7 +284,8 @@ class ClipLoader:
             self._ledger = {(epoch, position): attempts for epoch, position, attempts in state.ledger}
         cores, ahead = usable_cores(), BATCHES_AHEAD if on_device else 0
         self._most_workers = workers or MOST_WORKERS * cores
-        batch_bytes = slot_size(recipe, self.clips, self.sampler.views_per_clip)
+        views, pixels = self.sampler.views_per_clip, self.sampler.pixels
+        batch_bytes = slot_size(recipe, self.clips, views, pixels)
         budget = available_memory() // 4 // ranks_here() if memory_budget is None else memory_budget
         deep = None if prefetch is None else prefetch + ahead
         slots = max(2, min(MOST_SLOTS, budget // batch_bytes)) + ahead if deep is None else deep + 1
@@ -289,7 +298,7 @@ class ClipLoader:
             cores=cores, workers=workers, prefetch=deep, batch_bytes=batch_bytes, slots=slots, memory_budget=budget
         )
         self.tuning: Tuning = self._tuner.tuning  # what the loader works with now
-        self._ring = Ring(recipe, self.clips, slots, views_per_clip=self.sampler.views_per_clip)
+        self._ring = Ring(recipe, self.clips, slots, views_per_clip=views, pixels=pixels)
         self._pinned: set[int] = set()  # addresses of slots
         self._consumed = self._ready = 0  # batches since the start of this process
         self._holding = False  # a batch is in the caller's hands
@@ -301,7 +310,7 @@ class ClipLoader:
         self._batch: DecodedBatch | None = None  # in the caller's hands
         self._retries: set[int] = set()  # places of the next batch that the sidecar was asked to fill anew
         if on_device:  # what is left of the ring is small, and copied by a thread: it is not pinned
-            self._device_decoding = DeviceDecoding(self.device, workers or cores, recipe.view_size)
+            self._device_decoding = DeviceDecoding(self.device, workers or cores, recipe.view_size, pixels)
         elif self.device.type == "cuda":
             self._copies = torch.cuda.Stream(self.device)
         weakref.finalize(self, self._ring.close)

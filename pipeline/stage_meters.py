@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-STAGES = ("fetch", "demux", "decode", "colour", "resize")
+STAGES = ("fetch", "demux", "decode", "colour", "augment", "resize")
 """What is done to a clip, in this order: its bytes are read and checked; the container is opened and searched (or
-trimmed, before a hardware decoder); frames are decoded; the wanted ones become RGB; crops are cut out and resized into the
-batch. Decode, colour and the cutting take turns, frame by frame."""
+trimmed, before a hardware decoder); frames are decoded; the wanted ones become RGB; RandAugment changes them, where it is
+asked for; crops are cut out and resized into the batch. All but the first two take turns, frame by frame."""
 
 COUNTS = (
     *("frames_decoded", "frames_spanned", "frames_kept"),  # spanned: from the first wanted frame to the last
@@ -68,7 +68,7 @@ class ClipMeter:
 
     def _start(self) -> None:
         self._began, self._cpu = time.perf_counter_ns(), time.thread_time_ns()
-        self.fetch = self.demux = self.decode = self.colour = self.resize = self._fetch_cpu = 0
+        self.fetch = self.demux = self.decode = self.colour = self.augment = self.resize = self._fetch_cpu = 0
         self.frames_decoded = self.frames_spanned = self.frames_kept = self.bytes_read = self.bytes_used = self.restarts = 0
 
 

@@ -76,7 +76,7 @@ def test_an_installed_copy_does_all_without_the_checkout(tmp_path: Path) -> None
     run(*pip, "--python", ours, "install", "--no-deps", "--ignore-installed", "--no-index", str(wheel), cwd=tmp_path)
     installed = {file for file in site.rglob("*") if "__pycache__" not in file.parts}
     assert {file.name.partition("-")[0] for file in site.iterdir()} == {"tubecell", "dependencies.pth"}
-    assert {"resize.c", "report.css", "run.sbatch"} <= {file.name for file in installed}
+    assert {"augment.c", "resize.c", "report.css", "run.sbatch"} <= {file.name for file in installed}
 
     user.mkdir()
     for package in PARTS[:5]:  # a researcher's own, which nothing of ours may import

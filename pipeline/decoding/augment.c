@@ -259,10 +259,11 @@ typedef struct {
     float *weights[4];
 } Places;
 
-/* A pixel at x comes from u (x + 1/2) + v + w. Along an axis that only `shifts`, that is how far it is moved, from `start` on by
-   `step`, and the shift is what is rounded. */
+/* A pixel at x comes from u (x + 1/2) + v + w. Along an axis that only `shifts`, that is how far it is moved, from `start` on
+   by `step`, and the shift is what is rounded. */
 __attribute__((target("avx2"))) static void
-find_places(double u, double v, double w, int shifts, int64_t start, int step, int64_t left, int64_t pixels, int64_t size, Places places)
+find_places(
+    double u, double v, double w, int shifts, int64_t start, int step, int64_t left, int64_t pixels, int64_t size, Places places)
 {
     const __m256d quarters = _mm256_setr_pd(0, 1, 2, 3), zero = _mm256_setzero_pd();
     const __m128i steps = _mm_mullo_epi32(_mm_setr_epi32(0, 1, 2, 3), _mm_set1_epi32(step));
@@ -271,7 +272,8 @@ find_places(double u, double v, double w, int shifts, int64_t start, int step, i
         __m256d shift = _mm256_add_pd(_mm256_mul_pd(_mm256_set1_pd(u), half), _mm256_set1_pd(v));
         shift = _mm256_sub_pd(_mm256_add_pd(shift, _mm256_set1_pd(w)), _mm256_set1_pd(shifts ? 0 : 0.5));
         const __m256d whole = _mm256_floor_pd(shift), at = _mm256_add_pd(shift, step ? half : _mm256_set1_pd(start + 0.5));
-        const __m256d there = _mm256_and_pd(_mm256_cmp_pd(at, zero, _CMP_GE_OQ), _mm256_cmp_pd(at, _mm256_set1_pd(size), _CMP_LT_OQ));
+        const __m256d there =
+            _mm256_and_pd(_mm256_cmp_pd(at, zero, _CMP_GE_OQ), _mm256_cmp_pd(at, _mm256_set1_pd(size), _CMP_LT_OQ));
         const __m128i mask = _mm_castps_si128(_mm_shuffle_ps(
             _mm_castpd_ps(_mm256_castpd256_pd128(there)), _mm_castpd_ps(_mm256_extractf128_pd(there, 1)), 0x88));
         __m128i first = _mm_add_epi32(_mm256_cvttpd_epi32(whole), _mm_set1_epi32(start + step * i - 1));
@@ -336,8 +338,11 @@ inside(Rows from, const Places *across, const Places *down, int64_t i, uint8_t *
         first = j ? _mm256_add_ps(first, low) : low;
         last = j ? _mm256_add_ps(last, high) : high;
     }
-    first = _mm256_mul_ps(first, _mm256_set_m128(_mm_broadcast_ss(across->weights[1] + i), _mm_broadcast_ss(across->weights[0] + i)));
-    last = _mm256_mul_ps(last, _mm256_set_m128(_mm_broadcast_ss(across->weights[3] + i), _mm_broadcast_ss(across->weights[2] + i)));
+    __m128 weights[4];
+    for (int k = 0; k < 4; k++)
+        weights[k] = _mm_broadcast_ss(across->weights[k] + i);
+    first = _mm256_mul_ps(first, _mm256_set_m128(weights[1], weights[0]));
+    last = _mm256_mul_ps(last, _mm256_set_m128(weights[3], weights[2]));
     const __m256 both = _mm256_add_ps(first, last);
     store_level(_mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1)), out);
 }
@@ -422,9 +427,10 @@ affine(Rows from, int64_t width, int64_t height, const Stage *stage, uint8_t *to
 
 /* -------------------------------------------------------------------------------------------------------------------- */
 
-/* A frame (RGB, its rows `line_size` bytes apart) through the stages -> its rows in `scratch`, `line` bytes apart: what the last
-   stage says is needed of them. `scratch` holds two frames of such rows, each with PAD bytes behind it, and one row; which of the
-   two has the result is returned. The frame is read only where the stages need it. */
+/* A frame (RGB, its rows `line_size` bytes apart) through the stages -> its rows in `scratch`, `line` bytes apart: what the
+   last stage says is needed of them. `scratch` holds two frames of such rows, each with PAD bytes behind it, and 40 bytes for
+   each pixel of a row and four more; which of the two has the result is returned. The frame is read only where the stages need
+   it. */
 int augment_frame(
     const uint8_t *frame, int64_t line_size, int64_t width, int64_t height, const Stage *stages, int64_t num_stages,
     uint8_t *scratch, int64_t line)

@@ -1,4 +1,4 @@
-"""RandAugment on whole frames, before the crop, as official fine-tuning does it: with PIL's arithmetic, in the decoding process.
+"""RandAugment on whole frames, before the crop, as official fine-tuning does it: PIL's arithmetic, in the decoding process.
 
 Two implementations, the same bytes: `augment.c`, which does to a frame what its crop will show while it lies in the cache, and
 NumPy where there is no C compiler or no AVX2. Both are PIL 13's to the bit but for geometry, where one pixel in a thousand is a
@@ -9,12 +9,13 @@ import ctypes
 import functools
 import math
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.decoding.resize import open_library
+from pipeline.decoding.resize import crop_resizer, open_library
 from pipeline.sampling.randaugment import OPERATIONS
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -27,6 +28,52 @@ PAD = 64  # bytes between rows, and after the last: vectors write beyond a row
 FILL = 128
 REACH = 2  # pixels around a place that the cubic looks at
 LEVELS = np.arange(256)
+
+
+class AugmentedResizer:
+    """As `CropResizer`, for views of which each has operations of its own, on frames (width, height)."""
+
+    def __init__(
+        self,
+        operations: np.ndarray,
+        size: tuple[int, int],
+        places: np.ndarray,
+        boxes: np.ndarray,
+        views: np.ndarray,
+    ) -> None:
+        self._views = [Augmentation(plan, box, *size) for plan, box in zip(operations, boxes, strict=True)]
+        left, top, right, bottom = np.array([view.region for view in self._views]).T
+        self.looked_at = np.stack([left, top, right - left, bottom - top], axis=1)
+        """What is read of a frame, boxes (R, 4)."""
+        self.augmenting = 0
+        """Time that it took, in ns."""
+        self._of_view = np.broadcast_to(places, views.shape[:2])
+        self._made, self._boxes = views, boxes
+
+    def begin(self, region: tuple[int, int, int, int] | None) -> None:
+        """Frames will come whole, or a region (x, y, width, height) of each."""
+        self._left, self._top = region[:2] if region else (0, 0)
+        self._resizers, self._wanted = [], []
+        for i, view in enumerate(self._views):
+            distinct, places = np.unique(self._of_view[i], return_inverse=True)
+            box = self._boxes[i : i + 1] - [0 if view else self._left, 0 if view else self._top, 0, 0]
+            self._resizers.append(crop_resizer(len(distinct), places, box, self._made[i : i + 1], at_once=i))
+            self._wanted.append({number: place for place, number in enumerate(distinct.tolist())})
+
+    def frame(self, number: int, rows: np.ndarray) -> None:
+        """As `CropResizer.frame`."""
+        for view, resizer, wanted in zip(self._views, self._resizers, self._wanted, strict=True):
+            if (place := wanted.get(number)) is None:
+                continue
+            began = time.perf_counter_ns()
+            augmented = view.frame(rows, self._left, self._top) if view else rows
+            self.augmenting += time.perf_counter_ns() - began
+            resizer.frame(place, augmented)
+
+    def finish(self) -> None:
+        """As `CropResizer.finish`."""
+        for resizer in self._resizers:
+            resizer.finish()
 
 
 class Augmentation:
@@ -121,7 +168,7 @@ def source_of(operation: str, argument: float, width: int, height: int) -> tuple
             angle = -math.radians(argument % 360.0)
             cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
             x, y = width / 2, height / 2
-            return cos, sin, cos * -x + sin * -y + x, round(-math.sin(angle), 15), cos, round(-math.sin(angle), 15) * -x + cos * -y + y
+            return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
         case "ShearX":
             return 1, argument, 0, 0, 1, 0
         case "ShearY":

@@ -30,6 +30,7 @@ import torch
 
 from pipeline.cuda_context import on_stream
 from pipeline.decoding.decode import ClipRequest, DecodeError, Failure
+from pipeline.decoding.resize import FRACTION
 from pipeline.decoding.trim import TrimmedClip, UnsupportedClipError, coded_size, trim
 from pipeline.storage.manifest import Clip
 
@@ -66,9 +67,15 @@ def _to_rgb(matrix: str, full_range: bool) -> np.ndarray:
 class DaliDecoder:
     """Batches of clips -> views on a device. One thread at a time may use it."""
 
-    def __init__(self, device: str | torch.device, threads: int, size: int | tuple[int, int]) -> None:
+    def __init__(
+        self,
+        device: str | torch.device,
+        threads: int,
+        size: int | tuple[int, int],
+        pixels: type[np.integer] = np.uint8,
+    ) -> None:
         """`threads` clips are in work at a time: decoders in flight on a GPU; `size`: side of a view in pixels, or its
-        (height, width).
+        (height, width); `pixels`: np.uint8, antialiased, or np.int16, see `resize`.
 
         Raises ValueError if DALI is not installed or finds no such device.
         """
@@ -81,6 +88,7 @@ class DaliDecoder:
             ) from error
         self._dali, self._linear = dynamic, DALIInterpType.INTERP_LINEAR
         self.device, self.size = torch.device(device), size if isinstance(size, tuple) else (size, size)
+        self.wide = pixels == np.int16
         self.stream: torch.cuda.Stream | None = None
         self._retired: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
         place: dict[str, Any] = {}
@@ -100,7 +108,7 @@ class DaliDecoder:
     def __call__(
         self, clips: Sequence[ClipRequest | TrimmedClip]
     ) -> tuple[torch.Tensor, list[tuple[int, DecodeError | UnsupportedClipError]]]:
-        """-> (uint8 (B, R, T, H, W, 3) on the device, [(index of a failed clip, why)]); R and T are equal in all clips.
+        """-> (`pixels` (B, R, T, H, W, 3) on the device, [(index of a failed clip, why)]); R and T are equal in all clips.
 
         A failed clip's views are black, for the caller to replace. On a GPU the views are those of `stream`: let the stream
         that uses them wait for it, and `retire` them afterwards. Raises RuntimeError if the device itself fails.
@@ -118,7 +126,8 @@ class DaliDecoder:
                 return parts[0][1], failures
             first = clips[0]
             shape = (len(first.boxes), (first.places if isinstance(first, TrimmedClip) else first.frames).shape[-1])
-            views = torch.zeros((len(clips), *shape, *self.size, 3), dtype=torch.uint8, device=self.device)
+            dtype = torch.int16 if self.wide else torch.uint8
+            views = torch.zeros((len(clips), *shape, *self.size, 3), dtype=dtype, device=self.device)
             for indices, part in parts:
                 for index, of_clip in zip(indices, part, strict=True):  # one by one: a list of places would be copied first
                     views[index] = of_clip
@@ -181,9 +190,11 @@ class DaliDecoder:
                 roi_start=dali.batch(list(np.ascontiguousarray(low))),
                 roi_end=dali.batch(list(np.ascontiguousarray(high))),
                 interp_type=self._linear,
-                antialias=True,
-                dtype=dali.uint8,
+                antialias=not self.wide,
+                dtype=dali.float32 if self.wide else dali.uint8,
             ).torch()
+        if self.wide:
+            out = out.mul_(1 << FRACTION).round_().to(torch.int16)
         out = out.view(len(clips), views, *out.shape[1:])
         if out.shape[3:5] != self.size:
             return torch.stack(
@@ -209,8 +220,8 @@ def decode_dali(request: ClipRequest, views: np.ndarray) -> None:
     """
     size = views.shape[2:4]
     decoder: DaliDecoder | None = getattr(_own, "decoder", None)
-    if decoder is None or decoder.size != size:
-        decoder = _own.decoder = DaliDecoder("cpu", 1, size)
+    if decoder is None or decoder.size != size or decoder.wide != (views.dtype == np.int16):
+        decoder = _own.decoder = DaliDecoder("cpu", 1, size, views.dtype.type)
     decoded, failures = decoder([request])
     if failures:
         raise failures[0][1]

@@ -1,9 +1,10 @@
-"""Encoded clip -> cropped uint8 views: the decoder contract, and its implementation on libav.
+"""Encoded clip -> cropped views: the decoder contract, and its implementation on libav.
 
-The contract: `(encoded bytes, frame indices, crop boxes) -> uint8 (R, T, H, W, 3)`, RGB, full range. Frame indices and
-boxes come from `sampling`, never from a decoder, and a decoder is exact: frame i is the i-th in presentation order, its
-rotation, YCbCr matrix and range are those of the manifest, and what cannot be delivered raises `DecodeError`; no frame is
-ever guessed, repeated or left black. The R views share one decode.
+The contract: `(encoded bytes, frame indices, crop boxes) -> uint8 (R, T, H, W, 3)`, RGB, full range; or int16, see `resize`,
+and with RandAugment before the crop, where a recipe wants that. Frame indices, operations and boxes come from `sampling`,
+never from a decoder, and a decoder is exact: frame i is the i-th in presentation order, its rotation, YCbCr matrix and range
+are those of the manifest, and what cannot be delivered raises `DecodeError`; no frame is ever guessed, repeated or left black.
+The R views share one decode.
 """
 
 import io
@@ -17,9 +18,10 @@ from itertools import chain
 import av
 import numpy as np
 
+from pipeline.decoding.augment import AugmentedResizer
 from pipeline.decoding.colour import Region, RgbConverter, region_around
 from pipeline.decoding.nal_units import DroppablePictures, FrameNumError, read_sequence
-from pipeline.decoding.resize import crop_resizer
+from pipeline.decoding.resize import CropResizer, TorchResizer, crop_resizer
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage.manifest import Clip
 
@@ -45,18 +47,19 @@ class DecodeError(Exception):
 @dataclass(frozen=True, slots=True)
 class ClipRequest:
     """What to decode: `frames` int64, ascending, with repeats, (T,) if the R views share them, (R, T) if each has its own (the
-    union is decoded once); `boxes` (R, 4) int64 (x, y, width, height), in pixels of the displayed (rotated) frame. The decoder
-    adds to `meter` what its stages took."""
+    union is decoded once); `boxes` (R, 4) int64 (x, y, width, height), in pixels of the displayed (rotated) frame; `operations`
+    (R, L, 2) float64, see `randaugment.plans`, or None. The decoder adds to `meter` what its stages took."""
 
     clip: Clip
     data: bytes
     frames: np.ndarray
     boxes: np.ndarray
     meter: ClipMeter = field(default_factory=ClipMeter, compare=False, repr=False)
+    operations: np.ndarray | None = None
 
 
 Decoder = Callable[[ClipRequest, np.ndarray], None]
-"""Fills a uint8 array (R, T, H, W, 3) or raises DecodeError."""
+"""Fills an array (R, T, H, W, 3), uint8 or int16 as the recipe's `crop_resize` wants it, or raises DecodeError."""
 
 
 def decode_libav(request: ClipRequest, views: np.ndarray) -> None:
@@ -67,9 +70,15 @@ def decode_libav(request: ClipRequest, views: np.ndarray) -> None:
     clip, meter, clock = request.clip, request.meter, time.perf_counter_ns
     wanted, places = np.unique(request.frames, return_inverse=True)
     began = clock()
-    region = None if clip.rotation else region_around(request.boxes, clip.width, clip.height)
-    boxes = request.boxes - [*region[:2], 0, 0] if region else request.boxes
-    resizer = crop_resizer(len(wanted), places.reshape(request.frames.shape), boxes, views)
+    places, boxes = places.reshape(request.frames.shape), request.boxes
+    resizer: AugmentedResizer | CropResizer | TorchResizer
+    if request.operations is None:
+        region = None if clip.rotation else region_around(boxes, clip.width, clip.height)
+        resizer = crop_resizer(len(wanted), places, boxes - [*region[:2], 0, 0] if region else boxes, views)
+    else:
+        resizer = AugmentedResizer(request.operations, (clip.width, clip.height), places, boxes, views)
+        region = None if clip.rotation else region_around(resizer.looked_at, clip.width, clip.height)
+        resizer.begin(region)
     resizing = clock() - began
     try:
         take = _turning(clip, resizer.frame) if clip.rotation else resizer.frame
@@ -79,6 +88,9 @@ def decode_libav(request: ClipRequest, views: np.ndarray) -> None:
     began = clock()
     resizer.finish()
     meter.resize += resizing + clock() - began
+    if isinstance(resizer, AugmentedResizer):
+        meter.augment += resizer.augmenting
+        meter.resize -= resizer.augmenting
 
 
 def decode_frames(clip: Clip, data: bytes, wanted: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
-/* Crops of an RGB frame, resized with antialiased bilinear weights: the arithmetic of torch's uint8 kernel, bit for bit.
+/* Crops of an RGB frame, resized with bilinear weights. To 8 bits, antialiased: the arithmetic of torch's uint8 kernel, bit for
+   bit. To 16 bits, in 128ths of a level: two taps a pass, for official fine-tuning.
 
-   First along x, then along y, each pass in 16-bit fixed point and rounded to uint8. Both passes go row by row, so that what
-   lies between them stays in the first cache. (Columns gain 7 % by vectors of 64 bytes; that is not here.) `resize.py`
+   First along x, then along y, each pass in 16-bit fixed point and rounded to 8 or 16 bits. Both passes go row by row, so that
+   what lies between them stays in the first cache. (Columns gain 7 % by vectors of 64 bytes; that is not here.) `resize.py`
    computes the weights, compiles this file and says why it exists. */
 
 #include <immintrin.h>
@@ -9,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PAD 64 /* bytes that a vector may touch beyond a row, besides taps of weight 0 */
+#define PAD 64     /* bytes that a vector may touch beyond a row, besides taps of weight 0 */
+#define FRACTION 7 /* bits of 16 below a level */
 
 /* One direction. Taps come in pairs, as pmaddwd wants them; a tap that is not needed has the weight 0. */
 typedef struct {
@@ -47,17 +49,20 @@ __attribute__((target("avx2"))) static inline __m256i load(const uint8_t *low, c
 /* A row of RGB pixels -> axis->out pixels. Eight at a time: register q holds pixels q and q + 4, so that packing restores
    their order. Reads up to 6 pairs + PAD bytes beyond the row and writes up to PAD beyond the result. */
 __attribute__((target("avx2"), always_inline)) static inline void
-along_x(const uint8_t *row, const Axis *axis, uint8_t *out, const int group)
+along_x(const uint8_t *row, const Axis *axis, uint8_t *out, const int group, const int wide)
 {
     const __m256i two_pixels = _mm256_broadcastsi128_si256( /* r r g g b b, 16 bits each */
         _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
     const __m256i squeeze =
         _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
-    const __m256i half = _mm256_set1_epi32(1 << (axis->precision - 1));
-    const __m128i shift = _mm_cvtsi64_si128(axis->precision);
+    const __m256i squeeze_wide =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13, -1, -1, -1, -1));
+    const int64_t precision = axis->precision - (wide ? FRACTION : 0);
+    const __m256i half = _mm256_set1_epi32(1 << (precision - 1));
+    const __m128i shift = _mm_cvtsi64_si128(precision);
     const __m256i *weights = (const __m256i *)axis->weights, *bytes = (const __m256i *)axis->bytes;
     const int32_t *first = axis->first;
-    for (int64_t x = 0; x < axis->out; x += 8, first += 8, out += 24) {
+    for (int64_t x = 0; x < axis->out; x += 8, first += 8, out += wide ? 48 : 24) {
         __m256i sum[4] = {half, half, half, half}, pixels[4];
         if (group > 1)
             for (int q = 0; q < 4; q++)
@@ -71,6 +76,15 @@ along_x(const uint8_t *row, const Axis *axis, uint8_t *out, const int group)
             }
         for (int q = 0; q < 4; q++)
             sum[q] = _mm256_sra_epi32(sum[q], shift);
+        if (wide) {
+            const __m256i early = _mm256_shuffle_epi8(_mm256_packus_epi32(sum[0], sum[1]), squeeze_wide);
+            const __m256i late = _mm256_shuffle_epi8(_mm256_packus_epi32(sum[2], sum[3]), squeeze_wide);
+            _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(early)); /* pixels 0 and 1, then 2 and 3 ... */
+            _mm_storeu_si128((__m128i *)(out + 12), _mm256_castsi256_si128(late));
+            _mm_storeu_si128((__m128i *)(out + 24), _mm256_extracti128_si256(early, 1));
+            _mm_storeu_si128((__m128i *)(out + 36), _mm256_extracti128_si256(late, 1));
+            continue;
+        }
         __m256i packed = _mm256_packus_epi16(_mm256_packus_epi32(sum[0], sum[1]), _mm256_packus_epi32(sum[2], sum[3]));
         packed = _mm256_shuffle_epi8(packed, squeeze);
         _mm_storeu_si128((__m128i *)out, _mm256_castsi256_si128(packed));
@@ -80,12 +94,13 @@ along_x(const uint8_t *row, const Axis *axis, uint8_t *out, const int group)
 
 /* The same, 16 at a time: each vector makes 16 bytes of the result, in their order. */
 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vnni"))) static void
-along_x_by_16(const uint8_t *row, const Axis *axis, uint8_t *out)
+along_x_by_16(const uint8_t *row, const Axis *axis, uint8_t *out, int wide)
 {
-    const __m512i half = _mm512_set1_epi32(1 << (axis->precision - 1));
-    const __m128i shift = _mm_cvtsi64_si128(axis->precision);
+    const int64_t precision = axis->precision - (wide ? FRACTION : 0);
+    const __m512i half = _mm512_set1_epi32(1 << (precision - 1));
+    const __m128i shift = _mm_cvtsi64_si128(precision);
     const __m512i *weights = (const __m512i *)axis->weights, *bytes = (const __m512i *)axis->bytes;
-    for (int64_t x = 0; x < axis->out; x += 16, out += 48) {
+    for (int64_t x = 0; x < axis->out; x += 16, out += wide ? 96 : 48) {
         const __m512i pixels = _mm512_loadu_si512(row + 3 * axis->first[x]);
         __m512i sum[3] = {half, half, half};
         for (int64_t pair = 0; pair < axis->pairs; pair++)
@@ -94,21 +109,28 @@ along_x_by_16(const uint8_t *row, const Axis *axis, uint8_t *out)
                     _mm512_maskz_permutexvar_epi8(0x5555555555555555, _mm512_loadu_si512(bytes++), pixels);
                 sum[k] = _mm512_dpwssd_epi32(sum[k], taps, _mm512_loadu_si512(weights++));
             }
-        for (int k = 0; k < 3; k++)
-            _mm_storeu_si128((__m128i *)(out + 16 * k), _mm512_cvtusepi32_epi8(_mm512_sra_epi32(sum[k], shift)));
+        for (int k = 0; k < 3; k++) {
+            sum[k] = _mm512_sra_epi32(sum[k], shift);
+            if (wide)
+                _mm256_storeu_si256((__m256i *)(out + 32 * k), _mm512_cvtusepi32_epi16(sum[k]));
+            else
+                _mm_storeu_si128((__m128i *)(out + 16 * k), _mm512_cvtusepi32_epi8(sum[k]));
+        }
     }
 }
 
-__attribute__((target("avx2"))) static void resize_row(const uint8_t *row, const Axis *axis, uint8_t *out)
+#define ROWS(group) (wide ? along_x(row, axis, out, group, 1) : along_x(row, axis, out, group, 0))
+
+__attribute__((target("avx2"))) static void resize_row(const uint8_t *row, const Axis *axis, uint8_t *out, int wide)
 {
     if (axis->group == 16)
-        along_x_by_16(row, axis, out);
+        along_x_by_16(row, axis, out, wide);
     else if (axis->group == 4)
-        along_x(row, axis, out, 4);
+        ROWS(4);
     else if (axis->group == 2)
-        along_x(row, axis, out, 2);
+        ROWS(2);
     else
-        along_x(row, axis, out, 1);
+        ROWS(1);
 }
 
 /* Rows of `size` bytes -> one. `rows` has two for each pair of weights. */
@@ -150,13 +172,36 @@ along_y(const uint8_t *const *rows, const int16_t *weights, int64_t pairs, int64
     }
 }
 
-/* Returns 0, or -1 if there is no memory. `frame` is RGB, its rows `line_size` bytes apart. */
-int resize_views(const uint8_t *frame, int64_t line_size, const View *views, int64_t num_views)
+/* Two rows of `size` numbers of 16 bits -> one. */
+__attribute__((target("avx2"))) static void
+along_y_wide(const int16_t *above, const int16_t *below, const int16_t *weights, int64_t precision, int64_t size, int16_t *out)
+{
+    const __m128i shift = _mm_cvtsi64_si128(precision);
+    const __m256i half = _mm256_set1_epi32(1 << (precision - 1));
+    int32_t both;
+    memcpy(&both, weights, 4);
+    const __m256i weight = _mm256_set1_epi32(both);
+    int64_t i = 0;
+    for (; i + 16 <= size; i += 16) {
+        const __m256i a = _mm256_loadu_si256((const __m256i *)(above + i));
+        const __m256i b = _mm256_loadu_si256((const __m256i *)(below + i));
+        const __m256i low = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), weight), half);
+        const __m256i high = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), weight), half);
+        const __m256i made = _mm256_packs_epi32(_mm256_sra_epi32(low, shift), _mm256_sra_epi32(high, shift));
+        _mm256_storeu_si256((__m256i *)(out + i), made);
+    }
+    for (; i < size; i++)
+        out[i] = (above[i] * weights[0] + below[i] * weights[1] + (1 << (precision - 1))) >> precision;
+}
+
+/* Returns 0, or -1 if there is no memory. `frame` is RGB, its rows `line_size` bytes apart. Views are `wide` if they have 16
+   bits: then both axes are there, of two taps. */
+int resize_views(const uint8_t *frame, int64_t line_size, const View *views, int64_t num_views, int64_t wide)
 {
     for (const View *view = views; view < views + num_views; view++) {
         const Axis *horizontal = view->horizontal, *vertical = view->vertical;
-        const int64_t width = horizontal ? horizontal->out : view->width, size = 3 * width;
-        const int64_t taps = vertical ? 2 * vertical->pairs : 1, stride = size + PAD;
+        const int64_t width = horizontal ? horizontal->out : view->width, size = (wide ? 6 : 3) * width;
+        const int64_t taps = vertical ? 2 * vertical->pairs : 1, stride = size + (wide ? 2 : 1) * PAD;
         const uint8_t *crop = frame + view->y * line_size + 3 * view->x;
         /* pointers to rows, `taps` rows that went through the first pass, a row to be read */
         const int64_t longest = 3 * view->width + (horizontal ? 6 * horizontal->pairs : 0) + PAD;
@@ -169,16 +214,22 @@ int resize_views(const uint8_t *frame, int64_t line_size, const View *views, int
         for (int64_t y = 0; y < (vertical ? vertical->out : view->height); y++) {
             const int64_t first = vertical ? vertical->first[y] : y;
             const int64_t last = first + taps < view->height ? first + taps : view->height;
+            if (done < first)
+                done = first; /* rows between the taps of wide views */
             for (; horizontal && done < last; done++) {
                 memcpy(row, crop + done * line_size, 3 * view->width);
-                resize_row(row, horizontal, ring + done % taps * stride);
+                resize_row(row, horizontal, ring + done % taps * stride, wide);
             }
             for (int64_t tap = 0; tap < taps; tap++) { /* beyond the crop the weights are 0 */
                 const int64_t from = first + tap < last ? first + tap : first;
                 rows[tap] = horizontal ? ring + from % taps * stride : crop + from * line_size;
             }
             uint8_t *out = view->out + y * size;
-            if (vertical)
+            if (wide)
+                along_y_wide(
+                    (const int16_t *)rows[0], (const int16_t *)rows[1], vertical->weights + y * taps, vertical->precision,
+                    size / 2, (int16_t *)out);
+            else if (vertical)
                 along_y(rows, vertical->weights + y * taps, vertical->pairs, vertical->precision, size, out);
             else
                 memcpy(out, rows[0], size);

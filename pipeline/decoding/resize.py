@@ -1,9 +1,10 @@
-"""Crops of RGB frames, resized to a view's size: antialiased bilinear on uint8, what PIL does in the official loader.
+"""Crops of RGB frames, resized to a view's size. uint8 views: antialiased bilinear, what PIL does in official pre-training.
+int16 views: bilinear without antialiasing in 128ths of a level, what official fine-tuning does in floats (within 1/64).
 
-Two implementations, the same bytes. torch's `interpolate` works anywhere. `resize.c` does its arithmetic on AVX2 or AVX-512,
-frame by frame while a frame is in the cache, and straight into the batch; where a C compiler is, it is built at install.
-A view of 16 x 224² from sides of 168 to 256 px, in the cache: 0.44 ms in the mean, 0.59 without AVX-512, torch 1.1 (one core of
-an Intel Xeon).
+Two implementations, the same bytes. torch's `interpolate`, or NumPy for int16, work anywhere. `resize.c` does their arithmetic
+on AVX2 or AVX-512, frame by frame while a frame is in the cache, and straight into the batch; where a C compiler is, it is
+built at install. A view of 16 x 224² from sides of 168 to 256 px, in the cache: 0.44 ms in the mean, 0.59 without AVX-512,
+torch 1.1 (one core of an Intel Xeon); int16 0.8 of uint8's time.
 """
 
 import ctypes
@@ -21,15 +22,20 @@ from pipeline.storage.files import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
 NO_BYTE = 0x80  # pshufb puts 0 there
+FRACTION = 7  # bits of int16 views below a level
+WIDE_PRECISION = 14  # bits of their weights, which sum to one
 
 
-def crop_resizer(num_frames: int, places: np.ndarray, boxes: np.ndarray, views: np.ndarray) -> "CropResizer | TorchResizer":
-    """Fills `views`, uint8 (R, T, H, W, 3), each of them contiguous, while the frames of a clip come.
+def crop_resizer(
+    num_frames: int, places: np.ndarray, boxes: np.ndarray, views: np.ndarray, at_once: int = 0
+) -> "CropResizer | TorchResizer":
+    """Fills `views`, uint8 or int16 (R, T, H, W, 3), each of them contiguous, while the frames of a clip come.
 
     `num_frames` distinct ones will come; `places` int64, (T,) or (R, T), says which of them stands where in a view, in
-    ascending order; `boxes` (R, 4) int64 (x, y, width, height) are the crops.
+    ascending order; `boxes` (R, 4) int64 (x, y, width, height) are the crops. Those that a thread has at the same time are told
+    apart by a number, `at_once`.
     """
-    return CropResizer(places, boxes, views) if kernel() else TorchResizer(num_frames, places, boxes, views)
+    return CropResizer(places, boxes, views) if kernel() else TorchResizer(num_frames, places, boxes, views, at_once)
 
 
 class CropResizer:
@@ -45,7 +51,8 @@ class CropResizer:
         crops = np.zeros((num_views, 6), np.int64)
         crops[:, :4] = boxes
         # kept while their addresses are used
-        self._axes = [(axis(w, width, True), axis(h, height, False)) for _, _, w, h in boxes.tolist()]
+        self._wide = views.dtype == np.int16
+        self._axes = [(axis(w, width, True, self._wide), axis(h, height, False, self._wide)) for _, _, w, h in boxes.tolist()]
         crops[:, 4:] = [[0 if a is None else a.address for a in pair] for pair in self._axes]
         # a task for every distinct frame of a view; where it stands twice, the second is a copy
         places = np.broadcast_to(places, (num_views, num_frames))
@@ -64,7 +71,8 @@ class CropResizer:
     def frame(self, number: int, rows: np.ndarray) -> None:
         """Distinct frame `number` is there: uint8 (height, line size), RGB from the first byte of each row on."""
         first, last = self._starts[number], self._starts[number + 1]
-        if self._resize(rows.ctypes.data, rows.strides[0], self._task + first * self._tasks.strides[0], last - first):
+        tasks = self._task + first * self._tasks.strides[0]
+        if self._resize(rows.ctypes.data, rows.strides[0], tasks, last - first, self._wide):
             raise MemoryError("no memory to resize a frame")
 
     def finish(self) -> None:
@@ -79,14 +87,15 @@ class TorchResizer:
 
     _memory = threading.local()
 
-    def __init__(self, num_frames: int, places: np.ndarray, boxes: np.ndarray, views: np.ndarray) -> None:
+    def __init__(self, num_frames: int, places: np.ndarray, boxes: np.ndarray, views: np.ndarray, at_once: int = 0) -> None:
         self._x, self._y = boxes[:, 0].min(), boxes[:, 1].min()
         self._places, self._boxes, self._views = places, boxes - [self._x, self._y, 0, 0], views
         width, height = (self._boxes[:, :2] + boxes[:, 2:]).max(axis=0)
         size = num_frames * height * width * 3
-        if getattr(self._memory, "array", np.empty(0)).size < size:
-            self._memory.array = np.empty(size, np.uint8)
-        self._frames = self._memory.array[:size].reshape(num_frames, height, width, 3)
+        arrays = self._memory.__dict__
+        if arrays.get(str(at_once), np.empty(0)).size < size:
+            arrays[str(at_once)] = np.empty(size, np.uint8)
+        self._frames = arrays[str(at_once)][:size].reshape(num_frames, height, width, 3)
 
     def frame(self, number: int, rows: np.ndarray) -> None:
         """As `CropResizer.frame`."""
@@ -96,6 +105,9 @@ class TorchResizer:
 
     def finish(self) -> None:
         """Resize them all."""
+        if self._views.dtype == np.int16:
+            self._finish_wide()
+            return
         import torch  # here, because the builder decodes, too, and does without its two seconds
         from torch.nn.functional import interpolate
 
@@ -114,6 +126,20 @@ class TorchResizer:
                 crop = interpolate(crop, size, mode="bilinear", antialias=True)
                 np.take(crop.permute(0, 2, 3, 1).numpy(), repeats, axis=0, out=view)
 
+    def _finish_wide(self) -> None:
+        """By the integers of resize.c."""
+        for places, view, (left, top, w, h) in zip(
+            np.broadcast_to(self._places, self._views.shape[:2]), self._views, self._boxes.tolist(), strict=True
+        ):
+            crop = self._frames[places, top : top + h, left : left + w].astype(np.int32)
+            for along, fraction in ((2, FRACTION), (1, 0)):
+                first, weights, precision = taps(crop.shape[along], view.shape[along], antialias=False)
+                pair = [crop.take(np.minimum(first + k, crop.shape[along] - 1), axis=along) for k in range(2)]
+                of_taps = weights.astype(np.int32).reshape(-1, *[1] * (3 - along), 2)
+                shift = precision - fraction
+                crop = (pair[0] * of_taps[..., 0] + pair[1] * of_taps[..., 1] + (1 << (shift - 1))) >> shift
+            view[:] = crop
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -130,11 +156,11 @@ class Axis:
 
 
 @functools.lru_cache(1024)  # 12 kB each, in every process that decodes; all sizes of clips of 256 px. Without one 0.2 ms
-def axis(size: int, out: int, along_x: bool) -> Axis | None:
+def axis(size: int, out: int, along_x: bool, wide: bool = False) -> Axis | None:
     """From `size` pixels to `out`, in the layout of one of the two passes; None if nothing is to be done."""
-    if size == out:
+    if size == out and not wide:
         return None
-    first, weights, precision = taps(size, out)
+    first, weights, precision = taps(size, out, antialias=not wide)
     pairs = (weights.shape[1] + 1) // 2
     padded = np.zeros((-(-out // 16) * 16 if along_x else out, 2 * pairs), np.int16)
     padded[:out, : weights.shape[1]] = weights
@@ -182,13 +208,18 @@ def _vectors(of_taps: np.ndarray) -> np.ndarray:
     return np.repeat(layout[..., None, :], 4, axis=-2)
 
 
-def taps(size: int, out: int) -> tuple[np.ndarray, np.ndarray, int]:
+def taps(size: int, out: int, antialias: bool = True) -> tuple[np.ndarray, np.ndarray, int]:
     """First tap (out,) int64, weights (out, taps) int16 and their fractional bits: torch's, for antialiased bilinear on uint8.
 
     A triangle as wide as two input pixels, or two output pixels where the picture shrinks. The weights of a pixel sum to one
-    before they are rounded; they have as many bits as the largest of them leaves room for.
+    before they are rounded; they have as many bits as the largest of them leaves room for. Not antialiased: two pixels.
     """
     scale = size / out
+    if not antialias:
+        place = np.maximum(scale * (np.arange(out) + 0.5) - 0.5, 0)
+        first = np.minimum(place.astype(np.int64), size - 1)
+        second = np.where(first < size - 1, np.rint((place - first) * (1 << WIDE_PRECISION)), 0).astype(np.int16)
+        return first, np.stack([(1 << WIDE_PRECISION) - second, second], axis=1).astype(np.int16), WIDE_PRECISION
     support = max(scale, 1.0)
     centre = scale * (np.arange(out) + 0.5)
     first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
@@ -220,7 +251,7 @@ def find_kernel() -> ctypes.CDLL | str:
     library = open_library(SOURCE)
     if isinstance(library, str):
         return library
-    library.resize_views.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+    library.resize_views.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     return library if library.supported() else "the processor has no AVX2"
 
 

@@ -123,20 +123,20 @@ def _trimmed(
 
 
 def pack(trimmed: TrimmedClip, memory: np.ndarray) -> int:
-    """Put a trimmed clip into uint8 memory of any shape -> the bytes it takes there, for `unpack`.
+    """Put a trimmed clip into memory of any kind and shape -> the bytes it takes there, for `unpack`.
 
     Raises UnsupportedClipError if there is no room for it.
     """
     data = np.frombuffer(pickle.dumps(trimmed, pickle.HIGHEST_PROTOCOL), np.uint8)
-    if len(data) > memory.size:
-        raise UnsupportedClipError(f"trimmed, it still takes {len(data)} bytes, more than the {memory.size} of its views")
-    memory.reshape(-1)[: len(data)] = data
+    if len(data) > memory.nbytes:
+        raise UnsupportedClipError(f"trimmed, it still takes {len(data)} bytes, more than the {memory.nbytes} of its views")
+    memory.reshape(-1).view(np.uint8)[: len(data)] = data
     return len(data)
 
 
 def unpack(memory: np.ndarray, size: int) -> TrimmedClip:
     """What `pack` put there."""
-    return pickle.loads(memory.reshape(-1)[:size].data)
+    return pickle.loads(memory.reshape(-1).view(np.uint8)[:size].data)
 
 
 def _video_stream(container: av.container.InputContainer, kind: str) -> av.VideoStream:

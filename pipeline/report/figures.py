@@ -91,7 +91,8 @@ def stage_figures(records: np.ndarray) -> list[dict[str, Any]]:
     on_core = np.minimum(1.0, _work_cpu(records) / np.maximum(work, 1))
     lines = [("plan", records["plan"], float(records["plan"].mean() / 1e6))]
     lines.append(("fetch", records["fetch"], float(records["fetch_cpu"].mean() / 1e6)))
-    lines += [(stage, records[stage], float((records[stage] * on_core).mean() / 1e6)) for stage in STAGES[1:]]
+    timed = [stage for stage in STAGES[1:] if stage != "augment" or records[stage].any()]
+    lines += [(stage, records[stage], float((records[stage] * on_core).mean() / 1e6)) for stage in timed]
     total = sum(core_ms for *_, core_ms in lines)
     return [
         {"name": name, "core_ms": core_ms, "share": core_ms / total if total else 0.0, "ms": percentiles(passed / 1e6)}

@@ -16,7 +16,8 @@ RATES = {
     "together": "model and loader together",
 }
 NAMES = {**STAGE_NAMES, "wait": "waits for a batch", "step": "training step"}
-COLOURS = {"plan": "c7", "fetch": "c1", "demux": "c2", "decode": "c0", "colour": "c3", "resize": "c5", "wait": "c6"}
+COLOURS = {"plan": "c7", "fetch": "c1", "demux": "c2", "decode": "c0", "colour": "c3", "augment": "c4", "resize": "c5"}
+COLOURS["wait"] = "c6"
 ALONE = {**STAGE_NAMES, "fetch, cold": "reading, page cache dropped", "all but fetch": "all but reading"}
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds between two of a picture of at most two seconds
 
@@ -28,6 +29,8 @@ def values(profile: Mapping[str, Any]) -> dict[str, Any]:
     queue, gantt, frames, sizes = taken["queue"], taken["gantt"], figures["frames"], figures["bytes"]
     before = max(0.0, frames["decoded"] - frames["spanned"])
     between = frames["decoded"] - frames["kept"] - before
+    timed = {line["name"] for line in figures["stages"]}
+    stages = [stage for stage in STAGES if stage in timed]
     span = max(gantt["ms"], 1e-3) / 1e3
     tick = next((tick for tick in TICKS if span / tick <= 10), 1.0)
     return {
@@ -41,7 +44,7 @@ def values(profile: Mapping[str, Any]) -> dict[str, Any]:
         "queue": steps(queue["seconds"], queue["ready"], settings["prefetch"], "batches ready over time"),
         "span": span * 1e3,
         "seconds": [(i * tick / span, f"{i * tick:g}" + (" s" if i == 0 else "")) for i in range(int(span / tick + 1e-6) + 1)],
-        "stages": [(NAMES[name], COLOURS.get(name, name)) for name in (*STAGES, "plan", "wait", "step")],
+        "stages": [(NAMES[name], COLOURS.get(name, name)) for name in (*stages, "plan", "wait", "step")],
         "hidden": gantt["workers"] - sum(lane["name"].startswith("worker") for lane in gantt["lanes"]),
         "vain": {
             f"{frames['decoded']:.0f} frames decoded a clip, {frames['kept']:.0f} kept": [

@@ -30,6 +30,7 @@ STAGE_NAMES = {
     "demux": "opening the file",
     "decode": "decoding frames",
     "colour": "conversion to RGB",
+    "augment": "RandAugment",
     "resize": "crop and resize",
 }
 
@@ -275,11 +276,14 @@ def cheaper_views(evidence: Evidence) -> tuple[tuple[str, str] | None, float]:
         change += f"{needed:.0f} instead of {evidence.frames_decoded:.0f} frames decoded a clip"
         choices.append((total / (total - saved), change, "encoding once, 1.3 times the bytes of x264's defaults"))
     if views < REPEATED and total:
-        resize = core.get("resize", 0.0) / views  # of a view; the rest serves all of them
+        resize = (core.get("resize", 0.0) + core.get("augment", 0.0)) / views  # of a view; the rest serves all of them
         shared = total - resize * views
         change = f"--views.views-per-clip {REPEATED} instead of {views}, the paper's repeated augmentation"
         cost = f"the views of a step come from {REPEATED / views:g} times fewer clips"
         choices.append(((shared / views + resize) / (shared / REPEATED + resize), change, cost))
+    if core.get("augment"):
+        change = "--augment.randaugment-by device, on views instead of whole frames"
+        choices.append((total / (total - core["augment"]), change, "the training device's time, and other pixels than PIL's"))
     if not choices:
         return None, 1.0
     factor, change, cost = max(choices)

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from pipeline.sampling import frames, masking
 from pipeline.sampling.masks.choice import Grid
 from pipeline.sampling.masks.rules import DECODER_RULES, RULES, DecoderMaskRule, MaskRule
+from pipeline.sampling.randaugment import RandAugment
 from pipeline.sampling.splits import checked_split
 from pipeline.settings import kept, read, setting, with_values
 
@@ -124,6 +127,8 @@ class SamplingRecipe(Views):
         object.__setattr__(self, "split", checked_split(self.split))
         object.__setattr__(self, "mixture", _checked_mixture(self.mixture))
         frames.parse_rate(self.sampling)
+        if self.randaugment:
+            RandAugment.parse(self.randaugment)
         if self.masks is not None:
             _ = self.tokens  # refuses impossible mask ratios
 
@@ -151,6 +156,11 @@ class SamplingRecipe(Views):
     def view_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.input_size if isinstance(self.input_size, tuple) else (self.input_size, self.input_size)
+
+    @property
+    def pixels(self) -> type[np.integer]:
+        """Of training views: uint8 levels, or int16 in 128ths of a level."""
+        return np.int16 if self.crop_resize == "official" else np.uint8
 
     @property
     def grid(self) -> Grid:

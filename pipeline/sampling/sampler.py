@@ -41,6 +41,11 @@ class Sampler(ABC):
         """Of a clip in a batch."""
 
     @property
+    def pixels(self) -> type[np.integer]:
+        """What views are made of: in a finite pass uint8."""
+        return np.uint8
+
+    @property
     @abstractmethod
     def frames_per_clip(self) -> int:
         """Frames that are sampled of a clip, for all of its views."""
@@ -106,6 +111,10 @@ class TrainingSampler(Sampler):
     @property
     def views_per_clip(self) -> int:
         return self.recipe.views_per_clip
+
+    @property
+    def pixels(self) -> type[np.integer]:
+        return self.recipe.pixels
 
     @property
     def frames_per_clip(self) -> int:

@@ -14,6 +14,7 @@ from pipeline import keyed
 from pipeline.sampling import crops, masking
 from pipeline.sampling.frames import frame_step, parse_rate, repeated, segment_frames, training_frames, tsn_test_frames
 from pipeline.sampling.order import Order, order_of
+from pipeline.sampling.randaugment import RandAugment, plans
 from pipeline.sampling.recipe import SamplingRecipe
 from pipeline.storage.manifest import Manifest
 
@@ -36,9 +37,9 @@ class ClipSamples:
 
     def one(self, i: int) -> "ClipSamples":
         """That of clip i alone (B = 1)."""
+        rows, frames, boxes, repeated = (array[i : i + 1] for array in (self.rows, self.frames, self.boxes, self.repeated))
         operations = None if self.operations is None else self.operations[i : i + 1]
-        arrays = (array[i : i + 1] for array in (self.rows, self.frames, self.boxes, self.repeated))
-        return ClipSamples(*arrays, operations)
+        return ClipSamples(rows, frames, boxes, repeated, operations)
 
 
 def steps_per_epoch(num_clips: int, recipe: SamplingRecipe) -> int:
@@ -80,7 +81,11 @@ def sample_clips(
         boxes = crops.random_resized_crop(crop_keys, width, height)
     else:
         boxes = _fixed_crops(recipe, width, height, 1, lower=True)  # as runs have begun with
-    return ClipSamples(rows, frames, boxes.reshape(-1, views, 4), repeated(frames))
+    operations = None
+    if recipe.randaugment:
+        drawn = plans(_view_keys(recipe, keyed.RANDAUGMENT, epoch, positions), RandAugment.parse(recipe.randaugment))
+        operations = drawn.reshape(-1, views, *drawn.shape[1:])
+    return ClipSamples(rows, frames, boxes.reshape(-1, views, 4), repeated(frames), operations)
 
 
 def sample_masks(

@@ -114,7 +114,9 @@ class ClipDelivery:
                 try:
                     data = self._read(clip, task.worker, connection)
                     meter.fetched(len(data))
-                    self._fill(ClipRequest(clip, data, sample.frames[0], sample.boxes[0], meter), slot, task.place)
+                    operations = None if sample.operations is None else sample.operations[0]
+                    request = ClipRequest(clip, data, sample.frames[0], sample.boxes[0], meter, operations)
+                    self._fill(request, slot, task.place)
                 except OSError as error:
                     raise DecodeError(Failure.READ, str(error)) from error
                 slot.rows[task.place], slot.repeated[task.place] = clip.row, sample.repeated[0]

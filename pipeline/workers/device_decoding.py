@@ -21,6 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from pipeline.cuda_context import on_stream
@@ -37,7 +38,7 @@ DECODERS = 14  # in flight on a GPU: two for each of the seven NVDEC of an H100 
 class DecodedBatch:
     """A batch on the device; B clips of R views."""
 
-    views: torch.Tensor  # uint8 (B, R, T, H, W, 3)
+    views: torch.Tensor  # uint8 or int16 (B, R, T, H, W, 3)
     masks: tuple[torch.Tensor, ...]  # as `Slot.masks`
     failures: list[tuple[int, DecodeError]]  # (place of a clip whose views are still to come, why)
 
@@ -53,8 +54,9 @@ class _Worker:
 class DeviceDecoding:
     """Batches by number: `submit` complete slots in order, then `take` them in order."""
 
-    def __init__(self, device: torch.device, threads: int, size: tuple[int, int]) -> None:
-        """`threads` decode on a CPU; `size`: a view's (height, width). DALI takes a second to start: `wait_until_started`."""
+    def __init__(self, device: torch.device, threads: int, size: tuple[int, int], pixels: type[np.integer] = np.uint8) -> None:
+        """`threads` decode on a CPU; `size`: a view's (height, width), of `pixels`. DALI takes a second to
+        start: `wait_until_started`."""
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())  # the caller's; the thread would say 0
         self._worker = _Worker()
@@ -63,7 +65,7 @@ class DeviceDecoding:
         # DALI's thread is the one that made its objects; it is told to leave before Python's modules are taken apart
         self.close = weakref.finalize(self, _stop, self._worker, thread)
         threads = threads if device.type == "cpu" else DECODERS
-        self._decoder: Future[DaliDecoder] = self._do(DaliDecoder, device, threads, size)
+        self._decoder: Future[DaliDecoder] = self._do(DaliDecoder, device, threads, size, pixels)
         self._batches: dict[int, Future[DecodedBatch]] = {}
 
     def wait_until_started(self) -> None:
@@ -137,7 +139,7 @@ def _repair(started: Future[DaliDecoder], slot: Slot, batch: DecodedBatch) -> De
 
 
 def _decode(decoder: DaliDecoder, slot: Slot, places: list[int]) -> tuple[torch.Tensor, list[tuple[int, DecodeError]]]:
-    """Views of the clips at these places -> uint8 (n, R, T, H, W, 3); those of a slot that is trimmed throughout are
+    """Views of the clips at these places -> (n, R, T, H, W, 3); those of a slot that is trimmed throughout are
     handed on without a copy."""
     packed = [place for place in places if slot.packed[place]]
     failures: list[tuple[int, DecodeError]] = []
@@ -152,7 +154,9 @@ def _decode(decoder: DaliDecoder, slot: Slot, places: list[int]) -> tuple[torch.
             failures.append((packed[index], error))
     if views is not None and len(packed) == len(places):
         return views, failures
-    whole = torch.empty((len(places), *slot.views.shape[1:]), dtype=torch.uint8, device=decoder.device)
+    whole = torch.empty(
+        (len(places), *slot.views.shape[1:]), dtype=torch.from_numpy(slot.views[:0]).dtype, device=decoder.device
+    )
     for of_clip, place in zip(whole, places, strict=True):
         if views is not None and slot.packed[place]:
             of_clip.copy_(views[packed.index(place)])

@@ -23,7 +23,7 @@ PAGE = 4096
 class Slot:
     """One batch, before it becomes tensors; B clips of R views."""
 
-    views: np.ndarray  # uint8 (B, R, T, H, W, 3)
+    views: np.ndarray  # uint8 or int16 (B, R, T, H, W, 3)
     positions: np.ndarray  # int64 (B,), of the epoch
     rows: np.ndarray  # int64 (B,), of the manifest; those of the substitutes where clips failed
     repeated: np.ndarray  # int64 (B,), frames that are the one before once more, see `ClipSamples`
@@ -50,11 +50,17 @@ class Ring:
     """`num_slots` batches of `clips` clips of R views."""
 
     def __init__(
-        self, recipe: SamplingRecipe, clips: int, num_slots: int, memfd: int | None = None, views_per_clip: int | None = None
+        self,
+        recipe: SamplingRecipe,
+        clips: int,
+        num_slots: int,
+        memfd: int | None = None,
+        views_per_clip: int | None = None,
+        pixels: type[np.integer] = np.uint8,
     ) -> None:
         """Make the memory, or map that of `memfd`, which another process made with equal arguments. R is the recipe's, unless
         `views_per_clip` says otherwise."""
-        self._fields = _fields(recipe, clips, views_per_clip)
+        self._fields = _fields(recipe, clips, views_per_clip, pixels)
         self._sizes = _sizes(self._fields)
         self.num_slots, self.slot_bytes, self._header = num_slots, sum(self._sizes), _pages(num_slots * 8)
         self.nbytes = self._header + num_slots * self.slot_bytes
@@ -96,18 +102,20 @@ class Ring:
         os.close(self.memfd)
 
 
-def slot_size(recipe: SamplingRecipe, clips: int, views_per_clip: int | None = None) -> int:
+def slot_size(
+    recipe: SamplingRecipe, clips: int, views_per_clip: int | None = None, pixels: type[np.integer] = np.uint8
+) -> int:
     """Bytes of one slot for `clips` clips."""
-    return sum(_sizes(_fields(recipe, clips, views_per_clip)))
+    return sum(_sizes(_fields(recipe, clips, views_per_clip, pixels)))
 
 
 _Fields = dict[str, tuple[tuple[int, ...], type | np.dtype]]
 
 
-def _fields(recipe: SamplingRecipe, clips: int, views_per_clip: int | None) -> _Fields:
+def _fields(recipe: SamplingRecipe, clips: int, views_per_clip: int | None, pixels: type[np.integer]) -> _Fields:
     views = views_per_clip or recipe.views_per_clip
     fields: _Fields = {
-        "views": ((clips, views, recipe.num_frames, *recipe.view_size, 3), np.uint8),
+        "views": ((clips, views, recipe.num_frames, *recipe.view_size, 3), pixels),
         **dict.fromkeys(("positions", "rows", "repeated", "packed"), ((clips,), np.int64)),
         "weight": ((clips,), np.float32),
         "records": ((clips,), RECORD),

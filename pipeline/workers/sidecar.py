@@ -94,9 +94,8 @@ class Sidecar:
         self.assignment, self.connection = assignment, connection
         self.sampler, self.manifest = assignment.sampler, assignment.sampler.manifest
         self.reader = ShardReader(self.manifest.root.resolve(), cache=assignment.cache, patience=assignment.patience)
-        self.ring = Ring(
-            self.sampler.recipe, assignment.clips, assignment.num_slots, assignment.memfd, self.sampler.views_per_clip
-        )
+        memory = assignment.clips, assignment.num_slots, assignment.memfd
+        self.ring = Ring(self.sampler.recipe, *memory, self.sampler.views_per_clip, self.sampler.pixels)
         self._reading = mmap.mmap(-1, assignment.most_workers)  # a byte for each: whether it waits for a disk
         self.processes = ForkServer(self._prepare, unneeded=(connection,))
         self._send_lock, self._announcing = threading.Lock(), threading.Lock()

@@ -9,6 +9,7 @@ import pytest
 from pipeline.decoding.decode import ClipRequest, decode_libav
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
+from pipeline.sampling.randaugment import OPERATIONS
 from pipeline.stage_meters import RECORD, STAGES, BatchMeter, ClipMeter, StageMeters
 from tests.pipeline import encoding, faulty_decoders
 
@@ -23,8 +24,9 @@ def test_a_decoder_notes_what_it_does() -> None:
     meter.fetched(len(data))
     views = np.zeros((1, 4, 32, 32, 3), np.uint8)
     frames = np.array([18, 21, 24, 24])
+    sharpened = np.array([[[OPERATIONS.index("SharpnessIncreasing"), 1.9]]])
     before = time.perf_counter_ns()
-    decode_libav(ClipRequest(clip, data, frames, np.array([[0, 0, 64, 64]]), meter), views)
+    decode_libav(ClipRequest(clip, data, frames, np.array([[0, 0, 64, 64]]), meter, sharpened), views)
     passed = time.perf_counter_ns() - before
     meter.write(record[0], 3)
     (noted,) = record

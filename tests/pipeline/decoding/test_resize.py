@@ -145,3 +145,28 @@ def test_weights_are_those_of_a_triangle() -> None:
     first, weights, precision = resize.taps(4, 8)  # twice as large: 3/4 and 1/4
     assert first.tolist() == [0, 0, 0, 1, 1, 2, 2, 3]
     assert (weights / (1 << precision)).tolist()[1:3] == [[0.75, 0.25], [0.25, 0.75]]
+
+
+@pytest.mark.parametrize("size", [(224, 224), (44, 40), (30, 37)])
+@needs_kernel
+def test_wide_views_are_floats_to_a_sixtyfourth(rows: None, size: tuple[int, int]) -> None:
+    """Bilinear without antialiasing, as official fine-tuning resizes floats; the same numbers with and without the kernel."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (3, 90, 110, 3), dtype=np.uint8)
+    frames[1] = 77
+    for left, top, wide, high in [(0, 0, 110, 90), (7, 3, 40, 44), (60, 50, 17, 16), (109, 89, 1, 1)]:
+        made = []
+        for resizer in (CropResizer, TorchResizer):
+            views = np.full((3, 4, *size, 3), 7, np.int16)
+            arguments = np.array([0, 1, 1, 2]), np.array([[left, top, wide, high]]), views[1:2]
+            each = resizer(*arguments) if resizer is CropResizer else resizer(3, *arguments)
+            for number, frame in enumerate(frames):
+                each.frame(number, frame.reshape(90, -1))
+            each.finish()
+            assert (views[::2] == 7).all(), "its neighbours stay"
+            made.append(views[1])
+        assert np.array_equal(*made)
+        crop = torch.from_numpy(frames[:, top : top + high, left : left + wide]).permute(0, 3, 1, 2).double()
+        wanted = interpolate(crop, size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).numpy()
+        assert np.abs(made[0][[0, 1, 3]] / 128 - wanted).max() < 1 / 32
+        assert (made[0][1] == 77 * 128).all()
