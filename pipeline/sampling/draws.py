@@ -1,4 +1,4 @@
-"""What a training step draws besides its batch: stochastic depth, dropout, flips, mixup and CutMix, random erasing.
+"""What a training step draws besides its batch: stochastic depth, dropout, RandAugment, flips, mixup, CutMix, random erasing.
 
 Arithmetic like crops and masks: a draw is a function of (seed, purpose, epoch, position, view), so a step has the same noise on
 any number of ranks, in any division into forward passes and after any restart. B clips of a pass, R views of each, n = B · R.
@@ -13,6 +13,7 @@ import numpy as np
 from pipeline import keyed
 from pipeline.sampling.erasing import erasing_boxes
 from pipeline.sampling.mixing import Mixing, mixing
+from pipeline.sampling.randaugment import RandAugment, plans
 from pipeline.sampling.recipe import SamplingRecipe
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Draws:
     positions: np.ndarray  # int64 (B,)
 
     def keys(self, purpose: int) -> np.ndarray:
-        """A key per view -> uint64 (n,). `purpose` is one of keyed's: DEPTH, DROPOUT, MIXUP, ERASING, FLIP."""
+        """A key per view -> uint64 (n,). `purpose` is one of keyed's: DEPTH, DROPOUT, MIXUP, ERASING, FLIP, RANDAUGMENT."""
         views = np.arange(self.recipe.views_per_clip)
         return keyed.mix(self.recipe.seed, purpose, self.epoch, self.positions[:, None], views).reshape(-1)
 
@@ -48,6 +49,10 @@ class Draws:
     def flips(self, rate: float) -> np.ndarray:
         """Bool (n,), whether a view is mirrored."""
         return keyed.unit(self.keys(keyed.FLIP)) < rate
+
+    def randaugment(self, how: RandAugment) -> np.ndarray:
+        """Plans float64 (n, layers, 2), see `randaugment.plans`: those of `ClipSamples.operations`."""
+        return plans(self.keys(keyed.RANDAUGMENT), how)
 
     def erasing(self, rate: float) -> np.ndarray:
         """Boxes int64 (n, 4), see `erasing_boxes`; the noise in them is made on the device."""

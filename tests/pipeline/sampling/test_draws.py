@@ -12,6 +12,7 @@ from pipeline.sampling.mixing import beta
 from pipeline.sampling.randaugment import OPERATIONS, RandAugment, arguments, plans
 
 RECIPE = SamplingRecipe(views_per_step=48, views_per_clip=2, seed=7)
+HOW = RandAugment.parse("rand-m7-n4-mstd0.5-inc1")
 STEP = np.arange(48, 72)  # the third step's positions
 
 
@@ -24,6 +25,7 @@ def test_the_same_noise_for_any_number_of_ranks_and_passes(ranks: int, passes: i
     check_pairs(24, ranks, passes)
     whole, rates = Draws(RECIPE, 3, STEP), [0.0, 0.1, 0.5]
     keep, features, partners = whole.keep(rates), whole.keep_features(0.5, 8), whole.partners()
+    operations = whole.randaugment(HOW)
     flips, boxes, mixing = whole.flips(0.5), whole.erasing(0.5), whole.mixing(0.8, 1.0, 0.5)
     assert keep.shape == (3, 48, 2) and keep.dtype == bool and features.shape == (48, 8)
     seen = []
@@ -32,6 +34,7 @@ def test_the_same_noise_for_any_number_of_ranks_and_passes(ranks: int, passes: i
         assert np.array_equal(part.keep(rates), keep[:, views])
         assert np.array_equal(part.keep_features(0.5, 8), features[views])
         assert np.array_equal(views[part.partners()], partners[views])
+        assert np.array_equal(part.randaugment(HOW), operations[views])
         assert np.array_equal(part.flips(0.5), flips[views]) and np.array_equal(part.erasing(0.5), boxes[views])
         of_part = part.mixing(0.8, 1.0, 0.5)
         assert np.array_equal(views[of_part.partners], partners[views])
@@ -148,9 +151,8 @@ def test_only_one_kind_of_randaugment_is_known(text: str, reason: str) -> None:
 
 
 def test_golden_plans() -> None:
-    how = RandAugment.parse("rand-m7-n4-mstd0.5-inc1")
-    assert (how, RandAugment.parse("rand-inc1-n2-m9")) == (RandAugment(7, 4, 0.5), RandAugment(9, 2, 0))
-    found = plans(keyed.mix(7, np.arange(2000)), how)
+    assert (HOW, RandAugment.parse("rand-inc1-n2-m9")) == (RandAugment(7, 4, 0.5), RandAugment(9, 2, 0))
+    found = plans(keyed.mix(7, np.arange(2000)), HOW)
     assert found[1:4].tolist() == [
         [[-1, 0], [-1, 0], [4, 2], [2, 0]],
         [[-1, 0], [-1, 0], [12, -0.23691126472499996], [5, 77]],
