@@ -72,7 +72,8 @@ def patches_of(views_BTHWC: Tensor, patch_size: int, tubelet_size: int) -> Tenso
 
 
 def normalise(u8: Tensor) -> Tensor:
-    """uint8 (..., 3 n), channel fastest -> float32 of the same shape, bit for bit the official loader's values.
+    """Levels, uint8 (..., 3 n), channel fastest -> float32 of the same shape, bit for bit the official loader's values. If they
+    are float32 already, in their place.
 
     Its order of operations: / 255, - mean, / std. The divisors are tensors because CUDA replaces division by a Python
     number by multiplication with its reciprocal; they are filled on the device, which does not wait for the host.

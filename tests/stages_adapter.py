@@ -353,6 +353,7 @@ def official_recipe(script):
         "label_smoothing": config.augment.smoothing,
         "mixup": config.augment.mixup,
         "cutmix": config.augment.cutmix,
+        "rand_augment": config.augment.randaugment,
         "random_erasing": config.augment.erasing,
         "test_segments": int(segments),
         "test_crops": int(crops),

@@ -1,4 +1,5 @@
-"""What fine-tuning does to views on the training device: mirror them, erase a box of each, mix them with their partners.
+"""What fine-tuning does to views on the training device: mirror them, erase a box of each, mix them with their partners; and
+RandAugment, if it is wanted there.
 
 All of it is drawn on the host, by view (`sampling/draws.py`), so a step has the same on any number of ranks; the host does not
 wait. n views of T frames.
@@ -6,6 +7,7 @@ wait. n views of T frames.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,9 @@ from pipeline import keyed
 from pipeline.loader import Batch
 from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing
-from pipeline.settings import flag
+from pipeline.sampling.randaugment import RandAugment
+from pipeline.settings import flag, setting
+from train.compute.randaugment import PARTS, randaugmented
 
 NEVER_FLIPPED = "ssv1", "ssv2", "something"  # sources
 
@@ -25,6 +29,12 @@ NEVER_FLIPPED = "ssv1", "ssv2", "something"  # sources
 class AugmentConfig:
     """Noise in the views and labels of training; defaults are those of the official scripts."""
 
+    randaugment: str = setting("rand-m7-n4-mstd0.5-inc1", was="")
+    """RandAugment in timm's notation: of a view, for all of its frames, four of 15 operations are drawn, each applied with a
+    probability of 0.5 and a magnitude of about 7; "": none."""
+    randaugment_by: Literal["official", "device"] = "official"
+    """"official": of whole frames, before the crop, by the processes that decode, with libav. "device": after the crop, on the
+    training device, whatever decodes: the same draws, but contrast and histograms are the crop's, and grey edges lie in it."""
     flip: float = 0.5
     """Probability that a view is mirrored."""
     never_flipped: tuple[str, ...] = NEVER_FLIPPED
@@ -41,6 +51,11 @@ class AugmentConfig:
     """Share of a label that goes to all classes alike."""
 
     def __post_init__(self) -> None:
+        if self.randaugment:
+            try:
+                RandAugment.parse(self.randaugment)
+            except ValueError as error:
+                raise ValueError(f'--augment.randaugment: {error}; or "", none') from None
         for name in ("flip", "erasing", "switch"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{flag(f'augment.{name}')} {value} must be 0 to 1")
@@ -51,24 +66,42 @@ class AugmentConfig:
             raise ValueError(f"--augment.smoothing {self.smoothing} must be at least 0 and less than 1")
 
     @property
+    def operations_of_frames(self) -> str:
+        """What the sampling recipe has of RandAugment."""
+        return self.randaugment if self.randaugment_by == "official" else ""
+
+    @property
+    def operations_of_views(self) -> RandAugment | None:
+        """Those on the training device."""
+        return RandAugment.parse(self.randaugment) if self.randaugment and self.randaugment_by == "device" else None
+
+    @property
     def mixes(self) -> bool:
         return self.mixup > 0 or self.cutmix > 0
 
 
 @torch.no_grad()
 def augmented(views_nTHWC: Tensor, draws: Draws, config: AugmentConfig, may_flip: np.ndarray) -> tuple[Tensor, Mixing | None]:
-    """Views uint8 -> the same or, where there is noise in pixels, normalised float32; and how they were mixed. `may_flip` (n,)
-    says which views may be mirrored at all. The views given stay as they are."""
+    """Views, uint8 or int16 in 128ths of a level -> normalised float32, but uint8 without noise in pixels uint8; and how they
+    were mixed. `may_flip` (n,) says which views may be mirrored at all. The views given stay as they are."""
+    if how := config.operations_of_views:
+        views_nTHWC = randaugmented(views_nTHWC, draws.randaugment(how))
     views_nTHWC = flipped(views_nTHWC, draws.flips(config.flip) & may_flip)
     mixing = draws.mixing(config.mixup, config.cutmix, config.switch) if config.mixes else None
-    if not config.erasing and not mixing:
+    if views_nTHWC.dtype == torch.uint8 and not config.erasing and not mixing:
         return views_nTHWC, None
-    views_nTHWC = normalise(views_nTHWC.flatten(3)).view(views_nTHWC.shape)
+    views_nTHWC = normalised(views_nTHWC)
     boxes = draws.erasing(config.erasing)
     generators = draws.generators(keyed.ERASING, views_nTHWC.device)
     for view_THWC, box, generator in zip(views_nTHWC, boxes.tolist(), generators, strict=True):
         erase(view_THWC, box, generator)
     return (mixed(views_nTHWC, mixing) if mixing else views_nTHWC), mixing
+
+
+def normalised(views_nTHWC: Tensor) -> Tensor:
+    """uint8 or int16 in 128ths of a level -> float32, the same of both for whole levels."""
+    levels = views_nTHWC.flatten(3)
+    return normalise(levels if levels.dtype == torch.uint8 else levels.float().div_(PARTS)).view(views_nTHWC.shape)
 
 
 def may_flip(batch: Batch, never: Sequence[str] = NEVER_FLIPPED) -> np.ndarray:

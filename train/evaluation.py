@@ -137,12 +137,13 @@ class HeldOut:
     def __call__(self, model: nn.Module, step: int) -> Evaluation:
         """Every rank makes as many forward passes as the others: where it has no clip, over black views, which do not count."""
         config, ranks, total = self._stage.config, self._ranks, dict[str, Tensor]()
+        plain = replace(config.sampling, views_per_clip=1, fresh_windows=False, randaugment="", crop_resize="antialiased")
         share = config.views.views_per_step // ranks.world_size // config.accumulation(ranks.world_size)
         with closing(
             open_loader(
                 config,
                 ranks,
-                replace(config.sampling, views_per_clip=1, fresh_windows=False),
+                plain,
                 sampler=EvaluationSampler(rows=self._rows),
                 clips_per_batch=share,
                 label_map=self._label_map if self._label_map.exists() else None,

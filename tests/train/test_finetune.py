@@ -2,7 +2,7 @@
 
 import json
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,9 @@ from pipeline.labels import Labels
 from pipeline.loader import ClipLoader
 from pipeline.sampling import PlainViews, SamplingRecipe
 from pipeline.sampling.draws import Draws
+from pipeline.sampling.randaugment import RandAugment
 from pipeline.sampling.sampler import TrainingSampler
+from pipeline.settings import completed, flatten, kept, with_values
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, lines, losses, run, start
 from train.augmentation import AugmentConfig, augmented, mixed_labels
@@ -29,6 +31,7 @@ from train.checkpoint.source import read_source
 from train.classes import check_classes, head_of, labelled_rows
 from train.command_line import from_command_line
 from train.compute.parallel import started
+from train.compute.randaugment import randaugmented
 from train.config import ComputeConfig
 from train.recipes.finetuning import RECIPES
 from train.soft_labels import soft_labels
@@ -158,11 +161,21 @@ def test_views_are_mirrored_erased_and_mixed_as_drawn() -> None:
 
     whole, _ = augmented(views, draws, replace(nothing, erasing=1e-9), may_flip)
     assert torch.equal(whole, normalise(views))
+    assert torch.equal(whole, augmented(views.short() * 128, draws, nothing, may_flip)[0])  # 16 bits are normalised always
+    between, _ = augmented(views.short() * 128 + 32, draws, nothing, may_flip)
+    torch.testing.assert_close(between, normalise(views.float() + 0.25))
     erased, _ = augmented(views, draws, replace(nothing, erasing=0.5), may_flip)
     for view, box in enumerate(draws.erasing(0.5).tolist()):
         x, y, width, high = box
         other = (erased[view] != whole[view]).all(3)
         assert other.sum() == 2 * width * high and other[:, y : y + high, x : x + width].all()
+
+    operations = replace(nothing, randaugment_by="device")
+    changed, _ = augmented(views, draws, operations, may_flip)
+    assert torch.equal(changed, randaugmented(views, draws.randaugment(RandAugment(7, 4, 0.5)))) and torch.equal(views, before)
+    for first, last in ((0, 4), (4, 16)):  # in two passes
+        part, of_part = slice(2 * first, 2 * last), Draws(recipe, 1, np.arange(first, last))
+        assert torch.equal(augmented(views[part], of_part, operations, may_flip[part])[0], changed[part])
 
     seen, mixing = augmented(views, draws, replace(nothing, mixup=0.8, cutmix=1.0), may_flip)
     assert mixing is not None
@@ -289,6 +302,23 @@ def test_views_of_another_size_have_the_recipes_positions_interpolated() -> None
         assert (config.grid, config.positions_grid) == grid, options
 
 
+def test_what_was_begun_before_randaugment_goes_on_without_it() -> None:
+    """And with antialiased crops; unless a command names them, which makes it another run."""
+    config = RECIPES["tiny"]()
+    older = flatten(asdict(config))
+    for name in ("augment.randaugment", "augment.randaugment_by", "crop_resize"):
+        del older[name]
+    before = completed(older, config)
+    sampling = with_values(config, kept(before, config)).sampling
+    assert (sampling.randaugment, sampling.crop_resize) == ("", "antialiased")
+    assert kept(before, config, {"augment.randaugment"}) == {"crop_resize": "antialiased"}
+    assert (config.sampling.randaugment, config.sampling.crop_resize) == ("rand-m7-n4-mstd0.5-inc1", "official")
+    on_device = from_command_line(RECIPES, ["tiny", "--augment.randaugment-by", "device"])
+    assert on_device.sampling == replace(config.sampling, randaugment="")
+    without = from_command_line(RECIPES, ["tiny", "--augment.randaugment", ""])
+    assert without.sampling.randaugment == "" and without.augment.operations_of_views is None
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -297,6 +327,10 @@ def test_views_of_another_size_have_the_recipes_positions_interpolated() -> None
         (("--layer-decay", "0"), "--layer-decay 0.0 must be over 0 and at most 1"),
         (("--head-scale", "0"), "--head-scale 0.0 must be over 0"),
         (("--augment.flip", "2"), "--augment.flip 2.0 must be 0 to 1"),
+        (
+            ("--augment.randaugment", "rand-m9"),
+            "--augment.randaugment: RandAugment 'rand-m9' is not known; allowed is what timm",
+        ),
         (("--augment.mixup", "-1"), "--augment.mixup -1.0 must be 0 (without it) to 100"),
         (("--augment.smoothing", "1"), "--augment.smoothing 1.0 must be at least 0 and less than 1"),
     ],

@@ -13,6 +13,7 @@ from train.augmentation import AugmentConfig
 from train.command_line import from_command_line
 from train.config import ComputeConfig, LoaderConfig, OptimConfig
 from train.pretrain import main
+from train.recipes import finetuning
 from train.recipes.book import SCRIPTS, as_in_script
 from train.recipes.finetuning import RECIPES as FINETUNING
 from train.recipes.pretraining import RECIPES
@@ -304,6 +305,14 @@ def test_a_recipe_costs_what_the_papers_results_say(line: str, recipe: str, pape
     if size := re.search(r"\((\d+)× (\d+)2\)", line):
         assert (config.model.num_frames, config.model.input_size) == (int(size[1]), int(size[2]))
         assert (config.model.positions_frames, config.model.positions_size) == (16, 224)
+
+
+def test_the_tables_have_another_randaugment_than_the_scripts(papers: dict[str, str]) -> None:
+    assert papers["v2"].count("\nRandAug (0, 0.5)\n") == 1 and "\nRandAug [21] (0, 0.5)\n" in papers["v2"]
+    assert "\nRandAug\t(9, 0.5) (Cubuk" in papers["v1"]
+    said = " ".join((finetuning.__doc__ or "").split())
+    assert all(words in said for words in ('"RandAug (0, 0.5)" in V2 (9, 11)', '"RandAug (9, 0.5)" in V1 (9)'))
+    assert {make().augment.randaugment for make in FINETUNING.values()} == {"rand-m7-n4-mstd0.5-inc1"}
 
 
 @pytest.mark.parametrize(("data", "stride", "later"), [("ucf101", 4, 100), ("hmdb51", 2, 60)])

@@ -1,6 +1,7 @@
 """Recipes of fine-tuning. The docstring says which table of a paper the values are from; what `@official` names is the official
 launch script, and what that has otherwise (`--official-script`). Where a paper is silent, its script speaks: erasing, the scale
-of a new head and the least learning rate are of no table. RandAugment is not here yet.
+of a new head and the least learning rate are of no table. So does it on RandAugment, everywhere "rand-m7-n4-mstd0.5-inc1": the
+tables have "RandAug (0, 0.5)" in V2 (9, 11) and "RandAug (9, 0.5)" in V1 (9).
 
 The learning rates of `finetuning` are per 256 clips, as in tables and scripts, those of its configuration per 256 *views*.
 "Test" is what the papers' figures were taken with: `tubecell evaluate RUN --views 5x3`, and `--sparse` for Something-Something.

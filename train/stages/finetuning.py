@@ -19,6 +19,7 @@ from pipeline.loader import Batch, ClipLoader, LoaderState
 from pipeline.sampling import PlainViews, SamplingRecipe
 from pipeline.sampling.draws import Draws, check_pairs
 from pipeline.sampling.frames import Temporal
+from pipeline.sampling.recipe import CropResize
 from pipeline.sampling.sampler import TrainingSampler
 from pipeline.settings import setting
 from pipeline.storage.manifest import Manifest
@@ -44,6 +45,9 @@ class FinetuneConfig(RunConfig):
     frames: Temporal = "linspace"
     """Of a clip: "linspace", the official window of training, whose steps are 4 and sometimes 5; "tsn", one of each of T
     segments of the whole clip (Something-Something), or "tsn_video", never a segment's last; "stride", as in pre-training."""
+    crop_resize: CropResize = setting("official", was="antialiased")
+    """How a view of training is made of its crop: "official", not antialiased, pixels to 1/128 of a level; or "antialiased", to
+    whole levels, as in pre-training and evaluation."""
     positions: Literal["interpolated", "official"] = "interpolated"
     """Of views of another size or length than the recipe's: its own position table, interpolated (--model.positions-size,
     --model.positions-frames), or, as the official code does, a new one of the same tokens in another order."""
@@ -84,7 +88,13 @@ class FinetuneConfig(RunConfig):
     @property
     def sampling(self) -> SamplingRecipe:
         """Without masks. Raises ValueError if such views cannot be taken."""
-        return self.joined(masks=None, temporal=self.frames, crop="random_resized")
+        return self.joined(
+            masks=None,
+            temporal=self.frames,
+            crop="random_resized",
+            crop_resize=self.crop_resize,
+            randaugment=self.augment.operations_of_frames,
+        )
 
     def accumulation(self, world_size: int, most: int | None = None) -> int:
         """As of any run; with mixup a forward pass holds whole pairs. Raises ValueError for ranks that would part them."""
@@ -174,7 +184,8 @@ class Finetuning:
         N, D = config.num_tokens, config.encoder_dim
         block = BlockShape(N, N, D, config.encoder_mlp_dim, config.encoder_heads, dtype)
         pixels = config.num_frames * config.input_size**2 * 3
-        floats = 4 * pixels if self.config.augment.mixes or self.config.augment.erasing else 0
+        sixteen_bits, augment = self.config.crop_resize == "official", self.config.augment
+        floats = 4 * pixels if sixteen_bits or augment.mixes or augment.erasing else 0
         features = 3 if self.config.head_dropout else 2  # before the last norm and after it; what dropout leaves
         with torch.device("meta"):
             sizes = ParameterSizes.of(self.model(Implementation()))
@@ -186,7 +197,7 @@ class Finetuning:
             outside=dtype.itemsize * N * config.patch_values + floats + STATISTIC * (2 + features * D) + 8 * classes,
             errors=floats + 8 * classes,
             loss=12 * classes,
-            inputs=pixels,
+            inputs=pixels * (2 if sixteen_bits else 1),
             notes={
                 **self._clips.said,
                 "forward": f"{macs / 1e9:.2f} GMAC a view of {N} tokens; {6 * macs / 1e12:.3g} TFLOP a view in training",

@@ -21,6 +21,7 @@ from pipeline.loader import Batch
 from pipeline.sampling.draws import Draws
 from tests.train.compute.fake_cuda import CUDA, Writer, engine, fake_cuda, flash
 from train import loop
+from train.augmentation import AugmentConfig
 from train.compute.optimizer import ShardedSGD, build_optimizer, set_lr
 from train.compute.parallel import implementation
 from train.compute.precision import PRECISIONS
@@ -140,7 +141,10 @@ def test_a_step_of_fine_tuning(precision: Any) -> None:
     """With all that is random in it."""
     compute = ComputeConfig(precision=precision, views_per_forward=2)
     stage = finetuning(shallow("vit-b"), compute, views=4)
+    augment = AugmentConfig(randaugment="rand-m7-n16-mstd0.5-inc1", randaugment_by="device")
+    stage.config = replace(stage.config, augment=augment)
     batch = told(labelled_batch(stage, torch.device("cpu")))
+    batch = replace(batch, views=batch.views.short())
     with fake_cuda():
         done = step(stage, precision, moved(batch))
     assert {each.device for each in (*done.losses, done.norm, done.taken)} == {CUDA}
