@@ -27,6 +27,7 @@ from model.pixels import normalise, pasted, patches_of
 from model.weight_files import tensors_of
 from model.weights import Weights, read_weights, transfer, understand
 from pipeline import keyed, official_views
+from pipeline.decoding.augment import Augmentation, AugmentedResizer
 from pipeline.sampling import SamplingRecipe, crops, frames, randaugment
 from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
@@ -122,6 +123,30 @@ def randaugment_plans(n, seed):
     without = [op for op in randaugment.OPERATIONS if not randaugment.arguments(op, 7.0)]
     named = [[(randaugment.OPERATIONS[int(op)], argument) for op, argument in plan if op >= 0] for plan in found.tolist()]
     return [[(op, None if op in without else argument) for op, argument in plan] for plan in named]
+
+
+def randaugment_op(frames, op, arg):
+    height, width = frames.shape[1:3]
+    view = Augmentation(operations_of([(op, arg)]), (0, 0, width, height), width, height)
+    rows = (view.frame(frame.reshape(height, -1)) if view else frame.reshape(height, -1) for frame in frames)
+    return np.stack([each[:, : 3 * width].reshape(height, width, 3).copy() for each in rows])  # its memory is used again
+
+
+def operations_of(plan):
+    return np.array([(randaugment.OPERATIONS.index(op), arg or 0) for op, arg in plan], float).reshape(-1, 2)
+
+
+def train_view(frames, plan, box, flip, size):
+    (top, left, high, wide), (num_frames, height, width, _) = box, frames.shape
+    views = np.zeros((1, num_frames, size, size, 3), np.int16)
+    boxes, places = np.array([[left, top, wide, high]]), np.arange(num_frames)
+    resizer = AugmentedResizer(operations_of(plan)[None], (width, height), places, boxes, views)
+    resizer.begin(None)
+    for number, frame in enumerate(frames):
+        resizer.frame(number, frame.reshape(height, -1))
+    resizer.finish()
+    view = augmentation.flipped(torch.from_numpy(views), np.array([flip]))
+    return augmentation.normalised(view)[0].permute(3, 0, 1, 2)
 
 
 def erasing_boxes(height, width, n, seed):

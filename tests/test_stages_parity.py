@@ -24,7 +24,7 @@ FUNCTIONS = [
     *("load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"),
     *("finetune_train_ids", "finetune_train_start_range", "finetune_val_ids", "finetune_test_clips"),
     *("sparse_val_ids", "sparse_train_ids", "sparse_train_offsets", "sparse_test_clips"),
-    *("randaugment_args", "randaugment_plans"),
+    *("randaugment_op", "randaugment_args", "randaugment_plans", "train_view"),
     *("rrc_boxes", "crop_resize", "test_views", "val_box", "val_view", "merge_views", "mean_class_accuracy"),
     *("erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"),
     *("finetune_trajectory", "convert_head", "official_recipe"),

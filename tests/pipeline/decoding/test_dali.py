@@ -108,6 +108,16 @@ def test_a_batch_mixes_sizes_rotations_and_codecs(decoder: DaliDecoder, vp9: byt
     assert [read_number(np.rot90(frame, 2)) for frame in views[3, 0].numpy()] == [7, 40]
 
 
+def test_views_of_16_bits_are_what_libav_makes(vp9: bytes) -> None:
+    clip, box = describe(vp9, "vp9"), np.array([[10, 5, 200, 100]])
+    asked, libav = ClipRequest(clip, vp9, np.array([3, 7]), box), np.zeros((1, 2, 40, 30, 3), np.int16)
+    views, failures = DaliDecoder("cpu", 1, (40, 30), np.int16)([asked])
+    decode_libav(asked, libav)
+    assert not failures and views.dtype == torch.int16
+    assert np.abs(views[0].numpy().astype(int) - libav).mean() < 3 * 128  # as in test_decoder_parity
+    assert (views.numpy() % 128 > 0).mean() > 0.2, "not whole levels"
+
+
 def test_a_bad_clip_costs_only_itself(decoder: DaliDecoder, vp9: bytes) -> None:
     clip = describe(vp9, "vp9")
     good = [request(clip, vp9, 3 + i, 40) for i in range(5)]
