@@ -109,7 +109,7 @@ def test_a_batch_mixes_sizes_rotations_and_codecs(decoder: DaliDecoder, vp9: byt
 
 
 def test_views_of_16_bits_are_what_libav_makes(vp9: bytes) -> None:
-    clip, box = describe(vp9, "vp9"), np.array([[10, 5, 200, 100]])
+    clip, box = describe(vp9, "vp9"), np.array([[10, 5, 90, 50]])
     asked, libav = ClipRequest(clip, vp9, np.array([3, 7]), box), np.zeros((1, 2, 40, 30, 3), np.int16)
     views, failures = DaliDecoder("cpu", 1, (40, 30), np.int16)([asked])
     decode_libav(asked, libav)

@@ -230,6 +230,9 @@ def test_dali_is_refused_where_it_takes_nothing(encoded: dict[str, list[bytes]],
         ClipLoader(dataset, RECIPE, decoder="dali")
     with pytest.raises(ValueError, match="decoder 'nvdec' is not known; allowed are 'auto', 'libav', 'dali'"):
         ClipLoader(dataset, RECIPE, decoder="nvdec")  # type: ignore[arg-type]
+    augmented = replace(RECIPE, randaugment="rand-m7-n4-mstd0.5-inc1")
+    with pytest.raises(ValueError, match=r"decoder 'dali' gives no whole frames for RandAugment .* --augment.randaugment-by"):
+        ClipLoader(dataset, augmented, decoder="dali")
 
 
 def check_substitutes(taken: list[dict[int, str]], failures: list[FailedClip], expected: list[dict[int, str]]) -> None:
