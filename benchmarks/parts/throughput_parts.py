@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from benchmarks.parts.finetune_views import VIEWS, add_finetuning
 from benchmarks.parts.generated_dataset import generated_dataset
 from benchmarks.parts.original_files import build_of_files, dataset_files, shuffled_files
 from benchmarks.parts.path_parts import DecodeWork, EndToEndWork, LoaderWork, decoding_processes, profile, training_parts
@@ -139,3 +140,7 @@ def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes],
         name = f"r{r}/{suffix}"
         part = measured.add(Part(f"loader/libav/{name}", f"loader, libav, R = {r}, {what}", r, loader))
         measured.on_files[name], measured.first_batch[part.name] = part, loader.first_batch
+    if missing_reader("decord2") is None:
+        recipe = trial.recipe(VIEWS, clips)
+        parts = add_finetuning(files.files, files.h264_fast.dataset, recipe, trial.config, trial.stopwatch, stack)
+        measured.finetuning = {name: measured.add(part) for name, part in parts.items()}

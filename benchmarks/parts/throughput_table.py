@@ -30,6 +30,7 @@ class Measured:
     peers: list[Part] = field(default_factory=list)
     # the loader, "r4/same_files", on what the peers read, and on these as "h264_fast" and "h264_plain", with one view, too
     on_files: dict[str, Part] = field(default_factory=dict)
+    finetuning: dict[str, Part] = field(default_factory=dict)  # up to normalised floats, see `finetune_views.add_finetuning`
     originals: OriginalFiles | None = None
     model: Part | None = None
     cached: Part | None = None  # the model on batches from memory
@@ -77,6 +78,13 @@ class Measured:
         return [(fast, plain) for fast, plain in pairs if fast and plain]
 
     @property
+    def beside_dataloader(self) -> list[tuple[Part, Part]]:
+        """Fine-tuning's views from the loader, and from the DataLoader."""
+        found = self.finetuning
+        pairs = ("plain", "dataloader/plain"), ("official", "dataloader")
+        return [(found[ours], found[theirs]) for ours, theirs in pairs if found]
+
+    @property
     def neighbours(self) -> float:
         """Cores that other programs had in use, in the turns of the part where they had most."""
         return max(median(part.neighbours) for part in self.parts)
@@ -97,6 +105,11 @@ def table(measured: Measured) -> str:
     rows += [(part.title, part, factor(part, best) if best else "") for part in measured.on_files.values()]
     for fast, plain in measured.beside_plain:
         rows.append((f"loader, libav, R = {fast.views_per_clip}, h264-fast by h264-plain", None, beside(fast, plain)))
+    rows += [(part.title, part, "") for name, part in measured.finetuning.items() if name.startswith("dataloader")]
+    rows += [(ours.title, ours, factor(ours, theirs)) for ours, theirs in measured.beside_dataloader]
+    if measured.finetuning:
+        device, official = measured.finetuning["device"], measured.finetuning["official"]
+        rows.append((device.title, device, factor(device, official)))
     if measured.model:
         rows.append((measured.model.title, measured.model, ""))
         for fed in filter(None, (measured.cached, measured.end_to_end)):
@@ -199,6 +212,12 @@ def results(measured: Measured) -> list[Result]:
     for fast, plain in measured.beside_plain:
         prefix = f"loader/libav/r{fast.views_per_clip}"
         found += [fast.result("clips/s", f"{prefix}/vs_plain_preset", plain), own_ms(fast, plain)]
+    found += [part.result("views/s") for part in measured.finetuning.values()]
+    for ours, theirs in measured.beside_dataloader:
+        found.append(ours.result("views/s", f"{ours.name}/vs_dataloader", theirs))
+    if measured.finetuning:
+        device, official = measured.finetuning["device"], measured.finetuning["official"]
+        found.append(device.result("views/s", f"{device.name}/vs_official", official))
     if measured.model:
         fed = filter(None, (measured.cached, measured.end_to_end))
         found += [measured.model.result("views/s"), *(part.result("views/s", baseline=measured.model) for part in fed)]

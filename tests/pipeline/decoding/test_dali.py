@@ -115,7 +115,7 @@ def test_views_of_16_bits_are_what_libav_makes(vp9: bytes) -> None:
     decode_libav(asked, libav)
     assert not failures and views.dtype == torch.int16
     assert np.abs(views[0].numpy().astype(int) - libav).mean() < 3 * 128  # as in test_decoder_parity
-    assert (views.numpy() % 128 > 0).mean() > 0.2, "not whole levels"
+    assert (views.numpy() % 128 > 0).mean() > 0.1, "not whole levels"
 
 
 def test_a_bad_clip_costs_only_itself(decoder: DaliDecoder, vp9: bytes) -> None:
