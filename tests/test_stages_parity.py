@@ -91,10 +91,11 @@ def test_what_the_adapter_calls_commands_reach(
     dataset = shutil.copytree(labelled, tmp_path / "dataset")
     (dataset / "label_710to8.json").write_text(json.dumps([*range(8)]))
     data, views = ("--data", str(dataset)), ("--split", "val", "--views", "2x3", "--workers", "1")
+    noise = "--augment.erasing", "1", "--augment.randaugment", "rand-m7-n4-mstd0.5-inc1"
     of_run = "--steps", "1", "--views.views-per-step", "8", "--loader.workers", "1", "--no-save-in-background"
     for number, (command, *options) in enumerate(
         [
-            ("finetune", "tiny", *of_run, "--evaluate-every", "1", "--ema", "0.9", "--augment.erasing", "1"),
+            ("finetune", "tiny", *of_run, "--evaluate-every", "1", "--ema", "0.9", *noise),
             ("finetune", "tiny", *of_run, "--frames", "tsn", "--init", str(tmp_path / "k710.safetensors")),
             ("evaluate", str(tmp_path / "0"), *views),
             ("evaluate", str(tmp_path / "0"), *views, "--sparse", "--resize", "official"),

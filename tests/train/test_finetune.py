@@ -38,7 +38,10 @@ from train.soft_labels import soft_labels
 from train.stages.finetuning import FinetuneConfig, Finetuning
 
 FILE = Path(__file__).resolve().parents[2] / "train" / "finetune.py"
-NOISY = ("--drop-path", "0.3", "--head-dropout", "0.3", "--augment.erasing", "0.5", "--optim.base-lr", "0.1")
+NOISY = (
+    *("--drop-path", "0.3", "--head-dropout", "0.3", "--augment.erasing", "0.5", "--optim.base-lr", "0.1"),
+    *("--augment.randaugment", "rand-m7-n4-mstd0.5-inc1", "--augment.randaugment-by", "device"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +307,7 @@ def test_views_of_another_size_have_the_recipes_positions_interpolated() -> None
 
 def test_what_was_begun_before_randaugment_goes_on_without_it() -> None:
     """And with antialiased crops; unless a command names them, which makes it another run."""
-    config = RECIPES["tiny"]()
+    config = RECIPES["vit-s-own"]()
     older = flatten(asdict(config))
     for name in ("augment.randaugment", "augment.randaugment_by", "crop_resize"):
         del older[name]
@@ -313,9 +316,9 @@ def test_what_was_begun_before_randaugment_goes_on_without_it() -> None:
     assert (sampling.randaugment, sampling.crop_resize) == ("", "antialiased")
     assert kept(before, config, {"augment.randaugment"}) == {"crop_resize": "antialiased"}
     assert (config.sampling.randaugment, config.sampling.crop_resize) == ("rand-m7-n4-mstd0.5-inc1", "official")
-    on_device = from_command_line(RECIPES, ["tiny", "--augment.randaugment-by", "device"])
+    on_device = from_command_line(RECIPES, ["vit-s-own", "--augment.randaugment-by", "device"])
     assert on_device.sampling == replace(config.sampling, randaugment="")
-    without = from_command_line(RECIPES, ["tiny", "--augment.randaugment", ""])
+    without = from_command_line(RECIPES, ["vit-s-own", "--augment.randaugment", ""])
     assert without.sampling.randaugment == "" and without.augment.operations_of_views is None
 
 

@@ -26,7 +26,7 @@ Matrix = tuple[float, float, float, float, float, float]
 @torch.no_grad()
 def randaugmented(views_nTHWC: Tensor, plans: np.ndarray) -> Tensor:
     """Views (n, T, H, W, 3), uint8 or int16 in 128ths of a level, and their plans (n, layers, 2), see
-    `pipeline.sampling.randaugment.plans` -> a copy, in which the views with operations have whole levels."""
+    `sampling/randaugment.py` -> a copy, in which the views with operations have whole levels."""
     views_nTHWC = views_nTHWC.clone()
     for view_THWC, plan in zip(views_nTHWC, plans.tolist(), strict=True):
         if operations := [(OPERATIONS[int(index)], argument) for index, argument in plan if index >= 0]:
