@@ -145,8 +145,7 @@ def train_view(frames, plan, box, flip, size):
     for number, frame in enumerate(frames):
         resizer.frame(number, frame.reshape(height, -1))
     resizer.finish()
-    view = augmentation.flipped(torch.from_numpy(views), np.array([flip]))
-    return augmentation.normalised(view)[0].permute(3, 0, 1, 2)
+    return augmentation.normalised(torch.from_numpy(views), np.array([flip]))[0].permute(3, 0, 1, 2)
 
 
 def erasing_boxes(height, width, n, seed):

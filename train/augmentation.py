@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.pixels import normalise
+from model.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise, per_channel
 from pipeline import keyed
 from pipeline.loader import Batch
 from pipeline.sampling.draws import Draws
@@ -86,11 +86,11 @@ def augmented(views_nTHWC: Tensor, draws: Draws, config: AugmentConfig, may_flip
     were mixed. `may_flip` (n,) says which views may be mirrored at all. The views given stay as they are."""
     if how := config.operations_of_views:
         views_nTHWC = randaugmented(views_nTHWC, draws.randaugment(how))
-    views_nTHWC = flipped(views_nTHWC, draws.flips(config.flip) & may_flip)
+    flips = draws.flips(config.flip) & may_flip
     mixing = draws.mixing(config.mixup, config.cutmix, config.switch) if config.mixes else None
     if views_nTHWC.dtype == torch.uint8 and not config.erasing and not mixing:
-        return views_nTHWC, None
-    views_nTHWC = normalised(views_nTHWC)
+        return flipped(views_nTHWC, flips), None
+    views_nTHWC = normalised(views_nTHWC, flips)
     boxes = draws.erasing(config.erasing)
     generators = draws.generators(keyed.ERASING, views_nTHWC.device)
     for view_THWC, box, generator in zip(views_nTHWC, boxes.tolist(), generators, strict=True):
@@ -98,10 +98,21 @@ def augmented(views_nTHWC: Tensor, draws: Draws, config: AugmentConfig, may_flip
     return (mixed(views_nTHWC, mixing) if mixing else views_nTHWC), mixing
 
 
-def normalised(views_nTHWC: Tensor) -> Tensor:
-    """uint8 or int16 in 128ths of a level -> float32, the same of both for whole levels."""
-    levels = views_nTHWC.flatten(3)
-    return normalise(levels if levels.dtype == torch.uint8 else levels.float().div_(PARTS)).view(views_nTHWC.shape)
+def normalised(views_nTHWC: Tensor, flips: np.ndarray) -> Tensor:
+    """uint8 or int16 in 128ths of a level -> float32, the same of both for whole levels; some of the views, bool (n,), are
+    mirrored. A CPU takes a frame at a time, while it is in its cache: 4.1 ms a view of 16 x 224², 6.3 all at once."""
+    if views_nTHWC.device.type != "cpu":
+        levels = flipped(views_nTHWC, flips).flatten(3)
+        return normalise(levels if levels.dtype == torch.uint8 else levels.float().div_(PARTS)).view(views_nTHWC.shape)
+    floats_nTHWC = torch.empty(views_nTHWC.shape)
+    rows = floats_nTHWC.flatten(3)
+    mean, std = per_channel(IMAGENET_MEAN, rows), per_channel(IMAGENET_STD, rows)
+    white = 255 if views_nTHWC.dtype == torch.uint8 else 255 * PARTS  # a quotient of two numbers, however it is written
+    for view_THWC, made_THWC, mirrored in zip(views_nTHWC, floats_nTHWC, flips.tolist(), strict=True):
+        for frame_HWC, made_HWC in zip(view_THWC, made_THWC, strict=True):
+            made_HWC.copy_(frame_HWC.flip(1) if mirrored else frame_HWC)
+            made_HWC.flatten(1).div_(white).sub_(mean).div_(std)
+    return floats_nTHWC
 
 
 def may_flip(batch: Batch, never: Sequence[str] = NEVER_FLIPPED) -> np.ndarray:
