@@ -47,5 +47,5 @@ lint: .venv/dev
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache *.egg-info build
-	rm -f pipeline/decoding/lib*.so
+	find pipeline -name 'lib*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +

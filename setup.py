@@ -42,11 +42,10 @@ class BuildPy(build_py):
             homes = {name if name == "tubecell" else f"tubecell.{name}": name.replace(".", "/") for name in self.packages}
             self.package_dir, self.packages = homes, list(homes)
         super().run()
-        folder = Path("pipeline", "decoding")
-        compile_library = runpy.run_path(str(folder / "compiled.py"))["compile_library"]
+        compile_library = runpy.run_path("pipeline/decoding/compiled.py")["compile_library"]
         try:
-            for source in folder.glob("*.c"):
-                compile_library(source, Path("" if self.editable_mode else f"{self.build_lib}/tubecell", folder))
+            for source in Path("pipeline").rglob("*.c"):
+                compile_library(source, Path("" if self.editable_mode else f"{self.build_lib}/tubecell", source.parent))
         except OSError as error:
             print(f"warning: frames are not augmented and resized by compiled kernels, but by NumPy and torch: {error}")
 

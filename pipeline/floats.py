@@ -1,10 +1,18 @@
 """uint8 and int16 views as the floats that models from elsewhere take."""
 
+import ctypes
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
+from pipeline.decoding.compiled import open_library
+from pipeline.storage.files import cache_folder
+
+SOURCE = Path(__file__).with_suffix(".c")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of R, G, B in [0, 1]
 
 
@@ -39,3 +47,34 @@ def normalised(
         for values in (factor, offset)
     )
     return torch.addcmul(shift, views, scale, out=torch.empty(views.shape, dtype=dtype, device=views.device))
+
+
+def mirrored_floats(views_nTHWC: torch.Tensor, flips: np.ndarray, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor | None:
+    """uint8 or int16 on a CPU -> (level / 255 - mean) / std in float32, in this order, some of the views, bool (n,), mirrored;
+    `mean` and `std` float32 (3 W,), for the numbers of a row. None where floats.c cannot be had.
+
+    1.9 ms a view of 16 x 224², torch 4.1 frame by frame and 6.3 all at once: it is written once, past the cache.
+    """
+    library = kernel()
+    if library is None:
+        return None
+    views_nTHWC, wide = views_nTHWC.contiguous(), views_nTHWC.dtype == torch.int16
+    made = torch.empty(views_nTHWC.shape, dtype=torch.float32)
+    rows, width = views_nTHWC[0, :, :, 0, 0].numel(), views_nTHWC.shape[3]
+    white = 255.0 * (128 if wide else 1)  # a quotient of two numbers is the same, however it is written
+    for view, mirrored, out in zip(views_nTHWC, flips.tolist(), made, strict=True):
+        constants = white, mean.data_ptr(), std.data_ptr()
+        if library.floats(view.data_ptr(), wide, rows, width, mirrored, *constants, out.data_ptr()):
+            raise MemoryError("no memory to make floats of a view")
+    return made
+
+
+@functools.cache
+def kernel() -> ctypes.CDLL | None:
+    """floats.c as a library; None where torch does its work."""
+    found = open_library(SOURCE, cache_folder())
+    if isinstance(found, str):
+        return None
+    number, pointer = ctypes.c_int64, ctypes.c_void_p
+    found.floats.argtypes = (pointer, *[number] * 4, ctypes.c_float, *[pointer] * 3)
+    return found

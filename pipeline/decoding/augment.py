@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.decoding.resize import crop_resizer, open_library
+from pipeline.decoding.compiled import open_library
+from pipeline.decoding.resize import crop_resizer
 from pipeline.sampling.randaugment import OPERATIONS
+from pipeline.storage.files import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
 TABLE, AUTOCONTRAST, EQUALIZE, CONTRAST, COLOR, SHARPNESS, AFFINE = range(7)
@@ -292,8 +294,8 @@ def cubic(distance: np.ndarray) -> list[np.ndarray]:
 @functools.cache
 def kernel() -> ctypes.CDLL | None:
     """augment.c as a library; None where NumPy does its work."""
-    found = open_library(SOURCE)
-    if isinstance(found, str) or not found.supported():
+    found = open_library(SOURCE, cache_folder())
+    if isinstance(found, str):
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     found.augment_frame.argtypes = (pointer, number, number, number, pointer, number, pointer, number)

@@ -3,9 +3,11 @@
 Only the standard library is needed here: setup.py runs before anything is installed.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -44,3 +46,17 @@ def compile_library(source: Path, folder: Path) -> Path:
     finally:
         os.close(holder)
     return file
+
+
+def open_library(source: Path, cache: Path) -> ctypes.CDLL | str:
+    """That of a C file, or why there is none. It lies beside it, or in a folder of the user's, where this makes it."""
+    if platform.machine() != "x86_64":
+        return f"it is written for x86-64, and this is {platform.machine()}"
+    try:
+        try:
+            library = ctypes.CDLL(os.fspath(library_file(source, source.parent)))
+        except OSError:  # it is not there, or was built for another system's libraries
+            library = ctypes.CDLL(os.fspath(compile_library(source, cache)))
+    except OSError as error:
+        return str(error)
+    return library if library.supported() else "the processor has no AVX2"

@@ -181,6 +181,7 @@ along_y_wide(const int16_t *above, const int16_t *below, const int16_t *weights,
     int32_t both;
     memcpy(&both, weights, 4);
     const __m256i weight = _mm256_set1_epi32(both);
+    const int aligned = (uintptr_t)out % 32 == 0;
     int64_t i = 0;
     for (; i + 16 <= size; i += 16) {
         const __m256i a = _mm256_loadu_si256((const __m256i *)(above + i));
@@ -188,7 +189,10 @@ along_y_wide(const int16_t *above, const int16_t *below, const int16_t *weights,
         const __m256i low = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpacklo_epi16(a, b), weight), half);
         const __m256i high = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpackhi_epi16(a, b), weight), half);
         const __m256i made = _mm256_packs_epi32(_mm256_sra_epi32(low, shift), _mm256_sra_epi32(high, shift));
-        _mm256_storeu_si256((__m256i *)(out + i), made);
+        if (aligned)
+            _mm256_stream_si256((__m256i *)(out + i), made);
+        else
+            _mm256_storeu_si256((__m256i *)(out + i), made);
     }
     for (; i < size; i++)
         out[i] = (above[i] * weights[0] + below[i] * weights[1] + (1 << (precision - 1))) >> precision;

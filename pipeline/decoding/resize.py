@@ -9,15 +9,13 @@ torch 1.1 (one core of an Intel Xeon); int16 0.8 of uint8's time.
 
 import ctypes
 import functools
-import os
-import platform
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.decoding.compiled import compile_library, library_file
+from pipeline.decoding.compiled import open_library
 from pipeline.storage.files import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -248,21 +246,8 @@ def kernel() -> ctypes.CDLL | None:
 @functools.cache
 def find_kernel() -> ctypes.CDLL | str:
     """The library, or why there is none."""
-    library = open_library(SOURCE)
+    library = open_library(SOURCE, cache_folder())
     if isinstance(library, str):
         return library
     library.resize_views.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    return library if library.supported() else "the processor has no AVX2"
-
-
-def open_library(source: Path) -> ctypes.CDLL | str:
-    """That of a C file, or why there is none. It lies beside it, or in the user's cache folder, where this makes it."""
-    if platform.machine() != "x86_64":
-        return f"it is written for x86-64, and this is {platform.machine()}"
-    try:
-        try:
-            return ctypes.CDLL(os.fspath(library_file(source, source.parent)))
-        except OSError:  # it is not there, or was built for another system's libraries
-            return ctypes.CDLL(os.fspath(compile_library(source, cache_folder())))
-    except OSError as error:
-        return str(error)
+    return library

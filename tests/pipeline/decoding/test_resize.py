@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from pipeline.decoding import resize
-from pipeline.decoding.compiled import compile_library
+from pipeline.decoding.compiled import compile_library, library_file
 from pipeline.decoding.resize import CropResizer, TorchResizer, axis, crop_resizer, find_kernel, kernel
 
 FLAGS = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -117,7 +117,7 @@ def test_what_the_installation_built_is_taken_unless_the_source_is_another(fresh
     built = compile_library(resize.SOURCE, fresh_kernel)
     assert kernel() is not None and find_kernel()._name == str(built)
     resize.SOURCE.write_text(resize.SOURCE.read_text() + "/* changed */")
-    resize.library_file(resize.SOURCE, fresh_kernel).write_text("for another system")
+    library_file(resize.SOURCE, fresh_kernel).write_text("for another system")
     find_kernel.cache_clear()
     assert kernel() is not None and Path(find_kernel()._name).parent == fresh_kernel / "tubecell"
 
