@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import Grid, ModelConfig
 from model.layers import Block, PatchEmbed, PositionTable, reset_buffers
-from model.weights import read_weights
+from model.weights import Weights, read_weights
 
 FORMATS = ("NCTHW", "NLC")
 POOLINGS = ("avg", "")
@@ -200,6 +200,11 @@ def load_encoder(
     """
     weights = read_weights(place, key=key, encoder_heads=encoder_heads, input_size=input_size, num_frames=num_frames)
     weights.check_same()
+    return encoder_of(weights)
+
+
+def encoder_of(weights: Weights) -> VideoEncoder:
+    """What `load_encoder` makes of weights. Raises ValueError if the number of its attention heads is not known."""
     if weights.sizes.get("decoder_heads") is None:  # of what is not used
         weights = replace(weights, sizes={**weights.sizes, "decoder_heads": 1})
     encoder = VideoEncoder.from_tensors(weights.config, weights.encoder())

@@ -44,6 +44,13 @@ def cut_views(frames: np.ndarray, short: int, size: Size, crops: int = 1) -> np.
     return np.stack([whole_THWC[:, y : y + size[0], x : x + size[1]] for x, y in places.tolist()])
 
 
+def squashed(frame: np.ndarray, size: Size) -> torch.Tensor:
+    """uint8 (H, W, 3) -> float32 (*size, 3) of 0 to 255: the whole frame, whatever its shape, as in official feature
+    extraction."""
+    whole = torch.from_numpy(frame).permute(2, 0, 1)[:, None].float()
+    return crop_resize(whole, (0, 0, *frame.shape[:2]), size)[:, 0].permute(1, 2, 0).contiguous()
+
+
 @dataclass(frozen=True, slots=True)
 class OfficialDecoder:
     """A `ClipLoader`'s decoder, on libav: frames are resized whole, and view i of a clip is crop i mod C of `crops`, wherever

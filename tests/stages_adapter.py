@@ -41,6 +41,7 @@ from train.classes import read_places
 from train.compute.ema import RunningMean
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 from train.convert import predicted
+from train.features.windows import PRESETS, FrameView, Windows
 from train.recipes import finetuning, pretraining
 from train.recipes.book import SCRIPTS, as_in_script
 from train.soft_labels import soft_cross_entropy, soft_labels
@@ -308,6 +309,21 @@ def middle_frames(num_frames, clip_len, step, temporal):
 
 def span_of(choices):
     return (0, int(choices[0]) - 1) if choices[0] else None
+
+
+# ----------------------------------------------------------------------------------------------------------- features
+
+
+def tad_feature_starts(num_frames, preset):
+    chosen = PRESETS[preset.lower()]
+    return Windows(chosen["window"], chosen["step"], chosen["stride"]).starts(num_frames).tolist()
+
+
+def tad_feature_input(frames):
+    chosen = PRESETS["thumos14"]
+    view = FrameView(224, chosen["resize"], chosen["normalise"])
+    views = torch.stack([*map(view.of(None), frames)])
+    return view.normalised(views[None])[0].permute(3, 0, 1, 2)
 
 
 # -------------------------------------------------------------------------------------------------------------- demos

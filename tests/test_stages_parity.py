@@ -20,6 +20,7 @@ from model.weights import metadata_of
 ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
 ROOT = ADAPTER.parents[1]
 OTHER_COMMANDS = {"load_checkpoint", "hf_forward", "official_forward", "reconstruct", "official_recipe"}
+OTHER_COMMANDS |= {"tad_feature_starts", "tad_feature_input"}
 FUNCTIONS = [
     *("load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"),
     *("finetune_train_ids", "finetune_train_start_range", "finetune_val_ids", "finetune_test_clips"),
@@ -27,7 +28,7 @@ FUNCTIONS = [
     *("randaugment_op", "randaugment_args", "randaugment_plans", "train_view"),
     *("rrc_boxes", "crop_resize", "test_views", "val_box", "val_view", "merge_views", "mean_class_accuracy"),
     *("erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"),
-    *("finetune_trajectory", "convert_head", "official_recipe"),
+    *("finetune_trajectory", "convert_head", "official_recipe", "tad_feature_starts", "tad_feature_input"),
 ]
 
 

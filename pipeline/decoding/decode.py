@@ -8,12 +8,14 @@ The R views share one decode.
 """
 
 import io
+import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from itertools import chain
+from pathlib import Path
 
 import av
 import numpy as np
@@ -101,7 +103,7 @@ def decode_frames(clip: Clip, data: bytes, wanted: np.ndarray) -> np.ndarray:
 
 
 def decode_upright(
-    clip: Clip, data: bytes, wanted: np.ndarray, take: Callable[[int, np.ndarray], None], meter: ClipMeter | None = None
+    clip: Clip, data: bytes | Path, wanted: np.ndarray, take: Callable[[int, np.ndarray], None], meter: ClipMeter | None = None
 ) -> None:
     """Hand each frame with one of the indices (n,), ascending and distinct, to `take`, upright: its place among them, and uint8
     (height, width, 3), valid until it returns. Raises as `decode_each`."""
@@ -128,13 +130,15 @@ def _turning(clip: Clip, take: Take) -> Take:
     return turn
 
 
-def open_clip(data: bytes, careful: bool = False) -> av.container.InputContainer:
-    """The container of an encoded clip. Raises what libav raises on damaged data.
+def open_clip(data: bytes | Path, careful: bool = False) -> av.container.InputContainer:
+    """The container of an encoded clip, or of a file that need not fit into memory. Raises what libav raises on damaged data.
 
-    From memory: nothing is written, and one range request fetched all there is. libav decodes the first frames to learn how far
-    behind its packets a stream's frames come out; of H.264 an MP4 file's index says it, and there is no other way to tell libav
-    that this will do: 0.21 ms, and 1.4 with the look. `careful` has it look in any case.
+    A clip is in memory: nothing is written, and one range request fetched all there is. libav decodes the first frames to learn
+    how far behind its packets a stream's frames come out; of H.264 an MP4 file's index says it, and there is no other way to
+    tell libav that this will do: 0.21 ms, and 1.4 with the look. `careful` has it look in any case.
     """
+    if isinstance(data, Path):
+        return av.open(OpenFile(data), "r", metadata_errors="replace")
     if not careful and _is_indexed(data):
         options = {"codec_whitelist": "none"}
         container = av.open(io.BytesIO(data), "r", format="mov", metadata_errors="replace", container_options=options)
@@ -142,6 +146,30 @@ def open_clip(data: bytes, careful: bool = False) -> av.container.InputContainer
             return container
         container.close()  # which of several is the best is known after a look only
     return av.open(io.BytesIO(data), "r", metadata_errors="replace")
+
+
+class OpenFile:
+    """What libav reads a file with, by itself: it can reach no other one. It is closed when the container is gone."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes; none at the end. Raises OSError."""
+        return os.read(self._descriptor, size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """-> the place in the file, as `tell`."""
+        return os.lseek(self._descriptor, offset, whence)
+
+    def tell(self) -> int:
+        """Bytes from the beginning."""
+        return self.seek(0, os.SEEK_CUR)
 
 
 def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
@@ -184,7 +212,7 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def decode_each(
-    clip: Clip, data: bytes, wanted: np.ndarray, take: Take, meter: ClipMeter | None = None, region: Region | None = None
+    clip: Clip, data: bytes | Path, wanted: np.ndarray, take: Take, meter: ClipMeter | None = None, region: Region | None = None
 ) -> None:
     """Hand the frames with the indices (n,), ascending and distinct, to `take` as they are stored, not turned; of each a region
     if one is given.
@@ -225,7 +253,7 @@ class _TryNextError(Exception):
 
 
 def decoded_frames(
-    clip: Clip, data: bytes, wanted: np.ndarray, meter: ClipMeter | None = None
+    clip: Clip, data: bytes | Path, wanted: np.ndarray, meter: ClipMeter | None = None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames with the indices (n,), ascending and distinct, as libav has them: each with its place among the wanted ones.
 
@@ -254,7 +282,9 @@ def _slower(clip: Clip) -> Manner:
     return Manner.TIME if clip.pts_step else Manner.COUNT_ALL
 
 
-def _walk(clip: Clip, data: bytes, wanted: np.ndarray, manner: Manner, meter: ClipMeter) -> Iterator[tuple[int, av.VideoFrame]]:
+def _walk(
+    clip: Clip, data: bytes | Path, wanted: np.ndarray, manner: Manner, meter: ClipMeter
+) -> Iterator[tuple[int, av.VideoFrame]]:
     clock = time.perf_counter_ns
     decoding = bytes_used = frames_decoded = 0  # ns, and counts
     began = clock()

@@ -22,6 +22,7 @@ from pipeline.decoding.decode import (
     ClipRequest,
     DecodeError,
     Failure,
+    OpenFile,
     decode_libav,
     decoded_frames,
     is_hidden,
@@ -36,10 +37,11 @@ SMALLEST = 16  # pixels of a side
 
 @dataclass(frozen=True, slots=True)
 class VideoFile:
-    """A file, which is held in memory, and what the decoder must know of it."""
+    """A file, and what the decoder must know of it."""
 
     clip: Clip
-    data: bytes
+    data: bytes | Path
+    """What is in it, or where it lies, of one that is not held in memory."""
     times: np.ndarray
     """Float64 (F,): seconds from what a player calls 0 at which frames are shown."""
     seconds: float
@@ -56,25 +58,32 @@ class VideoFile:
         return np.stack([left, boxes[:, 1], np.maximum(1, right - left), boxes[:, 3]], axis=1)
 
     def views(self, frames: np.ndarray, boxes: np.ndarray, size: Size) -> np.ndarray:
-        """Frames (R, T), ascending, and boxes (R, 4) -> views uint8 (R, T, height, width, 3). Raises DecodeError."""
+        """Frames (R, T), ascending, and boxes (R, 4) -> views uint8 (R, T, height, width, 3), of a file that is held in memory.
+        Raises DecodeError."""
+        assert isinstance(self.data, bytes)
         views = np.empty((*frames.shape, *size, 3), np.uint8)
         decode_libav(ClipRequest(self.clip, self.data, frames, boxes), views)
         return views
 
 
 def read_video(path: Path) -> VideoFile:
-    """Raises OSError for a file that cannot be read, DecodeError for what is no video, is damaged or smaller than 16 x 16."""
-    data = path.read_bytes()
-    video = _read(path.name, data, counted=False)
+    """Into memory. Raises OSError for a file that cannot be read, and as `understood`."""
+    return understood(path.name, path.read_bytes())
+
+
+def understood(name: str, data: bytes | Path) -> VideoFile:
+    """What lies in memory or in a file, which stays there. Raises OSError for one that cannot be read, DecodeError for what is
+    no video, is damaged or smaller than 16 x 16."""
+    video = _read(name, data, counted=False)
     try:
         for _ in decoded_frames(video.clip, data, np.array([video.clip.num_frames - 1])):
             pass
     except (DecodeError, av.FFmpegError, ValueError, EOFError):
-        video = _read(path.name, data, counted=True)
+        video = _read(name, data, counted=True)
     return video
 
 
-def _read(name: str, data: bytes, counted: bool) -> VideoFile:
+def _read(name: str, data: bytes | Path, counted: bool) -> VideoFile:
     """`counted`: decode all frames, where otherwise the first one is enough if packets have time stamps."""
     try:
         with _opened(data) as container:
@@ -83,16 +92,19 @@ def _read(name: str, data: bytes, counted: bool) -> VideoFile:
         raise DecodeError(Failure.DAMAGED, f"reading it stops with: {error.strerror}") from None
 
 
-def _opened(data: bytes) -> av.container.InputContainer:
+def _opened(data: bytes | Path) -> av.container.InputContainer:
     """It can reach no other file, whatever it is."""
-    if not data:
+    file = OpenFile(data) if isinstance(data, Path) else io.BytesIO(data)
+    head = file.read(8)
+    file.seek(0)
+    if not head:
         raise DecodeError(Failure.DAMAGED, "the file is empty")
     try:
-        container = av.open(io.BytesIO(data), "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
+        container = av.open(file, "r", metadata_errors="replace", options={"protocol_whitelist": "none"})
     except av.FFmpegError as error:
         cut_off = "an MP4 file without its index (moov): a cut-off download?"
         raise DecodeError(
-            Failure.DAMAGED, cut_off if data[4:8] == b"ftyp" else f"FFmpeg finds no video in it: {error.strerror}"
+            Failure.DAMAGED, cut_off if head[4:8] == b"ftyp" else f"FFmpeg finds no video in it: {error.strerror}"
         ) from None
     if container.format.name.endswith("_pipe"):
         container.close()
@@ -100,7 +112,7 @@ def _opened(data: bytes) -> av.container.InputContainer:
     return container
 
 
-def _scan(name: str, data: bytes, container: av.container.InputContainer, counted: bool) -> VideoFile:
+def _scan(name: str, data: bytes | Path, container: av.container.InputContainer, counted: bool) -> VideoFile:
     stream = video_stream(container)
     codec = stream.codec.canonical_name
     counted = counted or container.format.name == "avi"  # which numbers frames in the order of decoding
@@ -134,7 +146,7 @@ def _scan(name: str, data: bytes, container: av.container.InputContainer, counte
 
 def _described(
     name: str,
-    data: bytes,
+    data: bytes | Path,
     container: av.container.InputContainer,
     stream: av.VideoStream,
     first: av.VideoFrame,
@@ -162,7 +174,7 @@ def _described(
         key=name,
         shard="",
         offset=0,
-        size=len(data),
+        size=data.stat().st_size if isinstance(data, Path) else len(data),
         num_frames=len(shown),
         width=width,
         height=height,

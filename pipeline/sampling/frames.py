@@ -127,6 +127,19 @@ def segment_frames(num_frames: int, clip_frames: int, step: float, segments: int
     return np.stack([taken[start : start + clip_frames] for start in starts])
 
 
+def sliding_starts(num_frames: int, clip_frames: int, step: int, every: int) -> np.ndarray:
+    """Where windows begin that lie wholly in a sequence of frames: every so many of them from 0 on, int64 (W,). What is left at
+    the end is in no window (official feature extraction), and a sequence that is too short for one has none."""
+    return np.arange(0, num_frames - step * (clip_frames - 1), every)
+
+
+def resampled_frames(times: np.ndarray, seconds: float, fps: float) -> np.ndarray:
+    """The frame that is shown 0, 1, 2 ... times 1 / fps after the first, until the video ends at `seconds` -> int64 (n,).
+    `times` (F,) are those at which frames are shown, ascending; a tenth of a millisecond late is on time."""
+    moments = times[0] + np.arange(max(1, np.ceil((seconds - times[0] - 1e-4) * fps))) / fps
+    return np.maximum(0, np.searchsorted(times, moments + 1e-4, side="right") - 1)
+
+
 def tsn_frames(keys: np.ndarray | None, num_frames: np.ndarray, clip_frames: int, form: str = "tsn") -> np.ndarray:
     """A frame from each of T segments of ⌊F / T⌋ frames -> (n, T) int64: a random one, or without keys the middle one.
 

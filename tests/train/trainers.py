@@ -86,7 +86,7 @@ class Trainer:
 
 
 def start(
-    dataset: Path,
+    dataset: Path | None,
     out: Path,
     *options: str,
     ranks: int = 1,
@@ -101,7 +101,8 @@ def start(
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     environments = [{"RANK": rank, "LOCAL_RANK": rank, **shared} for rank in range(ranks)] if ranks > 1 else [{}]
-    arguments = [*given, "--data", str(dataset), "--out", str(out), *options]
+    data = [] if dataset is None else ["--data", str(dataset)]
+    arguments = [*given, *data, "--out", str(out), *options]
     return Trainer(out, be_rank, [(arguments, environment, fault, program) for environment in environments])
 
 

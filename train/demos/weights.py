@@ -14,13 +14,13 @@ HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
 REFUSED = (DecodeError, OSError, ValueError, MemoryError)  # what a single video may end with; the others go on
 
 
-def add_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    """With --weights, or the place of weights as an argument."""
+def add_options(parser: argparse.ArgumentParser, positional: bool = False, flag: str = "--weights") -> None:
+    """With a flag, or the place of weights as an argument."""
     what = "official, Hugging Face's or timm's file or folder; or a run of ours"
     if positional:
         parser.add_argument("weights", metavar="RUN_OR_WEIGHTS", help=what)
     else:
-        parser.add_argument("--weights", required=True, metavar="W", help=what)
+        parser.add_argument(flag, dest="weights", required=True, metavar="W", help=what)
     parser.add_argument("--key", help="the dictionary of a checkpoint, or of a run's weights model_ema, best or best_ema")
     for flag, name, what in (
         ("--heads", "encoder_heads", "attention heads of the encoder"),
