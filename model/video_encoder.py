@@ -205,8 +205,14 @@ def load_encoder(
 
 def encoder_of(weights: Weights) -> VideoEncoder:
     """What `load_encoder` makes of weights. Raises ValueError if the number of its attention heads is not known."""
-    if weights.sizes.get("decoder_heads") is None:  # of what is not used
-        weights = replace(weights, sizes={**weights.sizes, "decoder_heads": 1})
+    weights = for_encoder(weights)
     encoder = VideoEncoder.from_tensors(weights.config, weights.encoder())
     encoder.labels = None if weights.labels is None else list(weights.labels)
     return encoder
+
+
+def for_encoder(weights: Weights) -> Weights:
+    """The same, of which nobody need know how many heads the decoder has."""
+    if weights.sizes.get("decoder_heads") is not None:
+        return weights
+    return replace(weights, sizes={**weights.sizes, "decoder_heads": 1})

@@ -40,7 +40,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from model.video_encoder import VideoEncoder, encoder_of
+from model.video_encoder import VideoEncoder, encoder_of, for_encoder
 from model.weights import Weights
 from pipeline.console import check_printed, complain, exit_status
 from pipeline.machine import usable_cores
@@ -62,6 +62,7 @@ from train.predict import count
 DEFAULTS: dict[str, Any] = {"step": 4, "resize": "crop", "normalise": "imagenet"}
 BATCH = {"cpu": 2, "cuda": 32}
 THREADS = {"cpu": 1, "cuda": 4}  # at most: on a CPU the model has most of the work
+MOST_FPS = 1000
 SHOWN = 8  # videos that are named
 
 
@@ -90,10 +91,11 @@ def main(arguments: Sequence[str]) -> int:
     for name, value in {**DEFAULTS, **PRESETS.get(options.preset, {})}.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    for name in ("window", "step", "stride", "fps", "batch", "workers"):
-        value = getattr(options, name)
-        if value is not None and not (value > 0 if name == "fps" else value >= 1):
-            raise ValueError(f"--{name} {value} must be {'more than 0' if name == 'fps' else 'at least 1'}")
+    for name in ("window", "step", "stride", "batch", "workers"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name} {value} must be at least 1")
+    if options.fps is not None and not 0 < options.fps <= MOST_FPS:
+        raise ValueError(f"--fps {options.fps:g} must be more than 0 and at most {MOST_FPS}")
     with started(options.device, flag="--device") as ranks:
         lost = extract_all(options, ranks)
     check_printed()
@@ -102,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def extract_all(options: argparse.Namespace, ranks: Ranks) -> int:
     """All ranks call it -> how many videos have no features. Raises ValueError for what does not fit together."""
-    weights = released.read(options)  # on rank 0; the others know what it is
+    weights = for_encoder(released.read(options))  # on rank 0; the others know what it is
     config = weights.config
     window = options.window or config.num_frames
     if window % config.tubelet_size:
@@ -116,7 +118,6 @@ def extract_all(options: argparse.Namespace, ranks: Ranks) -> int:
         "step": windows.step,
         "stride": windows.stride,
         "fps": windows.fps,
-        "short": options.short,
         **asdict(view),
         "level": "tokens" if options.tokens else "pooled",
         "dtype": options.dtype,

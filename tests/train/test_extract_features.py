@@ -17,6 +17,7 @@ from model.classifier import VideoClassifier
 from model.config import MODELS
 from model.initialization import initialise
 from model.video_encoder import VideoEncoder, load_encoder
+from model.videomae import VideoMAE
 from model.weights import metadata_of
 from pipeline.decoding.decode import decode_frames
 from pipeline.decoding.video_file import read_video, understood
@@ -150,6 +151,21 @@ def test_a_preset_is_the_official_script(weights: tuple[Path, VideoEncoder], vid
     assert (asked["window"], asked["precision"], asked["normalise"]) == (8, "fp32", "none"), "a flag goes before the preset"
 
 
+@torch.no_grad()
+def test_of_an_official_file_of_a_pretrained_model(videos: Path, tmp_path: Path) -> None:
+    """It says nothing of heads; every token is normalised, then the mean taken."""
+    model = VideoMAE(CONFIG)
+    initialise(model, seed=0)
+    torch.save({"model": dict(model.named_parameters())}, tmp_path / "pretrained.pth")
+    hints = ["--heads", str(CONFIG.encoder_heads), "--input-size", "32", "--num-frames", "8"]
+    words = [str(videos / "c.mp4"), "--init", str(tmp_path / "pretrained.pth"), *hints, "--out", str(tmp_path), "--window", "4"]
+    assert extract_features.main(words) == 0
+    encoder = load_encoder(tmp_path / "pretrained.pth", encoder_heads=CONFIG.encoder_heads, input_size=32, num_frames=8)
+    video = read_video(videos / "c.mp4")
+    views = torch.from_numpy(video.views(np.arange(0, 16, 4)[None], video.boxes(SIZE, 1), SIZE))
+    assert np.array_equal(np.load(tmp_path / "c.npy"), encoder.forward_features(views).mean(1).numpy())
+
+
 def test_of_a_dataset(weights: tuple[Path, VideoEncoder], labelled: Path, tmp_path: Path) -> None:
     found = extract(labelled, weights, tmp_path / "out", "--split", "val", "--stride", "20", "--normalise", "none")
     manifest = Manifest(labelled)
@@ -230,13 +246,15 @@ def test_what_is_there_is_kept_and_what_is_other_is_refused(
     (tmp_path / "foreign").mkdir()
     np.save(tmp_path / "foreign" / "a.npy", 0)
     capsys.readouterr()
+    assert len(extract(videos, weights, out, "--short", "repeat", code=1)) == 4, "what was rejected is tried again"
+    assert "5 videos, of which 3 were there" in capsys.readouterr().out
     for place, options, told in (
         (videos, ["--stride", "4"], f"{out} has other features (stride 3 instead of 4); give another --out, or remove it"),
         (videos, ["--out", str(tmp_path / "foreign")], "a.npy is there, and no features.json that says what it is of"),
         (tmp_path / "list.txt", [], f"b.npy is of {videos / 'b.mp4'} with "),
         (videos, ["--window", "7"], "--window 7 must be a multiple of 2, the frames of a token"),
         (videos, ["--stride", "0"], "--stride 0 must be at least 1"),
-        (videos, ["--fps", "-1"], "--fps -1.0 must be more than 0"),
+        (videos, ["--fps", "-1"], "--fps -1 must be more than 0 and at most 1000"),
         (videos, ["--split", "val"], f"--split val is of a dataset, and {videos} is none"),
         (tmp_path / "foreign", [], "there is no video; known are files that end with .mp4, "),
     ):
