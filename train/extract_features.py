@@ -12,7 +12,8 @@ one, the norm of every token; of fine-tuned weights fc_norm of their mean is the
 
 --preset thumos14 and fineaction are the official script: 16 frames at step 1, a window every 4th or every 16th frame, frames
 squashed to a square, values in [0, 1] without ImageNet's mean and deviation, fp32. (Training has step 4, crops and ImageNet's
-values, which is what you get without a preset.) What is given beside a preset takes its part's place.
+values, which is what you get without a preset.) What is given beside a preset takes its part's place; --precision bf16 is three
+times as fast on a CPU with AMX, and 0.35 % off (ViT-S, relative L2).
 
 Killed, the same command goes on with the next video; features of another kind are refused. A video's are the same for any
 number of ranks and, on a CPU, for any --batch: bit for bit. Those that cannot be decoded are named, and then it ends with 1.

@@ -1,5 +1,8 @@
 """Windows as they come -> what an encoder makes of them, by video, in a folder.
 
+Windows share decoded frames, not more: embedding patches is 2 % of ViT-S's forward pass on a CPU (4 % in bf16), of which
+windows at stride 4 could share three quarters; behind it every token has seen the others of its window.
+
 B windows, T frames, N tokens, D width.
 """
 
