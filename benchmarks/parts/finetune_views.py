@@ -23,6 +23,7 @@ from benchmarks.parts.stopwatch import Part, Stopwatch
 from pipeline.sampling import SamplingRecipe
 from pipeline.sampling.draws import Draws
 from train.augmentation import AugmentConfig, augmented, may_flip
+from train.compute.on_cpu import keep_memory
 from train.config import RunConfig
 
 VIEWS = 2  # of a clip, the official number
@@ -43,6 +44,8 @@ class FinetuneWork(LoaderWork):
         more: dict[str, Any] = {"crop_resize": "official", "randaugment": augment.operations_of_frames}
         recipe = replace(recipe, masks=None, crop="random_resized", **more)
         self.augment = augment
+        if stopwatch.device.type == "cpu":
+            keep_memory()  # as the trainer does
         super().__init__(dataset, recipe, config, stopwatch)
 
     def work(self) -> int:
@@ -65,16 +68,16 @@ class FinetuneFiles(VideoFiles):
         return [self.augmented_view(frames, images) for _ in range(self.recipe.views_per_clip)], []
 
     def augmented_view(self, frames: np.ndarray, images: list[Image.Image]) -> torch.Tensor:
-        """Cropped before it becomes floats: the official code makes floats of whole frames."""
+        """Whole frames become floats, then are cropped, as in the official code; the other order takes 35 ms for two views
+        instead of 88, beside 44 of decoding (24 files of 200 to 640 px)."""
         from torchvision.transforms import RandomResizedCrop  # a second
 
         if images:
             frames = np.stack([np.asarray(image) for image in randaugment(images)])
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)
+        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(255).sub_(MEAN).div_(STD)
         top, left, height, width = RandomResizedCrop.get_params(pixels[:, 0], [0.08, 1.0], [3 / 4, 4 / 3])
-        crop = pixels[:, :, top : top + height, left : left + width].float()
+        crop = pixels[:, :, top : top + height, left : left + width]
         view = interpolate(crop, self.recipe.view_size, mode="bilinear", align_corners=False)
-        view = view.div_(255).sub_(MEAN).div_(STD)
         if random.random() < 0.5:
             view = view.flip(3)
         return view if self.plain else erased(view)
