@@ -112,6 +112,10 @@ def test_files_are_measured_before_anything_is_built(dataset: Path, tmp_path: Pa
         assert r * beside["value"] == pytest.approx(figures[f"loader/libav/r{r}/h264_fast"]["value"])
         assert r * beside["baseline"] == pytest.approx(figures[f"loader/libav/r{r}/h264_plain"]["value"])
         assert own["value"] > 0 and own["baseline"] > 0
+    for name in ("loader/finetune", "loader/finetune/plain"):
+        theirs = name.replace("loader/", "dataloader/", 1)
+        assert figures[f"{name}/vs_dataloader"]["baseline"] == figures[theirs]["value"]
+    assert figures["loader/finetune/device/vs_official"]["baseline"] == figures["loader/finetune"]["value"]
     assert "model" not in figures
     printed = capsys.readouterr().out
     assert "building three datasets of 4 of the 12 files" in printed
