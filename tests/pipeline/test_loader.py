@@ -12,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.children import environment
-from pipeline.decoding.decode import Decoder, decode_libav
+from pipeline.decoding.decode import ClipRequest, Decoder, decode_libav
 from pipeline.loader import SIDECAR, ClipLoader, LoaderError, LoaderState
-from pipeline.sampling import SamplingRecipe
+from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.storage.manifest import Manifest
+from pipeline.storage.shards import ShardReader
 from tests.manifest_rows import with_columns
 from tests.pipeline import faulty_decoders
 
@@ -161,6 +163,28 @@ def test_epochs_end(dataset: Path) -> None:
             loader.epochs(0)
     with closing(ClipLoader(dataset, RECIPE, state={**state, "step": 1})) as loader:
         assert [batch.step for batch in loader.epochs(1)] == [1, 2]
+
+
+def test_views_of_fine_tuning(dataset: Path) -> None:
+    """RandAugment before the crop, pixels of 16 bits: on any rank what its position says."""
+    more: dict[str, Any] = {"crop_resize": "official", "randaugment": "rand-m7-n4-mstd0.5-inc1"}
+    recipe = replace(RECIPE, masks=None, crop="random_resized", **more)
+    manifest = Manifest(dataset)
+    reader, operations = ShardReader(dataset), 0
+    for rank in range(2):
+        with closing(ClipLoader(dataset, recipe, rank=rank, world_size=2)) as loader:
+            batch = next(loader)
+            samples = sample_clips(manifest, recipe, 0, batch.positions.numpy(), np.zeros(2, np.int64))
+            assert samples.operations is not None
+            for i, row in enumerate(samples.rows.tolist()):
+                clip, one = manifest.clip(row), samples.one(i)
+                request = ClipRequest(clip, reader.read(clip), one.frames[0], one.boxes[0], operations=samples.operations[i])
+                decode_libav(request, views := np.zeros((2, 8, 32, 32, 3), np.int16))
+                assert np.array_equal(batch.views[2 * i : 2 * i + 2].numpy(), views)
+            levels = batch.views.double().permute(0, 4, 1, 2, 3) / 128
+            torch.testing.assert_close(batch.floats((0, 0, 0), (1, 1, 1)).double(), levels / 255)
+            operations += (samples.operations[..., 0] >= 0).sum()
+    assert operations > 4
 
 
 def test_views_as_floats(dataset: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP
 
 from pipeline import keyed
-from pipeline.decoding import augment
+from pipeline.decoding import augment, resize
 from pipeline.decoding.augment import Augmentation
 from pipeline.decoding.decode import ClipRequest, decode_frames, decode_libav
 from pipeline.sampling.randaugment import OPERATIONS, RandAugment, plans
@@ -46,6 +46,7 @@ def by_pil(frame: np.ndarray, operation: str, argument: float) -> np.ndarray:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "NumPy":
         monkeypatch.setattr(augment, "kernel", lambda: None)
+        monkeypatch.setattr(resize, "kernel", lambda: None)
     elif augment.kernel() is None:
         pytest.skip("no AVX2, or no C compiler")
     return request.param
