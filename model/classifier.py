@@ -5,6 +5,7 @@ B views, T frames, N tokens, D width.
 
 from torch import Tensor, nn
 
+from model.attentive_heads import AttentivePooler
 from model.config import Implementation, ModelConfig
 from model.initialization import HEAD_SCALE, initial_value
 from model.layers import DEFAULT, Block, PatchEmbed, PositionTable, scaled
@@ -29,10 +30,12 @@ class VideoClassifier(Trainable):
         head_scale: float = HEAD_SCALE,
         norm: bool = False,
         fc_norm: bool = True,
+        pooler_depth: int = 0,
     ) -> None:
         """`drop_path`: the probability of skipping the last block's branches; it grows linearly from 0 at the first.
         `head_scale` is what the head's initial values are multiplied by. `norm` is of every token, before their mean, as a
-        pre-trained encoder has it (a probe's classifier), `fc_norm` after it.
+        pre-trained encoder has it (a probe's classifier), `fc_norm` after it. `pooler_depth` is an attentive probe's, which
+        stands in for the mean; 0: none.
 
         What is skipped and dropped is drawn outside: see `forward`. Raises ValueError for probabilities outside [0, 1).
         """
@@ -50,6 +53,7 @@ class VideoClassifier(Trainable):
             for rate in self.drop_rates
         )
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps) if norm else nn.Identity()
+        self.pooler = AttentivePooler(dim, config.encoder_heads, pooler_depth) if pooler_depth else None
         self.fc_norm = nn.LayerNorm(dim, eps=config.final_eps) if fc_norm else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
         self.reset_buffers()
@@ -76,4 +80,5 @@ class VideoClassifier(Trainable):
         x_BND = x_BND + self.positions.table.to(x_BND.dtype)
         for block, keep_B2 in zip(self.blocks, [None] * len(self.blocks) if keep is None else keep, strict=True):
             x_BND = block(x_BND, keep=keep_B2)
-        return self.fc_norm(self.norm(x_BND).mean(1))
+        x_BND = self.norm(x_BND)
+        return self.fc_norm(self.pooler(x_BND) if self.pooler else x_BND.mean(1))

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.attentive_heads import AttentivePooler
 from model.config import Grid, ModelConfig
 from model.layers import Block, PatchEmbed, PositionTable, reset_buffers
-from model.weights import Weights, read_weights
+from model.weights import Weights, pooler_depth_of, read_weights
 
 FORMATS = ("NCTHW", "NLC")
 POOLINGS = ("avg", "")
@@ -29,12 +30,15 @@ class VideoEncoder(nn.Module):
     methods that take clips raise ValueError for others.
 
     `norm` is of every token, as pre-trained weights have it, `fc_norm` of the mean over the tokens, as fine-tuned ones do; one
-    that the weights lack is an identity. `labels` are the names of the classes, if known.
+    that the weights lack is an identity. An attentive probe's `pooler` stands in for the mean. `labels` are the names of the
+    classes, if known.
     """
 
-    def __init__(self, config: ModelConfig, num_classes: int = 0, norm: bool = True, fc_norm: bool = False) -> None:
-        """`num_classes` 0: no head, and `forward` gives pooled features. The decoder's sizes in `config` are not used; those of
-        its views say what the position table is built for."""
+    def __init__(
+        self, config: ModelConfig, num_classes: int = 0, norm: bool = True, fc_norm: bool = False, pooler_depth: int = 0
+    ) -> None:
+        """`num_classes` 0: no head, and `forward` gives pooled features; `pooler_depth` 0: their mean. The decoder's sizes in
+        `config` are not used; those of its views say what the position table is built for."""
         super().__init__()
         dim = config.encoder_dim
         self.config, self.num_classes, self.global_pool = config, num_classes, "avg"
@@ -47,20 +51,23 @@ class VideoEncoder(nn.Module):
             Block(dim, config.encoder_heads, config.encoder_mlp_dim, config.layer_norm_eps) for _ in range(config.encoder_depth)
         )
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps) if norm else nn.Identity()
+        self.pooler = AttentivePooler(dim, config.encoder_heads, pooler_depth) if pooler_depth else None
         self.fc_norm = nn.LayerNorm(dim, eps=config.final_eps) if fc_norm else nn.Identity()
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         reset_buffers(self)
 
     @classmethod
     def from_tensors(cls, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Self:
-        """Of weights under their bare official names: `patch_embed.*`, `blocks.*`, perhaps `norm.*`, `fc_norm.*`, `head.*`.
+        """Of weights under their bare official names: `patch_embed.*`, `blocks.*`, perhaps `norm.*`, `pooler.*`, `fc_norm.*`,
+        `head.*`.
 
         In evaluation mode and float32, in memory of its own: what is read of a file may lie in it, and be gone with it. Raises
         ValueError that names what is missing, left over, or of another shape than `config` says.
         """
         head = tensors.get("head.weight")
         with torch.device("meta"):
-            encoder = cls(config, 0 if head is None else len(head), "norm.weight" in tensors, "fc_norm.weight" in tensors)
+            norms = ("norm.weight" in tensors, "fc_norm.weight" in tensors)
+            encoder = cls(config, 0 if head is None else len(head), *norms, pooler_depth_of(tensors))
         wanted = encoder.state_dict()
         faults = [f"{name} is missing" for name in wanted if name not in tensors]
         faults += [f"{name} has no place" for name in tensors if name not in wanted]
@@ -89,9 +96,10 @@ class VideoEncoder(nn.Module):
         return self.norm(x_BND)
 
     def forward_head(self, x_BND: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, N, D) -> logits (B, classes); with `pre_logits`, or without a head, features (B, D): mean, then `fc_norm`.
-        With `global_pool` "" of every token: (B, N, ...)."""
-        x = self.fc_norm(x_BND.mean(1) if self.global_pool else x_BND)
+        """Tokens (B, N, D) -> logits (B, classes); with `pre_logits`, or without a head, features (B, D): mean or `pooler`,
+        then `fc_norm`. With `global_pool` "" of every token: (B, N, ...)."""
+        pool = self.pooler or (lambda tokens: tokens.mean(1))
+        x = self.fc_norm(pool(x_BND) if self.global_pool else x_BND)
         return x if pre_logits else self.head(x)
 
     def get_intermediate_layers(

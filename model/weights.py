@@ -358,7 +358,15 @@ def _network(config: ModelConfig, kind: Kind, tensors: Mapping[str, Tensor], how
         return VideoMAE(config, how or Implementation(), len(tensors["decoder.head.weight"]))
     norm = "head.weight" in tensors and "norm.weight" in tensors  # of every token: a probe's
     num_classes = len(tensors["head.weight"]) if "head.weight" in tensors else 1
-    return VideoClassifier(config, num_classes, norm=norm, fc_norm=not norm or "fc_norm.weight" in tensors)
+    depth = pooler_depth_of(tensors)
+    fc_norm = not (norm or depth) or "fc_norm.weight" in tensors
+    return VideoClassifier(config, num_classes, norm=norm, fc_norm=fc_norm, pooler_depth=depth)
+
+
+def pooler_depth_of(tensors: Mapping[str, Tensor]) -> int:
+    """Of an attentive probe's, by the names; 0 without one."""
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("pooler.blocks.")}
+    return 1 + len(blocks) if "pooler.query_tokens" in tensors else 0
 
 
 def _compared(tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -21,6 +21,7 @@ import torch
 from einops import rearrange
 
 from dataset_builders.sources.lists import OFFICIAL, SAMPLING
+from model.attentive_heads import AttentiveHeads
 from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
 from model.pixels import normalise, pasted, patches_of
@@ -324,6 +325,15 @@ def tad_feature_input(frames):
     view = FrameView(224, chosen["resize"], chosen["normalise"])
     views = torch.stack([*map(view.of(None), frames)])
     return view.normalised(views[None])[0].permute(3, 0, 1, 2)
+
+
+# ------------------------------------------------------------------------------------------------------------- probes
+
+
+def attentive_probe(cfg, sd, tokens, dtype):
+    model = AttentiveHeads(cfg["embed_dim"], cfg["num_heads"], cfg["depth"], cfg["num_classes"], 1)
+    model.load_state_dict({f"heads.0.{name.replace('linear.', 'head.')}": value for name, value in sd.items()})
+    return model.to(dtype)(tokens)
 
 
 # -------------------------------------------------------------------------------------------------------------- demos

@@ -77,10 +77,11 @@ def main(arguments: Sequence[str]) -> int:
     weights = read_source(options.source, **hints)
     print(weights)
     weights.check_same()
-    if options.to != "tubecell" and weights.kind == "classifier" and "norm.weight" in weights.tensors:
+    of_probe = {"norm.weight", "pooler.query_tokens"} & weights.tensors.keys()
+    if options.to != "tubecell" and weights.kind == "classifier" and of_probe:
         raise ValueError(
-            f"{weights.place} is a probe's: its norm is of every token, before their mean, of which --to {options.to} knows "
-            "nothing; give --to tubecell"
+            f"{weights.place} is a probe's: its norm is of every token, before their mean or its pooler, of which "
+            f"--to {options.to} knows nothing; give --to tubecell"
         )
     write, left = WRITERS[options.to](weights)
     print("\n".join(listed("cannot be held", left)), end="\n" if left else "")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.attentive_heads import AttentiveHeads
 from model.video_encoder import load_encoder
 from model.weights import read_weights
 from pipeline.labels import Labels
@@ -23,6 +24,7 @@ from train.stages.probing import Probing
 
 FILE = Path(__file__).resolve().parents[2] / "train" / "probe.py"
 GRID = ("--lrs", "1", "10", "--weight-decays", "0", "0.1", "--flip", "0.5", "--ema", "0.5", "--model.positions-size", "32")
+ATTENTIVE = ("--probe", "attentive", "--probe-depth", "2", "--optim.optimizer", "adamw", "--lrs", "1e-3", "1e-2")
 EIGHT = ("--steps", "8", "--save-every", "2", "--evaluate-every", "4")
 
 
@@ -37,16 +39,25 @@ def encoder(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def grid(labelled: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four heads, with everything random on."""
     out = tmp_path_factory.mktemp("grid") / "run"
-    run(
-        labelled, out, "--init", str(encoder), *GRID, "--steps", "8", "--evaluate-every", "4", "--save-every", "2", program=FILE
-    )
+    run(labelled, out, "--init", str(encoder), *GRID, *EIGHT, program=FILE)
+    return out
+
+
+@pytest.fixture(scope="module")
+def attentive(labelled: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of attentive heads, of two blocks."""
+    out = tmp_path_factory.mktemp("attentive") / "run"
+    run(labelled, out, "--init", str(encoder), *GRID, *ATTENTIVE, *EIGHT, program=FILE)
     return out
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, encoder: Path, grid: Path, tmp_path: Path) -> None:
-    options = ("--init", str(encoder), *GRID, *EIGHT)
+@pytest.mark.parametrize("kind", ["grid", "attentive"])
+def test_killed_and_on_other_ranks_it_is_the_same_run(
+    kind: str, labelled: Path, encoder: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    grid: Path = request.getfixturevalue(kind)
+    options = ("--init", str(encoder), *GRID, *EIGHT, *(ATTENTIVE if kind == "attentive" else ()))
     trainer = start(labelled, tmp_path / "killed", *options, program=FILE).until(5).send(signal.SIGKILL)
     assert trainer.wait() == [-signal.SIGKILL]
     run(labelled, tmp_path / "killed", *options, program=FILE)
@@ -59,8 +70,8 @@ def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, encoder: P
     assert trainer.wait() == [0, 0]
     run(labelled, tmp_path / "fewer", *options, "--compute.views-per-forward", "4", program=FILE)
     assert losses(tmp_path / "fewer") == pytest.approx(losses(grid), rel=1e-5)
-    said = start(labelled, tmp_path / "fewer", *options, "--optim.optimizer", "adamw", program=FILE).said(2)
-    assert "--optim.optimizer sgd -> adamw" in said
+    said = start(labelled, tmp_path / "fewer", *options, "--probe-depth", "3", "--probe", "attentive", program=FILE).said(2)
+    assert f"--probe-depth {2 if kind == 'attentive' else 1} -> 3" in said
 
 
 def test_a_head_is_what_it_is_alone(labelled: Path, encoder: Path, grid: Path, tmp_path: Path) -> None:
@@ -129,6 +140,39 @@ def test_the_best_head_and_its_encoder_are_a_classifier(
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["clips"] == 7
 
 
+def test_attentive_heads_and_their_encoder_are_a_classifier(
+    labelled: Path, encoder: Path, attentive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever reads weights reads it; and each head is as it would be alone."""
+    (last,) = [line for line in lines(attentive / "evaluations.jsonl") if line["step"] == 8]
+    best = f"lr{last['best_lr']:g}_wd{last['best_weight_decay']:g}"
+    weights = read_weights(attentive / "model.safetensors")
+    assert weights.metadata["head"] == f"{best}, the best of 4"
+    clips = torch.randint(256, (2, 8, 32, 32, 3), dtype=torch.uint8)
+    logits, trunk = weights.build()(clips), load_encoder(encoder / "model.safetensors")
+    torch.testing.assert_close(load_encoder(attentive / "model.safetensors")(clips), logits)
+    heads = read_checkpoint(attentive / "checkpoints" / "step-00000008")
+    model = AttentiveHeads(32, 2, 2, 8, 4)
+    model.load_state_dict(heads)
+    place = [f"lr{lr:g}_wd{decay:g}" for lr in (1e-3, 1e-2) for decay in (0, 0.1)].index(best)
+    torch.testing.assert_close(model(trunk.forward_features(clips)).split(8, 1)[place], logits)
+
+    assert convert.main([str(attentive), str(tmp_path / "whole.safetensors"), "--to", "tubecell", "--verify"]) == 0
+    assert convert.main([str(attentive), str(tmp_path / "official.pth"), "--to", "official"]) == 2
+    assert "its norm is of every token" in capsys.readouterr().err
+    command = [str(attentive), "--data", str(labelled), "--split", "val", "--views", "1x1", "--workers", "1"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["top1"] == pytest.approx(last["held_out_top1"])
+
+
+@pytest.mark.slow
+def test_an_attentive_head_is_what_it_is_alone(labelled: Path, encoder: Path, attentive: Path, tmp_path: Path) -> None:
+    alone = (*ATTENTIVE[:-3], "--lrs", "--optim.base-lr", "1e-2", "--weight-decays", "--optim.weight-decay", "0.1")
+    run(labelled, tmp_path / "alone", "--init", str(encoder), *GRID[6:], *alone, *EIGHT, program=FILE)
+    one, other = (lines(out / "metrics.jsonl") for out in (attentive, tmp_path / "alone"))
+    assert [line["loss_lr0.01_wd0.1"] for line in one] == pytest.approx([line["loss"] for line in other], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_it_learns_what_clips_show(labelled: Path, encoder: Path, tmp_path: Path) -> None:
     options = ("--init", str(encoder), "--lrs", "1", "30", "--steps", "150", "--log-every", "50")
@@ -185,6 +229,7 @@ def test_every_recipe_can_be_described(name: str) -> None:
         (("--optim.momentum", "1"), "--optim.momentum 1.0 must be at least 0 and less than 1"),
         (("--flip", "2"), "--flip 2.0 must be 0 to 1"),
         (("--freeze", "1"), "a probe trains no block at all"),
+        (("--probe-depth", "4"), "--probe-depth 4: a linear probe has no blocks"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:

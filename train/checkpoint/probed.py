@@ -1,7 +1,7 @@
 """A probe's run: heads of which the best one, with the encoder that all of them are of, is a classifier.
 
-Its checkpoints hold the heads alone, `heads.I.weight` and `heads.I.bias`; what reads or exports weights (`source.py`) joins
-them with the encoder of --init.
+Its checkpoints hold the heads alone, linear ones as `heads.I.weight` and `heads.I.bias`, attentive ones as `heads.I.pooler.*`
+and `heads.I.head.*`; what reads or exports weights (`source.py`) joins them with the encoder of --init.
 """
 
 import json
@@ -37,7 +37,7 @@ def heads_of(lrs: Sequence[float], weight_decays: Sequence[float], base_lr: floa
 
 def are_heads(tensors: Mapping[str, Any]) -> bool:
     """Whether a run's weights are a probe's."""
-    return "heads.0.weight" in tensors
+    return any(name.startswith("heads.0.") for name in tensors)
 
 
 def best_head(config: Mapping[str, Any], evaluated: Mapping[str, Any] | None) -> tuple[int, str]:
@@ -63,6 +63,10 @@ def last_evaluated(run: Path, step: int | None, prefix: str = "") -> dict[str, A
 
 
 def joined(heads: Mapping[str, Tensor], encoder: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
-    """The encoder's tensors, as `Weights.encoder` gives them, with one of the heads: a classifier's, as float32."""
-    found = {name: tensor.float() for name, tensor in encoder.items() if not name.startswith("head.")}
-    return found | {f"head.{leaf}": heads[f"heads.{place}.{leaf}"] for leaf in ("weight", "bias")}
+    """The encoder's tensors, as `Weights.encoder` gives them, with one of the heads: a classifier's, as float32. A pooler
+    stands in for the mean over the tokens, and so for the norm of that."""
+    own = f"heads.{place}."
+    head = {name.removeprefix(own): tensor for name, tensor in heads.items() if name.startswith(own)}
+    head = {name if "." in name else f"head.{name}": tensor for name, tensor in head.items()}
+    left = ("head.", "pooler.", "fc_norm.") if "pooler.query_tokens" in head else ("head.", "pooler.")
+    return {name: tensor.float() for name, tensor in encoder.items() if not name.startswith(left)} | head

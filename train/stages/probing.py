@@ -1,17 +1,19 @@
-"""Linear probing: what a pre-trained encoder's features tell as they are (VideoMAE V1, Table 10)."""
+"""Probing: what a pre-trained encoder's features tell as they are, to linear heads (VideoMAE V1, Table 10) or to attentive ones
+(V-JEPA 2's evaluation)."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from model.attentive_heads import MLP_RATIO, AttentiveHeads
 from model.config import Implementation
 from model.linear_heads import LinearHeads
 from model.video_encoder import VideoEncoder
@@ -36,6 +38,7 @@ from train.stage import Evaluation, Evaluator, Frozen
 from train.stages.labelled_clips import LabelledClips
 
 FIGURES = "top1", f"top{TOP}", "loss"
+Heads = LinearHeads | AttentiveHeads
 
 
 def sgd(base_lr: float = 0.1) -> OptimConfig:
@@ -52,6 +55,12 @@ class ProbeConfig(RunConfig):
     data; by default --optim.base-lr alone, of whose schedule all have the shape."""
     weight_decays: tuple[float, ...] = ()
     """By default --optim.weight-decay alone."""
+    probe: Literal["linear", "attentive"] = setting("linear", was="linear")
+    """What is given the features: a linear layer, the mean over a view's tokens; or "attentive", all tokens, of which a learned
+    query makes one (V-JEPA 2's evaluation: 1 block, or 4)."""
+    probe_depth: int = setting(1, was=1)
+    """Blocks of an attentive one: all but the last are self-attention over all tokens, each as much work as one of the
+    encoder's, for every head."""
     frames: Temporal = "linspace"
     """Of a clip: "linspace", the official window of fine-tuning; "tsn", one of each of T segments of the whole clip
     (Something-Something), or "tsn_video", never a segment's last; "stride", as in pre-training."""
@@ -71,6 +80,9 @@ class ProbeConfig(RunConfig):
             sizes = {"positions_size": self.model.input_size, "positions_frames": self.model.num_frames}
             object.__setattr__(self, "model", replace(self.model, **sizes))
         at_least_1(self, "expected_classes")
+        at_least_1(self, "probe_depth")
+        if self.probe == "linear" and self.probe_depth > 1:
+            raise ValueError(f"--probe-depth {self.probe_depth}: a linear probe has no blocks; give --probe attentive")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"--flip {self.flip} must be 0 to 1")
         if self.freeze:
@@ -106,10 +118,11 @@ class ProbeConfig(RunConfig):
 
 
 class Probing:
-    """The stage. A view's features are those of `VideoEncoder`: the mean over all its tokens after the encoder's last norm, or,
-    of a fine-tuned encoder, whose norm comes after the mean, that. All heads are given the same ones, computed once.
+    """The stage. A view's features are those of `VideoEncoder`. Linear heads have the mean over all its tokens after the
+    encoder's last norm, or, of a fine-tuned encoder, whose norm comes after the mean, that; attentive ones all its tokens,
+    after the norm if they have one. All heads are given the same ones, computed once.
 
-    Two cores, ViT-B, 4 views of 16 x 224², fp32: the encoder takes 8.2 s, a step of twelve heads 11 ms, of one 4 ms.
+    Two cores, ViT-B, 4 views of 16 x 224², fp32: the encoder takes 8.2 s, a step of twelve linear heads 11 ms, of one 4 ms.
     """
 
     name: ClassVar[str] = "probe"
@@ -127,15 +140,18 @@ class Probing:
         beforehand = Probing(replace(self.config, data=None, init=None))
         return self._clips.loader(ranks, state, clips_per_batch, label_map, beforehand)
 
-    def model(self, how: Implementation) -> LinearHeads:
-        return LinearHeads(self.config.model.encoder_dim, self._clips.num_classes, len(self.config.heads))
+    def model(self, how: Implementation) -> Heads:
+        config, sizes, number = self.config, self.config.model, (self._clips.num_classes, len(self.config.heads))
+        if config.probe == "linear":
+            return LinearHeads(sizes.encoder_dim, *number)
+        return AttentiveHeads(sizes.encoder_dim, sizes.encoder_heads, config.probe_depth, *number)
 
     def frozen(self) -> Mapping[str, Frozen]:
         start = self._taken()
-        self._encoder = VideoEncoder(self.config.model, **self._norms)
+        self._encoder = self._bare()
         return {"encoder": Frozen(self._encoder, lambda: start.taken)}
 
-    def start_from(self, model: LinearHeads) -> Transfer | None:
+    def start_from(self, model: Heads) -> Transfer | None:
         """The heads begin with initial values; what the encoder has is told."""
         if self.config.init is None:
             return None
@@ -154,7 +170,9 @@ class Probing:
             weights = read_once(self.config.init)
             weights.check_same()
             self._norms = {name: f"{name}.weight" in weights.encoder() for name in self._norms}
-            if not any(self._norms.values()):
+            if self.config.probe == "attentive":
+                self._norms["fc_norm"] = False  # of the mean
+            elif not any(self._norms.values()):
                 raise ValueError(f"{weights.place} has no norm after its last block, which a probe's features come out of")
             with torch.device("meta"):
                 shapes = {name: tensor.shape for name, tensor in self._bare().named_parameters()}
@@ -163,27 +181,32 @@ class Probing:
             raise ValueError(f"--init: {error}") from None
 
     def _bare(self) -> VideoEncoder:
-        return VideoEncoder(self.config.model, **self._norms)
+        encoder = VideoEncoder(self.config.model, **self._norms)
+        encoder.global_pool = "avg" if self.config.probe == "linear" else ""
+        return encoder
 
-    def groups(self, model: LinearHeads) -> list[dict[str, Any]]:
-        """Two for each head: biases do not decay."""
+    def groups(self, model: Heads) -> list[dict[str, Any]]:
+        """Of each head. Biases of linear ones do not decay; of attentive ones everything does, as there."""
         groups: list[dict[str, Any]] = []
-        for head, layer in zip(self.config.heads, model.heads, strict=True):
+        for head, layers in zip(self.config.heads, model.heads, strict=True):
             scale = head.lr / self.config.optim.base_lr
-            groups.append({"params": [layer.weight], "weight_decay": head.weight_decay, "lr_scale": scale})
-            groups.append({"params": [layer.bias], "weight_decay": 0.0, "lr_scale": scale})
+            if self.config.probe == "attentive":
+                groups.append({"params": [*layers.parameters()], "weight_decay": head.weight_decay, "lr_scale": scale})
+                continue
+            groups.append({"params": [layers.weight], "weight_decay": head.weight_decay, "lr_scale": scale})
+            groups.append({"params": [layers.bias], "weight_decay": 0.0, "lr_scale": scale})
         return groups
 
-    def loss(self, model: LinearHeads, batch: Batch, draws: Draws | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, model: Heads, batch: Batch, draws: Draws | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The sum of the heads' losses, so that each has the gradient that it has alone; and of each head, by its name if there
         are several, its loss and how often its first guess is right; in an evaluation also one of its first five."""
         views_nTHWC, repeats = batch.views, len(batch.views) // len(batch.rows)
         if draws is not None and self.config.flip:
             views_nTHWC = flipped(views_nTHWC, draws.flips(self.config.flip) & np.repeat(may_flip(batch), repeats))
         with torch.no_grad():
-            features_nD = self._encoder(views_nTHWC)
+            features = self._encoder(views_nTHWC)  # (n, D), or tokens (n, N, D)
         heads, labels_n = len(self.config.heads), batch.labels.repeat_interleave(repeats)
-        logits_nGC = model(features_nD.float()).unflatten(1, (heads, -1))
+        logits_nGC = model(features.float()).unflatten(1, (heads, -1))
         each_nG = labels_n[:, None].expand(-1, heads)
         losses_G = cross_entropy(logits_nGC.transpose(1, 2), each_nG, ignore_index=-1, reduction="none").mean(0)
         found = {"loss": losses_G.detach(), "top1": (logits_nGC.argmax(2) == each_nG).float().mean(0)}
@@ -199,7 +222,8 @@ class Probing:
 
     def cost(self, compute: ComputeConfig) -> Cost:
         """Nothing is kept of the encoder. At its widest place there are e N (2 D + 2 M) of a view: the stream, its norm, the
-        MLP before and after GELU; or N P (5 + e), of the patches: bytes, floats and the compute type."""
+        MLP before and after GELU; or N P (5 + e), of the patches: bytes, floats and the compute type. Of attentive heads all
+        blocks but the last keep what one of the encoder's does, each; the last one, of G heads, N (D + 2 G H)."""
         config, dtype, heads = self.config.model, PRECISIONS[compute.precision].encoder, len(self.config.heads)
         N, D, M, P = config.num_tokens, config.encoder_dim, config.encoder_mlp_dim, config.patch_values
         block = BlockShape(N, N, D, M, config.encoder_heads, dtype)
@@ -208,12 +232,20 @@ class Probing:
             frozen = sum(parameter.numel() for parameter in self._bare().parameters())
         gmac = (config.encoder_depth * block.mac + N * P * D) / 1e9
         logits = 4 * heads * self._clips.num_classes
+        own, kept, widest = D * logits // 4, 4 * D + 2 * logits, 0
+        if self.config.probe == "attentive":
+            H, before = config.encoder_heads, heads * (self.config.probe_depth - 1)
+            blocks = BlockShape(N, N, D, MLP_RATIO * D, H, dtype)
+            own += before * blocks.mac + heads * (2 * H * N * D + (1 + 2 * MLP_RATIO) * D * D)
+            copies = heads if before else 1
+            kept += before * blocks.kept_bytes + 4 * copies * N * D + heads * 4 * (2 * H * N + H * D + (3 + 2 * MLP_RATIO) * D)
+            widest = heads * max(4 * 2 * H * N, blocks.backward_bytes if before else 0)
         return Cost(
             blocks=((),),
             sizes=sizes,
-            gmac=D * logits / 4e9,
-            outside=4 * D + 2 * logits,
-            loss=max(dtype.itemsize * N * 2 * (D + M), N * P * (5 + dtype.itemsize)),
+            gmac=own / 1e9,
+            outside=kept,
+            loss=max(widest, dtype.itemsize * N * 2 * (D + M), N * P * (5 + dtype.itemsize)),
             inputs=config.num_frames * config.input_size**2 * 3,
             frozen_gmac=gmac,
             frozen_bytes=dtype.itemsize * frozen,
@@ -224,7 +256,7 @@ class Probing:
             },
         )
 
-    def evaluators(self, model: LinearHeads, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
+    def evaluators(self, model: Heads, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
         """On clips with a label; the weights with the best top-1 accuracy are kept."""
         if not self.config.evaluate_every:
             return []
@@ -239,7 +271,7 @@ class BestHead:
     def __init__(self, every: Evaluator, heads: Sequence[Head]) -> None:
         self._every, self._heads = every, heads
 
-    def __call__(self, model: LinearHeads, step: int) -> Evaluation:
+    def __call__(self, model: Heads, step: int) -> Evaluation:
         """The best head's figures have the names that a single one's have."""
         found = self._every.call(model, step)
         names = [name for name in FIGURES if f"held_out_{name}_{self._heads[0]}" in found.figures]
