@@ -35,6 +35,7 @@ from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
 from pipeline.sampling.randaugment import RandAugment
 from tests.parity_adapter import finetune_config, to_uint8
 from train import augmentation
+from train.accuracy.neighbours import votes
 from train.accuracy.predictions import Predictions
 from train.accuracy.scores import ClipScores, Merged
 from train.augmentation import mixed, mixed_labels
@@ -334,6 +335,11 @@ def attentive_probe(cfg, sd, tokens, dtype):
     model = AttentiveHeads(cfg["embed_dim"], cfg["num_heads"], cfg["depth"], cfg["num_classes"], 1)
     model.load_state_dict({f"heads.0.{name.replace('linear.', 'head.')}": value for name, value in sd.items()})
     return model.to(dtype)(tokens)
+
+
+def knn(train, train_labels, test, test_labels, ks, temperature, num_classes):
+    found = votes(train, train_labels, test, test_labels, ks, temperature, num_classes)
+    return {vote.k: (100 * vote.top1, 100 * vote.top5) for vote in found}
 
 
 # -------------------------------------------------------------------------------------------------------------- demos

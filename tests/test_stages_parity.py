@@ -29,7 +29,7 @@ FUNCTIONS = [
     *("rrc_boxes", "crop_resize", "test_views", "val_box", "val_view", "merge_views", "mean_class_accuracy"),
     *("erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"),
     *("finetune_trajectory", "convert_head", "official_recipe", "tad_feature_starts", "tad_feature_input"),
-    "attentive_probe",
+    *("attentive_probe", "knn"),
 ]
 
 
