@@ -35,7 +35,7 @@ from train.watch.meters import Meters
 
 FILE = "evaluations.jsonl"
 CLIPS = "clips"  # the name of their sum
-SHOWN = 8  # keys in a line
+SHOWN = 8  # keys, or figures, in a line
 
 
 class Evaluations:
@@ -83,7 +83,8 @@ class Evaluations:
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         self._file.add({"step": step, **finite, **seen, "seconds": time.perf_counter() - began, "time": time.time()})
         meters.evaluated(step, figures)
-        told = " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items())
+        told = " · ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in [*figures.items()][:SHOWN])
+        told += f" · {len(figures) - SHOWN} others in {FILE}" if len(figures) > SHOWN else ""
         if not seen:
             return [f"step {step}: {told}"]
         missing = seen["missing"]

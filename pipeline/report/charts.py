@@ -3,7 +3,7 @@ form. What a value is, tooltips say: of columns that lie over the drawing."""
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,32 @@ def lines(
         told = [f"{name}: {value:.1%}" if percent else f"{name}: {value:.5g}" for name, value in values]
         tips.append(Markup("\n").join(map(shown, [f"{x_name} {x:,.4g}", *told])))
     return _svg(axes, ", ".join(curve.name for curve in curves), tips)
+
+
+def choices(names: Sequence[str], curves: Mapping[str, np.ndarray], x_name: str) -> Markup:
+    """Shares (n,) at n places that have names, a curve and a colour for each; NaN where there is none."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes, places = _axes(540, 230, 52, 10, 12, 32), np.arange(len(names))
+    values = np.concatenate([y[np.isfinite(y)] for y in curves.values()])
+    if not len(values):
+        return Markup('<p class="note">Nothing was evaluated.</p>')
+    ticks = MaxNLocator(6, steps=ROUND).tick_values(*((values.min(), values.max()) if np.ptp(values) else (0.0, 1.0)))
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(ticks[0], ticks[-1]), yticks=ticks)
+    axes.set_xticks(places, names)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    axes.set_xlabel(x_name, loc="right", color=_ink("soft"), labelpad=3)
+    axes.grid(axis="y", color=_ink("line"))
+    for number, y in enumerate(curves.values()):
+        ink = _ink(f"c{number % COLOURS}")
+        axes.plot(places, y, color=ink, linewidth=1.8)
+        for place in places:  # a marker would be a definition, which the page drops
+            axes.plot([place, place + 1e-3], [y[place], y[place]], color=ink, linewidth=7, solid_capstyle="round")
+    tips = [
+        Markup("\n").join(map(shown, [f"{x_name} {at}", *(f"{name}: {y[place]:.2%}" for name, y in curves.items())]))
+        for place, at in enumerate(names)
+    ]
+    return _svg(axes, ", ".join(curves), tips)
 
 
 def running_mean(y: np.ndarray, log: bool = False) -> np.ndarray:

@@ -13,11 +13,14 @@ from model.video_encoder import load_encoder
 from model.weights import read_weights
 from pipeline.labels import Labels
 from pipeline.storage.manifest import Manifest
+from tests.page_reader import Page
 from tests.train.trainers import SMALL, lines, losses, run, start
-from train import convert, evaluate, inspect_checkpoints
+from train import convert, evaluate, inspect_checkpoints, report
+from train.checkpoint import descent
 from train.checkpoint.source import read_source
 from train.checkpoint.weights import read_weights as read_checkpoint
 from train.command_line import from_command_line
+from train.pages.run_record import RunRecord
 from train.recipes.probing import RECIPES
 from train.run.dry_run import beginning, describe
 from train.stages.probing import Probing
@@ -163,6 +166,35 @@ def test_attentive_heads_and_their_encoder_are_a_classifier(
     command = [str(attentive), "--data", str(labelled), "--split", "val", "--views", "1x1", "--workers", "1"]
     assert evaluate.main([*command, "--out", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["top1"] == pytest.approx(last["held_out_top1"])
+
+
+@pytest.mark.parametrize("kind", ["grid", "attentive"])
+def test_a_result_has_all_that_decided_it(kind: str, encoder: Path, request: pytest.FixtureRequest) -> None:
+    """In probe.json, in the card, and on the page, where settings have one table and one chart."""
+    run: Path = request.getfixturevalue(kind)
+    found, last = json.loads((run / "probe.json").read_text()), lines(run / "evaluations.jsonl")[-1]
+    names = [f"lr{row['lr']:g}_wd{row['weight_decay']:g}" for row in found["settings"]]
+    assert [row["top1"] for row in found["settings"]] == [last[f"held_out_top1_{name}"] for name in names]
+    best = last["best_lr"], last["best_weight_decay"]
+    chosen = {"of": 4, "by": "top-1", "split": "val", "step": 8, "top1": last["held_out_top1"]}
+    assert found["chosen"] == dict(zip(("lr", "weight_decay"), best, strict=True)) | chosen
+    linear = kind == "grid"
+    assert found["features"]["encoder"]["fingerprint"] == descent.fingerprint(load_file(encoder / "model.safetensors"))
+    what = "the mean over a view's tokens after the last norm" if linear else "all of a view's tokens, after the last norm"
+    assert found["features"]["what"] == what
+    assert found["probe"] == {"kind": "linear"} if linear else {"kind": "attentive", "depth": 2, "attention_heads": 2}
+    assert found["optimizer"]["name"] == ("sgd" if linear else "adamw")
+    assert found["optimizer"]["decayed"] == ("weights, not biases" if linear else "everything")
+    views = {"frames": 8, "size": 32, "crop": "multi_scale", "flip": 0.5, "a_step": 8, "other_augmentation": "none"}
+    assert found["views"].items() >= views.items()
+    assert (found["evaluated"]["clips"], found["evaluated"]["of"], found["schedule"]["steps"]) == (7, 7, 8)
+    assert found["dataset"]["fingerprint"] and found["versions"]["packages"]["torch"]
+
+    card, page = (run / "card.md").read_text(), Page(report.page([RunRecord.read(run)]))
+    told = f"lr {best[0]:g}, weight decay {best[1]:g}, the best top-1 on split val after step 8. Top-1 of all 4:"
+    assert told in card and card.count("%") == 4
+    assert "Settings of the probe" in page.text and f"{last['held_out_top1']:.2%} ★" in page.text
+    assert "Held out top1 lr" not in page.text and "Top1 lr" not in page.text
 
 
 @pytest.mark.slow

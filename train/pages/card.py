@@ -10,6 +10,7 @@ from safetensors import safe_open
 from model.weights import DESCENT, MODEL, Weights
 from train.checkpoint.descent import in_words, read_descent
 from train.evaluation import comparison
+from train.pages import probe_record
 from train.pages.run_record import RunRecord
 
 FILE = "card.md"
@@ -23,16 +24,24 @@ NO_FIGURES = {"step", "clips", "of", "missing", "seconds", "time"}  # of a line 
 
 
 def write_card(run: Path, metadata: Mapping[str, str]) -> None:
-    """Of a run whose weights are exported; `metadata` are what their files say. Raises OSError, and ValueError for what is no
-    run."""
-    (run / FILE).write_text(card(RunRecord.read(run), metadata), encoding="utf-8")
+    """Of a run whose weights are exported; `metadata` are what their files say. Of a probe also its `probe_record`. Raises
+    OSError, and ValueError for what is no run."""
+    record = RunRecord.read(run)
+    (run / FILE).write_text(card(record, metadata), encoding="utf-8")
+    if probed := probe_record.probe_record(record, exported_shapes(record)[1]):
+        (run / probe_record.FILE).write_text(json.dumps(probed, indent=1) + "\n", encoding="utf-8")
+
+
+def exported_shapes(run: RunRecord) -> tuple[list[str], dict[str, torch.Size]]:
+    """The exported files, and of the first one the shapes of its tensors."""
+    files = [name for name in EXPORTS if (run.path / name).exists()]
+    with safe_open(run.path / files[0], "pt") as opened:
+        return files, {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  (no mapping)
 
 
 def card(run: RunRecord, metadata: Mapping[str, str]) -> str:
     """Markdown."""
-    files = [name for name in EXPORTS if (run.path / name).exists()]
-    with safe_open(run.path / files[0], "pt") as opened:
-        shapes = {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+    files, shapes = exported_shapes(run)
     encoder = any(name.endswith("patch_embed.proj.weight") for name in shapes)
     config, last, start = run.config, run.lines[-1], run.starts[-1] if run.starts else {}
     data, commits = start.get("dataset", {}), dict.fromkeys(str(each.get("commit")) for each in run.starts)
@@ -47,8 +56,10 @@ def card(run: RunRecord, metadata: Mapping[str, str]) -> str:
         "tubecell": f"{metadata.get('tubecell')}, commit {', '.join(commits)}",
         "loss": "unknown" if run.loss is None else f"{run.loss:.4f}, the mean of the last twentieth of its log",
     }
+    of_settings = probe_record.names_of_settings(run)
     for line in run.evaluations[-1:]:
-        figures = [f"{name.replace('_', ' ')} {line[name]:.4g}" for name in line.keys() - NO_FIGURES if line[name] is not None]
+        told = [name for name in line.keys() - NO_FIGURES if line[name] is not None and not name.endswith(of_settings)]
+        figures = [f"{name.replace('_', ' ')} {line[name]:.4g}" for name in told]
         of = f", of {line['clips']:,} of {line['of']:,} clips" if line.get("of") else ""
         facts["held out"] = f"step {line['step']:,}: {', '.join(sorted(figures))}{of}"
     if compared := comparison(run.path):
@@ -69,6 +80,7 @@ def card(run: RunRecord, metadata: Mapping[str, str]) -> str:
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in facts.items()),
             "",
+            *(probe_record.in_words(probed) if (probed := probe_record.probe_record(run, shapes)) else ()),
             "## Descends from",
             "",
             *(begun or ["Nothing: it began with initial values."]),

@@ -4,13 +4,15 @@ import base64
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.report.charts import Curve, lines
+from pipeline.report.charts import Curve, choices, lines
 from pipeline.report.page import COLOURS
+from train.pages.probe_record import heads_in, names_of_settings, top1_of
 from train.pages.run_record import RunRecord
 from train.run.folder import flatten
 from train.watch.meters import duration
@@ -53,6 +55,7 @@ def values(runs: Runs) -> dict[str, Any]:
             **{_title(name): _chart(runs, name) for name in _scalars(runs)},
         },
         "evaluations": _evaluations(runs),
+        "probes": [(number, *_settings(run)) for number, run in enumerate(runs) if len(heads_in(run)) > 1],
         "speed": {
             "views/s": _chart(runs, "views_per_second", zero=True),
             its_name: _chart(runs, use, zero=True, percent=True),
@@ -94,7 +97,29 @@ def _chart(runs: Runs, column: str, x_name: str = "step", unit: float = 0.0, **h
 def _scalars(runs: Runs) -> list[str]:
     """Columns that are a stage's own."""
     names = dict.fromkeys(name for run in runs for name, value in run.lines[-1].items() if isinstance(value, float))
-    return [name for name in names if name not in OF_EVERY_RUN]
+    return [name for name in names if name not in OF_EVERY_RUN and not name.endswith(_of_settings(runs))]
+
+
+def _of_settings(runs: Runs) -> tuple[str, ...]:
+    """What the names of figures end in that the settings of a probe have a table of their own for."""
+    return tuple(name for run in runs for name in names_of_settings(run))
+
+
+def _settings(run: RunRecord) -> tuple[list[str], list[list[str]], Markup, list[tuple[str, str]]]:
+    """Of a probe: top-1 by learning rate and weight decay as a table's heads and rows, the best ones marked, and as a chart
+    with a legend."""
+    heads, top1 = heads_in(run), top1_of(run)
+    order = np.argsort([head.lr for head in heads[:: top1.shape[1]]])
+    lrs, decays = ([f"{value:g}" for value in dict.fromkeys(values)] for values in zip(*map(astuple, heads), strict=True))
+    lrs, top1, best = [lrs[row] for row in order], top1[order], np.nanmax(top1, initial=-1)
+    cells = [["–" if np.isnan(one) else f"{one:.2%}" + " ★" * bool(one == best) for one in row] for row in top1]
+    curves = {f"weight decay {decay}": column for decay, column in zip(decays, top1.T, strict=True)}
+    return (
+        ["peak lr, for 256 views", *curves],
+        [[lr, *row] for lr, row in zip(lrs, cells, strict=True)],
+        choices(lrs, curves, "peak learning rate, for 256 views"),
+        [(name, f"c{number % COLOURS}") for number, name in enumerate(curves)],
+    )
 
 
 def _title(name: str) -> str:
@@ -105,6 +130,7 @@ def _evaluations(runs: Runs) -> dict[str, Markup]:
     """A chart of each figure that some run's evaluations found."""
     about = ("step", "clips", "of", "missing", "seconds", "time")
     names = dict.fromkeys(name for run in runs for line in run.evaluations for name in line if name not in about)
+    names = dict.fromkeys(name for name in names if not name.endswith(_of_settings(runs)))
     charts = {}
     for name in names:
         curves = []

@@ -45,7 +45,7 @@ def vit_b_ssv2() -> ProbeConfig:
 
 def tiny_attentive() -> ProbeConfig:
     """As `tiny`, with six attentive heads of depth 1. Everything here is ours, but AdamW and its schedule, V-JEPA 2's."""
-    return replace(tiny(), probe="attentive", lrs=(3e-4, 1e-3, 3e-3), weight_decays=(0.01, 0.4), optim=adamw())
+    return replace(tiny(), probe="attentive", lrs=(5e-3, 2e-2, 5e-2), weight_decays=(0.01, 0.4), optim=adamw())
 
 
 def vit_l_ssv2_attentive() -> ProbeConfig:
