@@ -72,7 +72,7 @@ threading.setprofile(called)
 def test_what_the_adapter_calls_commands_reach(
     shared: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fine-tuning and evaluation: by coverage, in all their processes."""
+    """Fine-tuning, probes and evaluation: by coverage, in all their processes."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     suite, wanted = suite_in(shared), dict[str, str]()
 
@@ -99,6 +99,8 @@ def test_what_the_adapter_calls_commands_reach(
         [
             ("finetune", "tiny", *of_run, "--evaluate-every", "1", "--ema", "0.9", *noise),
             ("finetune", "tiny", *of_run, "--frames", "tsn", "--init", str(tmp_path / "k710.safetensors")),
+            ("probe", "tiny-attentive", *of_run, "--init", str(tmp_path / "k710.safetensors")),
+            ("knn", str(tmp_path / "k710.safetensors"), "--split", "val", "--workers", "1"),
             ("evaluate", str(tmp_path / "0"), *views),
             ("evaluate", str(tmp_path / "0"), *views, "--sparse", "--resize", "official"),
         ]

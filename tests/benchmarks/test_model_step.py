@@ -4,14 +4,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import finetune_step, model_step
+from benchmarks import finetune_step, model_step, probe_cost
 from benchmarks.parts import hf_step, step_contest
+from benchmarks.parts.flop_counter import flop_counter
 from benchmarks.parts.hf_step import HfClassification, HfPretraining, HfWork
 from benchmarks.parts.step_contest import StepOptions, wanted_precisions
 from benchmarks.parts.step_work import CLASSES, largest_product, step_flops
+from benchmarks.probe_cost import Probe, config_of
 from model.classifier import VideoClassifier
-from model.config import MODELS
+from model.config import MODELS, Implementation
 from model.videomae import VideoMAE
+from train.stages.probing import Probing
 
 SHORT = ["--model", "tiny", "--views", "2", "--rounds", "2", "--seconds", "0.05", "--device", "cpu"]
 
@@ -52,6 +55,32 @@ def test_the_peers_take_the_same_views_and_sizes() -> None:
         assert sum(p.numel() for p in work.parameters) == sum(p.numel() for p in model.parameters())
         if isinstance(work, HfPretraining):
             assert work.hidden.sum(1).tolist() == [228, 228]  # 57 of 64 positions in 4 frames
+
+
+@pytest.mark.parametrize(
+    ("probe", "most"), [("linear", 1.01), ("attentive", 1.02), pytest.param("attentive-4", 9.1, marks=pytest.mark.slow)]
+)
+def test_what_twenty_settings_of_a_probe_cost(probe: Probe, most: float) -> None:
+    """Beside one, of ViT-B; and what the stage says of a view is what torch counts."""
+    one, twenty = (config_of(probe, number, 4, probe_cost.Options(device="cpu")) for number in (1, 20))
+    assert len(twenty.heads) == 20
+    assert 1 < probe_cost.step_flops(twenty) / probe_cost.step_flops(one) < most
+    found, stage, sizes = [], Probing(twenty), twenty.model
+    for views in (4, 8):  # of each batch, weights are multiplied with each other
+        with torch.device("meta"), torch.no_grad(), flop_counter() as counter:
+            tokens = () if probe == "linear" else (sizes.num_tokens,)
+            stage.model(Implementation())(torch.empty(views, *tokens, sizes.encoder_dim))
+        found.append(counter.get_total_flops())
+    assert (found[1] - found[0]) / 4 == pytest.approx(2e9 * stage.cost(twenty.compute).gmac, rel=1e-9)
+
+
+@pytest.mark.slow
+def test_a_probe_is_timed(tmp_path: Path) -> None:
+    assert probe_cost.main([*SHORT, "--probes", "linear", "attentive", "--json", str(tmp_path / "cost.json")]) == 0
+    found = {result["name"]: result for result in json.loads((tmp_path / "cost.json").read_text())}
+    names = [f"probe/{probe}/20_vs_1{of}" for probe in ("linear", "attentive") for of in ("/flops", "")]
+    assert list(found) == names and all(found[name]["ratio"] > 0 for name in names)
+    assert len(found["probe/linear/20_vs_1"]["rounds"]) == 2
 
 
 def test_largest_products() -> None:
