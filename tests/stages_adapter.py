@@ -46,6 +46,7 @@ from train.convert import predicted
 from train.features.windows import PRESETS, FrameView, Windows
 from train.recipes import finetuning, pretraining
 from train.recipes.book import SCRIPTS, as_in_script
+from train.soft_labels import distillation_loss as kl_of_logits
 from train.soft_labels import soft_cross_entropy, soft_labels
 
 SHARED = Path(os.environ.get("TUBECELL_SHARED", ROOT.parent / "shared"))
@@ -188,6 +189,10 @@ def soft_target_loss(logits, targets):
 
 def label_smoothing_loss(logits, labels, smoothing):
     return soft_cross_entropy(logits, soft_labels(labels, logits.shape[1], smoothing))
+
+
+def distillation_loss(student, teacher, temperature, squared):
+    return kl_of_logits(student, teacher, temperature, squared)
 
 
 def finetune_trajectory(cfg, sd, batches, opt, dtype):

@@ -29,7 +29,7 @@ FUNCTIONS = [
     *("rrc_boxes", "crop_resize", "test_views", "val_box", "val_view", "merge_views", "mean_class_accuracy"),
     *("erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"),
     *("finetune_trajectory", "convert_head", "official_recipe", "tad_feature_starts", "tad_feature_input"),
-    *("attentive_probe", "knn"),
+    *("attentive_probe", "knn", "distillation_loss"),
 ]
 
 
@@ -101,6 +101,7 @@ def test_what_the_adapter_calls_commands_reach(
             ("finetune", "tiny", *of_run, "--frames", "tsn", "--init", str(tmp_path / "k710.safetensors")),
             ("probe", "tiny-attentive", *of_run, "--init", str(tmp_path / "k710.safetensors")),
             ("knn", str(tmp_path / "k710.safetensors"), "--split", "val", "--workers", "1"),
+            ("distill", "tiny", *of_run, "--teacher", str(tmp_path / "0")),
             ("evaluate", str(tmp_path / "0"), *views),
             ("evaluate", str(tmp_path / "0"), *views, "--sparse", "--resize", "official"),
         ]

@@ -1,10 +1,11 @@
-"""Labels as distributions over the classes: smoothed, mixed, and the loss against them.
+"""Labels as distributions over the classes: smoothed, mixed, or a teacher's, and the losses against them.
 
 n views, C classes. A view without a label, -1, has zeros everywhere, and adds nothing to the loss.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 
 def soft_labels(labels_n: Tensor, num_classes: int, smoothing: float, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -18,3 +19,11 @@ def soft_labels(labels_n: Tensor, num_classes: int, smoothing: float, dtype: tor
 def soft_cross_entropy(logits_nC: Tensor, soft_nC: Tensor) -> Tensor:
     """The mean over all views -> (). With `soft_labels` it is the label-smoothing loss of timm and of torch."""
     return -(soft_nC * logits_nC.log_softmax(1)).sum(1).mean()
+
+
+def distillation_loss(student_nC: Tensor, teacher_nC: Tensor, temperature: float, squared: bool) -> Tensor:
+    """KL(teacher || student) of logits divided by a temperature, the mean over all views -> (); `squared`: times temperature²,
+    with which the gradient's size does not hang on it (Hinton et al., 2015)."""
+    student_nC, teacher_nC = ((logits_nC / temperature).log_softmax(1) for logits_nC in (student_nC, teacher_nC))
+    loss = kl_div(student_nC, teacher_nC, reduction="batchmean", log_target=True)
+    return loss * temperature**2 if squared else loss

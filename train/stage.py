@@ -34,6 +34,12 @@ class Frozen:
     """Built on meta; its `blocks`, if it has any, are gathered one by one."""
     weights: Callable[[], Mapping[str, Tensor]]
     """All its parameters, whole, on the CPU, under its own names. Rank 0 alone is asked, and hands them out."""
+    compiled: bool = False
+    """Its blocks are, where the model's are."""
+    stands_for: str | None = None
+    """Fingerprint of a model that is not here, because all that it has to say was kept: then nothing is run."""
+    settle: Callable[[], None] | None = None
+    """Called on every rank before a checkpoint: what is kept of the steps until then must be on disk."""
 
 
 @dataclass(frozen=True, slots=True)

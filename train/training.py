@@ -49,10 +49,14 @@ class Training:
         freeze(self.model, config.freeze)
         shard_model(self.model, compute, ranks, recomputed_blocks(policy, cost, compute.most_views))
         self.fingerprints: dict[str, str] = {}  # of the frozen models
+        self.settling = [each.settle for each in frozen.values() if each.settle]
         for name, each in frozen.items():
+            if each.stands_for:
+                self.fingerprints[name] = each.stands_for
+                continue
             weights = of_rank_0(each.weights, ranks)
             self.fingerprints[name] = ranks.gather(fingerprint(weights) if ranks.rank == 0 else "")[0]
-            shard_frozen(each.model, weights, compute, ranks)
+            shard_frozen(each.model, weights, compute, ranks, compiled=each.compiled)
             del weights
         self.beginning = None if resumed else self._begin()
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

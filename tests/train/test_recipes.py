@@ -15,9 +15,11 @@ from train.config import ComputeConfig, LoaderConfig, OptimConfig
 from train.pretrain import main
 from train.recipes import finetuning
 from train.recipes.book import SCRIPTS, as_in_script
+from train.recipes.distilling import RECIPES as DISTILLING
 from train.recipes.finetuning import RECIPES as FINETUNING
 from train.recipes.pretraining import RECIPES
 from train.run.dry_run import describe
+from train.stages.distilling import DistillConfig, Distilling
 from train.stages.finetuning import FinetuneConfig, Finetuning
 from train.stages.pretraining import PretrainConfig, Pretraining
 
@@ -55,7 +57,7 @@ def test_dry_run_of_vit_g(capsys: pytest.CaptureFixture[str]) -> None:
     assert "on 64 ranks 128 views a rank and step" in text
 
 
-BOOKS = [(Pretraining, RECIPES), (Finetuning, FINETUNING)]
+BOOKS = [(Pretraining, RECIPES), (Finetuning, FINETUNING), (Distilling, DISTILLING)]
 CLASSES = {"k400": 400, "k600": 600, "k710": 710, "ssv1": 174, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "own": 400, "tiny": 8}
 
 
@@ -84,8 +86,9 @@ def test_every_recipe_says_where_it_is_from(book: Any, name: str) -> None:
     if isinstance(config, FinetuneConfig):
         data = next(word for word in reversed(name.split("-")) if word in CLASSES)
         assert config.expected_classes == CLASSES[data]
-        something = data.startswith("ss")
-        assert (config.augment.flip, config.frames) == ((0.0, "tsn") if something else (0.5, "linspace"))
+        something, mirrored = data.startswith("ss"), isinstance(config, DistillConfig) and config.augment.never_flipped == ()
+        assert config.frames == ("tsn" if something else "linspace")
+        assert config.augment.flip == (0.0 if something and not mirrored else 0.5)
         assert re.search(r"Test: 2x3, sparse\." if something else r"Test: \dx3\.", text) or "ours" in text.lower()
 
 
@@ -136,6 +139,7 @@ READ: dict[str, Callable[[Any], Any]] = {  # a row's name -> what it is in a con
     "dropout": lambda config: config.head_dropout or None,
     "layer-wise lr decay": lambda config: config.layer_decay,
     "clip grading": lambda config: config.optim.clip_grad,
+    "temperature": lambda config: config.temperature,
     "mask ratio": lambda config: config.views.mask_ratio,
     "decoder mask ratio": lambda config: config.views.decoder_mask_ratio,
 }
@@ -148,8 +152,8 @@ def trained(config: Any) -> bool:
 
 
 def check_row(table: str, line: str, columns: Sequence[Mapping[str, Sequence[str]]], book: Mapping[str, Any]) -> None:
-    """A table's row, quoted, which must stand in the paper so, and the recipes of each column by the letter of their model, ""
-    where the table knows one model."""
+    """A table's row, quoted, which must stand in the paper so, and the recipes of each column by the letter of their model, or
+    the name of their dataset, "" where the table knows one."""
     assert f"\n{line}\n" in table, f"{line!r} is not what the paper has"
     name = max((name for name in READ if line.startswith(name)), key=len)
     said = re.sub(r"\[\d+\]|\([A-Z][^()]*\d{4}\w?\)", "", line.removeprefix(name)).strip()  # without references
@@ -158,7 +162,7 @@ def check_row(table: str, line: str, columns: Sequence[Mapping[str, Sequence[str
     else:
         cells = re.split("\t+" if "(" in said or "\t" in said else " ", said)
     for cell, column in zip(cells * len(columns) if len(cells) == 1 else cells, columns, strict=True):
-        of = {letter: value for value, letter in re.findall(r"([\w.-]+) ?\((\w)\)", cell)}
+        of = {letter: value for value, letter in re.findall(r"([\w.-]+) ?\((\w+)\)", cell)}
         for letter, recipe in ((letter, recipe) for letter, recipes in column.items() for recipe in recipes):
             value = of.get(letter, cell)
             numbers: Any = WORDS[value] if value in WORDS else [float(part) for part in value.split(",")]
@@ -220,6 +224,23 @@ layer-wise lr decay [6] 0.8 (H), 0.9 (g)
 clip grading None (H), 5.0 (g)
 """
 OF_V2_TABLE_11 = [{"H": ["vit-h-k710", "vit-h-k400", "vit-h-k600"], "g": ["vit-g-k710", "vit-g-k400", "vit-g-k600"]}]
+V2_TABLE_16 = """
+base learning rate 1e-3 (K710), 5e-4 (SSv2)
+weight decay 0.05
+optimizer momentum β1, β2 = 0.9, 0.999 [15]
+batch size 1024 (K710), 512 (SSv2)
+warmup epoch 5
+epoch 100
+mixup [118] 0.8
+cutmix [114] 1.0
+drop path 0.1
+flip augmentation yes
+dropout None
+layer-wise lr decay [6] 0.75
+clip grading 1.0
+temperature 3.0
+"""
+OF_V2_TABLE_16 = [{"K710": ["vit-s-k710", "vit-b-k710"], "SSv2": ["vit-s-ssv2", "vit-b-ssv2"]}]
 V1_TABLE_8 = """
 base learning rate\t\t1.5e-4
 weight decay\t\t0.05
@@ -255,6 +276,7 @@ TABLES: dict[str, tuple[str, str, Sequence[Mapping[str, Sequence[str]]], Mapping
     "v2 Table 9. Action": ("v2", V2_TABLE_9, OF_V2_TABLE_9, FINETUNING),
     "v2 Table 10. Pre-training": ("v2", V2_TABLE_10, [{"": ["vit-g-hybrid"]}], RECIPES),
     "v2 Table 11. Post-pre-training": ("v2", V2_TABLE_11, OF_V2_TABLE_11, FINETUNING),
+    "v2 Table 16. Knowledge": ("v2", V2_TABLE_16, OF_V2_TABLE_16, DISTILLING),
     "v1 Table 8. **Pre-training": ("v1", V1_TABLE_8, OF_V1_TABLE_8, RECIPES),
     "v1 Table 9. **End-to-end": ("v1", V1_TABLE_9, OF_V1_TABLE_9, FINETUNING),
 }
@@ -407,5 +429,14 @@ def test_every_field_is_read() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    for config in (PretrainConfig, FinetuneConfig, AugmentConfig, Views, OptimConfig, ComputeConfig, LoaderConfig):
+    for config in (
+        PretrainConfig,
+        FinetuneConfig,
+        DistillConfig,
+        AugmentConfig,
+        Views,
+        OptimConfig,
+        ComputeConfig,
+        LoaderConfig,
+    ):
         assert {field.name for field in fields(config)} - read == set(), config.__name__

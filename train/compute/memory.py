@@ -89,6 +89,8 @@ class Cost:
     """Bytes that the loss's backward pass has alive at most, beyond what was kept."""
     inputs: int
     """Bytes of a view, uint8."""
+    before: int = 0
+    """Bytes that a frozen model has alive at most, before the forward pass keeps anything."""
     frozen_gmac: float = 0.0
     """Products of frozen models: without a backward pass."""
     frozen_bytes: int = 0
@@ -215,9 +217,10 @@ def step_memory(
     """Of a forward and backward pass over `views`, the second or a later one of a step: in the first one gradients only come as
     activations go.
 
-    Passing are the loss's backward pass, or, for each block from the last to the first, less what those behind it held: its
-    `kept_bytes` again if it runs again, its `backward_bytes`, and (e + 8 + 4 / s) bytes a parameter of its gradient on the way:
-    unsharded, in float32 while it is reduced, beside the one before, and reduced.
+    Passing are what a frozen model has before anything is kept, the loss's backward pass, or, for each block from the last to
+    the first, less what those behind it held: its `kept_bytes` again if it runs again, its `backward_bytes`, and
+    (e + 8 + 4 / s) bytes a parameter of its gradient on the way: unsharded, in float32 while it is reduced, beside the one
+    before, and reduced.
     """
     of, shapes = cost.sizes, cost.shapes
     local = of.local(shard)
@@ -226,7 +229,8 @@ def step_memory(
     if reshard:
         blocks = [shape.dtype.itemsize * size for shape, size in zip(shapes, of.blocks, strict=True)]
         gathered += sum(sorted(blocks)[-3:]) - sum(blocks)
-    passing = views * cost.loss
+    kept = activation_bytes(cost, recomputed)
+    passing = views * max(cost.loss, cost.before - kept)
     gone = views * cost.errors
     for shape, size, again in reversed(list(zip(shapes, of.blocks, recomputed, strict=True))):
         own = views * ((shape.kept_bytes - shape.input_bytes if again else 0) + shape.backward_bytes)
@@ -239,7 +243,7 @@ def step_memory(
         gradients=4 * local + (4 * of.whole if defer else 0),
         gathered=gathered + cost.frozen_bytes,
         inputs=batches * views * cost.inputs,
-        activations=views * activation_bytes(cost, recomputed),
+        activations=views * kept,
         passing=passing,
     )
 

@@ -254,9 +254,17 @@ def shard_model(model: Trainable, compute: ComputeConfig, ranks: Ranks, recomput
         keep_gradients(model)
 
 
-def shard_frozen(model: nn.Module, weights: Mapping[str, torch.Tensor], compute: ComputeConfig, ranks: Ranks) -> None:
-    """A model on meta that is run and never trained -> with its weights, which are `of_rank_0`, in the compute type, sharded.
-    The first forward pass gathers them, once: they stay. Raises ValueError, with the names, if the weights are not its own."""
+def shard_frozen(
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    compute: ComputeConfig,
+    ranks: Ranks,
+    *,
+    compiled: bool = False,
+) -> None:
+    """A model on meta that is run and never trained -> with its weights, which are `of_rank_0`, in the compute type, sharded;
+    `compiled`: its blocks are, where they can be. The first forward pass gathers the weights, once: they stay. Raises
+    ValueError, with the names, if the weights are not its own."""
     dtype, mesh = PRECISIONS[compute.precision].encoder, ranks.mesh(compute.shard)
     if ranks.device.type != "cuda":
         attend_plainly(model)
@@ -264,6 +272,8 @@ def shard_frozen(model: nn.Module, weights: Mapping[str, torch.Tensor], compute:
     for module in model.modules():  # not of buffers: positions are rounded where they are added
         for name, parameter in module.named_parameters(recurse=False):
             module.register_parameter(name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+    if compiled and compiles(compute, ranks.device):
+        compile_blocks(blocks_of(model))
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh, reshard_after_forward=False)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)

@@ -65,7 +65,7 @@ class Run:
         clips = config.sampling.clips_per_step // ranks.world_size // config.accumulation(ranks.world_size)
 
         self.loader = stage.loader(ranks, progress.loader if progress else None, clips, folder.document(LABEL_MAP))
-        if ranks.rank == 0 and self.loader.label_kind != "none":
+        if ranks.rank == 0 and self.loader.label_map:
             folder.keep(LABEL_MAP, self.loader.label_map)
         folder.note(notices=self.loader.notices)
         cleanup.callback(self.loader.close)
@@ -222,6 +222,8 @@ class Run:
     def save(self, step: int, *, last: bool) -> None:
         """A checkpoint; the last one of this process is on disk when this returns."""
         training = self.training
+        for settle in training.settling:
+            settle()
         loader = LoaderState.merged(self.ranks.gather(self.loader.state()))
         progress = Progress(
             step=step, sums=self._totals(), guard=training.guard.state(), frozen=training.fingerprints, loader=loader

@@ -19,6 +19,7 @@ from pipeline.loader import Batch, ClipLoader, LoaderState
 from pipeline.sampling import PlainViews, SamplingRecipe
 from pipeline.sampling.draws import Draws, check_pairs
 from pipeline.sampling.frames import Temporal
+from pipeline.sampling.mixing import Mixing
 from pipeline.sampling.recipe import CropResize
 from pipeline.sampling.sampler import TrainingSampler
 from pipeline.settings import setting
@@ -118,8 +119,9 @@ class Finetuning:
 
     name: ClassVar[str] = "finetune"
 
-    def __init__(self, config: FinetuneConfig) -> None:
-        self.config, self._clips = config, LabelledClips(config, config.expected_classes)
+    def __init__(self, config: FinetuneConfig, clips: LabelledClips | None = None) -> None:
+        """`clips` know which classes there are; by default the dataset's."""
+        self.config, self._clips = config, clips or LabelledClips(config, config.expected_classes)
 
     frozen = nothing_frozen
 
@@ -162,17 +164,26 @@ class Finetuning:
         if draws is None:
             logits_nC = model(batch.views).float()
             return soft_cross_entropy(logits_nC, soft_labels(labels, logits_nC.shape[1], 0.0)), right(logits_nC, labels)
-        device = batch.views.device
-        views_nTHWC, mixing = augmented(batch.views, draws, config.augment, np.repeat(self._may_flip(batch), views))
-        keep = on_device(draws.keep(model.drop_rates), device) if config.drop_path else None
-        features = None
-        if config.head_dropout:
-            features = on_device(draws.keep_features(config.head_dropout, config.model.encoder_dim), device)
-        logits_nC = model(views_nTHWC, keep, features).float()
+        views_nTHWC, mixing = self.seen(batch, draws)
+        logits_nC = self.guessed(model, views_nTHWC, draws)
         soft_nC = soft_labels(labels, logits_nC.shape[1], config.augment.smoothing)
         if mixing is None:
             return soft_cross_entropy(logits_nC, soft_nC), right(logits_nC, labels)
         return soft_cross_entropy(logits_nC, mixed_labels(soft_nC, mixing)), {}
+
+    def seen(self, batch: Batch, draws: Draws) -> tuple[Tensor, Mixing | None]:
+        """The views of a batch with the noise of training, see `augmented`."""
+        views = len(batch.views) // len(batch.rows)
+        return augmented(batch.views, draws, self.config.augment, np.repeat(self._may_flip(batch), views))
+
+    def guessed(self, model: VideoClassifier, views_nTHWC: Tensor, draws: Draws) -> Tensor:
+        """Logits (n, C) float32 of such views, with the noise that is in the model."""
+        config, device = self.config, views_nTHWC.device
+        keep = on_device(draws.keep(model.drop_rates), device) if config.drop_path else None
+        features = None
+        if config.head_dropout:
+            features = on_device(draws.keep_features(config.head_dropout, config.model.encoder_dim), device)
+        return model(views_nTHWC, keep, features).float()
 
     def _may_flip(self, batch: Batch) -> np.ndarray:
         return may_flip(batch, self.config.augment.never_flipped)
