@@ -1,10 +1,16 @@
 """Distillation: what a student learns of a teacher, which teachers can be, and that kept logits are the teacher's."""
 
+import json
+import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,12 +20,17 @@ from model.config import Implementation, ModelConfig
 from model.videomae import VideoMAE
 from model.weights import metadata_of, read_weights
 from pipeline.labels import Labels
+from pipeline.loader import ClipLoader
+from pipeline.sampling import SamplingRecipe
+from pipeline.sampling.draws import Draws
+from pipeline.sampling.sampler import TrainingSampler
 from pipeline.storage.manifest import Manifest
-from tests.train.trainers import SMALL, lines, run, start
+from tests.train.trainers import SMALL, lines, losses, run, start
 from train.command_line import from_command_line
 from train.recipes.distilling import RECIPES
 from train.soft_labels import distillation_loss
-from train.stages.distilling import Distilling
+from train.stages.distilling import DistillConfig, Distilling
+from train.targets.kept_logits import KEY, KeptLogits, keys_of
 
 FILE = Path(__file__).resolve().parents[2] / "train" / "distill.py"
 NOISY = ("--drop-path", "0.3", "--head-dropout", "0.3", "--augment.erasing", "0.5", "--optim.base-lr", "0.1")
@@ -28,11 +39,11 @@ SIZES = ModelConfig(  # deeper, wider and of smaller patches than the student
 )
 
 
-def written(file: Path, labels: list[str] | None, sizes: ModelConfig = SIZES, classes: int = 8) -> Path:
+def written(file: Path, labels: list[str] | None, classes: int = 8, seed: int = 5) -> Path:
     """A classifier that knows nothing, but is sure of it."""
-    torch.manual_seed(5)
-    tensors = {name: torch.randn(tensor.shape) * 0.2 for name, tensor in VideoClassifier(sizes, classes).state_dict().items()}
-    save_file(tensors, file, metadata_of(sizes, labels))
+    torch.manual_seed(seed)
+    tensors = {name: torch.randn(tensor.shape) * 0.2 for name, tensor in VideoClassifier(SIZES, classes).state_dict().items()}
+    save_file(tensors, file, metadata_of(SIZES, labels))
     return file
 
 
@@ -113,6 +124,107 @@ def test_teachers_that_cannot_be(labelled: Path, teacher: Path, names: list[str]
     for words, change in changes.items():
         with pytest.raises(ValueError, match=words):
             replace(stage_of(labelled, teacher).config, **change)
+
+
+CACHED = ("--steps", "7", "--save-every", "2", "--cache-teacher")
+
+
+@pytest.fixture(scope="module")
+def cached(labelled: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of more than two epochs of three steps, with everything random on, that keeps its teacher's logits."""
+    out = tmp_path_factory.mktemp("cached") / "run"
+    run(labelled, out, "--teacher", str(teacher), *NOISY, *CACHED, program=FILE)
+    return out
+
+
+def test_kept_logits_are_the_teacher(labelled: Path, cached: Path, tmp_path: Path) -> None:
+    """To the last bit, without one; of other views they are refused, with what differs."""
+    kept = ("--teacher-logits", str(cached), *NOISY)
+    said = run(labelled, tmp_path / "run", *kept, "--steps", "7", "--evaluate-every", "7", program=FILE)
+    assert losses(tmp_path / "run") == losses(cached)
+    one, other = (load_file(out / "model.safetensors") for out in (cached, tmp_path / "run"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert "held_out_top1" in lines(tmp_path / "run" / "evaluations.jsonl")[0] and "this run has" not in said
+    tables = [pq.read_table(file) for file in sorted((cached / "teacher").rglob("*.parquet"))]
+    found = pa.concat_tables(tables)
+    assert found.schema.field("logits").type == pa.list_(pa.float16(), 8) and len(found) == 7 * 8
+    assert set(found["view"].to_pylist()) == {0, 1} and min(found["partner"].to_pylist()) >= 0
+    assert len(tables) == 5, "at each of four checkpoints, and anew in each epoch"
+    changes = ("--seed", "1", "--augment.mixup", "0.5", "--logits", "fp32", "--augment.smoothing", "0.2")
+    words = start(labelled, tmp_path / "other", *kept, *changes, "--steps", "1", program=FILE).said(2)
+    assert "of other views than this run's: logits fp16 -> fp32, mixup 0.8 -> 0.5, seed 0 -> 1; give" in words
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_the_teacher_has_not_seen_is_said(labelled: Path, cached: Path, tmp_path: Path) -> None:
+    """A step that is not there, and a clip that stands in for another; also where logits are of other classes."""
+    about = json.loads((cached / "teacher" / "teacher.json").read_text())
+    kept = KeptLogits(str(cached / "teacher"))
+    assert kept.reach() == (2, 0) and kept.teacher == about["teacher"] and kept.num_classes == 8
+    recipe = SamplingRecipe.of(about["recipe"])
+    loader = ClipLoader(labelled, recipe, sampler=TrainingSampler(pairs=True), workers=1)
+    for batch in loader.epochs(1):
+        draws = Draws(recipe, batch.epoch, batch.positions.numpy())
+        keys = keys_of(batch, draws.mixing(0.8, 1.0, 0.5))
+        assert kept.of(batch, keys).shape == (8, 8)
+    keys[1, 3] = keys[1, 2]
+    clip = loader.manifest.clip(int(keys[1, 2])).key
+    where = rf"at position {keys[1, 0]} of epoch 0 \(step 2\) stands {clip}, mixed with {clip}, and .* saw another"
+    with pytest.raises(ValueError, match=where):
+        kept.of(batch, keys)
+    late = replace(batch, epoch=2, step=1)
+    with pytest.raises(ValueError, match=r"no logits of position .* of epoch 2 .* they reach to step 0 of epoch 2; the same"):
+        kept.of(late, keys)
+    loader.close()
+    kept.told_apart(about["classes"], 8, None)
+    with pytest.raises(ValueError, match=r"are of 8 classes, such as .*, which are not the 8 of the dataset"):
+        kept.told_apart([*reversed(about["classes"])], 8, None)
+    with pytest.raises(ValueError, match=r"has no teacher/teacher.json: no logits are kept there"):
+        KeptLogits(str(tmp_path))
+    for other in ({"teacher": "weights"}, {"cache_teacher": True}):
+        with pytest.raises(ValueError, match="with --teacher-logits no teacher is run; leave one of the two"):
+            DistillConfig(teacher_logits=str(cached), **other)
+
+
+def records(out: Path) -> dict[tuple[int, ...], bytes]:
+    """All that is kept, by epoch and key; of what is there twice, one, which the other is equal to."""
+    found: dict[tuple[int, ...], bytes] = {}
+    for file in (out / "teacher").rglob("*.parquet"):
+        for record in pq.read_table(file).to_pylist():
+            key, logits = (int(file.parent.name[6:]), *(record[name] for name in KEY)), np.array(record["logits"]).tobytes()
+            assert found.setdefault(key, logits) == logits
+    return found
+
+
+@pytest.mark.slow
+def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, teacher: Path, cached: Path, tmp_path: Path) -> None:
+    """And its cache is whole; a run may go on from kept logits to the teacher, and the other way; another one is refused."""
+    online = ("--teacher", str(teacher), *NOISY, *CACHED)
+    trainer = start(labelled, tmp_path / "killed", *online, program=FILE).until(5).send(signal.SIGKILL)
+    assert trainer.wait() == [-signal.SIGKILL]
+    shutil.copytree(tmp_path / "killed", tmp_path / "another")
+    run(labelled, tmp_path / "killed", *online, program=FILE)
+    assert losses(tmp_path / "killed") == losses(cached)
+    one, other = (load_file(out / "model.safetensors") for out in (cached, tmp_path / "killed"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+    assert records(tmp_path / "killed") == records(cached) and len(records(cached)) == 7 * 8
+
+    # begun on two ranks with kept logits, it goes on on one, in two passes of a pair each, with the teacher
+    kept = ("--teacher-logits", str(tmp_path / "killed"), *NOISY, *CACHED[:-1])
+    trainer = start(labelled, tmp_path / "fewer", *kept, ranks=2, program=FILE).until(4).send(signal.SIGTERM)
+    assert trainer.wait() == [0, 0]
+    run(labelled, tmp_path / "fewer", *online[:-1], "--compute.views-per-forward", "4", program=FILE)
+    assert losses(tmp_path / "fewer") == pytest.approx(losses(cached), rel=1e-4)
+    run(labelled, tmp_path / "two", *online, ranks=2, program=FILE)
+    assert {file.stem[-11:] for file in (tmp_path / "two").rglob("*.parquet")} == {"rank-0-of-2", "rank-1-of-2"}
+    run(labelled, tmp_path / "reader", "--teacher-logits", str(tmp_path / "two"), *NOISY, *CACHED[:-1], program=FILE)
+    assert losses(tmp_path / "reader") == pytest.approx(losses(cached), rel=1e-4)
+
+    names = read_weights(teacher).labels
+    other_teacher = written(tmp_path / "other.safetensors", list(names or ()), classes=9, seed=6)
+    said = start(labelled, tmp_path / "another", "--teacher", str(other_teacher), *NOISY, *CACHED, program=FILE).said(2)
+    assert "keeps logits of another teacher, or of other views: teacher" in said
 
 
 def test_the_loss_is_that_of_the_temperature() -> None:

@@ -8,34 +8,35 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.classifier import VideoClassifier
 from model.config import MODELS, Implementation, ModelConfig
 from model.trainable import Trainable
 from model.weights import Transfer
-from pipeline.labels import Labels
+from pipeline.console import complain
 from pipeline.loader import Batch, ClipLoader, LoaderState
 from pipeline.sampling.draws import Draws
+from pipeline.sampling.mixing import Mixing
 from pipeline.sampling.sampler import TrainingSampler
 from pipeline.settings import setting
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.remote import as_given, is_url
-from train.compute.memory import Cost, Costed
+from train.augmentation import on_device
+from train.compute.memory import Cost
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig
 from train.evaluation import held_out
-from train.parts import clips_per_second, open_loader
 from train.soft_labels import distillation_loss
 from train.stage import Evaluator, Frozen
 from train.stages.finetuning import FinetuneConfig, Finetuning, right
-from train.stages.labelled_clips import LabelledClips
+from train.stages.taught_clips import TaughtClips
+from train.targets.kept_logits import FOLDER, Asked, KeptLogits, LogitWriter, keys_of
 from train.targets.teacher import Teacher, forward_bytes, forward_gmac, num_parameters
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -54,6 +55,11 @@ class DistillConfig(FinetuneConfig):
     """Multiply the loss by the temperature squared, as Hinton et al. do; the paper does not say."""
     logits: Literal["fp16", "fp32"] = "fp16"
     """Type that the teacher's logits are rounded to."""
+    cache_teacher: bool = False
+    """Keep what the teacher says in RUN/teacher, for --teacher-logits of other students: C values a view, by --logits."""
+    teacher_logits: str | None = setting(None, may_change=True, place=True)
+    """Instead of --teacher: a run with --cache-teacher, or the folder in it. All that decides a view must be the same: dataset,
+    seed, views, noise. A run that goes on may change from one to the other."""
     classes: Literal["dataset", "teacher"] = "dataset"
     """The student's: those of the dataset, each of which the teacher must know, or all of the teacher's. Of a dataset without
     labels they are the teacher's."""
@@ -64,8 +70,12 @@ class DistillConfig(FinetuneConfig):
         super(DistillConfig, self).__post_init__()  # slots: the class that a bare super() names is another
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"--temperature {self.temperature} must be over 0, and finite")
-        if self.teacher is not None and is_url(self.teacher):
-            raise ValueError(f"--teacher {as_given(self.teacher)} must be a file or a folder on a disk; download it first")
+        for flag, place in (("--teacher", self.teacher), ("--teacher-logits", self.teacher_logits)):
+            if place is not None and is_url(place):
+                raise ValueError(f"{flag} {as_given(place)} must be a file or a folder on a disk; download it first")
+        if self.teacher_logits is not None and (self.teacher is not None or self.cache_teacher):
+            other = "--teacher" if self.teacher is not None else "--cache-teacher"
+            raise ValueError(f"{other}: with --teacher-logits no teacher is run; leave one of the two")
 
 
 class Distilling:
@@ -77,17 +87,22 @@ class Distilling:
         """Raises ValueError for a teacher that cannot be."""
         self.config = config
         self._teacher = None if config.teacher is None else Teacher(config.teacher, config.model)
+        self._kept = None if config.teacher_logits is None else KeptLogits(config.teacher_logits)
+        self._writer: LogitWriter | None = None
         self._bind()
 
     def _bind(self) -> None:
-        self._clips = TaughtClips(self.config, self._teacher)
+        config, teacher = self.config, self._kept or self._teacher
+        self._clips = TaughtClips(config, teacher, config.expected_classes, of_teacher=config.classes == "teacher")
         self._student = Finetuning(self.config, self._clips)
 
     def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None) -> ClipLoader:
         """As in fine-tuning; of clips without labels, too. Raises ValueError, too, without a teacher, or if it does not know
         the classes."""
-        if self._teacher is None:
-            raise ValueError("--teacher WEIGHTS is needed: who the student learns from (a run, or a file of any layout)")
+        if self._teacher is None and self._kept is None:
+            raise ValueError(
+                "--teacher WEIGHTS is needed: who the student learns from (a run, or a file of any layout); or --teacher-logits"
+            )
         beforehand = copy.copy(self)
         beforehand.config = replace(self.config, data=None)
         beforehand._bind()
@@ -95,19 +110,40 @@ class Distilling:
         loader = self._clips.loader(ranks, state, clips_per_batch, label_map, beforehand, sampler=pairs)
         try:
             self._clips.ask_teacher()
+            self._keep(loader, ranks)
         except ValueError:
             loader.close()
             raise
         return loader
+
+    def _keep(self, loader: ClipLoader, ranks: Ranks) -> None:
+        """Find out whether kept logits are of these views; or prepare to keep them."""
+        config, asked = self.config, Asked.of(loader, self.config.augment, self.config.logits)
+        if self._kept:
+            self._kept.check(asked)
+            epoch, step = self._kept.reach()
+            there, wanted = epoch * loader.steps_per_epoch + step + 1, config.total_steps(loader.steps_per_epoch)
+            if there < wanted:
+                said = f"{self._kept.place} has the teacher's logits of {there:,} steps, and this run has {wanted:,}"
+                loader.notices.append(said)
+                if ranks.rank == 0:
+                    complain(said, once=True)
+        elif config.cache_teacher:
+            assert config.out is not None
+            classes = self._clips.names or self._clips.num_classes
+            self._writer = LogitWriter(config.out / FOLDER, asked, classes, ranks.rank, ranks.world_size)
 
     def model(self, how: Implementation) -> VideoClassifier:
         self._how = how
         return self._student.model(how)
 
     def frozen(self) -> Mapping[str, Frozen]:
+        if self._kept:
+            return {"teacher": Frozen(nn.Identity(), dict, stands_for=self._kept.teacher)}
         assert self._teacher is not None
         self._clips.ask_teacher()
-        return {"teacher": self._teacher.frozen(self._how)}
+        keep = (self._writer.check, self._writer.flush) if self._writer else ()
+        return {"teacher": self._teacher.frozen(self._how, *keep)}
 
     def start_from(self, model: Trainable) -> Transfer | None:
         return self._student.start_from(model)
@@ -122,21 +158,33 @@ class Distilling:
         if draws is None and labelled:
             return self._student.loss(model, batch, None)
         views_nTHWC, mixing = (batch.views, None) if draws is None else self._student.seen(batch, draws)
-        teacher_nC = self._taught(views_nTHWC)
+        teacher_nC = self._taught(views_nTHWC) if draws is None else self._lesson(batch, views_nTHWC, mixing)
         logits_nC = model(views_nTHWC).float() if draws is None else self._student.guessed(model, views_nTHWC, draws)
         found = {"agreement": (logits_nC.argmax(1) == teacher_nC.argmax(1)).float().mean()}
         if labelled and mixing is None:
             found |= right(logits_nC, batch.labels.repeat_interleave(len(batch.views) // len(batch.rows)))
-        return distillation_loss(logits_nC, teacher_nC, self.config.temperature, self.config.squared), found
+        return distillation_loss(logits_nC, teacher_nC.float(), self.config.temperature, self.config.squared), found
 
     def _taught(self, views_nTHWC: Tensor) -> Tensor:
         """The teacher's logits (n, C), rounded."""
         assert self._teacher is not None
-        return self._teacher(views_nTHWC).to(DTYPES[self.config.logits]).float()
+        return self._teacher(views_nTHWC).to(DTYPES[self.config.logits])
+
+    def _lesson(self, batch: Batch, views_nTHWC: Tensor, mixing: Mixing | None) -> Tensor:
+        """The same in training: kept, or to be kept."""
+        if self._kept:
+            return on_device(self._kept.of(batch, keys_of(batch, mixing)), views_nTHWC.device)
+        logits_nC = self._taught(views_nTHWC)
+        if self._writer:
+            self._writer.add(batch, keys_of(batch, mixing), logits_nC)
+        return logits_nC
 
     def cost(self, compute: ComputeConfig) -> Cost:
         """The student's, and the teacher's forward pass, which is through before anything of the student is kept."""
         cost, dtype, classes = self._student.cost(compute), PRECISIONS[compute.precision].encoder, self._clips.num_classes
+        size = f"{classes * DTYPES[self.config.logits].itemsize:,} bytes a view"
+        if self._kept:
+            return replace(cost, notes={**cost.notes, "teacher": f"its logits, kept in {self._kept.place}: {size}"})
         sizes, said = expected(self.config) if self._teacher is None else (self._teacher.sizes, self._teacher.said)
         gmac, number = forward_gmac(sizes, classes), num_parameters(sizes, classes)
         return replace(
@@ -144,7 +192,11 @@ class Distilling:
             before=cost.errors + forward_bytes(sizes, dtype),
             frozen_gmac=gmac,
             frozen_bytes=dtype.itemsize * number,
-            notes={**cost.notes, "teacher": f"{said}; {number:,} parameters, frozen; forward {gmac:.2f} GMAC a view"},
+            notes={
+                **cost.notes,
+                "teacher": f"{said}; {number:,} parameters, frozen; forward {gmac:.2f} GMAC a view",
+                **({"kept": f"its logits, {size}"} if self.config.cache_teacher else {}),
+            },
         )
 
     def evaluators(self, model: VideoClassifier, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
@@ -154,79 +206,12 @@ class Distilling:
             return []
         if self._clips.labelled:
             return held_out(self, ranks, run, manifest, self._clips.held_out(manifest), best="held_out_top1")
-        return held_out(self, ranks, run, manifest, best="held_out_agreement")
-
-
-class TaughtClips(LabelledClips):
-    """The same of a student: its classes are the dataset's, or its teacher's."""
-
-    def __init__(self, config: DistillConfig, teacher: Teacher | None) -> None:
-        super().__init__(config, teacher.num_classes if teacher else config.expected_classes)
-        self._teacher, self._asked_for = teacher, config.classes
-        self.labelled = True
-        """Whether labels are places among the classes; known once there is a loader."""
-
-    @cached_property
-    def of_teacher(self) -> bool:
-        """Whether the classes are the teacher's."""
-        config = self._config
-        if self._teacher is None or self._asked_for == "teacher" or config.data is None:
-            return self._asked_for == "teacher"
-        return Labels(Manifest(config.data), config.sampling.split).kind == "none"
-
-    def loader(
-        self,
-        ranks: Ranks,
-        state: LoaderState | None,
-        clips_per_batch: int,
-        label_map: Path | None,
-        beforehand: Costed,
-        **how: Any,
-    ) -> ClipLoader:
-        """Raises ValueError, too, for labels whose classes the teacher does not name."""
-        if not self.of_teacher:
-            return super().loader(ranks, state, clips_per_batch, label_map, beforehand, **how)
-        assert self._teacher is not None
-        config, names = self._config, self._teacher.names
-        loader = open_loader(
-            config,
-            ranks,
-            config.sampling,
-            state=state,
-            clips_per_batch=clips_per_batch,
-            prefetch=config.loader.prefetch,
-            label_map=label_map or names,
-            clips_per_second=clips_per_second(beforehand, ranks),
-            **how,
-        )
-        if names is None and loader.label_kind != "none":
-            loader.close()
+        if self._kept:
             raise ValueError(
-                f"--classes teacher: the teacher's {self._teacher.num_classes} classes have no names, among which to look up "
-                f"the labels of {loader.manifest.place}; give a dataset without labels, or weights that name their classes"
+                f"--evaluate-every: without labels a student is held against its teacher, whom --teacher-logits "
+                f"{self._kept.place} has not seen such clips with; give --teacher WEIGHTS, or leave it"
             )
-        self.manifest, self._labels = loader.manifest, loader.labels
-        self.labelled = loader.label_kind == "single"
-        return loader
-
-    @cached_property
-    def names(self) -> list[str] | None:
-        if self.of_teacher and self._teacher:
-            return None if self._teacher.names is None else list(self._teacher.names)
-        return super().names
-
-    @property
-    def num_classes(self) -> int:
-        return self._teacher.num_classes if self.of_teacher and self._teacher else super().num_classes
-
-    @property
-    def said(self) -> Mapping[str, str]:
-        return {"classes": f"{self.num_classes:,}, the teacher's"} if self.of_teacher else super().said
-
-    def ask_teacher(self) -> None:
-        """Have it speak of the dataset's classes. Raises ValueError if it does not know them."""
-        if self._teacher and not self.of_teacher:
-            self._teacher.told_apart(self.names, self.num_classes, self.manifest)
+        return held_out(self, ranks, run, manifest, best="held_out_agreement")
 
 
 def expected(config: DistillConfig) -> tuple[ModelConfig, str]:
