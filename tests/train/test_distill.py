@@ -27,6 +27,7 @@ from pipeline.sampling.sampler import TrainingSampler
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, lines, losses, run, start
 from train.command_line import from_command_line
+from train.compute.memory import step_memory
 from train.recipes.distilling import RECIPES
 from train.soft_labels import distillation_loss
 from train.stages.distilling import DistillConfig, Distilling
@@ -95,6 +96,16 @@ def test_a_teacher_is_asked_of_the_students_classes(labelled: Path, teacher: Pat
     asked = weights_of(stage)
     assert torch.equal(asked["head.weight"], theirs["head.weight"])
     assert stage.model(Implementation()).head.out_features == 9
+
+
+def test_a_teacher_counts_where_little_is_kept() -> None:
+    """It is through before the student's forward pass keeps anything."""
+    config = RECIPES["vit-s-k710"]()
+    cost = Distilling(config).cost(config.compute)
+    assert cost.frozen_gmac == pytest.approx(2543, abs=1) and cost.frozen_bytes == 2 * 1_012_611_142
+    for again, counts in ((False, False), (True, True)):
+        memory = [step_memory(each, [again] * 12, views=64).passing for each in (cost, replace(cost, before=0))]
+        assert (memory[0] > memory[1]) == counts
 
 
 def test_clips_without_labels_have_the_teachers_classes(dataset: Path, teacher: Path, names: list[str], tmp_path: Path) -> None:
@@ -220,6 +231,13 @@ def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, teacher: P
     assert {file.stem[-11:] for file in (tmp_path / "two").rglob("*.parquet")} == {"rank-0-of-2", "rank-1-of-2"}
     run(labelled, tmp_path / "reader", "--teacher-logits", str(tmp_path / "two"), *NOISY, *CACHED[:-1], program=FILE)
     assert losses(tmp_path / "reader") == pytest.approx(losses(cached), rel=1e-4)
+
+    # the logits end before the run does
+    said = start(labelled, tmp_path / "longer", *kept[:2], *NOISY, "--steps", "9", program=FILE).said(2)
+    assert (
+        "has the teacher's logits of 7 steps, and this run has 9" in said
+        and "they reach to step 0 of epoch 2; the same" in said
+    )
 
     names = read_weights(teacher).labels
     other_teacher = written(tmp_path / "other.safetensors", list(names or ()), classes=9, seed=6)

@@ -4,14 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.parts.step_work import finetuning, labelled_batch, pretraining, random_batch
+from model.classifier import VideoClassifier
 from model.config import MODELS
+from model.weights import metadata_of
 from train.compute.optimizer import set_lr
 from train.compute.parallel import started
 from train.config import ComputeConfig
 from train.loop import step
+from train.recipes.distilling import as_student
+from train.stages.distilling import Distilling
 from train.training import Training
 
 # reading a value (.item(), bool(), tolist()), and results whose shape is known only when they are computed
@@ -46,6 +51,14 @@ def test_nor_does_one_of_fine_tuning():
     with started("cpu") as ranks:
         stage = finetuning(MODELS["tiny"], ComputeConfig(views_per_forward=2), views=4, classes=8)
         check_step(ranks, stage, labelled_batch(stage, ranks.device))
+
+
+def test_nor_does_one_of_distillation(tmp_path):
+    save_file(VideoClassifier(MODELS["tiny"], 8).state_dict(), tmp_path / "teacher.safetensors", metadata_of(MODELS["tiny"]))
+    with started("cpu") as ranks:
+        tuned = finetuning(MODELS["tiny"], ComputeConfig(views_per_forward=2), views=4, classes=8)
+        stage = Distilling(as_student(tuned.config, teacher=str(tmp_path / "teacher.safetensors")))
+        check_step(ranks, stage, labelled_batch(tuned, ranks.device))
 
 
 def check_step(ranks, stage, batch):

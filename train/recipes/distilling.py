@@ -1,5 +1,6 @@
 """Recipes of distillation. VideoMAE V2 tells its settings in Table 16, and published no code of it: what the table is silent of
-is as in `train/recipes/finetuning.py`, and so is its row of MultiScaleCrop, which the tables of fine-tuning have, too.
+is as in `train/recipes/finetuning.py`. So are its rows "RandAug (0, 0.5)" and "MultiScaleCrop", which the tables of fine-tuning
+have word for word, and their scripts otherwise.
 
 Ours besides: one view of a clip (the table has no row of repeated augmentation), the end of the cosine, the temperature not
 squared in the loss. Learning rates are per 256 clips. "Test" is what Table 17 was taken with.
