@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from pipeline.sampling.draws import Draws
 from pipeline.sampling.sampler import TrainingSampler
 from pipeline.storage.manifest import Manifest
 from tests.train.trainers import SMALL, lines, losses, run, start
+from train.augmentation import AugmentConfig
 from train.command_line import from_command_line
 from train.compute.memory import step_memory
 from train.recipes.distilling import RECIPES
 from train.soft_labels import distillation_loss
 from train.stages.distilling import DistillConfig, Distilling
-from train.targets.kept_logits import KEY, KeptLogits, keys_of
+from train.targets.kept_logits import KEY, Asked, KeptLogits, LogitWriter, keys_of
 
 FILE = Path(__file__).resolve().parents[2] / "train" / "distill.py"
 NOISY = ("--drop-path", "0.3", "--head-dropout", "0.3", "--augment.erasing", "0.5", "--optim.base-lr", "0.1")
@@ -187,6 +189,7 @@ def test_what_the_teacher_has_not_seen_is_said(labelled: Path, cached: Path, tmp
     with pytest.raises(ValueError, match=r"no logits of position .* of epoch 2 .* they reach to step 0 of epoch 2; the same"):
         kept.of(late, keys)
     loader.close()
+    assert kept.otherwise({"precision": "fp32", "device": "cuda"}) == ["device cpu, here cuda"]
     kept.told_apart(about["classes"], 8, None)
     with pytest.raises(ValueError, match=r"are of 8 classes, such as .*, which are not the 8 of the dataset"):
         kept.told_apart([*reversed(about["classes"])], 8, None)
@@ -205,6 +208,25 @@ def records(out: Path) -> dict[tuple[int, ...], bytes]:
             key, logits = (int(file.parent.name[6:]), *(record[name] for name in KEY)), np.array(record["logits"]).tobytes()
             assert found.setdefault(key, logits) == logits
     return found
+
+
+def test_files_hold_whole_steps(labelled: Path, tmp_path: Path) -> None:
+    """Also where one is full within a step of several passes; of a view that is there twice the younger record counts."""
+    recipe = SamplingRecipe(views_per_step=12, views_per_clip=2, num_frames=2, input_size=16, masks=None)
+    with closing(ClipLoader(labelled, recipe, clips_per_batch=2, workers=1)) as loader:
+        batches, asked = [next(loader) for _ in range(6)], Asked.of(loader, AugmentConfig(), "fp32")
+        for logits in (torch.randn(24, 5), torch.randn(24, 5)):
+            writer = LogitWriter(tmp_path / "teacher", asked, 5, {}, rank=0, world_size=1, full=1)
+            writer.check("somebody")
+            for number, batch in enumerate(batches):
+                writer.add(batch, keys_of(batch, None), logits[4 * number : 4 * number + 4])
+            names = sorted(file.name[6:23] for file in (tmp_path / "teacher").rglob("*.parquet"))
+            writer.flush()
+        assert names == ["00000000-00000000", "00000001-00000001"]
+        kept = KeptLogits(str(tmp_path))
+        assert kept.reach() == (0, 1) and kept.names is None
+        for number, batch in enumerate(batches):
+            assert (kept.of(batch, keys_of(batch, None)) == logits[4 * number : 4 * number + 4].numpy()).all()
 
 
 @pytest.mark.slow

@@ -119,19 +119,26 @@ class Distilling:
     def _keep(self, loader: ClipLoader, ranks: Ranks) -> None:
         """Find out whether kept logits are of these views; or prepare to keep them."""
         config, asked = self.config, Asked.of(loader, self.config.augment, self.config.logits)
+        made = {"precision": config.compute.precision, "decoder": loader.decoder_choice.name, "device": ranks.device.type}
         if self._kept:
             self._kept.check(asked)
+            said = []
+            if otherwise := self._kept.otherwise(made):
+                said += [
+                    f"the logits of {self._kept.place} are as good, but not the same to the last bit: {', '.join(otherwise)}"
+                ]
             epoch, step = self._kept.reach()
             there, wanted = epoch * loader.steps_per_epoch + step + 1, config.total_steps(loader.steps_per_epoch)
             if there < wanted:
-                said = f"{self._kept.place} has the teacher's logits of {there:,} steps, and this run has {wanted:,}"
-                loader.notices.append(said)
-                if ranks.rank == 0:
-                    complain(said, once=True)
+                said += [f"{self._kept.place} has the teacher's logits of {there:,} steps, and this run has {wanted:,}"]
+            loader.notices += said
+            for notice in said if ranks.rank == 0 else ():
+                complain(notice, once=True)
         elif config.cache_teacher:
             assert config.out is not None
             classes = self._clips.names or self._clips.num_classes
-            self._writer = LogitWriter(config.out / FOLDER, asked, classes, ranks.rank, ranks.world_size)
+            where = {"rank": ranks.rank, "world_size": ranks.world_size}
+            self._writer = LogitWriter(config.out / FOLDER, asked, classes, made, **where)
 
     def model(self, how: Implementation) -> VideoClassifier:
         self._how = how

@@ -18,7 +18,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,19 @@ class LogitWriter:
     device only then."""
 
     def __init__(
-        self, folder: Path, asked: Asked, classes: Sequence[str] | int, rank: int, world_size: int, full: int = FULL
+        self,
+        folder: Path,
+        asked: Asked,
+        classes: Sequence[str] | int,
+        made: Mapping[str, str],
+        *,
+        rank: int,
+        world_size: int,
+        full: int = FULL,
     ) -> None:
+        """`made`: how they are computed, plain words, of which others are told that compute otherwise."""
         self.folder, self._asked, self._full = folder, asked, full
-        self._about = {"format": FORMAT, "classes": classes, **asked.plain()}
+        self._about = {"format": FORMAT, "classes": classes, "made": dict(made), **asked.plain()}
         self._of = f"rank-{rank}-of-{world_size}"
         self._passes: list[Pass] = []
         self._teacher: str | None = None
@@ -207,6 +216,11 @@ class KeptLogits:
                 "they were, or --teacher WEIGHTS"
             )
 
+    def otherwise(self, made: Mapping[str, str]) -> list[str]:
+        """How they were computed otherwise than is done here, in words."""
+        kept = self.about.get("made", {})
+        return [f"{name} {kept[name]}, here {value}" for name, value in made.items() if kept.get(name, value) != value]
+
     def reach(self) -> tuple[int, int]:
         """The last epoch, and the last step of it, that some rank has kept; (0, -1) if there is none."""
         assert self._folder is not None
@@ -219,7 +233,7 @@ class KeptLogits:
         wanted = [tuple(key) for key in keys_n4.tolist()]
         for again in (False, True):
             self._look(batch, again=again)
-            parts = self._read.values()
+            parts = [self._read[file] for file in self._files if file in self._read]
             found = [next((logits_nC[at[key]] for at, logits_nC in parts if key in at), None) for key in wanted]
             if lacking := [key for key, logits_C in zip(wanted, found, strict=True) if logits_C is None]:
                 continue
@@ -266,7 +280,7 @@ def read_about(file: Path) -> dict[str, Any]:
     """A teacher.json. Raises ValueError for what is none, or newer than this code."""
     try:
         about = json.loads(file.read_text())
-        lacking = {"format", "teacher", "classes", "recipe", "augment"} - about.keys()
+        lacking = {"format", "teacher", "classes", *(field.name for field in fields(Asked))} - about.keys()
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} does not say whose logits are kept ({error})") from error
     if lacking or about["format"] > FORMAT:
