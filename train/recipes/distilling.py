@@ -10,11 +10,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from model.config import MODELS
-from pipeline.sampling import PlainViews
 from train.augmentation import AugmentConfig
-from train.config import ComputeConfig, OptimConfig
+from train.config import OptimConfig
 from train.recipes.book import RecipeBook
 from train.recipes.finetuning import K710, SSV2, Column, finetuning, own
+from train.recipes.finetuning import tiny as tuned
 from train.stages.distilling import DistillConfig
 from train.stages.finetuning import FinetuneConfig
 
@@ -30,19 +30,7 @@ def as_student(config: FinetuneConfig, **values: Any) -> DistillConfig:
 
 def tiny() -> DistillConfig:
     """0.6 M parameters on 8 frames of 64 px (what `tiny` fine-tunes): 400 steps of 16 views. Everything here is ours."""
-    return DistillConfig(
-        model=MODELS["tiny"],
-        expected_teacher="tiny",
-        steps=400,
-        epochs=None,
-        views=PlainViews(views_per_step=16, views_per_clip=2),
-        optim=OptimConfig(base_lr=3e-2, base_min_lr=3e-4, betas=(0.9, 0.999), clip_grad=1.0),
-        compute=ComputeConfig(precision="fp32"),
-        log_every=25,
-        save_every=100,
-        expected_clips=64,
-        expected_classes=8,
-    )
+    return as_student(tuned(), expected_teacher="tiny")
 
 
 def vit_s_own() -> DistillConfig:
