@@ -110,8 +110,9 @@ def test_a_teacher_counts_where_little_is_kept() -> None:
         assert (memory[0] > memory[1]) == counts
 
 
+@pytest.mark.slow
 def test_clips_without_labels_have_the_teachers_classes(dataset: Path, teacher: Path, names: list[str], tmp_path: Path) -> None:
-    options = ("--steps", "2", "--evaluate-every", "1", "--evaluate-split", "train")
+    options = ("--steps", "2", "--evaluate-every", "2", "--evaluate-split", "train")
     run(dataset, tmp_path / "run", "--teacher", str(teacher), *options, program=FILE)
     assert {"agreement"} == {name for name in lines(tmp_path / "run" / "metrics.jsonl")[0] if name in ("agreement", "top1")}
     evaluated = lines(tmp_path / "run" / "evaluations.jsonl")[-1]
