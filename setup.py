@@ -43,11 +43,11 @@ class BuildPy(build_py):
             self.package_dir, self.packages = homes, list(homes)
         super().run()
         compile_library = runpy.run_path("pipeline/decoding/compiled.py")["compile_library"]
-        try:
-            for source in Path("pipeline").rglob("*.c"):
+        for source in Path("pipeline").rglob("*.c"):
+            try:
                 compile_library(source, Path("" if self.editable_mode else f"{self.build_lib}/tubecell", source.parent))
-        except OSError as error:
-            print(f"warning: frames are not augmented and resized by compiled kernels, but by NumPy and torch: {error}")
+            except OSError as error:
+                print(f"warning: NumPy or torch will do what {source.name} does at a fraction of the cost: {error}")
 
     def build_module(self, module: str, module_file: str, package: str) -> tuple[str, bool]:
         file, copied = super().build_module(module, module_file, package)

@@ -60,6 +60,7 @@ class OfficialDecoder:
 
     def __call__(self, request: ClipRequest, views: np.ndarray) -> None:
         """As `decode_libav`; views are square."""
+        assert views.dtype == np.uint8, views.dtype
         size, wanted, places = views.shape[2:4], *np.unique(request.frames, return_inverse=True)
         of_view = np.broadcast_to(places.reshape(request.frames.shape), views.shape[:2])
 

@@ -48,7 +48,7 @@ from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from pipeline.version import version
-from train.checkpoint.descent import fingerprint
+from train.checkpoint.descent import encoder_sizes, fingerprint
 from train.compute.on_cpu import attend_plainly
 from train.compute.parallel import Ranks, started
 from train.compute.precision import PRECISIONS
@@ -115,6 +115,7 @@ def extract_all(options: argparse.Namespace, ranks: Ranks) -> int:
     precision = options.precision or ("bf16" if ranks.device.type == "cuda" else "fp32")
     asked = {
         "weights": ranks.first(lambda: fingerprint(weights.tensors)),
+        "model": encoder_sizes(weights),
         "window": windows.num_frames,
         "step": windows.step,
         "stride": windows.stride,

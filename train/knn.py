@@ -52,8 +52,8 @@ from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from pipeline.version import git_commit, version
 from train.accuracy.neighbours import votes
-from train.accuracy.parts import Parts, lists
-from train.checkpoint.descent import descent_of, fingerprint
+from train.accuracy.parts import PARTS, Parts, lists
+from train.checkpoint.descent import descent_of, encoder_sizes, fingerprint
 from train.classes import check_classes
 from train.compute.on_cpu import attend_plainly
 from train.compute.parallel import Ranks, started
@@ -132,6 +132,7 @@ def look_around(options: argparse.Namespace, ranks: Ranks) -> None:
     )
     asked = {
         "weights": ranks.first(lambda: fingerprint(weights.tensors)),
+        "model": encoder_sizes(weights),
         "features": features_of(weights),
         "dataset": f"{manifest.fingerprint}, version {manifest.version}",
         "views": "x".join(map(str, options.views)) + (" sparse" if options.sparse else ""),
@@ -140,6 +141,9 @@ def look_around(options: argparse.Namespace, ranks: Ranks) -> None:
         "precision": options.precision or ("bf16" if ranks.device.type == "cuda" else "fp32"),
         "decoder": options.decoder,
     }
+    there = {path.name for path in options.out.iterdir()} if options.out.is_dir() else set()
+    if there and not there & {FILE, PARTS}:
+        raise ValueError(f"--out {options.out} has files, and none of them is {FILE}; give a folder of its own")
     cache = Parts(options.out, FILE, asked, "features")
     rows = np.sort(np.concatenate([train.rows, others.rows]))
     left = np.setdiff1d(rows, ranks.first(cache.rows))

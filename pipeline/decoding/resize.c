@@ -240,5 +240,6 @@ int resize_views(const uint8_t *frame, int64_t line_size, const View *views, int
         }
         free(memory);
     }
+    _mm_sfence(); /* what went past the cache is there for whoever hears of it */
     return 0;
 }

@@ -1,5 +1,5 @@
 """Crops of RGB frames, resized to a view's size. uint8 views: antialiased bilinear, what PIL does in official pre-training.
-int16 views: bilinear without antialiasing in 128ths of a level, what official fine-tuning does in floats (within 1/64).
+int16 views: bilinear without antialiasing in 128ths of a level, what official fine-tuning does in floats (within 1/40).
 
 Two implementations, the same bytes. torch's `interpolate`, or NumPy for int16, work anywhere. `resize.c` does their arithmetic
 on AVX2 or AVX-512, frame by frame while a frame is in the cache, and straight into the batch; where a C compiler is, it is

@@ -281,7 +281,7 @@ def cheaper_views(evidence: Evidence) -> tuple[tuple[str, str] | None, float]:
         change = f"--views.views-per-clip {REPEATED} instead of {views}, the paper's repeated augmentation"
         cost = f"the views of a step come from {REPEATED / views:g} times fewer clips"
         choices.append(((shared / views + resize) / (shared / REPEATED + resize), change, cost))
-    if core.get("augment"):
+    if core.get("augment") and not evidence.shares_cores:
         change = "--augment.randaugment-by device, on views instead of whole frames"
         choices.append((total / (total - core["augment"]), change, "the training device's time, and other pixels than PIL's"))
     if not choices:

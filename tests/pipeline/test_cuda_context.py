@@ -112,9 +112,9 @@ def test_the_decoding_thread_and_dali_stay_on_the_ranks_device(cuda: Cuda, monke
             super().__exit__(*raised)
 
     class OnDevice3(DaliDecoder):
-        def __init__(self, device: Any, threads: int, size: Any) -> None:
+        def __init__(self, device: Any, threads: int, *how: Any) -> None:
             assert device == torch.device("cuda", 3) and cuda.device == 3
-            super().__init__("cpu", 1, size)
+            super().__init__("cpu", 1, *how)
             self._context._device = Device3("cpu")
             decoders.append(self)
 

@@ -1,6 +1,7 @@
 """Distillation: what a student learns of a teacher, which teachers can be, and that kept logits are the teacher's."""
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Mapping
@@ -166,7 +167,7 @@ def test_kept_logits_are_the_teacher(labelled: Path, cached: Path, tmp_path: Pat
     assert len(tables) == 5, "at each of four checkpoints, and anew in each epoch"
     changes = ("--seed", "1", "--augment.mixup", "0.5", "--logits", "fp32", "--augment.smoothing", "0.2")
     words = start(labelled, tmp_path / "other", *kept, *changes, "--steps", "1", program=FILE).said(2)
-    assert "of other views than this run's: logits fp16 -> fp32, mixup 0.8 -> 0.5, seed 0 -> 1; give" in words
+    assert "of other views than this run's: logits fp16 -> fp32, augment.mixup 0.8 -> 0.5, seed 0 -> 1; give" in words
     assert not (tmp_path / "other").exists()
 
 
@@ -176,6 +177,10 @@ def test_what_the_teacher_has_not_seen_is_said(labelled: Path, cached: Path, tmp
     kept = KeptLogits(str(cached / "teacher"))
     assert kept.reach() == (2, 0) and kept.teacher == about["teacher"] and kept.num_classes == 8
     recipe = SamplingRecipe.of(about["recipe"])
+    facts = {"recipe": recipe, "dataset": "", "version": 1, "clips": "", "logits": "fp16"}  # what comes after the crop counts:
+    weak, strong = (AugmentConfig(randaugment=f"rand-m{m}-n2-inc1", randaugment_by="device") for m in (7, 9))
+    differences = Asked(augment=strong, **facts).differences(Asked(augment=weak, **facts).plain())
+    assert differences == ["augment.randaugment rand-m7-n2-inc1 -> rand-m9-n2-inc1"]
     loader = ClipLoader(labelled, recipe, sampler=TrainingSampler(pairs=True), workers=1)
     for batch in loader.epochs(1):
         draws = Draws(recipe, batch.epoch, batch.positions.numpy())
@@ -216,15 +221,19 @@ def test_files_hold_whole_steps(labelled: Path, tmp_path: Path) -> None:
     recipe = SamplingRecipe(views_per_step=12, views_per_clip=2, num_frames=2, input_size=16, masks=None)
     with closing(ClipLoader(labelled, recipe, clips_per_batch=2, workers=1)) as loader:
         batches, asked = [next(loader) for _ in range(6)], Asked.of(loader, AugmentConfig(), "fp32")
-        for logits in (torch.randn(24, 5), torch.randn(24, 5)):
-            writer = LogitWriter(tmp_path / "teacher", asked, 5, {}, rank=0, world_size=1, full=1)
+        for precision, logits in (("fp32", torch.randn(24, 5)), ("bf16", torch.randn(24, 5))):
+            made = {"precision": precision}
+            writer = LogitWriter(tmp_path / "teacher", asked, 5, made, rank=0, world_size=1, full=1)
             writer.check("somebody")
             for number, batch in enumerate(batches):
                 writer.add(batch, keys_of(batch, None), logits[4 * number : 4 * number + 4])
-            names = sorted(file.name[6:23] for file in (tmp_path / "teacher").rglob("*.parquet"))
+            names = {file.name[6:23] for file in (tmp_path / "teacher").rglob("*.parquet")}
             writer.flush()
-        assert names == ["00000000-00000000", "00000001-00000001"]
+        assert names == {"00000000-00000000", "00000001-00000001"}
+        for file in (tmp_path / "teacher").rglob("*.parquet"):
+            os.utime(file, (0, 0))  # copied: the younger one is known by its name
         kept = KeptLogits(str(tmp_path))
+        assert kept.otherwise({"precision": "fp32"}) == ["precision fp32 and bf16, here fp32"]
         assert kept.reach() == (0, 1) and kept.names is None
         for number, batch in enumerate(batches):
             assert (kept.of(batch, keys_of(batch, None)) == logits[4 * number : 4 * number + 4].numpy()).all()

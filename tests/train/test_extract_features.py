@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -125,7 +126,8 @@ def test_features_are_those_of_each_window_alone(
     lines = {line["video"]: line for line in map(json.loads, (tmp_path / "5" / "videos.jsonl").read_text().splitlines())}
     facts = {"frames": 47, "fps": pytest.approx(30), "seconds": pytest.approx(47 / 30), "windows": 14}
     source = videos / "a.mp4"
-    assert lines["a"] == {"video": "a", "source": str(source), "bytes": source.stat().st_size, **facts}
+    video = ListedVideo("a", str(source), source.stat().st_size)
+    assert lines["a"] == {"video": "a", "source": str(source), "bytes": video.bytes, "digest": video.digest(), **facts}
     assert (lines["short"]["reason"], lines["damaged"]["reason"]) == ("too_short", "damaged")
     assert sorted(file.name for file in (tmp_path / "5").iterdir()) == [
         "a.npy",
@@ -165,12 +167,12 @@ def test_of_an_official_file_of_a_pretrained_model(videos: Path, tmp_path: Path)
     initialise(model, seed=0)
     torch.save({"model": dict(model.named_parameters())}, tmp_path / "pretrained.pth")
     hints = ["--heads", str(CONFIG.encoder_heads), "--input-size", "32", "--num-frames", "8"]
-    words = [str(videos / "c.mp4"), "--init", str(tmp_path / "pretrained.pth"), *hints, "--out", str(tmp_path), "--window", "4"]
-    assert extract_features.main(words) == 0
+    place = [str(videos / "c.mp4"), "--init", str(tmp_path / "pretrained.pth"), "--out", str(tmp_path / "out")]
+    assert extract_features.main([*place, *hints, "--window", "4"]) == 0
     encoder = load_encoder(tmp_path / "pretrained.pth", encoder_heads=CONFIG.encoder_heads, input_size=32, num_frames=8)
     video = read_video(videos / "c.mp4")
     views = torch.from_numpy(video.views(np.arange(0, 16, 4)[None], video.boxes(SIZE, 1), SIZE))
-    assert np.array_equal(np.load(tmp_path / "c.npy"), encoder.forward_features(views).mean(1).numpy())
+    assert np.array_equal(np.load(tmp_path / "out" / "c.npy"), encoder.forward_features(views).mean(1).numpy())
 
 
 def test_of_a_dataset(weights: tuple[Path, VideoEncoder], dataset: Path, tmp_path: Path) -> None:
@@ -249,7 +251,7 @@ def test_what_is_there_is_kept_and_what_is_other_is_refused(
 
     (tmp_path / "list.txt").write_text(f"{videos / 'a.mp4'}\n\n{tmp_path / 'other' / 'b.mp4'}\n")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "b.mp4").write_bytes(b"another")
+    (tmp_path / "other" / "b.mp4").write_bytes(bytes((videos / "b.mp4").stat().st_size))  # as long, and another
     (tmp_path / "foreign").mkdir()
     np.save(tmp_path / "foreign" / "a.npy", 0)
     capsys.readouterr()
@@ -258,7 +260,8 @@ def test_what_is_there_is_kept_and_what_is_other_is_refused(
     for place, options, told in (
         (videos, ["--stride", "4"], f"{out} has other features (stride 3 instead of 4); give another --out, or remove it"),
         (videos, ["--out", str(tmp_path / "foreign")], "a.npy is there, and no features.json that says what it is of"),
-        (tmp_path / "list.txt", [], f"b.npy is of {videos / 'b.mp4'} with "),
+        (tmp_path / "list.txt", [], f"b.npy is of {videos / 'b.mp4'} ("),
+        (videos, ["--num-frames", "16", "--window", "8"], f"{out} has other features (model {{"),
         (videos, ["--window", "7"], "--window 7 must be a multiple of 2, the frames of a token"),
         (videos, ["--stride", "0"], "--stride 0 must be at least 1"),
         (videos, ["--fps", "-1"], "--fps -1 must be more than 0 and at most 1000"),
@@ -270,6 +273,16 @@ def test_what_is_there_is_kept_and_what_is_other_is_refused(
     words = [str(videos), str(tmp_path / "other"), "--init", str(weights[0]), "--out", str(tmp_path / "new")]
     assert extract_features.main(words) == 2 and "are both called b, and so would their features be" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_features_lie_as_the_videos_do(weights: tuple[Path, VideoEncoder], videos: Path, tmp_path: Path) -> None:
+    for motion in ("left", "right"):
+        (tmp_path / "own" / motion).mkdir(parents=True)
+        shutil.copy(videos / "b.mp4", tmp_path / "own" / motion)
+    extract(tmp_path / "own", weights, tmp_path / "out", "--stride", "8")
+    extract(tmp_path / "own", weights, tmp_path / "out", "--stride", "8")
+    left, right = (np.load(tmp_path / "out" / motion / "b.npy") for motion in ("left", "right"))
+    assert np.array_equal(left, right) and len(left) > 1
 
 
 def test_ranks_share_the_videos_by_bytes() -> None:

@@ -70,6 +70,11 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def encoder_sizes(weights: Weights) -> dict[str, Any]:
+    """What decides an encoder's features besides its tensors, plain values."""
+    return {name: value for name, value in weights.sizes.items() if not name.startswith("decoder")}
+
+
 def descent_of(weights: Weights) -> Descent:
     """Of what begins with these weights: they themselves, and what they descend from."""
     begun = {"place": weights.place, "model": f"{weights.name}, {weights.what}", "layout": weights.layout}

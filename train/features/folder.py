@@ -2,7 +2,8 @@
 
 features.json       what decides the features (weights, windows, views, type), which is one for the whole folder; and what they
                     were made with so far: device and versions
-NAME.npy            of a video: float32 or float16 (windows, width), as ActionFormer reads them; with tokens (windows, N, width)
+NAME.npy            of a video: float32 or float16 (windows, width), as ActionFormer reads them, or (windows, N, width);
+                    in folders as those in which it was found
 NAME.parquet        or that: a row a window, with its first frame, the seconds that it is shown, and the same values as a list
 videos.jsonl        a line a video: frames, fps, seconds and windows, which who counts in seconds needs; or why it has none
 videos-RANK.jsonl   the same while a rank works
@@ -54,8 +55,8 @@ class FeatureFolder:
             if differ := [name for name in {**asked, **self._asked} if asked.get(name) != self._asked.get(name)]:
                 listed = ", ".join(f"{name} {asked.get(name)} instead of {self._asked.get(name)}" for name in differ)
                 raise ValueError(f"{self.folder} has other features ({listed}); give another --out, or remove it")
-        elif there := next((file for form in FORMATS for file in self.folder.glob(f"*.{form}")), None):
-            raise ValueError(f"{there} is there, and no {FILE} that says what it is of; give another --out")
+        elif there := next(self.folder.iterdir(), None):
+            raise ValueError(f"{there} is there, and no {FILE} that says what it is of; give an --out of its own")
         if made_with not in made:
             made = [*made, dict(made_with)]
         write_durably(described, (json.dumps({"features": self._asked, "made_with": made}, indent=1) + "\n").encode())
@@ -65,11 +66,10 @@ class FeatureFolder:
         for video in videos:
             line = lines.get(video.name, {})
             if "windows" in line and self._file(video.name).exists():
-                if line["bytes"] != video.bytes:
-                    was = f"{line['source']} with {line['bytes']:,} bytes"
+                if (line["bytes"], line["digest"]) != (video.bytes, video.digest()):
                     raise ValueError(
-                        f"{self._file(video.name)} is of {was}, and {video.source} has {video.bytes:,}; remove it, or give "
-                        "another --out"
+                        f"{self._file(video.name)} is of {line['source']} ({line['bytes']:,} bytes), and {video.source} "
+                        f"({video.bytes:,}) is another video; remove it, or give another --out"
                     )
                 done.add(video.name)
         return done
@@ -85,6 +85,7 @@ class FeatureFolder:
         """A video's, whole."""
         video, (windows, _) = opened.video, opened.frames.shape
         write = partial(np.save, arr=features) if self._form == "npy" else partial(self._write_parquet, opened, features)
+        self._file(video.name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._file(video.name), write)
         file, rate = opened.file, self._windows.rate(opened.file)
         self._tell(video, frames=file.clip.num_frames, fps=rate, seconds=file.seconds, windows=windows)
@@ -105,7 +106,7 @@ class FeatureFolder:
         return self.folder / f"{name}.{self._form}"
 
     def _tell(self, video: ListedVideo, **facts: Any) -> dict[str, Any]:
-        line = {"video": video.name, "source": video.source, "bytes": video.bytes, **facts}
+        line = {"video": video.name, "source": video.source, "bytes": video.bytes, "digest": video.digest(), **facts}
         self._lines.add(line)
         return line
 

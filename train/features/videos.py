@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from pipeline.decoding.video_file import VideoFile, understood
 from pipeline.sampling.splits import checked_split, rows_of_split
@@ -15,6 +16,7 @@ from pipeline.storage.remote import is_url, on_disk
 from pipeline.storage.shards import ShardReader
 
 LIST = ".txt"
+ENDS = 1 << 16  # bytes
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".mpeg", ".wmv", ".ts", ".m2ts", ".ogv")
 
 
@@ -23,10 +25,20 @@ class ListedVideo:
     """A video that has not been opened yet."""
 
     name: str
-    """Its file's without the extension, or the clip's key."""
+    """Its file's without the extension, from the folder on that was given; or the clip's key."""
     source: str
     """The path of the file, or the row of the dataset."""
     bytes: int
+
+    def digest(self) -> str:
+        """Of a file's beginning and end, which tell it from another of its size; of a clip nothing."""
+        try:
+            with open(self.source, "rb") as file:
+                begin = file.read(ENDS)
+                file.seek(max(0, self.bytes - ENDS))
+                return xxhash.xxh3_64_hexdigest(begin + file.read(ENDS))
+        except OSError:
+            return ""
 
 
 Open = Callable[[ListedVideo], VideoFile]
@@ -87,10 +99,11 @@ def _clips(dataset: str, split: str) -> Iterator[ListedVideo]:
 def _files(places: Sequence[str]) -> Iterator[ListedVideo]:
     seen = set()
     for place in places:
-        for path in _paths(on_disk(place)):
+        for path in _paths(root := on_disk(place)):
             if (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
-                yield ListedVideo(path.stem, str(path), path.stat().st_size if path.is_file() else 0)
+                name = os.fspath(path.relative_to(root).with_suffix("")) if root.is_dir() else path.stem
+                yield ListedVideo(name, str(path), path.stat().st_size if path.is_file() else 0)
 
 
 def _paths(path: Path) -> Iterator[Path]:

@@ -40,10 +40,11 @@ from train.augmentation import AugmentConfig
 
 FOLDER, FILE, FORMAT = "teacher", "teacher.json", 1
 FULL = 16 << 20  # bytes of a file: at 710 classes in fp16, 90 steps of 128 views
-NAMES = re.compile(r"steps-(\d+)-(\d+)-rank-\d+-of-\d+\.parquet")
+NAMES = re.compile(r"steps-(\d+)-(\d+)-rank-\d+-of-\d+-start-(\d+)\.parquet")
 KEY = ["position", "view", "row", "partner"]
 OF_TOKENS = "tubelet_size", "patch_size"  # of a recipe: the student's, of which a view without masks knows nothing
 OF_LABELS = ("smoothing",)  # of the noise
+OF_DATA = {"dataset": "another dataset", "clips": "other clips in the split, as its manifest was changed"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,10 +83,11 @@ class Asked:
         flat: list[dict[str, Any]] = [{}, {}]
         for values, into in zip((kept, self.plain()), flat, strict=True):
             into.update({name: values[name] for name in ("logits", "dataset", "version", "clips")})
-            into.update(values["augment"] | values["recipe"])
+            into.update({f"augment.{name}": value for name, value in values["augment"].items()} | values["recipe"])
         theirs, ours = json.loads(json.dumps(flat))
-        names = [name for name in {**ours, **theirs} if name not in OF_TOKENS + OF_LABELS]
-        return [f"{name} {theirs.get(name)} -> {ours.get(name)}" for name in names if theirs.get(name) != ours.get(name)]
+        names = [name for name in {**ours, **theirs} if name.removeprefix("augment.") not in OF_TOKENS + OF_LABELS]
+        differ = [name for name in names if theirs.get(name) != ours.get(name)]
+        return [OF_DATA.get(name) or f"{name} {theirs.get(name)} -> {ours.get(name)}" for name in differ]
 
 
 def keys_of(batch: Batch, mixing: Mixing | None) -> np.ndarray:
@@ -125,8 +127,10 @@ class LogitWriter:
     ) -> None:
         """`made`: how they are computed, plain words, of which others are told that compute otherwise."""
         self.folder, self._asked, self._full = folder, asked, full
-        self._about = {"format": FORMAT, "classes": classes, "made": dict(made), **asked.plain()}
-        self._of = f"rank-{rank}-of-{world_size}"
+        self._about = {"format": FORMAT, "classes": classes, "made": [dict(made)], **asked.plain()}
+        earlier = (NAMES.fullmatch(file.name) for file in folder.glob("epoch-*/*.parquet"))
+        start = 1 + max((int(name[3]) for name in earlier if name), default=0)  # of the run
+        self._of = f"rank-{rank}-of-{world_size}-start-{start:04d}"
         self._passes: list[Pass] = []
         self._teacher: str | None = None
 
@@ -141,6 +145,8 @@ class LogitWriter:
                     f"{self.folder} keeps logits of another teacher, or of other views: {', '.join(differ)}; give another "
                     "--out, or remove that folder"
                 )
+            if self._about["made"][0] not in kept["made"]:
+                write_durably(self.folder / FILE, _json(kept | {"made": kept["made"] + self._about["made"]}))
 
     def add(self, batch: Batch, keys_n4: np.ndarray, logits_nC: Tensor) -> None:
         """Of a forward pass, rounded already. Raises OSError."""
@@ -165,8 +171,7 @@ class LogitWriter:
     def _write(self, passes: Sequence[Pass]) -> None:
         if passes and self._teacher is not None and not (self.folder / FILE).exists():
             self.folder.mkdir(exist_ok=True)
-            about = json.dumps(self._about | {"teacher": self._teacher}, indent=1) + "\n"
-            write_durably(self.folder / FILE, about.encode())
+            write_durably(self.folder / FILE, _json(self._about | {"teacher": self._teacher}))
         for epoch, each in itertools.groupby(passes, key=lambda each: each.epoch):
             group = list(each)
             keys = dict(zip(KEY, np.concatenate([one.keys_n4 for one in group]).T, strict=True))
@@ -218,8 +223,8 @@ class KeptLogits:
 
     def otherwise(self, made: Mapping[str, str]) -> list[str]:
         """How they were computed otherwise than is done here, in words."""
-        kept = self.about.get("made", {})
-        return [f"{name} {kept[name]}, here {value}" for name, value in made.items() if kept.get(name, value) != value]
+        kept = {name: dict.fromkeys(each[name] for each in self.about["made"]) for name in made}
+        return [f"{name} {' and '.join(kept[name])}, here {value}" for name, value in made.items() if [*kept[name]] != [value]]
 
     def reach(self) -> tuple[int, int]:
         """The last epoch, and the last step of it, that some rank has kept; (0, -1) if there is none."""
@@ -280,7 +285,7 @@ def read_about(file: Path) -> dict[str, Any]:
     """A teacher.json. Raises ValueError for what is none, or newer than this code."""
     try:
         about = json.loads(file.read_text())
-        lacking = {"format", "teacher", "classes", *(field.name for field in fields(Asked))} - about.keys()
+        lacking = {"format", "teacher", "classes", "made", *(field.name for field in fields(Asked))} - about.keys()
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} does not say whose logits are kept ({error})") from error
     if lacking or about["format"] > FORMAT:
@@ -289,8 +294,12 @@ def read_about(file: Path) -> dict[str, Any]:
 
 
 def files_of(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Of an epoch: the first and the last step in each, the youngest file first, since of two records it has the one that the
-    run went on with."""
-    files = sorted(folder.glob("steps-*.parquet"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    found = ((file, NAMES.fullmatch(file.name)) for file in files)
-    return {file: (int(name[1]), int(name[2])) for file, name in found if name}
+    """Of an epoch: the first and the last step in each; those of the run's last start first, since of two records they have
+    the one that it went on with."""
+    found = [(file, name) for file in folder.glob("steps-*.parquet") if (name := NAMES.fullmatch(file.name))]
+    found.sort(key=lambda pair: int(pair[1][3]), reverse=True)
+    return {file: (int(name[1]), int(name[2])) for file, name in found}
+
+
+def _json(about: Mapping[str, Any]) -> bytes:
+    return (json.dumps(about, indent=1) + "\n").encode()

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import pipeline.loader
+from pipeline.console import complain
 from pipeline.decoding.decode import decode_libav
 from pipeline.loader import ClipLoader, LoaderError
 from pipeline.storage import files
@@ -65,11 +67,18 @@ def test_a_disk_that_comes_back_costs_nothing(
     copy: Path,
     expected: list[dict[int, str]],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     harm: Callable[[Path], Callable[[], None]],
     words: str,
 ) -> None:
     mend = harm(copy)
-    threading.Timer(1.5, mend).start()
+
+    def told(message: str, **how: bool) -> None:
+        complain(message, **how)
+        if "waiting for" in message:
+            threading.Timer(0.5, mend).start()
+
+    monkeypatch.setattr(pipeline.loader, "complain", told)
     taken, state, (loader,) = take(copy, 3)
     assert taken == expected
     assert not loader.failures and not state.ledger
