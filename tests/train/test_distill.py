@@ -260,7 +260,8 @@ def test_killed_and_on_other_ranks_it_is_the_same_run(labelled: Path, teacher: P
     run(labelled, tmp_path / "fewer", *online[:-1], "--compute.views-per-forward", "4", program=FILE)
     assert losses(tmp_path / "fewer") == pytest.approx(losses(cached), rel=1e-4)
     run(labelled, tmp_path / "two", *online, ranks=2, program=FILE)
-    assert {file.stem[-11:] for file in (tmp_path / "two").rglob("*.parquet")} == {"rank-0-of-2", "rank-1-of-2"}
+    names = {file.stem[-22:] for file in (tmp_path / "two").rglob("*.parquet")}
+    assert names == {"rank-0-of-2-start-0001", "rank-1-of-2-start-0001"}
     run(labelled, tmp_path / "reader", "--teacher-logits", str(tmp_path / "two"), *NOISY, *CACHED[:-1], program=FILE)
     assert losses(tmp_path / "reader") == pytest.approx(losses(cached), rel=1e-4)
 
