@@ -32,26 +32,22 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
 import av
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
-from model.video_encoder import VideoEncoder, encoder_of, for_encoder
-from model.weights import Weights
+from model.video_encoder import for_encoder
 from pipeline.console import check_printed, complain, exit_status
 from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from pipeline.version import version
 from train.checkpoint.descent import encoder_sizes, fingerprint
-from train.compute.on_cpu import attend_plainly
 from train.compute.parallel import Ranks, started
-from train.compute.precision import PRECISIONS
 from train.demos import weights as released
 from train.features.extraction import Extraction
 from train.features.folder import FORMATS, VIDEOS, FeatureFolder
@@ -137,7 +133,7 @@ def extract_all(options: argparse.Namespace, ranks: Ranks) -> int:
     lost: list[dict[str, Any]] = []
     if left:
         device = ranks.device.type
-        encoder, batch = encoder_on(weights, precision, ranks), options.batch or BATCH[device]
+        encoder, batch = released.encoder_on(weights, precision, ranks), options.batch or BATCH[device]
         extraction = Extraction(encoder, view, folder, batch=batch, tokens=options.tokens, dtype=options.dtype)
         stream = WindowStream(
             shares(left, ranks.world_size)[ranks.rank],
@@ -154,19 +150,6 @@ def extract_all(options: argparse.Namespace, ranks: Ranks) -> int:
     if ranks.rank == 0:
         report(options, [line for line in lines if "windows" in line], lost, len(videos))
     return len(lost)
-
-
-def encoder_on(weights: Weights, precision: str, ranks: Ranks) -> VideoEncoder:
-    """On this rank's device, with the weights that rank 0 has read."""
-    if ranks.rank:
-        weights = replace(weights, tensors={name: torch.empty(each.shape) for name, each in weights.tensors.items()})
-    encoder = encoder_of(weights).to(ranks.device, PRECISIONS[precision].encoder)
-    if ranks.device.type == "cpu":
-        attend_plainly(encoder)
-    if ranks.world_size > 1:
-        for parameter in encoder.parameters():
-            dist.broadcast(parameter.detach(), 0)
-    return encoder
 
 
 def report(options: argparse.Namespace, lines: list[dict[str, Any]], lost: list[dict[str, Any]], of: int) -> None:

@@ -29,17 +29,16 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
-from model.video_encoder import VideoEncoder, encoder_of
+from model.video_encoder import VideoEncoder
 from model.weights import Weights
 from pipeline.console import check_printed, complain, exit_status
 from pipeline.labels import Labels
@@ -55,9 +54,7 @@ from train.accuracy.neighbours import votes
 from train.accuracy.parts import PARTS, Parts, lists
 from train.checkpoint.descent import descent_of, encoder_sizes, fingerprint
 from train.classes import check_classes
-from train.compute.on_cpu import attend_plainly
 from train.compute.parallel import Ranks, started
-from train.compute.precision import PRECISIONS
 from train.demos import weights as released
 from train.predict import VIEWS_AT_ONCE, windows_and_crops
 
@@ -152,7 +149,8 @@ def look_around(options: argparse.Namespace, ranks: Ranks) -> None:
         print(f"{len(rows)} clips, of which {len(rows) - len(left)} were there, {asked['views']} views of each", flush=True)
     missing: Told = []
     if len(left):
-        encoder = encoder_on(weights, asked["precision"], ranks)
+        encoder = released.encoder_on(weights, asked["precision"], ranks)
+        encoder.reset_classifier(0)
         missing = [*chain(*ranks.gather(fill(cache, encoder, recipe, left, options, ranks)))]
     ranks.gather(None)  # every part is written
     if ranks.rank == 0:
@@ -201,21 +199,6 @@ def features_of(weights: Weights) -> str:
         return "what an attentive probe's query finds among the tokens"
     norm = "after the last norm" if "norm.weight" in tensors else "after the last block"
     return f"mean over the tokens {norm}" + (", then fc_norm" if "fc_norm.weight" in tensors else "")
-
-
-def encoder_on(weights: Weights, precision: str, ranks: Ranks) -> VideoEncoder:
-    """Without its head, on this rank's device, with the weights that rank 0 has read."""
-    if ranks.rank:
-        weights = replace(weights, tensors={name: torch.empty(each.shape) for name, each in weights.tensors.items()})
-    encoder = encoder_of(weights)
-    encoder.reset_classifier(0)
-    encoder.to(ranks.device, PRECISIONS[precision].encoder)
-    if ranks.device.type == "cpu":
-        attend_plainly(encoder)
-    if ranks.world_size > 1:
-        for parameter in encoder.parameters():
-            dist.broadcast(parameter.detach(), 0)
-    return encoder
 
 
 @torch.inference_mode()

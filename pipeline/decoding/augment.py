@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.decoding.compiled import open_library
 from pipeline.decoding.resize import crop_resizer
-from pipeline.sampling.randaugment import OPERATIONS
+from pipeline.sampling.randaugment import OPERATIONS, source_of
 from pipeline.storage.files import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -161,25 +161,6 @@ def stage(operation: str, argument: float, width: int, height: int) -> np.ndarra
     if operation in ("ColorIncreasing", "ContrastIncreasing", "SharpnessIncreasing", "BrightnessIncreasing") and argument == 1:
         return None
     return made
-
-
-def source_of(operation: str, argument: float, width: int, height: int) -> tuple[float, ...]:
-    """Where the pixel at (x, y) comes from: (a, b, c, d, e, f) of (a x + b y + c, d x + e y + f), as timm hands them to PIL."""
-    match operation:
-        case "Rotate":  # as PIL's Image.rotate
-            angle = -math.radians(argument % 360.0)
-            cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
-            x, y = width / 2, height / 2
-            return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
-        case "ShearX":
-            return 1, argument, 0, 0, 1, 0
-        case "ShearY":
-            return 1, 0, 0, argument, 1, 0
-        case "TranslateXRel":
-            return 1, 0, argument * width, 0, 1, 0
-        case "TranslateYRel":
-            return 1, 0, 0, 0, 1, argument * height
-    raise AssertionError(operation)
 
 
 def _needed(one: np.ndarray, region: tuple[int, int, int, int], width: int, height: int) -> tuple[int, int, int, int]:

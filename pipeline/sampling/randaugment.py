@@ -2,6 +2,7 @@
 frames. The "increasing" set of timm, whose notation this reads, too; n views.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -94,4 +95,23 @@ def arguments(operation: str, magnitude: float | np.ndarray) -> tuple[np.ndarray
             return -(level * 0.3), level * 0.3
         case "TranslateXRel" | "TranslateYRel":
             return -(level * 0.45), level * 0.45
+    raise AssertionError(operation)
+
+
+def source_of(operation: str, argument: float, width: int, height: int) -> tuple[float, ...]:
+    """Where the pixel at (x, y) comes from: (a, b, c, d, e, f) of (a x + b y + c, d x + e y + f), as timm hands them to PIL."""
+    match operation:
+        case "Rotate":  # as PIL's Image.rotate
+            angle = -math.radians(argument % 360.0)
+            cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+            x, y = width / 2, height / 2
+            return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
+        case "ShearX":
+            return 1, argument, 0, 0, 1, 0
+        case "ShearY":
+            return 1, 0, 0, argument, 1, 0
+        case "TranslateXRel":
+            return 1, 0, argument * width, 0, 1, 0
+        case "TranslateYRel":
+            return 1, 0, 0, 0, 1, argument * height
     raise AssertionError(operation)

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from pipeline.sampling.randaugment import OPERATIONS
+from pipeline.sampling.randaugment import OPERATIONS, source_of
 
 PARTS = 128  # of a level, in views of int16
 FILL = 128
 NOISE = 2.0**-8  # of a level: more than float32 is off, where PIL cuts the fraction off
-Matrix = tuple[float, float, float, float, float, float]
 
 
 @torch.no_grad()
@@ -152,7 +151,7 @@ OTHERS: dict[str, Callable[[Tensor, float], Tensor]] = {
 def warped(view_THWC: Tensor, name: str, argument: float) -> Tensor:
     """Whatever has its centre outside of the view is grey."""
     T, height, width, _ = view_THWC.shape
-    a, b, c, d, e, f = source(name, argument, height, width)
+    a, b, c, d, e, f = source_of(name, argument, width, height)
     across, down = (torch.arange(side, device=view_THWC.device) + 0.5 for side in (width, height))
     x_HW, y_HW = across * a + (down * b + c)[:, None], across * d + (down * e + f)[:, None]
     inside_HW = (x_HW >= 0) & (x_HW < width) & (y_HW >= 0) & (y_HW < height)
@@ -165,19 +164,3 @@ def warped(view_THWC: Tensor, name: str, argument: float) -> Tensor:
         align_corners=False,
     )
     return cut_off(found_TCHW.add_(NOISE)).where(inside_HW, FILL).to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def source(name: str, argument: float, height: int, width: int) -> Matrix:
-    """(a, b, c, d, e, f): a pixel whose centre is (x, y) shows what is at (a x + b y + c, d x + e y + f)."""
-    match name:
-        case "ShearX":
-            return 1, argument, 0, 0, 1, 0
-        case "ShearY":
-            return 1, 0, 0, argument, 1, 0
-        case "TranslateXRel":
-            return 1, 0, argument * width, 0, 1, 0
-        case "TranslateYRel":
-            return 1, 0, 0, 0, 1, argument * height
-    assert name == "Rotate", name
-    cos, sin, x, y = math.cos(math.radians(argument)), math.sin(math.radians(argument)), width / 2, height / 2
-    return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y

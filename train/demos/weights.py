@@ -1,13 +1,20 @@
 """Weights of a command line, on a device."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from model.video_encoder import VideoEncoder, encoder_of
 from model.weights import Weights
 from pipeline.console import complain
 from pipeline.decoding.decode import DecodeError
 from train.checkpoint.source import read_once
 from train.compute.device import device_kind
+from train.compute.on_cpu import attend_plainly
+from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
 
 HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
@@ -62,3 +69,16 @@ def short(name: str, length: int = 60) -> str:
 def printable(text: str) -> str:
     """On one line, whatever names of files and of classes have in them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def encoder_on(weights: Weights, precision: str, ranks: Ranks) -> VideoEncoder:
+    """On this rank's device, with the weights that rank 0 has read."""
+    if ranks.rank:
+        weights = replace(weights, tensors={name: torch.empty(each.shape) for name, each in weights.tensors.items()})
+    encoder = encoder_of(weights).to(ranks.device, PRECISIONS[precision].encoder)
+    if ranks.device.type == "cpu":
+        attend_plainly(encoder)
+    if ranks.world_size > 1:
+        for parameter in encoder.parameters():
+            dist.broadcast(parameter.detach(), 0)
+    return encoder

@@ -11,7 +11,6 @@ from pipeline.storage.manifest import Manifest
 from train.compute.memory import Costed
 from train.compute.parallel import Ranks
 from train.config import RunConfig
-from train.parts import clips_per_second, open_loader
 from train.stages.labelled_clips import LabelledClips
 from train.targets.kept_logits import KeptLogits
 from train.targets.teacher import Teacher
@@ -48,18 +47,8 @@ class TaughtClips(LabelledClips):
         if not self.of_teacher:
             return super().loader(ranks, state, clips_per_batch, label_map, beforehand, **how)
         assert self._teacher is not None
-        config, names = self._config, self._teacher.names
-        loader = open_loader(
-            config,
-            ranks,
-            config.sampling,
-            state=state,
-            clips_per_batch=clips_per_batch,
-            prefetch=config.loader.prefetch,
-            label_map=label_map or names,
-            clips_per_second=clips_per_second(beforehand, ranks),
-            **how,
-        )
+        names = self._teacher.names
+        loader = self._open(ranks, state, clips_per_batch, label_map or names, beforehand, **how)
         if names is None and loader.label_kind != "none":
             loader.close()
             raise ValueError(
