@@ -7,10 +7,13 @@ B views, T frames, N tokens, V visible tokens, K decoded tokens, L loss tokens (
 P values of a patch.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import l1_loss, smooth_l1_loss
 
 from model.compiler import compiled
 from model.config import Implementation, ModelConfig
@@ -18,6 +21,8 @@ from model.layers import DEFAULT, Block, PatchEmbed, PositionTable
 from model.patches import token_function
 from model.pixels import gather_patches, normalise
 from model.trainable import Trainable
+
+Loss = Literal["mse", "l1", "smooth-l1"]
 
 
 class Encoder(nn.Module):
@@ -125,19 +130,27 @@ def pixel_loss(model: VideoMAE, views: Tensor, visible_idx: Tensor, decoded_idx:
     return loss_function(model.how)(model(patches_BVP, visible_idx, decoded_idx, L), target_BLP, loss_weight)
 
 
-def loss_function(how: Implementation) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`weighted_error`, or the same compiled: it has no parameters, so sharding is not in its way.
+def loss_function(how: Implementation, loss: Loss = "mse") -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`weighted_error` of a kind, or the same compiled: it has no parameters, so sharding is not in its way.
 
     Compiled, each pass reads predictions and targets once, and nothing of their size is made but the gradient: for ViT-g in
     bf16 at 128 views 1.94 GB (counted in the generated code) instead of 8.9 (by hand). On a CPU it stays as it is: bits of
     older runs hang on the order of its sums.
     """
-    return compiled(weighted_error) if how.compile_loss else weighted_error
+    error = compiled(weighted_error) if how.compile_loss else weighted_error
+    return error if loss == "mse" else functools.partial(error, loss=loss)
 
 
-def weighted_error(prediction_BLP: Tensor, target_BLP: Tensor, weight_BL: Tensor) -> Tensor:
+def weighted_error(prediction_BLP: Tensor, target_BLP: Tensor, weight_BL: Tensor, loss: Loss = "mse") -> Tensor:
     """Squared errors, averaged over the P values of a token, averaged over the batch with weights (B, L) -> () in the targets'
-    dtype, at least float32 (official behaviour; equation 2 divides by all K decoded tokens, so is smaller by L / K)."""
-    error_BL = (prediction_BLP.to(target_BLP.dtype) - target_BLP).square().mean(-1)
+    dtype, at least float32 (official behaviour; equation 2 divides by all K decoded tokens, so is smaller by L / K).
+
+    "l1": their absolute values; "smooth-l1": half of the squares below 1, and above it linear (V1, Table 2f).
+    """
+    prediction_BLP = prediction_BLP.to(target_BLP.dtype)
+    if loss == "mse":
+        error_BLP = (prediction_BLP - target_BLP).square()
+    else:
+        error_BLP = (l1_loss if loss == "l1" else smooth_l1_loss)(prediction_BLP, target_BLP, reduction="none")
     weight_BL = weight_BL.to(target_BLP.dtype)
-    return (error_BL * weight_BL).sum() / weight_BL.sum()
+    return (error_BLP.mean(-1) * weight_BL).sum() / weight_BL.sum()

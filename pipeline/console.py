@@ -79,7 +79,8 @@ def open_streams(patience: float | None = None) -> None:
             sink = _Sink(stream.fileno(), "w", closefd=False)
             sink.patience = patience
             buffer = io.BufferedWriter(sink)
-            text = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+            # line by line: a log is read while it grows
+            text = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True)
             setattr(sys, name, text)
 
 

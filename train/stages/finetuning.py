@@ -46,6 +46,9 @@ class FinetuneConfig(RunConfig):
     frames: Temporal = "linspace"
     """Of a clip: "linspace", the official window of training, whose steps are 4 and sometimes 5; "tsn", one of each of T
     segments of the whole clip (Something-Something), or "tsn_video", never a segment's last; "stride", as in pre-training."""
+    crop: Literal["random_resized", "multi_scale"] = setting("random_resized", was="random_resized")
+    """Crops of views: "random_resized", 8 to 100 % of a frame's area (the official scripts), or "multi_scale", as in
+    pre-training, at least two thirds of its side, for what is small and may lie anywhere."""
     crop_resize: CropResize = setting("official", was="antialiased")
     """How a view of training is made of its crop: "official", not antialiased, pixels to 1/128 of a level; or "antialiased", to
     whole levels, as in pre-training and evaluation."""
@@ -92,7 +95,7 @@ class FinetuneConfig(RunConfig):
         return self.joined(
             masks=None,
             temporal=self.frames,
-            crop="random_resized",
+            crop=self.crop,
             crop_resize=self.crop_resize,
             randaugment=self.augment.operations_of_frames,
         )

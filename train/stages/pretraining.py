@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.config import MODELS, Implementation, ModelConfig
 from model.flops import executed_gmac, paper_gmac
-from model.videomae import VideoMAE, loss_function
+from model.videomae import Loss, VideoMAE, loss_function
 from pipeline.loader import Batch
 from pipeline.sampling import DecoderMaskRule, MaskRule, SamplingRecipe, Views
 from pipeline.sampling.draws import Draws
@@ -37,8 +37,13 @@ class PretrainConfig(RunConfig):
     through all frames (V-JEPA)."""
     decoder_mask: DecoderMaskRule = setting("running-cell", was="running-cell")
     """What the decoder leaves out: running cells; or random tokens or whole frames (V2, Table 1, worse)."""
-    target: Literal["pixels", "features"] = "pixels"
-    """What is predicted of a hidden token: its pixels, normalised (the paper), or a frozen teacher's features of it."""
+    target: Literal["pixels", "plain-pixels", "features"] = "pixels"
+    """What is predicted of a hidden token: its pixels, normalised (the paper), or as they are, in [0, 1]; or a frozen teacher's
+    features of it."""
+    loss: Loss = setting("mse", was="mse")
+    """Error of a predicted value: squared (the papers), "l1" or "smooth-l1" (V1, Table 2f, worse)."""
+    loss_on: Literal["invisible", "all"] = setting("invisible", was="invisible")
+    """Tokens that the loss compares: those decoded that the encoder does not see, or all decoded (V2, Table 1, worse)."""
     teacher: str | None = None
     """Of --target features: weights of any layout, or a run's folder, whose encoder has the same tokens."""
     reconstruct_every: int | None = setting(None, may_change=True)
@@ -51,7 +56,11 @@ class PretrainConfig(RunConfig):
         super(PretrainConfig, self).__post_init__()  # slots: the class that a bare super() names is another
         at_least_1(self, "reconstruct_every")
         if self.reconstruct_every and self.target != "pixels":
-            raise ValueError(f"--reconstruct-every: {self.target} are no pixels, of which a picture could be made; leave it")
+            raise ValueError(f"--reconstruct-every: pictures are made of --target pixels, and it is {self.target}; leave it")
+        if self.loss_on == "all" and self.views.decoder_mask_ratio == 0:
+            raise ValueError(
+                "--loss-on all: with --views.decoder-mask-ratio 0 the decoder is given hidden tokens alone; leave it"
+            )
 
     @property
     def sampling(self) -> SamplingRecipe:
@@ -62,7 +71,13 @@ class PretrainConfig(RunConfig):
     def views_matter(self) -> bool:
         """Where the number of loss tokens varies, every decoded one is compared: see `token_counts`."""
         tokens = self.sampling.tokens
-        return self.views.decoder_mask_ratio > 0 and tokens.loss == tokens.decoded
+        return self.loss_on == "invisible" and self.views.decoder_mask_ratio > 0 and tokens.loss == tokens.decoded
+
+    @property
+    def tokens(self) -> TokenCounts:
+        """Of a view; in the loss those that are compared."""
+        tokens = self.sampling.tokens
+        return tokens if self.loss_on == "invisible" else replace(tokens, loss=tokens.decoded)
 
 
 class Pretraining:
@@ -88,14 +103,17 @@ class Pretraining:
         """The bytes are read once, for patches and targets."""
         self.config.model.check_views(batch.views.shape)
         assert batch.visible is not None and batch.decoded is not None and batch.loss_weight is not None
-        L = batch.loss_weight.shape[1]
+        weight_BL = (
+            batch.loss_weight if self.config.loss_on == "invisible" else torch.ones_like(batch.decoded, dtype=torch.float32)
+        )
+        L = weight_BL.shape[1]
         patches_BVP, target_BLP = self.target(batch.views, batch.visible, batch.decoded[:, :L], self._dtype)
         prediction_BLP = model(patches_BVP, batch.visible, batch.decoded, L)
-        return loss_function(model.how)(prediction_BLP, target_BLP, batch.loss_weight), {}
+        return loss_function(model.how, self.config.loss)(prediction_BLP, target_BLP, weight_BL), {}
 
     def cost(self, compute: ComputeConfig) -> Cost:
         config, precision = self.config.model, PRECISIONS[compute.precision]
-        tokens = self.config.sampling.tokens
+        tokens = self.config.tokens
         cost = autoencoder_cost(config, tokens, precision, self.target.values)
         paper = paper_gmac(config, tokens.visible, tokens.decoded)
         notes = {

@@ -1,4 +1,4 @@
-"""The paper's target: the pixels of a token, normalised by its own mean and deviation."""
+"""The paper's target: the pixels of a token, normalised by its own mean and deviation; and the same as they are."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.config import ModelConfig, TokenMethod
 from model.patches import token_function
+from model.pixels import gather_patches, normalise
 from train.stage import Frozen
 
 
@@ -30,3 +31,15 @@ class PixelTargets:
         config = self._config
         tokenise = token_function(self._tokens, views_BTHWC.device, dtype)
         return tokenise(views_BTHWC, visible_idx, target_idx, config.patch_size, config.tubelet_size, dtype)
+
+
+class PlainPixelTargets(PixelTargets):
+    """Levels in [0, 1], not normalised (the official code's with `--normlize_target False`)."""
+
+    def __call__(
+        self, views_BTHWC: Tensor, visible_idx: Tensor, target_idx: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        sizes = self._config.patch_size, self._config.tubelet_size
+        patches_u8 = gather_patches(views_BTHWC, torch.cat([visible_idx, target_idx], 1), *sizes)
+        V = visible_idx.shape[1]
+        return normalise(patches_u8[:, :V]).to(dtype), patches_u8[:, V:].float() / 255

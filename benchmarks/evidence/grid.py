@@ -1,0 +1,308 @@
+"""What is run: pre-training pays, the papers' ablations in small, real clips. A trial is what a row of a table needs.
+
+The model is a small one (3 blocks of width 64, 8 frames of 32 px in 64 tokens), because two cores must do. A view has 16 tubes,
+so the default hides 75 % of them: 90 % would leave two.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.activation_memory import activations_of
+from benchmarks.evidence import cell as read
+from benchmarks.evidence.cell import Cell
+from benchmarks.evidence.clips import labelled
+from benchmarks.evidence.runner import Runner
+from train.command_line import from_command_line
+from train.compute.precision import PRECISIONS
+from train.recipes.pretraining import RECIPES
+from train.stages.pretraining import autoencoder_cost
+
+SIZES = ("--model.input-size", "32", "--model.encoder-dim", "64", "--model.encoder-depth", "3", "--model.encoder-heads", "4")
+STEPS = {5: 400, 20: 800, 100: 1500}  # of fine-tuning, by percent of the labels
+RATES = ("8e-3", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
+BATCH = ("--views.views-per-step", "32")
+QUIET = [
+    "flip",
+    "mixup",
+    "cutmix",
+    "erasing",
+]  # motions to the left and to the right are two classes; small models need no more noise
+HOW = ("--compute.precision", "fp32", "--loader.workers", "1", "--log-every", "50")
+PRETRAIN_STEPS, SHORT_STEPS = 6000, 4000  # the latter for ablations
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where clips are."""
+
+    generated: Path
+    real: Sequence[Path] = ()
+
+    @property
+    def all(self) -> Path:
+        """Every generated clip, with its label and split."""
+        return self.generated / "all"
+
+
+def pretraining(
+    dataset: Path, variant: str, seed: int, steps: int = PRETRAIN_STEPS, flags: tuple["str | Cell", ...] = ()
+) -> Cell:
+    """An encoder."""
+    masks = () if "--views.mask-ratio" in flags else ("--views.mask-ratio", "0.75")
+    return Cell(
+        f"pretrain/{variant}/{seed}",
+        (
+            *("pretrain", "tiny", "--data", dataset, *SIZES, *HOW, "--seed", str(seed)),
+            *(*BATCH, "--views.views-per-clip", "4", "--steps", str(steps), "--save-every", "1000"),
+            *("--optim.base-lr", "4e-2", "--optim.base-min-lr", "4e-4", *masks, *flags),
+        ),
+        read.pretrained,
+    )
+
+
+def finetuning(
+    name: str,
+    dataset: Path,
+    steps: int,
+    rate: str,
+    seed: int,
+    init: Cell | None,
+    flags: Sequence[str] = (),
+    evaluate: bool = True,
+) -> Cell:
+    """A classifier, from scratch or on an encoder."""
+    begin = ("--layer-decay", "1") if init is None else ("--init", init)
+    noise = [word for which in QUIET for word in (f"--augment.{which}", "0")]
+    return Cell(
+        name,
+        (
+            *("finetune", "tiny", "--data", dataset, *SIZES, *HOW, "--seed", str(seed), *begin),
+            *(*BATCH, "--views.views-per-clip", "2", "--steps", str(steps), "--save-every", "500"),
+            *("--optim.base-lr", rate, *noise, "--drop-path", "0", "--crop", "multi_scale", *flags),
+            *(("--evaluate-every", str(steps)) if evaluate else ()),
+        ),
+        read.held_out if evaluate else read.nothing,
+    )
+
+
+def testing(classifier: Cell, dataset: Path, flags: Sequence[str] = ()) -> Cell:
+    """Its accuracy on clips that nobody chose anything by."""
+    words = ("evaluate", classifier, "--data", dataset, "--split", "test", "--workers", "1", *(flags or ("--views", "1x1")))
+    return Cell(f"{classifier.name}/test", words, read.evaluated, weights=False)
+
+
+# -------------------------------------------------------------------------------------------------- pre-training pays
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A figure of a table."""
+
+    method: str
+    share: int
+    """Percent of the labels."""
+    seed: int
+    top1: float
+    """On the test part."""
+    rate: str
+    """The learning rate that validation chose."""
+
+
+def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Runner], Tested]:
+    """A method with some of the labels, at the best of three learning rates by the validation part."""
+
+    def trial(runner: Runner) -> Tested:
+        dataset, name = labelled(data.generated, share, seed), f"labels/{method}/{share}/{seed}"
+        encoder = None if method == "scratch" else pretraining(data.all, "default", seed)
+        if method == "probe":
+            assert encoder is not None
+            chosen, rate = probing(name, dataset, encoder, share, seed), "best of 6"
+        else:
+            cells = {rate: finetuning(f"{name}/{rate}", dataset, STEPS[share], rate, seed, encoder) for rate in RATES}
+            found = {rate: runner.figures(cell)["val_top1"] for rate, cell in cells.items()}
+            rate = max(found, key=lambda rate: found[rate])
+            chosen = cells[rate]
+        tested = runner.figures(testing(chosen, data.all))
+        return Tested(method, share, seed, tested["test_top1"], rate)
+
+    return trial
+
+
+def probing(name: str, dataset: Path, encoder: Cell, share: int, seed: int) -> Cell:
+    """Six linear classifiers of a frozen encoder's features; the best by validation is what is left."""
+    steps = str(STEPS[share])
+    words = ("probe", "tiny", "--data", dataset, *SIZES, *HOW, "--seed", str(seed), "--init", encoder, *BATCH)
+    words += ("--views.views-per-clip", "2", "--steps", steps, "--evaluate-every", steps, "--save-every", "500")
+    return Cell(name, words, read.held_out)
+
+
+def label_trials(data: Data, seeds: Sequence[int], shares: Sequence[int], methods: Sequence[str]) -> list[Callable]:
+    return [label_trial(data, method, share, seed) for seed in seeds for share in shares for method in methods]
+
+
+def one_frame(data: Data, runner: Runner) -> float:
+    """Top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without motion."""
+    flags = ("--model.num-frames", "1", "--model.tubelet-size", "1")
+    cell = finetuning("one-frame", data.all, STEPS[100], RATES[1], 0, None, flags)
+    return runner.figures(testing(cell, data.all))["test_top1"]
+
+
+def longer(data: Data, runner: Runner) -> float:
+    """Top-1 from scratch with all labels, and as many steps as pre-training and fine-tuning have together."""
+    steps = PRETRAIN_STEPS + STEPS[100]
+    cell = finetuning("longer/scratch", data.all, steps, RATES[1], 0, None)
+    return runner.figures(testing(cell, data.all))["test_top1"]
+
+
+# ------------------------------------------------------------------------------------------------ the papers' ablations
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row: what is changed of the default, and what the paper has of it (top-1 of ViT-B on Something-Something V2)."""
+
+    table: str
+    title: str
+    flags: tuple[str, ...] = ()
+    paper: float | None = None
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.table, *self.title.replace("%", "").replace(",", "").split()]) if self.flags else "short"
+
+
+def masked(rule: str, ratio: float) -> tuple[str, ...]:
+    return ("--mask", rule, "--views.mask-ratio", str(ratio))
+
+
+def decoded(rule: str, ratio: float) -> tuple[str, ...]:
+    return ("--decoder-mask", rule, "--views.decoder-mask-ratio", str(ratio))
+
+
+DECODER_MASKS = "decoder-masks"
+VARIANTS = (
+    Variant(DECODER_MASKS, "none (encoder-only)", ("--views.decoder-mask-ratio", "0"), 70.28),
+    Variant(DECODER_MASKS, "frame, 50 %", decoded("frame", 0.5), 69.76),
+    Variant(DECODER_MASKS, "random, 50 %", decoded("random", 0.5), 64.87),
+    Variant(DECODER_MASKS, "running cell, 50 %, loss on all", ("--loss-on", "all"), 66.74),
+    Variant(DECODER_MASKS, "running cell, 25 %", decoded("running-cell", 0.25), 70.22),
+    Variant(DECODER_MASKS, "running cell, 50 %", (), 70.15),
+    Variant(DECODER_MASKS, "running cell, 75 %", decoded("running-cell", 0.75), 70.01),
+    Variant("masks", "random, 75 %", masked("random", 0.75), 65.5),
+    Variant("masks", "random, 90 %", masked("random", 0.9)),
+    Variant("masks", "random, 95 %", masked("random", 0.95)),
+    Variant("masks", "frame, 75 %", masked("frame", 0.75), 63.3),
+    Variant("masks", "tube, 50 %", masked("tube", 0.5)),
+    Variant("masks", "tube, 75 %", (), 67.3),
+    Variant("masks", "tube, 90 %", masked("tube", 0.9), 69.3),
+    Variant("masks", "tube, 95 %", masked("tube", 0.95)),
+    Variant("decoder-depth", "1 block", ("--model.decoder-depth", "1"), 68.2),
+    Variant("decoder-depth", "2 blocks", (), 68.9),
+    Variant("decoder-depth", "4 blocks", ("--model.decoder-depth", "4"), 69.3),
+    Variant("decoder-depth", "8 blocks", ("--model.decoder-depth", "8"), 69.0),
+    Variant("targets", "normalised pixels, squared", (), 69.3),
+    Variant("targets", "normalised pixels, L1", ("--loss", "l1"), 68.8),
+    Variant("targets", "normalised pixels, smooth L1", ("--loss", "smooth-l1"), 68.6),
+    Variant("targets", "plain pixels, squared", ("--target", "plain-pixels")),
+)
+READ_AT = 20  # percent of the labels that an ablation's encoder is fine-tuned with
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What a variant costs, and what its encoder is worth."""
+
+    variant: Variant
+    seed: int
+    top1: float
+    """On the test part, after fine-tuning with `READ_AT` percent of the labels."""
+    views_per_second: float
+    """Of pre-training, on one core."""
+    mmac: float
+    """Executed forward multiply-accumulates of a view, in millions."""
+    kilobytes: float
+    """Activations of a view that the backward pass needs, in fp32."""
+
+
+def ablation(data: Data, variant: Variant, seed: int) -> Callable[[Runner], Ablated]:
+    """Pre-training with one thing changed, fine-tuning at one rate, the test."""
+
+    def trial(runner: Runner) -> Ablated:
+        encoder = pretraining(data.all, variant.name, seed, SHORT_STEPS, variant.flags)
+        rate = runner.figures(encoder)["views_per_second"]
+        dataset = labelled(data.generated, READ_AT, seed)
+        tuned = finetuning(f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], RATES[1], seed, encoder, evaluate=False)
+        top1 = runner.figures(testing(tuned, data.all))["test_top1"]
+        return Ablated(variant, seed, top1, rate, *costs(encoder))
+
+    return trial
+
+
+def costs(encoder: Cell) -> tuple[float, float]:
+    """Of a pre-training command: `Ablated.mmac` and `kilobytes`."""
+    config = from_command_line(RECIPES, [str(word) for word in encoder.words[1:]])
+    precision = PRECISIONS["fp32"]
+    kept = activations_of(config.model, config.tokens, precision).kept_bytes
+    return autoencoder_cost(config.model, config.tokens, precision).gmac * 1e3, kept / 1e3
+
+
+# ------------------------------------------------------------------------------------------- distillation and real clips
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A method of one of the smaller tables."""
+
+    method: str
+    part: str
+    """A seed, or a fold."""
+    top1: float
+    clips: int
+
+
+REAL_METHODS = ("scratch", "pretrained", "real too")
+STUDENT = ("--model.encoder-dim", "32", "--model.encoder-depth", "2", "--model.encoder-heads", "2")
+
+
+def distillation(data: Data, taught: bool, seed: int) -> Callable[[Runner], Compared]:
+    """A student of a fifth of the teacher's size, with `READ_AT` percent of the labels, or with what the teacher makes of the
+    same clips. The teacher is the pre-trained encoder, fine-tuned with all labels."""
+
+    def trial(runner: Runner) -> Compared:
+        dataset, which = labelled(data.generated, READ_AT, seed), "distilled" if taught else "from labels"
+        teacher = finetuning(
+            f"labels/pretrained/100/{seed}/{RATES[1]}",
+            data.all,
+            STEPS[100],
+            RATES[1],
+            seed,
+            pretraining(data.all, "default", seed),
+        )
+        name = f"student/{which.replace(' ', '-')}/{seed}"
+        student = finetuning(name, dataset, STEPS[100], RATES[1], seed, None, STUDENT)
+        if taught:
+            words = ("distill", *student.words[1:], "--teacher", teacher)
+            student = replace(student, words=words)
+        found = runner.figures(testing(student, data.all))
+        return Compared(which, str(seed), found["test_top1"], int(found["clips"]))
+
+    return trial
+
+
+def real_clips(data: Data, method: str, fold: int) -> Callable[[Runner], Compared]:
+    """UT-Interaction: 36 clips to learn from, 12 of other sequences to be right about. Nothing is chosen by anything: the rate
+    is the generated set's, frames are of the whole clip."""
+
+    def trial(runner: Runner) -> Compared:
+        dataset, name = data.real[fold], f"real/{method}/{fold}"
+        spread = ("--frames", "tsn")
+        encoder = None if method == "scratch" else pretraining(data.all, "default", 0)
+        if method == "real too":
+            assert encoder is not None
+            encoder = pretraining(dataset, f"real-{fold}", 0, SHORT_STEPS, ("--init", encoder))
+        tuned = finetuning(name.replace(" ", "-"), dataset, 600, RATES[1], 0, encoder, spread, evaluate=False)
+        found = runner.figures(testing(tuned, dataset, ("--views", "2x1", "--sparse")))
+        return Compared(method, str(fold), found["test_top1"], int(found["clips"]))
+
+    return trial
