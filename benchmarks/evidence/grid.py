@@ -22,12 +22,7 @@ SIZES = ("--model.input-size", "32", "--model.encoder-dim", "64", "--model.encod
 STEPS = {5: 400, 20: 800, 100: 1500}  # of fine-tuning, by percent of the labels
 RATES = ("8e-3", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
 BATCH = ("--views.views-per-step", "32")
-QUIET = [
-    "flip",
-    "mixup",
-    "cutmix",
-    "erasing",
-]  # motions to the left and to the right are two classes; small models need no more noise
+QUIET = ("flip", "mixup", "cutmix", "erasing")  # off: left and right are two classes, and small models have noise enough
 HOW = ("--compute.precision", "fp32", "--loader.workers", "1", "--log-every", "50")
 PRETRAIN_STEPS, SHORT_STEPS = 6000, 4000  # the latter for ablations
 
