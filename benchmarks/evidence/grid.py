@@ -91,7 +91,7 @@ def testing(classifier: Cell, dataset: Path, flags: Sequence[str] = ()) -> Cell:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Accuracy:
     """A figure of a table."""
 
     method: str
@@ -104,10 +104,10 @@ class Tested:
     """The learning rate that validation chose."""
 
 
-def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Runner], Tested]:
+def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Runner], Accuracy]:
     """A method with some of the labels, at the best of three learning rates by the validation part."""
 
-    def trial(runner: Runner) -> Tested:
+    def trial(runner: Runner) -> Accuracy:
         dataset, name = labelled(data.generated, share, seed), f"labels/{method}/{share}/{seed}"
         encoder = None if method == "scratch" else pretraining(data.all, "default", seed)
         if method == "probe":
@@ -119,7 +119,7 @@ def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Run
             rate = max(found, key=lambda rate: found[rate])
             chosen = cells[rate]
         tested = runner.figures(testing(chosen, data.all))
-        return Tested(method, share, seed, tested["test_top1"], rate)
+        return Accuracy(method, share, seed, tested["test_top1"], rate)
 
     return trial
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.evidence.clips import MOTIONS, TEST
-from benchmarks.evidence.grid import READ_AT, Ablated, Compared, Tested
+from benchmarks.evidence.grid import READ_AT, Ablated, Compared, Accuracy
 from train.pictures import ACCENT, INK, MUTED, plt, save
 
 METHODS = {"scratch": "from scratch", "probe": "frozen encoder, linear probe", "pretrained": "pre-trained, fine-tuned"}
@@ -26,7 +26,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines) + "\n"
 
 
-def labels_table(found: Sequence[Tested]) -> str:
+def labels_table(found: Sequence[Accuracy]) -> str:
     """A row a method, a column for each share of the labels."""
     by = grouped(found, lambda each: (each.method, each.share))
     shares = sorted({each.share for each in found})
@@ -38,7 +38,7 @@ def labels_table(found: Sequence[Tested]) -> str:
     return table(["", *(f"{share} % of the labels" for share in shares)], rows)
 
 
-def labels_plot(file: Path, found: Sequence[Tested], one_frame: float | None) -> None:
+def labels_plot(file: Path, found: Sequence[Accuracy], one_frame: float | None) -> None:
     """Accuracy by share of the labels: a point a seed, a line through the means."""
     by = grouped(found, lambda each: (each.method, each.share))
     shares = sorted({each.share for each in found})
