@@ -1,6 +1,6 @@
 """Make short videos of moving shapes, to try everything without any footage of one's own.
 
-    tubecell generate-clips --out FOLDER [--clips 64] [--motions 8] [--seed 0] [--size 160x128] [--frames 90]
+    tubecell generate-clips --out FOLDER [--clips 64] [--motions 8] [--seed 0] [--size 160x128] [--frames 90] [--fps 30]
 
 FOLDER/MOTION/0000-SEED.mp4 ...: three seconds each, 30 frames per second, 160x128 pixels, a folder per motion. A textured shape
 moves in the way that its folder names, over a textured background and beside a smaller one that drifts. No frame tells the
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from dataset_builders.media.moving_shapes import FPS, MOTIONS, Film, draw
+from dataset_builders.media.moving_shapes import MOTIONS, Film, draw
 from pipeline.console import exit_status
 from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
@@ -44,13 +44,14 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other clips (%(default)s)")
     parser.add_argument("--size", default="160x128", metavar="WxH", help="of a frame in pixels (%(default)s)")
-    parser.add_argument("--frames", type=int, default=90, metavar="N", help=f"of a clip, {FPS} a second (%(default)s)")
+    parser.add_argument("--frames", type=int, default=90, metavar="N", help="of a clip (%(default)s)")
+    parser.add_argument("--fps", default="30", metavar="N", help="frames a second (%(default)s)")
     args = parser.parse_args(arguments)
     if args.clips < 1 or args.seed < 0:
         raise ValueError(f"--clips {args.clips} --seed {args.seed}: at least 1 and 0 are needed")
     if not 1 <= args.motions <= len(MOTIONS):
         raise ValueError(f"--motions {args.motions}: it must be 1 to {len(MOTIONS)}")
-    film = Film.parse(args.size, args.frames)
+    film = Film.parse(args.size, args.frames, args.fps)
     if not any((args.out / motion).is_dir() for motion in MOTIONS):  # else it was begun
         refuse_dataset("--out", args.out)
     made = generate(args.out, args.clips, args.seed, args.motions, film)

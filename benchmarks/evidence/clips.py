@@ -11,7 +11,7 @@ from pipeline.children import environment
 from pipeline.version import CHECKOUT
 
 MOTIONS, TRAIN, VAL, TEST = 10, 6000, 500, 1500  # clips
-SIDE, FRAMES = 40, 40  # pixels, and at 30 a second
+SIDE, FRAMES, FPS = 40, 12, "7.5"  # pixels; frames, and how many a second: what a view takes, so nothing else is decoded
 SHARES = {5: 25, 20: 100, 100: 600}  # percent of the labels -> clips of a class
 REAL_FOLDS = (("seq1", "seq2"), ("seq3", "seq4"), ("seq5", "seq6"), ("seq7", "seq8"))
 
@@ -19,7 +19,7 @@ REAL_FOLDS = (("seq1", "seq2"), ("seq3", "seq4"), ("seq5", "seq6"), ("seq7", "se
 def generated(folder: Path, seeds: Iterable[int]) -> None:
     """FOLDER/all, with splits train, val and test, and FOLDER/labels-SHARE-SEED, the part of train whose labels a seed is given
     (no clip's are given to two), with val. What is there is kept. Raises RuntimeError if a command fails."""
-    size = ["--motions", str(MOTIONS), "--size", f"{SIDE}x{SIDE}", "--frames", str(FRAMES)]
+    size = ["--motions", str(MOTIONS), "--size", f"{SIDE}x{SIDE}", "--frames", str(FRAMES), "--fps", FPS]
     for seed, (split, clips) in enumerate({"train": TRAIN, "val": VAL, "test": TEST}.items()):
         if not (folder / split / "done").exists():
             tubecell("generate-clips", "--out", folder / split, "--clips", clips, "--seed", seed, *size)
@@ -70,7 +70,7 @@ def build(dataset: Path, sources: dict[str, Path], *flags: str) -> None:
         for split, folder in sources.items()
         for word in ("--folder", f"own={folder}" if split == "train" else f"own:{split}={folder}")
     ]
-    tubecell("build", *given, "--labels-from-folder", "--out", dataset, *(flags or ("--preset", "copy")))
+    tubecell("build", *given, "--labels-from-folder", "--out", dataset, *(flags or ("--preset", "copy", "--min-frames", "8")))
 
 
 def link(folder: Path, files: Iterable[Path]) -> None:

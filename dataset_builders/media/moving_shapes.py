@@ -4,6 +4,7 @@ import colorsys
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from dataset_builders.media.presets import ASM
 
-FPS = 30
 BT601 = 5  # AVCOL_SPC_BT470BG
 COLOURS = {
     "dst_colorspace": Colorspace.ITU601,
@@ -31,6 +31,8 @@ class Film:
     width: int = 160
     height: int = 128
     frames: int = 90
+    rate: Fraction = Fraction(30)
+    """Frames a second."""
 
     @property
     def side(self) -> int:
@@ -38,15 +40,21 @@ class Film:
         return min(self.width, self.height)
 
     @staticmethod
-    def parse(size: str, frames: int) -> "Film":
-        """ "160x128", 90. Raises ValueError for sizes that H.264 or the shapes cannot have."""
+    def parse(size: str, frames: int, rate: str) -> "Film":
+        """ "160x128", 90, "30" or "7.5". Raises ValueError for sizes that H.264 or the shapes cannot have."""
         width, cross, height = size.partition("x")
         sides = [int(side) for side in (width, height) if side.isdecimal()]
         if not cross or len(sides) < 2 or any(side % 2 or not SMALLEST <= side <= LARGEST for side in sides):
             raise ValueError(f"--size {size}: WIDTHxHEIGHT in pixels is needed, each even and from {SMALLEST} to {LARGEST}")
         if not 1 <= frames <= 10_000:
             raise ValueError(f"--frames {frames}: it must be 1 to 10000")
-        return Film(*sides, frames)
+        try:
+            a_second = Fraction(rate).limit_denominator(1001)
+        except (ValueError, ZeroDivisionError):
+            a_second = Fraction(0)
+        if not 1 <= a_second <= 240:
+            raise ValueError(f"--fps {rate}: it must be 1 to 240 frames a second")
+        return Film(*sides, frames, a_second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ MOTIONS: dict[str, Motion] = {
 def draw(job: tuple[Path, str, tuple[int, int], Film]) -> None:
     """A clip's file of what `render` makes. Raises OSError."""
     path, motion, seed, film = job
-    write_clip(path, render(motion, seed, film))
+    write_clip(path, render(motion, seed, film), film.rate)
 
 
 def render(motion: str, seed: tuple[int, int], film: Film = Film()) -> np.ndarray:
@@ -108,7 +116,7 @@ def render(motion: str, seed: tuple[int, int], film: Film = Film()) -> np.ndarra
     other_start, drift = random.uniform(size=3), random.uniform(-0.25, 0.25, size=3)
     frames = np.empty((film.frames, film.height, film.width, 3), dtype=np.uint8)
     for times in np.array_split(np.arange(film.frames), -(-film.frames * background.size // PIECE)):
-        t = times / FPS
+        t = times / float(film.rate)
         shift = MOTIONS[motion](speed * t, tempo * t + phase)
         pictures = np.repeat(background[None], len(t), axis=0)
         x, y = other_start[0] * film.width + drift[0] * side * t, other_start[1] * film.height + drift[1] * side * t
@@ -120,12 +128,12 @@ def render(motion: str, seed: tuple[int, int], film: Film = Film()) -> np.ndarra
     return frames
 
 
-def write_clip(path: Path, frames: np.ndarray) -> None:
-    """uint8 [frames, height, width, 3] -> MP4 with H.264, in BT.601 and tagged so, whole or not at all. Raises OSError."""
+def write_clip(path: Path, frames: np.ndarray, rate: Fraction) -> None:
+    """uint8 [frames, height, width, 3] and frames a second -> MP4 with H.264, in BT.601 and tagged so, whole or not at all. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two at once must not disturb each other
     x264 = {"crf": "18", "preset": "veryfast", "x264-params": f"{ASM}open-gop=0"}
     with av.open(temporary, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
-        stream = output.add_stream("libx264", rate=FPS, options=x264)
+        stream = output.add_stream("libx264", rate=rate, options=x264)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt, stream.thread_count = "yuv420p", 1
         stream.codec_context.colorspace, stream.codec_context.color_range = BT601, ColorRange.MPEG

@@ -1,3 +1,4 @@
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -29,11 +30,12 @@ def test_the_same_clips_every_time(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_other_sizes_lengths_and_motions(tmp_path: Path) -> None:
-    size = ["--size", "64x48", "--frames", "12", "--motions", "12", "--clips", "12"]
+    size = ["--size", "64x48", "--frames", "12", "--fps", "7.5", "--motions", "12", "--clips", "12"]
     assert generate_clips.main(["--out", str(tmp_path), *size]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(MOTIONS)
     with av.open(tmp_path / "turn-back" / "0000-0.mp4") as container:
         frames = list(container.decode(video=0))
+        assert container.streams.video[0].average_rate == Fraction(15, 2)
     assert (len(frames), frames[0].width, frames[0].height) == (12, 64, 48)
 
 
@@ -44,6 +46,7 @@ def test_other_sizes_lengths_and_motions(tmp_path: Path) -> None:
         (["--size", "64"], "--size 64: WIDTHxHEIGHT in pixels is needed, each even and from 32 to 1024"),
         (["--size", "64x33"], "--size 64x33: WIDTHxHEIGHT"),
         (["--frames", "0"], "--frames 0: it must be 1 to 10000"),
+        (["--fps", "1/0"], "--fps 1/0: it must be 1 to 240 frames a second"),
         (["--clips", "0"], "--clips 0 --seed 0: at least 1 and 0 are needed"),
     ],
 )
