@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.evidence.clips import MOTIONS, TEST
-from benchmarks.evidence.grid import READ_AT, Ablated, Compared, Accuracy
+from benchmarks.evidence.grid import READ_AT, Ablated, Accuracy, Compared
 from train.pictures import ACCENT, INK, MUTED, plt, save
 
 METHODS = {"scratch": "from scratch", "probe": "frozen encoder, linear probe", "pretrained": "pre-trained, fine-tuned"}

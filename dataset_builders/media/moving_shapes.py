@@ -129,7 +129,8 @@ def render(motion: str, seed: tuple[int, int], film: Film = Film()) -> np.ndarra
 
 
 def write_clip(path: Path, frames: np.ndarray, rate: Fraction) -> None:
-    """uint8 [frames, height, width, 3] and frames a second -> MP4 with H.264, in BT.601 and tagged so, whole or not at all. Raises OSError."""
+    """uint8 [frames, height, width, 3] and frames a second -> MP4 with H.264, in BT.601 and tagged so, whole or not at all.
+    Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two at once must not disturb each other
     x264 = {"crf": "18", "preset": "veryfast", "x264-params": f"{ASM}open-gop=0"}
     with av.open(temporary, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
