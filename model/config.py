@@ -132,7 +132,8 @@ def _model(encoder: tuple[int, int, int], decoder: tuple[int, int, int], **other
 
 
 MODELS: dict[str, ModelConfig] = {
-    # for tests and the quick start: trains on two CPU cores
+    # train on two CPU cores: to see that it learns, and for tests
+    "micro": _model((64, 3, 4), (64, 2, 2), input_size=32, num_frames=8, patch_size=8),
     "tiny": _model((128, 4, 4), (64, 2, 2), input_size=64, num_frames=8, patch_size=8),
     "vit-s": _model((384, 12, 6), (192, 4, 3)),
     "vit-b": _model((768, 12, 12), (384, 4, 6)),

@@ -74,7 +74,7 @@ class Weights:
         """ "ViT-B", or how wide and deep it is."""
         known = ("encoder_dim", "encoder_depth", "patch_size")
         for name, config in MODELS.items():
-            if all(getattr(config, size) == self.sizes[size] for size in known) and name != "tiny":
+            if all(getattr(config, size) == self.sizes[size] for size in known) and name not in ("micro", "tiny"):
                 return f"ViT-{'g' if name == 'vit-g' else name[-1].upper()}"
         return f"{self.sizes['encoder_depth']} blocks of {self.sizes['encoder_dim']}, patch {self.sizes['patch_size']}"
 

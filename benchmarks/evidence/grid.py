@@ -18,13 +18,10 @@ from train.compute.precision import PRECISIONS
 from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import autoencoder_cost
 
-SIZES = ("--model.input-size", "32", "--model.encoder-dim", "64", "--model.encoder-depth", "3", "--model.encoder-heads", "4")
 STEPS = {5: 400, 20: 800, 100: 1500}  # of fine-tuning, by percent of the labels
 RATES = ("8e-3", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
-BATCH = ("--views.views-per-step", "32")
-QUIET = ("flip", "mixup", "cutmix", "erasing")  # off: left and right are two classes, and small models have noise enough
-HOW = ("--compute.precision", "fp32", "--loader.workers", "1", "--log-every", "50")
-PRETRAIN_STEPS, SHORT_STEPS = 6000, 4000  # the latter for ablations
+HOW = ("--loader.workers", "1")  # a cell has a core or two
+PRETRAIN_STEPS, SHORT_STEPS = 6000, 3000  # the latter for ablations
 
 
 @dataclass(frozen=True)
@@ -44,16 +41,8 @@ def pretraining(
     dataset: Path, variant: str, seed: int, steps: int = PRETRAIN_STEPS, flags: tuple["str | Cell", ...] = ()
 ) -> Cell:
     """An encoder."""
-    masks = () if "--views.mask-ratio" in flags else ("--views.mask-ratio", "0.75")
-    return Cell(
-        f"pretrain/{variant}/{seed}",
-        (
-            *("pretrain", "tiny", "--data", dataset, *SIZES, *HOW, "--seed", str(seed)),
-            *(*BATCH, "--views.views-per-clip", "4", "--steps", str(steps), "--save-every", "1000"),
-            *("--optim.base-lr", "4e-2", "--optim.base-min-lr", "4e-4", *masks, *flags),
-        ),
-        read.pretrained,
-    )
+    words = ("pretrain", "micro", "--data", dataset, "--seed", str(seed), "--steps", str(steps), *HOW, *flags)
+    return Cell(f"pretrain/{variant}/{seed}", words, read.pretrained)
 
 
 def finetuning(
@@ -68,17 +57,22 @@ def finetuning(
 ) -> Cell:
     """A classifier, from scratch or on an encoder."""
     begin = ("--layer-decay", "1") if init is None else ("--init", init)
-    noise = [word for which in QUIET for word in (f"--augment.{which}", "0")]
-    return Cell(
-        name,
-        (
-            *("finetune", "tiny", "--data", dataset, *SIZES, *HOW, "--seed", str(seed), *begin),
-            *(*BATCH, "--views.views-per-clip", "2", "--steps", str(steps), "--save-every", "500"),
-            *("--optim.base-lr", rate, *noise, "--drop-path", "0", "--crop", "multi_scale", *flags),
-            *(("--evaluate-every", str(steps)) if evaluate else ()),
-        ),
-        read.held_out if evaluate else read.nothing,
+    words = (
+        "finetune",
+        "micro",
+        "--data",
+        dataset,
+        "--seed",
+        str(seed),
+        "--steps",
+        str(steps),
+        "--optim.base-lr",
+        rate,
+        *begin,
     )
+    if not evaluate:
+        return Cell(name, (*words, *HOW, *flags), read.nothing)
+    return Cell(name, (*words, *HOW, *flags, "--evaluate-every", str(steps)), read.held_out)
 
 
 def testing(classifier: Cell, dataset: Path, flags: Sequence[str] = ()) -> Cell:
@@ -127,9 +121,8 @@ def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Run
 def probing(name: str, dataset: Path, encoder: Cell, share: int, seed: int) -> Cell:
     """Six linear classifiers of a frozen encoder's features; the best by validation is what is left."""
     steps = str(STEPS[share])
-    words = ("probe", "tiny", "--data", dataset, *SIZES, *HOW, "--seed", str(seed), "--init", encoder, *BATCH)
-    words += ("--views.views-per-clip", "2", "--steps", steps, "--evaluate-every", steps, "--save-every", "500")
-    return Cell(name, words, read.held_out)
+    words = ("probe", "micro", "--data", dataset, "--seed", str(seed), "--init", encoder, "--steps", steps, *HOW)
+    return Cell(name, (*words, "--evaluate-every", steps), read.held_out)
 
 
 def label_trials(data: Data, seeds: Sequence[int], shares: Sequence[int], methods: Sequence[str]) -> list[Callable]:

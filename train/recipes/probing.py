@@ -17,6 +17,11 @@ def adamw() -> OptimConfig:
     return OptimConfig(base_lr=1e-3, base_min_lr=0.0, warmup_share=0.0, betas=(0.9, 0.999))
 
 
+def micro() -> ProbeConfig:
+    """On what `micro` pre-trains, as `tiny`. Everything here is ours."""
+    return replace(tiny(), model=MODELS["micro"], views=PlainViews(views_per_step=32, views_per_clip=2), save_every=500)
+
+
 def tiny() -> ProbeConfig:
     """On what `tiny` pre-trains: eight frames of 64 px, 400 steps of 16 views, six heads. Everything here is ours."""
     return ProbeConfig(
@@ -131,7 +136,7 @@ def vit_g_own() -> ProbeConfig:
 
 
 CHAPTERS = {
-    "your own data": (tiny, vit_s_own, vit_b_own, vit_l_own, vit_h_own, vit_g_own),
+    "your own data": (micro, tiny, vit_s_own, vit_b_own, vit_l_own, vit_h_own, vit_g_own),
     "your own data, attentive": (tiny_attentive, vit_b_own_attentive, vit_l_own_attentive, vit_g_own_attentive),
     "VideoMAE (V1)": (vit_b_ssv2,),
     "V-JEPA 2's evaluation": (vit_l_ssv2_attentive, vit_b_ssv2_attentive),

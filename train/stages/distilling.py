@@ -63,7 +63,7 @@ class DistillConfig(FinetuneConfig):
     classes: Literal["dataset", "teacher"] = "dataset"
     """The student's: those of the dataset, each of which the teacher must know, or all of the teacher's. Of a dataset without
     labels they are the teacher's."""
-    expected_teacher: Literal["tiny", "vit-s", "vit-b", "vit-l", "vit-h", "vit-g"] = "vit-g"
+    expected_teacher: Literal["micro", "tiny", "vit-s", "vit-b", "vit-l", "vit-h", "vit-g"] = "vit-g"
     """To reckon with in a dry run without --teacher."""
 
     def __post_init__(self) -> None:
