@@ -8,9 +8,9 @@ Each clip is decoded once, for all of its S windows and C crops (the official te
 Something-Something), and its probabilities are the mean over these. The dataset's classes are looked up by name among those of
 the weights; where a file has no names, they are its classes in their order.
 
-OUT gets evaluation.json, evaluation.html (classes, what is taken for what, pictures of the worst clips) and
-predictions.parquet. Killed, the same command goes on where it was. Clips that cannot be decoded are named, and are in no
-figure; asked again, they are tried again.
+OUT gets evaluation.json, evaluation.html (classes, what is taken for what, pictures of the worst clips), examples.png (frames
+of clips that were told right, and of others) and predictions.parquet. Killed, the same command goes on where it was. Clips that
+cannot be decoded are named, and are in no figure; asked again, they are tried again.
 """
 
 import sys
@@ -53,6 +53,7 @@ from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from train.accuracy.accuracy_page import page
+from train.accuracy.examples import draw_examples
 from train.accuracy.predictions import Predictions
 from train.accuracy.scores import ClipScores, view_probabilities
 from train.compute.on_cpu import attend_plainly
@@ -278,6 +279,7 @@ def report(
     figures = {name: value if np.isfinite(value) else None for name, value in accuracy.figures().items()}
     found = {
         **figures,
+        "top1_interval": accuracy.top1_interval,
         "clips": accuracy.num_clips,
         "of": of,
         "unlabelled": len(table) - accuracy.num_clips,
@@ -290,10 +292,13 @@ def report(
     }
     write_durably(options.out / "evaluation.json", json.dumps(found, indent=1).encode())
     write_durably(options.out / "evaluation.html", page(found, table, names, manifest).encode())
+    drawn = draw_examples(options.out / "examples.png", table, manifest)
     told = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class"}
     print()
     for name, value in figures.items():
-        print(f"{told[name]:<12}{'–' if value is None else f'{value:.2%}':>9}")
+        low, high = accuracy.top1_interval
+        between = f"   95 %: {low:.1%} to {high:.1%}" if name == "top1" and value is not None else ""
+        print(f"{told[name]:<12}{'–' if value is None else f'{value:.2%}':>9}{between}")
     lost = f"; not decoded: {listed([key for key, *_ in missing])}" if missing else ""
     print(released.printable(f"of {accuracy.num_clips} of {of} clips{lost}"))
     if unlabelled := found["unlabelled"]:
@@ -303,7 +308,7 @@ def report(
         print(f"\n{'clips':>7}{'top-1':>9}  worst classes")
         for each in worst[:SHOWN]:
             print(f"{each['clips']:>7}{each['right'] / each['clips']:>9.1%}  {released.printable(each['name'])}")
-    print(f"\n{released.printable(str(options.out))}/evaluation.html", flush=True)
+    print(f"\n{released.printable(str(options.out))}/evaluation.html{', examples.png' if drawn else ''}", flush=True)
 
 
 def listed(keys: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Cells are run here: what they need first, a few at a time, each on its own share of the cores; what is stopped goes on."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from pipeline.children import environment
 from pipeline.machine import usable_cores
 
 Found = TypeVar("Found")
-DONE = "done"  # a file in a cell's folder: its figures were read
+DONE = "done"  # a file in a cell's folder: it is over
+COMMAND = "command"  # another: what it is of
 
 
 class OutOfTimeError(Exception):
@@ -78,14 +80,23 @@ class Runner:
         """See to it that a cell's folder holds its weights: what is on record may have been made on another machine."""
         self.figures(cell)
         with self._locks[cell.name]:
-            if not (self.runs / cell.name / DONE).exists():
+            if not (self.runs / cell.name / DONE).exists() or self._of_another(cell):
                 self._run(cell)
+
+    def _of_another(self, cell: Cell) -> bool:
+        """Whether a cell's folder is there, and of another command: an older grid's."""
+        folder = self.runs / cell.name
+        command = folder / COMMAND
+        return folder.exists() and not (command.exists() and command.read_text() == cell.said)
 
     def _run(self, cell: Cell) -> None:
         for need in cell.needs:
             self._there(need)
         folder = self.runs / cell.name
+        if self._of_another(cell):
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / COMMAND).write_text(cell.said)
         left = None if self._end is None else self._end - time.monotonic()
         if self._stopping or (left is not None and left <= 0):
             raise OutOfTimeError

@@ -47,6 +47,11 @@ class Accuracy:
         return _share(self.right.sum(), self.clips.sum())
 
     @property
+    def top1_interval(self) -> tuple[float, float]:
+        """In which the accuracy on more such clips lies with 95 % confidence (Wilson, 1927)."""
+        return interval(int(self.right.sum()), self.num_clips)
+
+    @property
     def top5(self) -> float | None:
         """None for five classes and fewer, of which every clip would be right."""
         return _share(self.within.sum(), self.clips.sum()) if len(self.clips) > TOP else None
@@ -62,6 +67,16 @@ class Accuracy:
         """By name, without what is None."""
         found = {"top1": self.top1, "top5": self.top5, "mean_class": self.mean_class}
         return {name: value for name, value in found.items() if value is not None}
+
+
+def interval(right: int, clips: int) -> tuple[float, float]:
+    """Wilson's, of 95 %, for a share of clips; (0, 1) without clips."""
+    if not clips:
+        return 0.0, 1.0
+    z = 1.96
+    middle = (right + z**2 / 2) / (clips + z**2)
+    half = z / (clips + z**2) * math.sqrt(right * (clips - right) / clips + z**2 / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _share(part: int, whole: int) -> float:

@@ -5,7 +5,6 @@ import io
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipeline.loader import ClipLoader, LoaderError
 from pipeline.report.page import render
-from pipeline.sampling import EvaluationSampler, SamplingRecipe
 from pipeline.storage.manifest import Manifest
+from train.accuracy.examples import frames_of
 
 WORST = 12  # clips with a picture
 CLASSES, PAIRS = 40, 25  # lines that are not folded; pairs of classes
@@ -70,34 +68,8 @@ def worst_clips(table: pa.Table, manifest: Manifest) -> list[dict[str, Any]]:
         ["row", "key", "label", "prediction", "probability", "top", "top_probability", "place"]
     )
     lines = found.to_pylist()
-    pictures = middle_frames(manifest, [line["row"] for line in lines])
-    return [{**line, "picture": pictures.get(line["row"])} for line in lines]
-
-
-def middle_frames(manifest: Manifest, rows: Sequence[int]) -> dict[int, str]:
-    """By row; a clip that cannot be decoded again has none."""
-    pictures: dict[int, str] = {}
-    if not rows:
-        return pictures
-    recipe = SamplingRecipe(
-        views_per_step=1,
-        views_per_clip=1,
-        split="all",
-        num_frames=1,
-        input_size=SIDE,
-        temporal="tsn",
-        crop="center",
-        masks=None,
-    )
-    try:
-        with closing(ClipLoader(manifest.place, recipe, sampler=EvaluationSampler(rows=rows), workers=1)) as loader:
-            for batch in loader:
-                for row, there, view in zip(batch.rows.tolist(), batch.weight.tolist(), batch.views.numpy(), strict=True):
-                    if there:
-                        pictures[row] = _jpeg(view[0])
-    except LoaderError:
-        pass
-    return pictures
+    pictures = frames_of(manifest, [line["row"] for line in lines], 1, SIDE)
+    return [{**line, "picture": _jpeg(pictures[line["row"]][0]) if line["row"] in pictures else None} for line in lines]
 
 
 def _jpeg(pixels: np.ndarray) -> str:
