@@ -26,7 +26,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from benchmarks.evidence import grid
 from benchmarks.evidence.book import Book
@@ -37,8 +37,8 @@ from benchmarks.parts.program import program
 from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
 
-Part = Literal["labels", "checks", "decoder-masks", "masks", "decoder-depth", "targets", "distillation", "real"]
-PARTS: tuple[Part, ...] = ("labels", "checks", "decoder-masks", "masks", "decoder-depth", "targets", "distillation", "real")
+Part = Literal["labels", "decoder-masks", "masks", "real", "distillation", "decoder-depth", "targets", "checks"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,7 @@ def trials_of(options: Options, data: grid.Data) -> dict[str, list[Callable[[Run
     for variant in grid.VARIANTS:
         for seed in range(options.ablation_seeds):
             trials.setdefault(variant.table, []).append(grid.ablation(data, variant, seed))
-    return {part: trials[part] for part in PARTS if part in options.parts}
+    return {part: trials[part] for part in PARTS if part in options.parts}  # in this order
 
 
 if __name__ == "__main__":

@@ -32,12 +32,13 @@ def test_the_videos_are_not_what_the_dataset_goes_to(
 
 
 def test_a_small_folder_takes_smaller_steps(dataset: Path, tmp_path: Path) -> None:
-    assert quickstart.fewer_views(dataset) == []  # 12 clips, two views each
+    usual = tiny().views
+    assert quickstart.fewer_views(dataset, usual) == []  # 12 clips, two views each
     for clips, flags in ((3, ["--views.views-per-step", "6"]), (1, ["--views.views-per-step", "2"])):
         (tmp_path / str(clips)).mkdir()
         write_rows(tmp_path / str(clips), [row(i) for i in range(clips)])
-        assert quickstart.fewer_views(tmp_path / str(clips)) == flags
-        assert int(flags[1]) < tiny().views.views_per_step
+        assert quickstart.fewer_views(tmp_path / str(clips), usual) == flags
+        assert int(flags[1]) < usual.views_per_step
     write_rows(tmp_path, [])
     with pytest.raises(ValueError, match="none of the videos could be used"):
-        quickstart.fewer_views(tmp_path)
+        quickstart.fewer_views(tmp_path, usual)

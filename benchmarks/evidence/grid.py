@@ -18,10 +18,10 @@ from train.compute.precision import PRECISIONS
 from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import autoencoder_cost
 
-STEPS = {5: 400, 20: 800, 100: 1500}  # of fine-tuning, by percent of the labels
+STEPS = {5: 300, 20: 600, 100: 1200}  # of fine-tuning, by percent of the labels
 RATES = ("8e-3", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
 HOW = ("--loader.workers", "1")  # a cell has a core or two
-PRETRAIN_STEPS, SHORT_STEPS = 6000, 3000  # the latter for ablations
+PRETRAIN_STEPS, SHORT_STEPS = 4000, 2000  # the latter for ablations
 
 
 @dataclass(frozen=True)
@@ -99,19 +99,21 @@ class Accuracy:
 
 
 def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Runner], Accuracy]:
-    """A method with some of the labels, at the best of three learning rates by the validation part."""
+    """A method with some of the labels, at the best of three learning rates by the validation part with seed 0."""
 
-    def trial(runner: Runner) -> Accuracy:
+    def at(rate: str, seed: int) -> Cell:
         dataset, name = labelled(data.generated, share, seed), f"labels/{method}/{share}/{seed}"
         encoder = None if method == "scratch" else pretraining(data.all, "default", seed)
         if method == "probe":
             assert encoder is not None
-            chosen, rate = probing(name, dataset, encoder, share, seed), "best of 6"
-        else:
-            cells = {rate: finetuning(f"{name}/{rate}", dataset, STEPS[share], rate, seed, encoder) for rate in RATES}
-            found = {rate: runner.figures(cell)["val_top1"] for rate, cell in cells.items()}
-            rate = max(found, key=lambda rate: found[rate])
-            chosen = cells[rate]
+            return probing(name, dataset, encoder, share, seed)
+        return finetuning(f"{name}/{rate}", dataset, STEPS[share], rate, seed, encoder)
+
+    def trial(runner: Runner) -> Accuracy:
+        rate = "best of 6"
+        if method != "probe":
+            rate = max(RATES, key=lambda rate: runner.figures(at(rate, 0))["val_top1"])
+        chosen = at(rate, seed)
         tested = runner.figures(testing(chosen, data.all))
         return Accuracy(method, share, seed, tested["test_top1"], rate)
 
