@@ -1,5 +1,6 @@
-# make quickstart                    build a dataset of generated clips, pre-train a tiny model on it, draw what it learned
+# make quickstart                    build a dataset of generated clips, pre-train and fine-tune a small model, show what it learned
 # make quickstart VIDEOS=/my/videos  the same on a folder of your own videos
+# make learn                         pre-training against none, with few labels and with all: a table and a plot, some 20 minutes
 # make install                       only .venv, for `source .venv/bin/activate`
 # make test                          lint, types and tests
 # make test-all                      the same with the slow ones, too: kills, full disks, torchrun
@@ -13,10 +14,13 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # or it would be compiled at every import, 17 s for torch
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart install test test-all lint clean
+.PHONY: quickstart learn install test test-all lint clean
 
 quickstart: .venv/installed
 	@$(BIN)/python quickstart.py $(if $(VIDEOS),--videos "$(VIDEOS)")
+
+learn: .venv/installed
+	$(BIN)/tubecell learning --parts labels --seeds 1 --methods scratch pretrained --shares 5 100
 
 install: .venv/installed
 

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -42,3 +43,25 @@ def test_a_small_folder_takes_smaller_steps(dataset: Path, tmp_path: Path) -> No
     write_rows(tmp_path, [])
     with pytest.raises(ValueError, match="none of the videos could be used"):
         quickstart.fewer_views(tmp_path, usual)
+
+
+def test_labels_are_the_folders_of_both_parts(tmp_path: Path) -> None:
+    (tmp_path / "train" / "jump").mkdir(parents=True)
+    assert not quickstart.has_labels(tmp_path)
+    (tmp_path / "val").mkdir()
+    assert not quickstart.has_labels(tmp_path)
+    (tmp_path / "val" / "jump").mkdir()
+    assert quickstart.has_labels(tmp_path)
+
+
+def test_what_pretraining_was_good_for_is_told_with_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for method, top1, interval in (("from-scratch", 0.125, [0.065, 0.228]), ("fine-tuned", 0.5, [0.381, 0.619])):
+        (tmp_path / method / "held-out").mkdir(parents=True)
+        found = json.dumps({"top1": top1, "top1_interval": interval, "clips": 64})
+        (tmp_path / method / "held-out" / "evaluation.json").write_text(found)
+    quickstart.print_accuracy(tmp_path, True)
+    told = capsys.readouterr().out
+    assert "top-1, from scratch                   12.5%   95 %: 6% to 23%, of 64 clips held out" in told
+    assert "top-1, from the pre-trained encoder   50.0%   95 %: 38% to 62%" in told
+    quickstart.print_accuracy(tmp_path, False)
+    assert "nothing to fine-tune on" in capsys.readouterr().out

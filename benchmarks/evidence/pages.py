@@ -31,9 +31,9 @@ def write_learning(folder: Path, found: Found) -> None:
         f"{TRAIN:,} generated clips to learn from, {VAL} to choose by, {TEST:,} to be tested on, of {MOTIONS} motions; chance "
         f"is {tables.CHANCE:.0%}. Every row is the same small model (3 blocks of width 64, 8 frames of 32 px), fine-tuned for "
         f"as many steps ({steps}, 32 views each) at the best of {len(RATES)} learning rates ({', '.join(RATES)} per 256 views) "
-        f"by the validation part; the linear probe is the best of six settings. Pre-training sees the {TRAIN:,} clips without "
-        f"labels, for {PRETRAIN_STEPS:,} steps of 32 views. {shares} of the labels are {clips} labelled clips of a class; each "
-        "seed has its own.",
+        f"by the validation part, with seed 0; the linear probe is the best of six settings. Pre-training sees the {TRAIN:,} "
+        f"clips without labels, for {PRETRAIN_STEPS:,} steps of 32 views. {shares} of the labels are {clips} labelled clips of "
+        "a class; each seed has its own.",
     ]
     if labels := found.get("labels"):
         tables.labels_plot(folder / "learning.png", labels, checks.get("one frame"))

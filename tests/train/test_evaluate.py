@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from model.classifier import VideoClassifier
 from model.config import MODELS
@@ -27,7 +28,7 @@ from pipeline.storage.manifest import Manifest
 from tests.page_reader import Page
 from tests.train.trainers import start
 from train import evaluate
-from train.accuracy.accuracy import Accuracy, places
+from train.accuracy.accuracy import Accuracy, interval, places
 from train.accuracy.predictions import Predictions
 from train.accuracy.scores import ClipScores, Merged
 from train.checkpoint.weights import save_weights
@@ -64,6 +65,8 @@ def test_figures_are_of_labelled_clips_and_a_collapsed_model_is_not_right() -> N
     assert accuracy_of(scores[:, :5], np.minimum(labels, 4)).top5 is None, "of five classes it would be 100 %"
     nothing = accuracy_of(scores, np.full(6, -1))
     assert np.isnan([*nothing.figures().values()]).all() and nothing.num_clips == 0
+    assert found.top1_interval == pytest.approx((0.2307, 0.8824), abs=1e-4) and nothing.top1_interval == (0, 1)  # 3 of 5
+    assert interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4) and interval(10, 10)[1] == 1
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +168,9 @@ def test_an_evaluation_is_the_naive_one_and_goes_on_where_it_was(
         assert line["probability"] == pytest.approx(own, abs=1e-5)
         right.append(label == names[expected.argmax()])
     assert found["top1"] == pytest.approx(np.mean(right)) and (found["clips"], found["of"], found["missing"]) == (6, 7, [])
+    assert found["top1_interval"] == pytest.approx(interval(sum(right), 6))
+    with Image.open(out / "examples.png") as examples:
+        assert examples.width > 1000 and np.asarray(examples.convert("L")).std() > 10
     pictures = Page((out / "evaluation.html").read_text()).links
     assert len(pictures) == len(right) - sum(right) and all(link.startswith("data:image/jpeg;base64,") for link in pictures)
     assert not (out / "parts").exists()
