@@ -21,6 +21,7 @@ from train.stages.pretraining import autoencoder_cost
 STEPS = {5: 300, 20: 600, 100: 1200}  # of fine-tuning, by percent of the labels
 RATES = ("8e-3", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
 HOW = ("--loader.workers", "1")  # a cell has a core or two
+SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to start a process that writes
 PRETRAIN_STEPS, SHORT_STEPS = 4000, 2000  # the latter for ablations
 
 
@@ -71,8 +72,8 @@ def finetuning(
         *begin,
     )
     if not evaluate:
-        return Cell(name, (*words, *HOW, *flags), read.nothing)
-    return Cell(name, (*words, *HOW, *flags, "--evaluate-every", str(steps)), read.held_out)
+        return Cell(name, (*words, *SHORT, *flags), read.nothing)
+    return Cell(name, (*words, *SHORT, *flags, "--evaluate-every", str(steps)), read.held_out)
 
 
 def testing(classifier: Cell, dataset: Path, flags: Sequence[str] = ()) -> Cell:
@@ -123,7 +124,7 @@ def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Run
 def probing(name: str, dataset: Path, encoder: Cell, share: int, seed: int) -> Cell:
     """Six linear classifiers of a frozen encoder's features; the best by validation is what is left."""
     steps = str(STEPS[share])
-    words = ("probe", "micro", "--data", dataset, "--seed", str(seed), "--init", encoder, "--steps", steps, *HOW)
+    words = ("probe", "micro", "--data", dataset, "--seed", str(seed), "--init", encoder, "--steps", steps, *SHORT)
     return Cell(name, (*words, "--evaluate-every", steps), read.held_out)
 
 
