@@ -138,3 +138,15 @@ def test_the_whole_grid_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         page.unlink()
     assert learning.main([*flags, "--minutes", "0"]) == 0
     assert [page.read_text() for page in pages] == before
+
+
+@pytest.mark.slow
+def test_one_frame_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A classifier of the same size that sees one frame of a clip stays at chance; two standard errors of 1,500 clips are 1.5
+    points."""
+    for name, value in {"TRAIN": 1500, "VAL": 50, "TEST": 1500}.items():
+        monkeypatch.setattr(clips, name, value)
+    monkeypatch.setattr(grid, "STEPS", {100: 600})
+    clips.generated(tmp_path / "clips", ())
+    top1 = grid.one_frame(grid.Data(tmp_path / "clips"), runner_of(tmp_path))
+    assert abs(top1 - tables.CHANCE) < 0.03 + 0.015
