@@ -61,7 +61,8 @@ def main() -> int:
                 call(f"generating clips: {part}", "generate-clips", "--out", target, "--clips", clips, "--seed", seed, *SMALL)
         if labelled:
             folder = run / "videos" if videos is None else videos.resolve()
-            sources = ("--folder", f"own={folder / 'train'}", "--folder", f"own:val={folder / 'val'}", "--labels-from-folder")
+            train, val = (relative(folder / part) for part in ("train", "val"))
+            sources = ("--folder", f"own={train}", "--folder", f"own:val={val}", "--labels-from-folder")
             call("building the dataset", "build", *sources, "--out", dataset)
         else:
             call("building the dataset", "build-unlabeled-hybrid", "--folder", f"videos={videos.resolve()}", "--out", dataset)
@@ -73,10 +74,8 @@ def main() -> int:
         views = finetuning.micro().views
         for method, flags in METHODS.items() if labelled else ():
             init = ("--init", run) if method == "fine-tuned" else ()
-            steps = ("--steps", FINETUNING)
-            call(
-                f"a classifier, {method}", "finetune", "micro", "--data", dataset, *init, *flags, *steps, "--out", run / method
-            )
+            how = (*init, *flags, "--steps", FINETUNING, *fewer_views(dataset, views))
+            call(f"a classifier, {method}", "finetune", "micro", "--data", dataset, *how, "--out", run / method)
             held_out = ("--split", "val", "--views", "1x1", "--out", run / method / "held-out")
             call("how good it is", "evaluate", run / method, "--data", dataset, *held_out)
     except subprocess.CalledProcessError as error:
