@@ -37,7 +37,7 @@ from benchmarks.parts.program import program
 from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
 
-Part = Literal["labels", "decoder-masks", "masks", "real", "distillation", "decoder-depth", "targets", "checks"]
+Part = Literal["labels", "decoder-masks", "real", "masks", "checks", "distillation", "decoder-depth", "targets"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 

@@ -197,7 +197,8 @@ VARIANTS = (
     Variant("targets", "normalised pixels, smooth L1", ("--loss", "smooth-l1"), 68.6),
     Variant("targets", "plain pixels, squared", ("--target", "plain-pixels")),
 )
-READ_AT = 20  # percent of the labels that an ablation's encoder is fine-tuned with
+READ_AT, READ_RATE = 5, RATES[2]  # percent of the labels that an ablation's encoder is fine-tuned with, and the rate
+STUDENT_SHARE = 20  # percent of the clips that a student sees
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def ablation(data: Data, variant: Variant, seed: int) -> Callable[[Runner], Abla
         encoder = pretraining(data.all, variant.name, seed, SHORT_STEPS, variant.flags)
         rate = runner.figures(encoder)["views_per_second"]
         dataset = labelled(data.generated, READ_AT, seed)
-        tuned = finetuning(f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], RATES[1], seed, encoder, evaluate=False)
+        tuned = finetuning(f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], READ_RATE, seed, encoder, evaluate=False)
         top1 = runner.figures(testing(tuned, data.all))["test_top1"]
         return Ablated(variant, seed, top1, rate, *costs(encoder))
 
@@ -257,11 +258,11 @@ STUDENT = ("--model.encoder-dim", "32", "--model.encoder-depth", "2", "--model.e
 
 
 def distillation(data: Data, taught: bool, seed: int) -> Callable[[Runner], Compared]:
-    """A student of a fifth of the teacher's size, with `READ_AT` percent of the labels, or with what the teacher makes of the
-    same clips. The teacher is the pre-trained encoder, fine-tuned with all labels."""
+    """A student of a fifth of the teacher's size, with `STUDENT_SHARE` percent of the labels, or with what the teacher makes of
+    the same clips. The teacher is the pre-trained encoder, fine-tuned with all labels."""
 
     def trial(runner: Runner) -> Compared:
-        dataset, which = labelled(data.generated, READ_AT, seed), "distilled" if taught else "from labels"
+        dataset, which = labelled(data.generated, STUDENT_SHARE, seed), "distilled" if taught else "from labels"
         teacher = finetuning(
             f"labels/pretrained/100/{seed}/{RATES[1]}",
             data.all,

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.evidence import tables
 from benchmarks.evidence.clips import MOTIONS, SHARES, TEST, TRAIN, VAL
-from benchmarks.evidence.grid import PRETRAIN_STEPS, RATES, READ_AT, SHORT_STEPS, STEPS
+from benchmarks.evidence.grid import PRETRAIN_STEPS, RATES, READ_AT, READ_RATE, SHORT_STEPS, STEPS, STUDENT_SHARE
 from pipeline.storage.files import write_durably
 
 Found = Mapping[str, Sequence[Any]]  # by part
@@ -54,7 +54,7 @@ def write_learning(folder: Path, found: Found) -> None:
     if compared := found.get("distillation"):
         text += ["## A small student, with and without its teacher", tables.compared_table(compared, "by seed")]
         text += [
-            f"Two blocks of width 32, {READ_AT} % of the clips: with their labels, or with what the model that was "
+            f"Two blocks of width 32, {STUDENT_SHARE} % of the clips: with their labels, or with what the model that was "
             "pre-trained, and fine-tuned on all labels, makes of them."
         ]
     if compared := found.get("real"):
