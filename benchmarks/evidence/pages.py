@@ -76,7 +76,7 @@ def write_ablations(folder: Path, found: Found) -> None:
     text = [
         "# The papers' ablations in small",
         f"Each row is {SHORT_STEPS:,} steps of pre-training with one thing changed, then fine-tuning with {READ_AT} % of the "
-        f"labels at one learning rate ({RATES[1]}), tested on {TEST:,} clips: the standard error of a figure is "
+        f"labels at one learning rate ({READ_RATE}), tested on {TEST:,} clips: the standard error of a figure is "
         f"{100 * error:.1f} points by the test's clips alone, and seeds differ by more. Bold is the default. MMAC are executed "
         "forward products of a view of pre-training, activations what its backward pass needs in fp32; views/s were measured "
         "beside another cell: ratios within a table mean more than the numbers. The papers' figures are of ViT-B on "
