@@ -22,6 +22,7 @@ STEPS = {5: 300, 20: 600, 100: 1200}  # of fine-tuning, by percent of the labels
 RATES = ("8e-3", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
 HOW = ("--loader.workers", "1")  # a cell has a core or two
 SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to start a process that writes
+READ_AT, READ_RATE = 5, RATES[2]  # percent of the labels that ablations are read at; the rate of all that has one
 PRETRAIN_STEPS, SHORT_STEPS = 4000, 2000  # the latter for ablations
 
 
@@ -135,14 +136,14 @@ def label_trials(data: Data, seeds: Sequence[int], shares: Sequence[int], method
 def one_frame(data: Data, runner: Runner) -> float:
     """Top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without motion."""
     flags = ("--model.num-frames", "1", "--model.tubelet-size", "1")
-    cell = finetuning("one-frame", data.all, STEPS[100], RATES[1], 0, None, flags)
+    cell = finetuning("one-frame", data.all, STEPS[100], READ_RATE, 0, None, flags)
     return runner.figures(testing(cell, data.all))["test_top1"]
 
 
 def longer(data: Data, runner: Runner) -> float:
     """Top-1 from scratch with all labels, and as many steps as pre-training and fine-tuning have together."""
     steps = PRETRAIN_STEPS + STEPS[100]
-    cell = finetuning("longer/scratch", data.all, steps, RATES[1], 0, None)
+    cell = finetuning("longer/scratch", data.all, steps, READ_RATE, 0, None)
     return runner.figures(testing(cell, data.all))["test_top1"]
 
 
@@ -197,7 +198,6 @@ VARIANTS = (
     Variant("targets", "normalised pixels, smooth L1", ("--loss", "smooth-l1"), 68.6),
     Variant("targets", "plain pixels, squared", ("--target", "plain-pixels")),
 )
-READ_AT, READ_RATE = 5, RATES[2]  # percent of the labels that an ablation's encoder is fine-tuned with, and the rate
 STUDENT_SHARE = 20  # percent of the clips that a student sees
 
 
@@ -264,15 +264,15 @@ def distillation(data: Data, taught: bool, seed: int) -> Callable[[Runner], Comp
     def trial(runner: Runner) -> Compared:
         dataset, which = labelled(data.generated, STUDENT_SHARE, seed), "distilled" if taught else "from labels"
         teacher = finetuning(
-            f"labels/pretrained/100/{seed}/{RATES[1]}",
+            f"labels/pretrained/100/{seed}/{READ_RATE}",
             data.all,
             STEPS[100],
-            RATES[1],
+            READ_RATE,
             seed,
             pretraining(data.all, "default", seed),
         )
         name = f"student/{which.replace(' ', '-')}/{seed}"
-        student = finetuning(name, dataset, STEPS[100], RATES[1], seed, None, STUDENT)
+        student = finetuning(name, dataset, STEPS[100], READ_RATE, seed, None, STUDENT)
         if taught:
             words = ("distill", *student.words[1:], "--teacher", teacher)
             student = replace(student, words=words)
@@ -293,7 +293,7 @@ def real_clips(data: Data, method: str, fold: int) -> Callable[[Runner], Compare
         if method == "real too":
             assert encoder is not None
             encoder = pretraining(dataset, f"real-{fold}", 0, SHORT_STEPS, ("--init", encoder))
-        tuned = finetuning(name.replace(" ", "-"), dataset, 600, RATES[1], 0, encoder, spread, evaluate=False)
+        tuned = finetuning(name.replace(" ", "-"), dataset, 600, READ_RATE, 0, encoder, spread, evaluate=False)
         found = runner.figures(testing(tuned, dataset, ("--views", "2x1", "--sparse")))
         return Compared(method, str(fold), found["test_top1"], int(found["clips"]))
 
