@@ -37,7 +37,7 @@ class Book:
     def add(self, cell: Cell, figures: Figures) -> None:
         record = {
             "cell": cell.name,
-            "figures": {name: round(value, 6) for name, value in (dict(cell.facts) | figures).items()},
+            "figures": {name: round(value, 6) for name, value in figures.items()},
             "command": cell.said,
             "machine": self._machine,
             "torch": torch.__version__,

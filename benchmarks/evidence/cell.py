@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 Figures = dict[str, float]
@@ -18,10 +18,6 @@ class Cell:
     words: tuple["str | Cell | Path", ...]
     read: Callable[[Path], Figures]
     """The figures in its folder when it is done."""
-    weights: bool = True
-    """Whether others may need what lies in its folder; else that its figures are on record is enough."""
-    facts: Mapping[str, float] = field(default_factory=dict)
-    """Figures that are known beforehand."""
 
     @property
     def needs(self) -> list["Cell"]:

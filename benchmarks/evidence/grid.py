@@ -77,10 +77,10 @@ def finetuning(
     return Cell(name, (*words, *SHORT, *flags, "--evaluate-every", str(steps)), read.held_out)
 
 
-def testing(classifier: Cell, dataset: Path, flags: Sequence[str] = ()) -> Cell:
+def testing(classifier: Cell, dataset: Path, flags: tuple[str, ...] = ("--views", "1x1")) -> Cell:
     """Its accuracy on clips that nobody chose anything by."""
-    words = ("evaluate", classifier, "--data", dataset, "--split", "test", "--workers", "1", *(flags or ("--views", "1x1")))
-    return Cell(f"{classifier.name}/test", words, read.evaluated, weights=False)
+    words = ("evaluate", classifier, "--data", dataset, "--split", "test", "--workers", "1", *flags)
+    return Cell(f"{classifier.name}/test", words, read.evaluated)
 
 
 # -------------------------------------------------------------------------------------------------- pre-training pays

@@ -54,7 +54,7 @@ class Film:
             a_second = Fraction(0)
         if not 1 <= a_second <= 240:
             raise ValueError(f"--fps {rate}: it must be 1 to 240 frames a second")
-        return Film(*sides, frames, a_second)
+        return Film(sides[0], sides[1], frames, a_second)
 
 
 @dataclass(frozen=True, slots=True)

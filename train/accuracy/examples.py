@@ -30,7 +30,8 @@ def draw_examples(file: Path, table: pa.Table, manifest: Manifest) -> bool:
         return False
     down = max(len(clips) for clips in columns)
     figure = plt.figure(figsize=(13, 1.45 * down + 0.5), layout="constrained")
-    for part, clips, title in zip(figure.subfigures(1, 2, wspace=0.03), columns, ("right", "wrong"), strict=True):
+    halves: Any = figure.subfigures(1, 2, wspace=0.03)
+    for part, clips, title in zip(halves, columns, ("right", "wrong"), strict=True):
         part.suptitle(title if clips else f"none is {title}", x=0.01, ha="left", color=INK)
         if not clips:
             continue
@@ -48,7 +49,7 @@ def draw_examples(file: Path, table: pa.Table, manifest: Manifest) -> bool:
 
 def some(clips: pa.Table) -> list[dict[str, Any]]:
     """Up to `EACH`, equally spaced."""
-    places = np.unique(np.linspace(0, len(clips) - 1, EACH).round().astype(int)) if len(clips) else []
+    places = sorted({round(place) for place in np.linspace(0, len(clips) - 1, EACH)}) if len(clips) else []
     return clips.select(["row", "label", "prediction", "top_probability"]).take(pa.array(places, pa.int64())).to_pylist()
 
 
