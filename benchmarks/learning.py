@@ -83,10 +83,10 @@ def main(options: Options) -> None:
     runner = Runner(folder / "runs", Book(options.results / "learning.jsonl"), options.jobs or usable_cores(), options.minutes)
     signal.signal(signal.SIGTERM, lambda *_: runner.stop())
     found = {part: runner.all(trials) for part, trials in trials_of(options, grid.Data(folder / "clips", folds)).items()}
-    write_learning(options.results, found)
-    write_ablations(options.results, found)
+    options.results.mkdir(parents=True, exist_ok=True)
+    written = [*write_learning(options.results, found), *write_ablations(options.results, found)]
     waiting = f"; {runner.waiting} figures wait: the same command goes on" if runner.waiting else ""
-    print(f"{options.results}: learning.md, ablations.md{waiting}")
+    print(f"{', '.join(map(str, written)) or 'nothing is on record yet'}{waiting}")
 
 
 def trials_of(options: Options, data: grid.Data) -> dict[str, list[Callable[[Runner], Any]]]:

@@ -133,18 +133,19 @@ def label_trials(data: Data, seeds: Sequence[int], shares: Sequence[int], method
     return [label_trial(data, method, share, seed) for seed in seeds for share in shares for method in methods]
 
 
-def one_frame(data: Data, runner: Runner) -> float:
-    """Top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without motion."""
+def one_frame(data: Data, runner: Runner) -> tuple[str, float]:
+    """ "one frame", and top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without
+    motion."""
     flags = ("--model.num-frames", "1", "--model.tubelet-size", "1")
     cell = finetuning("one-frame", data.all, STEPS[100], READ_RATE, 0, None, flags)
-    return runner.figures(testing(cell, data.all))["test_top1"]
+    return "one frame", runner.figures(testing(cell, data.all))["test_top1"]
 
 
-def longer(data: Data, runner: Runner) -> float:
-    """Top-1 from scratch with all labels, and as many steps as pre-training and fine-tuning have together."""
+def longer(data: Data, runner: Runner) -> tuple[str, float]:
+    """ "longer", and top-1 from scratch with all labels, and as many steps as pre-training and fine-tuning have together."""
     steps = PRETRAIN_STEPS + STEPS[100]
     cell = finetuning("longer/scratch", data.all, steps, READ_RATE, 0, None)
-    return runner.figures(testing(cell, data.all))["test_top1"]
+    return "longer", runner.figures(testing(cell, data.all))["test_top1"]
 
 
 # ------------------------------------------------------------------------------------------------ the papers' ablations

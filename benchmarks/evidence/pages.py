@@ -20,9 +20,11 @@ ABLATIONS = {
 }
 
 
-def write_learning(folder: Path, found: Found) -> None:
-    """RESULTS/learning.md and learning.png, of the parts that there are."""
-    checks = dict(zip(("one frame", "longer"), found.get("checks", ()), strict=False))
+def write_learning(folder: Path, found: Found) -> list[Path]:
+    """RESULTS/learning.md and learning.png, of the parts that there are -> the page, if there are any."""
+    if not any(found.get(part) for part in ("labels", "checks", "distillation", "real")):
+        return []
+    checks: dict[str, float] = dict(found.get("checks", ()))
     steps = ", ".join(f"{steps} with {share} % of the labels" for share, steps in STEPS.items())
     shares = ", ".join(f"{share} %" for share in SHARES)
     clips = ", ".join(str(clips) for clips in SHARES.values())
@@ -63,14 +65,14 @@ def write_learning(folder: Path, found: Found) -> None:
             f'Six interactions, two of eight sequences left out in turns; for comparison, {FLOORS}. "pretrained": on the '
             'generated clips; "real too": then on the real clips of the training folds as well, without labels.'
         ]
-    write(folder / "learning.md", text)
+    return [write(folder / "learning.md", text)]
 
 
-def write_ablations(folder: Path, found: Found) -> None:
-    """RESULTS/ablations.md and ablations.png, of the parts that there are."""
+def write_ablations(folder: Path, found: Found) -> list[Path]:
+    """RESULTS/ablations.md and ablations.png, of the parts that there are -> the page, if there are any."""
     rows = [each for name in ABLATIONS for each in found.get(name, ())]
     if not rows:
-        return
+        return []
     tables.ablation_plot(folder / "ablations.png", rows, list(ABLATIONS), list(ABLATIONS.values()))
     error = mean((each.top1 * (1 - each.top1) / TEST) ** 0.5 for each in rows)
     text = [
@@ -90,10 +92,10 @@ def write_ablations(folder: Path, found: Found) -> None:
         "Frames: a view has four tubelets in time, so 75 % is the most that can be hidden of them. Of 16 tubes 90 % are 14, "
         "and 95 % are 15."
     ]
-    write(folder / "ablations.md", text)
+    return [write(folder / "ablations.md", text)]
 
 
-def write(file: Path, text: list[str]) -> None:
+def write(file: Path, text: list[str]) -> Path:
     """Paragraphs, and where the commands are."""
     how = (
         "Every figure is a command's: learning.jsonl, beside this page, has each with its machine, commit and date. "
@@ -101,3 +103,4 @@ def write(file: Path, text: list[str]) -> None:
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_durably(file, ("\n\n".join(paragraph.strip() for paragraph in [*text, how]) + "\n").encode())
+    return file

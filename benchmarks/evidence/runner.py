@@ -30,7 +30,7 @@ class Runner:
 
     def __init__(self, runs: Path, book: Book, jobs: int, minutes: float | None) -> None:
         self.runs, self._book, self._jobs = runs, book, jobs
-        self._end = time.monotonic() + 60 * minutes if minutes else None
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
         self._running: set[subprocess.Popen] = set()

@@ -53,7 +53,7 @@ def labels_plot(file: Path, found: Sequence[Accuracy], one_frame: float | None) 
         share, values = points[-1]
         axes.annotate(title, (share, mean(values)), (6, 0), textcoords="offset points", va="center", color=COLOURS[method])
     axes.axhline(100 * CHANCE, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.text(shares[0], 100 * CHANCE + 1, "chance", color=MUTED, va="bottom", fontsize=9)
+    axes.text(shares[0], 100 * CHANCE - 1, "chance", color=MUTED, va="top", fontsize=9)
     if one_frame is not None:
         axes.plot([shares[-1]], [100 * one_frame], marker="x", color=MUTED)
         axes.annotate("one frame", (shares[-1], 100 * one_frame), (6, 0), textcoords="offset points", va="center", color=MUTED)

@@ -29,7 +29,7 @@ def test_a_cell_is_run_once_and_says_how(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "learning.jsonl").read_text())
     assert record["cell"] == "a/b" and record["commit"] and "core" in record["machine"]
     assert record["command"] == "tubecell generate-clips --clips 2 --size 32x32 --frames 2 --out RUNS/a/b"
-    without_time = runner_of(tmp_path, minutes=1e-9)
+    without_time = runner_of(tmp_path, minutes=0)
     assert without_time.figures(cell) == {"files": 2}  # on record
     with pytest.raises(OutOfTimeError):  # another command's figures are not its
         without_time.figures(drawing("a/b", clips=3))
@@ -47,7 +47,7 @@ def test_what_a_cell_needs_is_made_on_this_machine(tmp_path: Path) -> None:
 
 
 def test_without_time_nothing_begins_and_the_figures_wait(tmp_path: Path) -> None:
-    runner = runner_of(tmp_path, minutes=1e-9)
+    runner = runner_of(tmp_path, minutes=0)
     with pytest.raises(OutOfTimeError):
         runner.figures(drawing("a"))
     assert runner.all([lambda runner: runner.figures(drawing("a")), lambda runner: 7]) == [7]
@@ -148,5 +148,5 @@ def test_one_frame_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(clips, name, value)
     monkeypatch.setattr(grid, "STEPS", {100: 600})
     clips.generated(tmp_path / "clips", ())
-    top1 = grid.one_frame(grid.Data(tmp_path / "clips"), runner_of(tmp_path))
+    _, top1 = grid.one_frame(grid.Data(tmp_path / "clips"), runner_of(tmp_path))
     assert abs(top1 - tables.CHANCE) < 0.03 + 0.015
