@@ -19,10 +19,10 @@ from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import autoencoder_cost
 
 STEPS = {5: 300, 20: 600, 100: 1200}  # of fine-tuning, by percent of the labels
-RATES = ("8e-3", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
+RATES = ("2.4e-2", "4.8e-2", "9.6e-2")  # base learning rates that a method may choose from
 HOW = ("--loader.workers", "1")  # a cell has a core or two
 SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to start a process that writes
-READ_AT, READ_RATE = 5, RATES[2]  # percent of the labels that ablations are read at; the rate of all that has one
+READ_AT, READ_RATE = 5, RATES[1]  # percent of the labels that ablations are read at; the rate of all that has one
 PRETRAIN_STEPS, SHORT_STEPS = 4000, 2000  # the latter for ablations
 
 
