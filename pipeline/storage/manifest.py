@@ -18,6 +18,7 @@ import json
 import mmap
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,19 +206,26 @@ def _describe(manifest: Path) -> dict[str, Any]:
 
 
 def open_cache(root: Path, name: str) -> tuple[Path, dict[str, _Place]]:
-    """The file with the loader's columns, Arrow that all processes of a node map, and where each lies in it.
+    """The file with the loader's columns, Arrow that all processes of a node map, and where each lies in it."""
+    file = cached_file(root, f"{name}.arrow", lambda file: _write_cache(root, file))
+    try:
+        return file, _find_columns(file)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error}); remove it, and it is made again") from None
 
-    It is made on first use, in DATASET/.cache, or in the user's cache folder where the dataset is read-only.
-    """
+
+def cached_file(root: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """A file beside a dataset that `write` makes on first use, whole under a temporary name: in DATASET/.cache, or in the user's
+    cache folder where the dataset is read-only. Raises ValueError where neither can be used."""
     wrong = []
     for place in (lambda: root / ".cache", files.cache_folder):
         try:
             folder = place()
-            file = folder / f"{name}.arrow"
+            file = folder / name
             if not file.exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                _write_cache(root, file)
-            return file.resolve(), _find_columns(file)
+                write(file)
+            return file.resolve()
         except OSError as error:
             wrong.append(str(error))
     told = "; ".join(dict.fromkeys(wrong))
@@ -241,9 +249,16 @@ def _write_cache(root: Path, file: Path) -> None:
     table = table.append_column("stride", pa.array(np.array([s for s, _ in steps], np.int32)[codes]))
     table = table.append_column("interval", pa.array(np.array([s for _, s in steps], np.float64)[codes]))
     table = pa.table({name: _smaller(table[name].combine_chunks()) for name in table.column_names})
+    write_arrow(table.combine_chunks(), file)
+
+
+def write_arrow(table: "pa.Table", file: Path) -> None:
+    """Arrow that others map, in one batch. Raises OSError."""
+    import pyarrow as pa
+
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
         with pa.ipc.new_file(temporary, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
+            writer.write_table(table)
         temporary.flush()  # other ranks read it as soon as it has its name
         os.chmod(temporary.name, 0o644)  # others use the dataset, too
         os.replace(temporary.name, file)

@@ -1,0 +1,113 @@
+"""Tables of key frames and boxes: what is written is read, by row of the manifest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.storage.key_frames import NONE, Action, KeyFrames, stamp
+from pipeline.storage.key_frames_writer import BOX_SCHEMA, KEY_FRAME_SCHEMA, write_key_frames
+from pipeline.storage.manifest import Manifest
+from tests.manifest_rows import row, write_rows
+
+ACTIONS = [Action(17, "carry/hold"), Action(12, "stand"), Action(80, "watch", evaluated=False)]
+
+
+def clip(key: str, movie: str, second: float, frame: int = 32, place: tuple[float, ...] = (0, 0, 1, 1)) -> dict[str, Any]:
+    return {
+        "key": key,
+        "movie": movie,
+        "second": second,
+        "frame": frame,
+        **dict(zip(("x1", "y1", "x2", "y2"), place, strict=True)),
+    }
+
+
+def box(key: str, kind: str, sides: tuple[float, ...], actions: tuple[int, ...] = (), **more: Any) -> dict[str, Any]:
+    given = dict(zip(("x1", "y1", "x2", "y2"), sides, strict=True))
+    known = {"key": key, "movie": "m", "second": 902.0, "kind": kind, "actions": actions, "person": NONE, "score": 1.0}
+    return {**known, **given, **more}
+
+
+CLIPS = [clip("clip-2", "b", 903.0, 30), clip("clip-0", "a", 902.0, place=(0.02, 0.0, 0.98, 1.0)), clip("gone", "c", 1.0)]
+BOXES = [
+    box("clip-2", "detection", (0.1, 0.2, 0.3, 0.4), score=0.5),
+    box("clip-2", "detection", (0.2, 0.2, 0.3, 0.4), score=0.9),
+    box("clip-0", "truth", (0.063, 0.049, 0.524, 0.996), (12, 80), person=4),
+    box("gone", "truth", (0.0, 0.0, 1.0, 1.0), (12,)),
+    box("clip-2", "truth", (0.4, 0.2, 0.6, 0.4), (17,)),
+    box("clip-2", "detection", (0.3, 0.2, 0.4, 0.4), score=0.95),
+    box("clip-0", "truth", (0.0, 0.0, 0.5, 0.5), (12,)),
+]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    write_rows(tmp_path, [row(i) for i in range(3)])
+    tables = pa.Table.from_pylist(CLIPS, KEY_FRAME_SCHEMA), pa.Table.from_pylist(BOXES, BOX_SCHEMA)
+    write_key_frames(tmp_path, *tables, ACTIONS)
+    return tmp_path
+
+
+def test_what_is_written_is_read_by_row(written: Path) -> None:
+    frames = KeyFrames(Manifest(written))
+    assert [frames.movies[movie] if movie >= 0 else None for movie in frames.movie] == ["a", None, "b"]
+    assert frames.second.tolist() == [902.0, 0.0, 903.0] and frames.frame.tolist() == [32, NONE, 30]
+    assert frames.place.tolist() == [[0.02, 0, 0.98, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
+    assert len(frames) == 6 and frames.row.tolist() == [0, 0, 2, 2, 2, 2]
+    assert [frames.actions[c].id for c in range(3)] == [12, 17, 80] and frames.names == ["stand", "carry/hold", "watch"]
+    assert [action.evaluated for action in frames.actions] == [True, True, False]
+    assert frames.box[0].tolist() == [0.063, 0.049, 0.524, 0.996]  # digit for digit
+    assert frames.person.tolist() == [4, -1, -1, -1, -1, -1]
+
+    places, clips = frames.of_clips(np.array([2, 1, 0]), "truth")
+    assert clips.tolist() == [0, 2, 2] and frames.box[places, 0].tolist() == [0.4, 0.063, 0.0]
+    assert frames.labels(places).tolist() == [[False, True, False], [True, False, True], [True, False, False]]
+    places, clips = frames.of_clips(np.array([0, 2]), "detection")
+    assert clips.tolist() == [1, 1, 1] and np.allclose(frames.score[places], [0.95, 0.9, 0.5])  # the surest first
+    assert not frames.labels(places).any()
+    assert len(frames.of_clips(np.array([0, 2]), "detection", at_least=0.8)[0]) == 2
+    places, clips = frames.of_clips(np.array([2, 0, 2]), "detection", most=1)
+    assert clips.tolist() == [0, 2] and np.allclose(frames.score[places], 0.95)
+    assert [len(found) for found in frames.of_clips(np.array([], np.int64), "truth")] == [0, 0]
+
+
+def test_a_box_in_what_a_clip_shows(written: Path) -> None:
+    frames = KeyFrames(Manifest(written))
+    places, _ = frames.of_clips(np.array([0]), "truth")
+    found = frames.in_clip(places)
+    assert np.allclose(found[0], [(0.063 - 0.02) / 0.96, 0.049, (0.524 - 0.02) / 0.96, 0.996])
+    assert found[1, 0] < 0, "it sticks out of what is left of the picture"
+
+
+def test_columns_are_mapped_and_made_anew_when_boxes_change(written: Path) -> None:
+    manifest = Manifest(written)
+    first = KeyFrames(manifest)
+    assert not first.box.flags.owndata and not first.box.flags.writeable
+    assert KeyFrames(manifest).digest == first.digest and len(list((written / ".cache").glob("boxes-*.arrow"))) == 1
+    other = pa.Table.from_pylist(BOXES[2:3], BOX_SCHEMA)
+    write_key_frames(written, pa.Table.from_pylist(CLIPS, KEY_FRAME_SCHEMA), other, ACTIONS)
+    second = KeyFrames(manifest)
+    assert second.digest != first.digest and len(second) == 1 and len(first) == 6
+    assert json.loads((written / "actions.json").read_text())[0] == {"id": 12, "name": "stand", "evaluated": True}
+
+
+def test_no_boxes_and_no_clips_at_all(written: Path) -> None:
+    write_key_frames(written, KEY_FRAME_SCHEMA.empty_table(), BOX_SCHEMA.empty_table(), ACTIONS)
+    frames = KeyFrames(Manifest(written))
+    assert len(frames) == 0 and frames.frame.tolist() == [NONE] * 3 and frames.movies == []
+    assert [len(found) for found in frames.of_clips(np.arange(3), "truth")] == [0, 0]
+    assert frames.labels(np.array([], np.int64)).shape == (0, 3) and frames.in_clip(np.array([], np.int64)).shape == (0, 4)
+
+
+def test_a_dataset_without_key_frames_says_so(tmp_path: Path) -> None:
+    write_rows(tmp_path, [row(0)])
+    with pytest.raises(ValueError, match=r"has no key frames .*key_frames\.parquet.*tubecell build-detection"):
+        KeyFrames(Manifest(tmp_path))
+
+
+def test_stamps() -> None:
+    assert [stamp(second) for second in (902.0, 1798.0, 9.5)] == ["0902", "1798", "0009"]
