@@ -57,6 +57,9 @@ class Drop(StrEnum):
     DUPLICATE = "duplicate"  # the same video is there already, from another list or another file
     LEAK = "leak"  # it is in a training list and in a validation or test list; see --leaks
     NOT_CHOSEN = "not_chosen"  # listed and there, but not among the number that was asked for
+    EXCLUDED = "excluded"  # an annotated second that the dataset's own lists leave out
+    EMPTY_BOX = "empty_box"  # a box of an annotation or a detection without an area
+    OUTSIDE = "outside"  # a box that lies wholly outside of the frame
     MALFORMED = "malformed"  # an annotation row that cannot be understood; the detail names file, line and value
 
 

@@ -99,6 +99,12 @@ class Batch:
         return labels.to(self.views.device, non_blocking=True)
 
     @property
+    def crops(self) -> np.ndarray:
+        """What the views show: int64 (B, R, 4), boxes (x, y, width, height) in pixels of a clip's frame."""
+        assert self.loader is not None
+        return self.loader.sampler.crops_of(self.epoch, self.positions.numpy(), self.rows.numpy())
+
+    @property
     def keys(self) -> list[str]:
         """Of the B clips."""
         assert self.loader is not None

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from dataset_builders.detection.proposals import fractions_of_xywh
 from dataset_builders.sources.lists import OFFICIAL, SAMPLING
 from model.attentive_heads import AttentiveHeads
 from model.classifier import VideoClassifier
@@ -29,7 +30,7 @@ from model.weight_files import tensors_of
 from model.weights import Weights, read_weights, transfer, understand
 from pipeline import keyed, official_views
 from pipeline.decoding.augment import Augmentation, AugmentedResizer
-from pipeline.sampling import SamplingRecipe, crops, frames, randaugment
+from pipeline.sampling import SamplingRecipe, crops, frames, randaugment, view_boxes
 from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
 from pipeline.sampling.randaugment import RandAugment
@@ -331,6 +332,36 @@ def tad_feature_input(frames):
     view = FrameView(224, chosen["resize"], chosen["normalise"])
     views = torch.stack([*map(view.of(None), frames)])
     return view.normalised(views[None])[0].permute(3, 0, 1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------- AVA
+
+STYLES = {"videomae": "key_frame_videomae", "slowfast": "key_frame", "mmaction2": "key_frame"}
+
+
+def ava_clip_ids(num_frames, key_frame, style):
+    around = np.array([key_frame]), np.array([num_frames]), 16, np.array([4.0]), frames.AT_KEY_FRAMES[STYLES[style]]
+    return frames.key_frame_window(*around)[0]
+
+
+def ava_boxes(xywh, width, height, short, crop, flip):
+    (high, wide), _ = official_views.resized_views(width, height, short, (short, short))
+    x, y, *size = crop or (0, 0, wide, high)
+    boxes = view_boxes.inclusive(fractions_of_xywh(xywh, width, height), width, height)
+    scale = np.array([wide / width, high / height])
+    return view_boxes.placed(boxes, scale, np.array([x, y]), size[0], size[-1], np.full(len(boxes), flip)), (size[0], size[-1])
+
+
+def ava_enlarge(boxes, width, height):
+    return view_boxes.enlarged(boxes, width, height)
+
+
+def ava_jitter(boxes, u, width, height):
+    return view_boxes.jittered(boxes, u, width, height)
+
+
+def ava_result_boxes(boxes, network_size, width, height):
+    return view_boxes.as_fractions(boxes, network_size, width, height)
 
 
 # ------------------------------------------------------------------------------------------------------------- probes

@@ -16,12 +16,14 @@ SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side
 PAIRS = np.array([(i, j) for i in range(4) for j in range(4) if abs(i - j) <= 1])
 # corners, centre, middles of the edges, middles of the quadrants; in quarters of the free space, (x, y)
 ANCHORS = np.array([(x, y) for x in range(5) for y in range(5) if x % 2 == y % 2])
+SHORT_SIDES = (256, 320)  # pixels, that "random_scale" resizes to
 AREA = (0.08, 1.0)  # of the frame, and aspect ratio, both of RandomResizedCrop
 ASPECT = (3 / 4, 4 / 3)
 TRIES = 10
-# purposes of the draws from one view's key: of a multi-scale crop, and of a random resized one
+# purposes of the draws from one view's key: of a multi-scale crop, of a random resized one, and of one of a random scale
 SHAPE, ANCHOR = range(2)
 AREAS, ASPECTS, PLACE = range(3)
+SCALE, CORNER = range(2)
 
 
 def largest_box(width: np.ndarray, height: np.ndarray, size: Size) -> np.ndarray:
@@ -81,6 +83,31 @@ def random_resized_crop(keys: np.ndarray, width: np.ndarray, height: np.ndarray)
     free = frame - box
     place = keyed.below(keyed.mix(keys[:, None], PLACE, np.arange(2)), np.where(found, free, 0) + 1)
     return np.concatenate([np.where(found, place, free // 2), box], axis=1)
+
+
+def random_scale_crop(
+    keys: np.ndarray, width: np.ndarray, height: np.ndarray, size: Size, short_sides: tuple[int, int] = SHORT_SIDES
+) -> np.ndarray:
+    """Keys (n,), frame sizes (n,), the size of the view -> boxes (n, 4): detection's crop (SlowFast; V2, Table 12).
+
+    There a frame's short side is resized to a length drawn from `short_sides`, both ends included, and a view is cut out at a
+    uniform place. Here the view's box is carried back into the frame, to whole pixels; it is never larger than the frame.
+    """
+    low, high = short_sides
+    short = low + keyed.below(keyed.mix(keys, SCALE), high - low + 1)
+    frame = np.stack([width, height], axis=1)
+    sides = (2 * np.array(size[::-1]) * np.minimum(width, height)[:, None] + short[:, None]) // (2 * short[:, None])
+    sides = np.clip(sides, 1, frame)
+    place = keyed.below(keyed.mix(keys[:, None], CORNER, np.arange(2)), frame - sides + 1)
+    return np.concatenate([place, sides], axis=1)
+
+
+def whole_frame_size(width: int, height: int, short: int, longest: int, multiple: int) -> Size:
+    """Of a view that shows a whole frame: its short side resized to `short`, but the long one to `longest` at most, each to the
+    nearest multiple of a patch. (Official detection tests resize so and fill up to multiples of 16 with black.)"""
+    scale = min(short / min(width, height), longest / max(width, height))
+    high, wide = (max(1, round(side * scale / multiple)) * multiple for side in (height, width))
+    return high, wide
 
 
 def long_side_crops(width: np.ndarray, height: np.ndarray, size: Size, crops: int, lower: bool = False) -> np.ndarray:

@@ -64,6 +64,10 @@ class EvaluationSampler(Sampler):
             raise ValueError(f"of the {len(rows)} chosen rows some are the same; a pass takes every clip once")
         if recipe.crop == "none" and self.crops > 1:
             raise ValueError(f"with crop 'none' {self.crops} crops would all be the whole frame; give crops=1")
+        if bound.key_frames is not None:
+            if self.views != "centre":
+                raise ValueError(f"temporal {recipe.temporal!r} has one view of a key frame: views 'centre', not 'full'")
+            bound._check_key_frames(rows)
         return bound
 
     def __str__(self) -> str:
@@ -106,11 +110,14 @@ class EvaluationSampler(Sampler):
     def clips(self, epoch: int, positions: np.ndarray, attempts: np.ndarray) -> ClipSamples:
         rows, masks = self.rows(epoch, positions), self._masks_per_view
         if self.views == "centre":
-            one = validation_clips(self.manifest, self.recipe, rows)
+            one = validation_clips(self.manifest, self.recipe, rows, self.key_frames)
             return ClipSamples(rows, one.frames, np.repeat(one.boxes, masks, axis=1), one.repeated)
         all_of_them = multi_view_clips(self.manifest, self.recipe, rows, self.segments, self.crops)
         frames, boxes = (np.repeat(array, masks, axis=1) for array in (all_of_them.frames, all_of_them.boxes))
         return ClipSamples(rows, frames, boxes, masks * all_of_them.repeated)
+
+    def crops_of(self, epoch: int, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return self.clips(epoch, positions, np.zeros(len(positions), np.int64)).boxes
 
     def masks(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         return sample_masks(self.recipe, NO_EPOCH, self.rows(epoch, positions), self.views_per_clip)

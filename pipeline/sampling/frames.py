@@ -14,9 +14,12 @@ from pipeline.storage.manifest import Manifest, parse_sampling
 
 # Where a view's frames lie. "stride": the pre-training window, an exact step. "linspace": the official fine-tuning window,
 # whose steps are 4 and sometimes 5. "tsn", "tsn_video": a frame from each of T equal segments of the whole clip, in the form
-# of the official raw-frame loader (Something-Something V2) and of the one for videos (--sparse_sample).
-Temporal = Literal["stride", "linspace", "tsn", "tsn_video"]
+# of the official raw-frame loader (Something-Something V2) and of the one for videos (--sparse_sample). "key_frame": an exact
+# step around the annotated frame k, k-32 ... k+28 of 16 frames at stride 4, as SlowFast's and mmaction2's code for AVA;
+# "key_frame_videomae": one later, k-31 ... k+29, as VideoMAE's.
+Temporal = Literal["stride", "linspace", "tsn", "tsn_video", "key_frame", "key_frame_videomae"]
 TEMPORAL: tuple[Temporal, ...] = get_args(Temporal)
+AT_KEY_FRAMES: dict[str, int] = {"key_frame": 0, "key_frame_videomae": 1}  # by how many frames the window begins later
 
 
 def parse_rate(text: str) -> tuple[int, float] | None:
@@ -73,9 +76,20 @@ def window_frames(start: np.ndarray, num_frames: np.ndarray, clip_frames: int, s
 
 
 def training_frames(
-    keys: np.ndarray | None, num_frames: np.ndarray, clip_frames: int, step: np.ndarray, temporal: str
+    keys: np.ndarray | None,
+    num_frames: np.ndarray,
+    clip_frames: int,
+    step: np.ndarray,
+    temporal: str,
+    key_frames: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Keys (n,), or None for validation, lengths (n,), steps (n,) -> frames (n, T): at random, or in the middle."""
+    """Keys (n,), or None for validation, lengths (n,), steps (n,) -> frames (n, T): at random, or in the middle.
+
+    Around key frames (n,), where `temporal` wants that, nothing is drawn; without them the middle stands for them.
+    """
+    if temporal in AT_KEY_FRAMES:
+        middle = num_frames // 2 if key_frames is None else key_frames
+        return key_frame_window(middle, num_frames, clip_frames, step, AT_KEY_FRAMES[temporal])
     if temporal == "stride":
         last = start_range(num_frames, clip_frames, step)
         return window_frames(last // 2 if keys is None else keyed.below(keys, last + 1), num_frames, clip_frames, step)
@@ -86,6 +100,16 @@ def training_frames(
         clips = zip(num_frames.tolist(), step.tolist(), end.tolist(), strict=True)
         return np.stack([linspace_frames(frames, clip_frames, each, last) for frames, each, last in clips])
     return tsn_frames(keys, num_frames, clip_frames, temporal)
+
+
+def key_frame_window(
+    key_frames: np.ndarray, num_frames: np.ndarray, clip_frames: int, step: np.ndarray, later: int = 0
+) -> np.ndarray:
+    """Key frames (n,), lengths (n,), steps (n,) -> frames (n, T): from half a window before the key frame on, which is then
+    frame T / 2. What lies before the video is its first frame, what lies after it its last (SlowFast, mmaction2)."""
+    start = key_frames - np.floor(clip_frames * step / 2).astype(np.int64) + later
+    offsets = np.floor(np.arange(clip_frames) * step[:, None] + 0.5).astype(np.int64)
+    return np.clip(start[:, None] + offsets, 0, num_frames[:, None] - 1)
 
 
 def linspace_starts(num_frames: np.ndarray, clip_frames: int, step: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sampling.frames import frame_step, parse_rate, repeated, training_frames
+from pipeline.sampling.frames import AT_KEY_FRAMES, frame_step, parse_rate, repeated, training_frames
 from pipeline.sampling.order import order_of
 from pipeline.sampling.recipe import SamplingRecipe
 from pipeline.sampling.splits import clips_of_split, describe_split
@@ -28,7 +28,7 @@ def short_clips(manifest: Manifest, recipe: SamplingRecipe) -> ShortClips:
     rows, frames = order_of(manifest, recipe).clips(), recipe.num_frames
     length = manifest.num_frames[rows].astype(np.int64)
     step = frame_step(manifest, rows, parse_rate(recipe.sampling))
-    if recipe.temporal in ("stride", "linspace"):
+    if recipe.temporal in ("stride", "linspace", *AT_KEY_FRAMES):
         few = (length < frames * step) | (step < 1)
     else:
         few = length < frames

@@ -8,13 +8,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from pipeline.sampling import frames, masking
+from pipeline.sampling.crops import SHORT_SIDES
 from pipeline.sampling.masks.choice import Grid
 from pipeline.sampling.masks.rules import DECODER_RULES, RULES, DecoderMaskRule, MaskRule
 from pipeline.sampling.randaugment import RandAugment
 from pipeline.sampling.splits import checked_split
 from pipeline.settings import kept, read, setting, with_values
 
-Crop = Literal["multi_scale", "random_resized", "center", "none"]
+Crop = Literal["multi_scale", "random_resized", "random_scale", "center", "none"]
 CropResize = Literal["antialiased", "official"]
 
 
@@ -79,10 +80,13 @@ class SamplingRecipe(Views):
     patch_size: int = 16
     """Side of a token in pixels."""
     temporal: frames.Temporal = "stride"
-    """Where the frames of a view lie: "stride" (pre-training), "linspace", "tsn", "tsn_video" (see `sampling.frames`)."""
+    """Where the frames of a view lie: "stride" (pre-training), "linspace", "tsn", "tsn_video", or around the key frames of a
+    detection dataset "key_frame", "key_frame_videomae" (see `sampling.frames`)."""
     crop: Crop = "multi_scale"
-    """"multi_scale" (pre-training) or "random_resized" (fine-tuning); "center", the largest box in the middle that has the
-    aspect of a view, and so fills it; or "none", the whole frame, whatever its aspect."""
+    """"multi_scale" (pre-training), "random_resized" (fine-tuning) or "random_scale" (detection); "center", the largest box in
+    the middle that has the aspect of a view, and so fills it; or "none", the whole frame, whatever its aspect."""
+    short_sides: tuple[int, int] = setting(SHORT_SIDES, was=SHORT_SIDES)
+    """Of crop "random_scale": from what to what the short side of a frame is resized before a view is cut out, in pixels."""
     crop_resize: CropResize = setting("antialiased", was="antialiased")
     """How a training view is made of its crop: "antialiased", to 8 bits, as official pre-training; or "official", as official
     fine-tuning resizes floats: not antialiased, to 16 bits."""
@@ -124,6 +128,13 @@ class SamplingRecipe(Views):
         for name, value in (("window", self.window), ("lanes", self.lanes)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
+        object.__setattr__(self, "short_sides", tuple(self.short_sides))
+        if self.crop == "random_scale" and not max(self.view_size) <= self.short_sides[0] <= self.short_sides[1]:
+            low, high = self.short_sides
+            raise ValueError(
+                f"short_sides {low} to {high}: crop 'random_scale' cuts views of {max(self.view_size)} px out of it, so the "
+                "lower must be at least as much, and the upper at least the lower"
+            )
         object.__setattr__(self, "split", checked_split(self.split))
         object.__setattr__(self, "mixture", _checked_mixture(self.mixture))
         frames.parse_rate(self.sampling)

@@ -12,9 +12,11 @@ from typing import ClassVar, Self
 import numpy as np
 
 from pipeline.sampling.draws import in_pairs
+from pipeline.sampling.frames import AT_KEY_FRAMES
 from pipeline.sampling.order import Order, check_reading_order, order_of
 from pipeline.sampling.recipe import SamplingRecipe
-from pipeline.sampling.samples import ClipSamples, sample_clips, sample_masks
+from pipeline.sampling.samples import ClipSamples, sample_clips, sample_crops, sample_masks
+from pipeline.storage.key_frames import NONE, KeyFrames
 from pipeline.storage.manifest import Manifest
 
 NOBODY = -1  # the position of a place that no clip stands at
@@ -28,12 +30,25 @@ class Sampler(ABC):
     lanes: int = 0  # of shuffle "window", see `order`
     manifest: Manifest
     recipe: SamplingRecipe
+    key_frames: np.ndarray | None = None  # int32 (N,) of the manifest's clips, where the recipe's `temporal` asks for them
 
     def of(self, manifest: Manifest, recipe: SamplingRecipe) -> Self:
         """The same for this dataset. Raises ValueError if it cannot be sampled so."""
         bound = copy.copy(self)
         bound.manifest, bound.recipe = manifest, recipe
+        if recipe.temporal in AT_KEY_FRAMES:
+            bound.key_frames = KeyFrames(manifest).frame.copy()
         return bound
+
+    def _check_key_frames(self, rows: np.ndarray) -> None:
+        """Raises ValueError if some of the clips to take have none."""
+        if self.key_frames is None or not (lacking := rows[self.key_frames[rows] == NONE]).size:
+            return
+        example = self.manifest.clip(int(lacking[0])).key
+        raise ValueError(
+            f"temporal {self.recipe.temporal!r}: {len(lacking):,} of {len(rows):,} clips of {self.manifest.place} have no key "
+            f"frame, such as {example}; take them from a dataset that `tubecell build-detection` made"
+        )
 
     @property
     @abstractmethod
@@ -76,6 +91,10 @@ class Sampler(ABC):
         """As `sample_clips`, at once for a batch."""
 
     @abstractmethod
+    def crops_of(self, epoch: int, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """What the views at B positions show, at which these clips stand -> boxes (B, R, 4), as in `ClipSamples`."""
+
+    @abstractmethod
     def masks(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """As `sample_masks`; None if the recipe has none."""
 
@@ -106,6 +125,8 @@ class TrainingSampler(Sampler):
         bound.lanes = bound.order.lanes
         if bound.lanes:
             check_reading_order(manifest)
+        if bound.key_frames is not None:
+            bound._check_key_frames(bound.order.clips())
         return bound
 
     @property
@@ -138,7 +159,10 @@ class TrainingSampler(Sampler):
         return self.order.rows(epoch, positions)
 
     def clips(self, epoch: int, positions: np.ndarray, attempts: np.ndarray) -> ClipSamples:
-        return sample_clips(self.manifest, self.recipe, epoch, positions, attempts)
+        return sample_clips(self.manifest, self.recipe, epoch, positions, attempts, self.key_frames)
+
+    def crops_of(self, epoch: int, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return sample_crops(self.manifest, self.recipe, epoch, positions, rows)
 
     def masks(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         return sample_masks(self.recipe, epoch, positions)

@@ -54,9 +54,15 @@ def steps_per_epoch(num_clips: int, recipe: SamplingRecipe) -> int:
 
 
 def sample_clips(
-    manifest: Manifest, recipe: SamplingRecipe, epoch: int, positions: np.ndarray, attempts: np.ndarray
+    manifest: Manifest,
+    recipe: SamplingRecipe,
+    epoch: int,
+    positions: np.ndarray,
+    attempts: np.ndarray,
+    key_frames: np.ndarray | None = None,
 ) -> ClipSamples:
     """Clips, frames and crops at B positions. `attempts` (B,): how many clips failed there; 0 is the order's own clip.
+    `key_frames` (N,) of the manifest's clips, where the recipe's `temporal` asks for them.
 
     Take many positions at once: 34 µs a clip for 32 of them, 0.4 ms for one.
     """
@@ -69,23 +75,30 @@ def sample_clips(
     shown = rows if keys is None else np.repeat(rows, views)
     keys = keyed.mix(recipe.seed, keyed.FRAMES, epoch, positions) if keys is None else keys
     length, step = _lengths(manifest, recipe, shown)
-    frames = training_frames(keys, length, recipe.num_frames, step, recipe.temporal)
+    annotated = None if key_frames is None else key_frames[shown]
+    frames = training_frames(keys, length, recipe.num_frames, step, recipe.temporal, annotated)
     if recipe.fresh_windows:
         frames = frames.reshape(-1, views, recipe.num_frames)
-
-    crop_keys = _view_keys(recipe, keyed.CROP, epoch, positions)
-    width, height = (np.repeat(side, views) for side in _sizes(manifest, rows))
-    if recipe.crop == "multi_scale":
-        boxes = crops.multi_scale_crop(crop_keys, width, height, recipe.view_size)
-    elif recipe.crop == "random_resized":
-        boxes = crops.random_resized_crop(crop_keys, width, height)
-    else:
-        boxes = _fixed_crops(recipe, width, height, 1, lower=True)  # as runs have begun with
-    operations = None
+    boxes, operations = sample_crops(manifest, recipe, epoch, positions, rows), None
     if recipe.randaugment:
         drawn = plans(_view_keys(recipe, keyed.RANDAUGMENT, epoch, positions), RandAugment.parse(recipe.randaugment))
         operations = drawn.reshape(-1, views, *drawn.shape[1:])
-    return ClipSamples(rows, frames, boxes.reshape(-1, views, 4), repeated(frames), operations)
+    return ClipSamples(rows, frames, boxes, repeated(frames), operations)
+
+
+def sample_crops(manifest: Manifest, recipe: SamplingRecipe, epoch: int, positions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The crops of the R views at B positions, at which these clips stand -> boxes (B, R, 4), as in `ClipSamples`."""
+    views, keys = recipe.views_per_clip, _view_keys(recipe, keyed.CROP, epoch, positions)
+    width, height = (np.repeat(side, views) for side in _sizes(manifest, rows))
+    if recipe.crop == "multi_scale":
+        boxes = crops.multi_scale_crop(keys, width, height, recipe.view_size)
+    elif recipe.crop == "random_resized":
+        boxes = crops.random_resized_crop(keys, width, height)
+    elif recipe.crop == "random_scale":
+        boxes = crops.random_scale_crop(keys, width, height, recipe.view_size, recipe.short_sides)
+    else:
+        boxes = _fixed_crops(recipe, width, height, 1, lower=True)  # as runs have begun with
+    return boxes.reshape(-1, views, 4)
 
 
 def sample_masks(
@@ -102,10 +115,13 @@ def sample_masks(
     return masking.mask_indices(keys, recipe.grid, *ratios, recipe.arithmetic, recipe.masks, recipe.decoder_masks)
 
 
-def validation_clips(manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarray) -> ClipSamples:
+def validation_clips(
+    manifest: Manifest, recipe: SamplingRecipe, rows: np.ndarray, key_frames: np.ndarray | None = None
+) -> ClipSamples:
     """One view of each of B clips: the middle in time, by the recipe's `temporal`, and in space. frames (B, T), R = 1."""
     length, step = _lengths(manifest, recipe, rows)
-    frames = training_frames(None, length, recipe.num_frames, step, recipe.temporal)
+    annotated = None if key_frames is None else key_frames[rows]
+    frames = training_frames(None, length, recipe.num_frames, step, recipe.temporal, annotated)
     return ClipSamples(rows, frames, _fixed_crops(recipe, *_sizes(manifest, rows), 1), repeated(frames))
 
 

@@ -10,11 +10,12 @@
     places, clips = frames.of_clips(batch.rows.numpy(), "truth")  # all boxes of a batch, and whose each is
     frames.box[places], frames.labels(places)                     # (n, 4) fractions, bool (n, C)
 
-Boxes are (x1, y1, x2, y2) as fractions of the *movie's* frame, as in the official files. The builder cuts up to 15 pixels off the
-scaled picture, so a clip shows a little less: `place` says what, and `in_clip` gives the boxes there.
+Boxes are (x1, y1, x2, y2) as fractions of the *movie's* frame, as in the official files. The builder cuts up to 15 pixels off
+the scaled picture, so a clip shows a little less: `place` says what, and `in_clip` gives the boxes there.
 
-Columns are mapped from Arrow files that are made on first use, by row of the manifest: 71 bytes a box and as many a clip, shared
-by the processes of a node, of which only the pages that are read are in memory. `key_frames_writer` writes the tables.
+Columns are mapped from Arrow files that are made on first use, by row of the manifest: about 60 bytes a box and 48 a clip,
+shared by the processes of a node, of which only the pages that are read are in memory. Only who makes the files, once, holds
+the tables whole. `key_frames_writer` writes the tables.
 """
 
 import hashlib
@@ -50,8 +51,9 @@ class Action:
 class KeyFrames:
     """The key frames of the N clips of a manifest, and their M boxes, those of a clip adjacent.
 
-    By row: `movie` int32 (N,), place in the list `movies`; `second` float64 (N,), of the movie; `frame` int32 (N,), index of the
-    key frame in the clip, -1 for a clip without one; `place` float64 (N, 4), what the clip shows, a box in the movie's frame.
+    By row: `movie` int32 (N,), place in the list `movies`, -1 without one; `second` float64 (N,), of the movie; `frame` int32
+    (N,), index of the key frame in the clip, -1 for a clip without one; `place` float64 (N, 4), what the clip shows, a box in
+    the movie's frame.
 
     By box: `row` int64 (M,) of the manifest, ascending; `is_truth` bool (M,); `box` float64 (M, 4), fractions of the movie's
     frame; `score` float32 (M,), the detector's, 1 for truth; `person` int32 (M,), -1 without a number. Of a clip, truth comes
@@ -60,7 +62,7 @@ class KeyFrames:
 
     def __init__(self, manifest: Manifest) -> None:
         """Raises ValueError if the dataset has no key frames, or their tables cannot be read."""
-        self.place_of_dataset, tables = manifest.place, {name: _local(manifest, name) for name in (KEY_FRAMES, BOXES, ACTIONS)}
+        self.manifest, tables = manifest, {name: _local(manifest, name) for name in (KEY_FRAMES, BOXES, ACTIONS)}
         try:
             read = {name: file.read_bytes() for name, file in tables.items()}
         except OSError as error:
@@ -107,6 +109,10 @@ class KeyFrames:
             among = np.arange(len(clips)) - np.searchsorted(clips, clips)
             places, clips = places[among < most], clips[among < most]
         return places, clips
+
+    def first_of(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (n,) of the manifest -> the places (n,) of their first boxes, if they have any."""
+        return self._first[rows]
 
     def labels(self, places: np.ndarray) -> np.ndarray:
         """Places of boxes (n,) -> bool (n, C): which of `actions` each person is seen to do. Detections do nothing."""

@@ -215,8 +215,8 @@ def open_cache(root: Path, name: str) -> tuple[Path, dict[str, _Place]]:
 
 
 def cached_file(root: Path, name: str, write: Callable[[Path], None]) -> Path:
-    """A file beside a dataset that `write` makes on first use, whole under a temporary name: in DATASET/.cache, or in the user's
-    cache folder where the dataset is read-only. Raises ValueError where neither can be used."""
+    """A file beside a dataset that `write` makes on first use, whole or not at all: in DATASET/.cache, or in the user's cache
+    folder where the dataset is read-only. Raises ValueError where neither can be used."""
     wrong = []
     for place in (lambda: root / ".cache", files.cache_folder):
         try:

@@ -21,6 +21,7 @@ def test_every_box_lies_inside_its_frame(width: int, height: int, size: crops.Si
     for boxes in (
         crops.multi_scale_crop(keys, w, h, size),
         crops.random_resized_crop(keys, w, h),
+        crops.random_scale_crop(keys, w, h, size),
         crops.long_side_crops(w, h, size, count).reshape(-1, 4),
         crops.whole_frames(w, h),
     ):
@@ -116,3 +117,23 @@ def test_test_crops_are_the_official_places_to_half_a_pixel(short: int, more: in
     scale = long / resized
     assert np.abs(boxes[:, 0] - np.array(official) * scale).max() <= max(0.5, scale)  # scale: the last may not leave the frame
     assert np.abs(boxes[:-1, 0] - np.array(official)[:-1] * scale).max() <= 0.5 + 1e-9
+
+
+def test_crops_of_a_random_scale_are_drawn_as_stated() -> None:
+    n = 20000
+    keys = keyed.mix(5, np.arange(n))
+    x, y, w, h = crops.random_scale_crop(keys, np.full(n, 448), np.full(n, 256), (224, 224)).T
+    assert (w == h).all() and w.min() == round(224 * 256 / 320) and w.max() == 224
+    scales = np.unique(np.rint(224 * 256 / w))
+    assert scales.min() == 256 and scales.max() == 320 and len(scales) > 40
+    assert abs((224 * 256 / w).mean() - 288) < 1  # uniform in what the short side is resized to
+    assert abs(x.mean() - ((448 - w) / 2).mean()) < 2 and x.min() == 0 and (x + w).max() == 448 and (y + h).max() == 256
+    same = crops.random_scale_crop(keys[:50], np.full(50, 448), np.full(50, 256), (224, 224), (256, 256))
+    assert (same[:, 2:] == 224).all()  # as VideoMAE's code for AVA: 224 of 256
+
+
+def test_whole_frames_have_sides_of_whole_patches() -> None:
+    assert crops.whole_frame_size(448, 256, 256, 464, 16) == (256, 448)
+    assert crops.whole_frame_size(336, 256, 256, 464, 14) == (252, 336)
+    assert crops.whole_frame_size(256, 336, 256, 464, 16) == (336, 256)
+    assert crops.whole_frame_size(608, 256, 256, 464, 16) == (192, 464)  # cinema: the long side decides

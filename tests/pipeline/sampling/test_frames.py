@@ -54,7 +54,8 @@ def test_no_frame_lies_outside_its_clip(num_frames: list[int], step: float, clip
 @given(num_frames=st.integers(1, 300), temporal=st.sampled_from(frames.TEMPORAL))
 def test_a_clip_that_is_long_enough_repeats_nothing(num_frames: int, temporal: str) -> None:
     repeats = frames.repeated(drawn(temporal, num_frames, draws=20))
-    enough = {"stride": 62, "linspace": 64}.get(temporal, 16)  # 62: 0, 4 ... 60, and the official rule's frame more
+    # 62: 0, 4 ... 60, and the official rule's frame more; around the middle up to three frames may lie beyond each end
+    enough = {"stride": 62, "linspace": 64, "key_frame": 58, "key_frame_videomae": 56}.get(temporal, 16)
     assert (repeats == 0).all() if num_frames >= enough else (repeats > 0).all()
 
 
@@ -153,3 +154,24 @@ def test_sparse_test_views_interleave() -> None:
     assert every[::2] == views[0].tolist()  # officially: every second one of all, sorted
     odd = frames.tsn_test_frames(53, 16, 3)
     assert sorted(odd.ravel().tolist())[1::3] == odd[1].tolist()
+
+
+# ------------------------------------------------------------------------------- detection: around a key frame
+
+
+def around(key_frame: int, num_frames: int, step: float = 4.0, later: int = 0) -> list[int]:
+    return frames.key_frame_window(np.array([key_frame]), np.array([num_frames]), 16, np.array([step]), later)[0].tolist()
+
+
+def test_a_window_lies_around_its_key_frame() -> None:
+    assert around(32, 64) == list(range(0, 61, 4)) and around(32, 64)[8] == 32
+    assert around(32, 64, later=frames.AT_KEY_FRAMES["key_frame_videomae"]) == list(range(1, 62, 4))
+    assert around(60, 27_000, step=2.0) == list(range(44, 75, 2))
+    assert around(10, 100)[:7] == [0, 0, 0, 0, 0, 0, 2] and around(95, 100)[8:] == [95, *[99] * 7]
+    assert around(0, 1) == [0] * 16
+
+
+def test_nothing_is_drawn_around_a_key_frame() -> None:
+    n = np.full(50, 64)
+    taken = frames.training_frames(keyed.mix(3, np.arange(50)), n, 16, np.full(50, 4.0), "key_frame", np.full(50, 30))
+    assert (taken == around(30, 64)).all()

@@ -252,7 +252,12 @@ def test_training_takes_its_split_and_clips_without_one() -> None:
         ({"views_per_step": 0}, "views_per_step 0"),
         ({"shuffle": "none"}, "shuffle 'none' is not known; allowed are 'global', 'window'"),
         ({"temporal": "dense"}, "temporal 'dense' is not known; allowed are 'stride', 'linspace', 'tsn', 'tsn_video'"),
-        ({"crop": "centre"}, "crop 'centre' is not known; allowed are 'multi_scale', 'random_resized', 'center', 'none'"),
+        ({"crop": "centre"}, "crop 'centre' is not known; allowed are 'multi_scale', 'random_resized', 'random_scale', "),
+        (
+            {"crop": "random_scale", "short_sides": (200, 320)},
+            "short_sides 200 to 320: crop 'random_scale' cuts views of 224 px",
+        ),
+        ({"crop": "random_scale", "short_sides": (256, 255)}, "short_sides 256 to 255"),
         ({"input_size": (224, 225)}, "16 frames of 224 x 225 px do not divide"),
         ({"input_size": [224]}, r"input_size \[224\] must be the side of a square or \(height, width\)"),
         ({"input_size": 0, "masks": None}, "input_size 0 must be"),

@@ -2,37 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipeline.storage.key_frames import NONE, Action, KeyFrames, stamp
-from pipeline.storage.key_frames_writer import BOX_SCHEMA, KEY_FRAME_SCHEMA, write_key_frames
 from pipeline.storage.manifest import Manifest
+from tests.key_frame_tables import box, key_frame, write_tables
 from tests.manifest_rows import row, write_rows
 
 ACTIONS = [Action(17, "carry/hold"), Action(12, "stand"), Action(80, "watch", evaluated=False)]
 
 
-def clip(key: str, movie: str, second: float, frame: int = 32, place: tuple[float, ...] = (0, 0, 1, 1)) -> dict[str, Any]:
-    return {
-        "key": key,
-        "movie": movie,
-        "second": second,
-        "frame": frame,
-        **dict(zip(("x1", "y1", "x2", "y2"), place, strict=True)),
-    }
-
-
-def box(key: str, kind: str, sides: tuple[float, ...], actions: tuple[int, ...] = (), **more: Any) -> dict[str, Any]:
-    given = dict(zip(("x1", "y1", "x2", "y2"), sides, strict=True))
-    known = {"key": key, "movie": "m", "second": 902.0, "kind": kind, "actions": actions, "person": NONE, "score": 1.0}
-    return {**known, **given, **more}
-
-
-CLIPS = [clip("clip-2", "b", 903.0, 30), clip("clip-0", "a", 902.0, place=(0.02, 0.0, 0.98, 1.0)), clip("gone", "c", 1.0)]
+CLIPS = [
+    key_frame("clip-2", "b", 903.0, 30),
+    key_frame("clip-0", "a", 902.0, place=(0.02, 0.0, 0.98, 1.0)),
+    key_frame("gone", "c", 1.0),
+]
 BOXES = [
     box("clip-2", "detection", (0.1, 0.2, 0.3, 0.4), score=0.5),
     box("clip-2", "detection", (0.2, 0.2, 0.3, 0.4), score=0.9),
@@ -47,8 +33,7 @@ BOXES = [
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     write_rows(tmp_path, [row(i) for i in range(3)])
-    tables = pa.Table.from_pylist(CLIPS, KEY_FRAME_SCHEMA), pa.Table.from_pylist(BOXES, BOX_SCHEMA)
-    write_key_frames(tmp_path, *tables, ACTIONS)
+    write_tables(tmp_path, CLIPS, BOXES, ACTIONS)
     return tmp_path
 
 
@@ -88,15 +73,14 @@ def test_columns_are_mapped_and_made_anew_when_boxes_change(written: Path) -> No
     first = KeyFrames(manifest)
     assert not first.box.flags.owndata and not first.box.flags.writeable
     assert KeyFrames(manifest).digest == first.digest and len(list((written / ".cache").glob("boxes-*.arrow"))) == 1
-    other = pa.Table.from_pylist(BOXES[2:3], BOX_SCHEMA)
-    write_key_frames(written, pa.Table.from_pylist(CLIPS, KEY_FRAME_SCHEMA), other, ACTIONS)
+    write_tables(written, CLIPS, BOXES[2:3], ACTIONS)
     second = KeyFrames(manifest)
     assert second.digest != first.digest and len(second) == 1 and len(first) == 6
     assert json.loads((written / "actions.json").read_text())[0] == {"id": 12, "name": "stand", "evaluated": True}
 
 
 def test_no_boxes_and_no_clips_at_all(written: Path) -> None:
-    write_key_frames(written, KEY_FRAME_SCHEMA.empty_table(), BOX_SCHEMA.empty_table(), ACTIONS)
+    write_tables(written, [], [], ACTIONS)
     frames = KeyFrames(Manifest(written))
     assert len(frames) == 0 and frames.frame.tolist() == [NONE] * 3 and frames.movies == []
     assert [len(found) for found in frames.of_clips(np.arange(3), "truth")] == [0, 0]
