@@ -16,12 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.storage.key_frames import Action
+
 REQUEST_SCHEMA = pa.schema(
     [
         ("source", pa.string()),  # name of the source in this build, which its shards carry: "kinetics", "ssv2", "own"
         ("root", pa.string()),  # name of the folder that `path` is relative to; a dataset does not depend on where that lies
         ("path", pa.binary()),  # a video file, a folder of images, or TAR/MEMBER; bytes, because Linux paths are
-        ("kind", pa.string()),  # "video", "frames" or "member"
+        (
+            "kind",
+            pa.string(),
+        ),  # "video", "frames", "pieces" (a folder of files 900.mp4, 901.mp4 ... of a second each) or "member"
         ("split", pa.string()),  # "train", "val" or "test"
         ("label", pa.string()),  # class name; null without one
         ("source_id", pa.string()),  # YouTube id and the like; null without one
@@ -33,6 +38,7 @@ REQUEST_SCHEMA = pa.schema(
         ("clip_frames", pa.int32()),  # cut into clips of exactly so many frames and leave out the rest; null: see --max-seconds
         ("first_frame", pa.int32()),  # for "frames": place in the sorted folder of the first image (from 0); null: 0
         ("num_images", pa.int32()),  # for "frames": images to take; null: all from there
+        ("at", pa.float64()),  # seconds of the file, like start: of the frame that the clip is about; null: it has none
         ("sampling", pa.string()),  # "stride:4" or "seconds:0.133333", see pipeline.manifest.parse_sampling
     ]
 )
@@ -73,6 +79,9 @@ class SourcePlan:
     # JSON files to write beside the manifest: {"label_map_710.json": [...]}
     files: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # sentences that a user must read
+    # of clips about a key frame, by their source_id: BOX_SCHEMA of pipeline.storage.key_frames_writer without the key
+    boxes: pa.Table | None = None
+    actions: tuple[Action, ...] = ()  # what the people in them may do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dataset_builders.building.build import finish_shares, run, show_plan
 from dataset_builders.building.repair import repair_failures
@@ -31,7 +31,7 @@ from dataset_builders.media.geometry import parse_canvas
 from dataset_builders.media.presets import PRESETS, EncodeOptions
 from dataset_builders.media.rejects import MACHINE, Reason, retried
 from dataset_builders.sources.annotations import SPLITS
-from dataset_builders.sources.kinds import KINDS, PLACES, VERSIONS, Source, make_source
+from dataset_builders.sources.kinds import DETECTION, KINDS, PLACES, VERSIONS, Source, make_source
 from pipeline.console import open_streams
 from pipeline.machine import usable_cores
 from pipeline.settings import renamed, toml_table, translated
@@ -42,6 +42,8 @@ from pipeline.storage.output_folder import is_dataset, is_run, lies_in, refusal,
 
 # flags that take VIDEOS LISTS -> the source's kind; its name is the flag's
 OFFICIAL_FLAGS = {"ssv2": "something", "ssv1": "something"} | {name: name for name in ("ava", "webvid", "ucf101", "hmdb51")}
+OFFICIAL_FLAGS |= {name: name for name in DETECTION}
+CALLED = {"ava-boxes": "ava"}  # flags that have another name where no other source has that
 # flags that take NAME=PATH -> the source's kind
 NAMED_FLAGS = {"folder": "folder", "instagram": "instagram", "frames": "frames", "list": "lists", "index": "index"}
 BOUNDS: dict[str, tuple[float, float]] = {"short_side": (16, 4320), "gop": (1, 1000), "min_frames": (1, 10**6)}
@@ -59,12 +61,16 @@ def command(
     *,
     description: str | None,
     splits: Collection[str],
-    kinds: Collection[str] = tuple(KINDS),
+    kinds: Collection[str] = tuple(kind for kind in KINDS if kind not in DETECTION),
     one_source: bool = False,
+    more: "More | None" = None,
 ) -> int:
-    """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C."""
+    """Returns the exit status: 0 done, 1 if no clip could be taken, 2 for an error, 130 if stopped by ^C. `more` is what a
+    command does besides."""
     open_streams()
     parser = arguments(description, kinds)
+    if more:
+        more.add_arguments(parser)
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
         return 2
@@ -73,6 +79,8 @@ def command(
         build = make_build(args, splits, kinds)
         if one_source and len(build.sources) != 1:
             raise ValueError(f"one source is wanted, {len(build.sources)} were given; several make a hybrid")
+        if more:
+            more.check(args)
         if args.repair:
             if args.plan or args.job or args.finish or args.ray or args.retry:
                 raise ValueError("--repair goes without --plan, --job, --finish, --ray and --retry")
@@ -80,7 +88,8 @@ def command(
         retry = retried(args.retry)
         if args.plan:
             return show_plan(build)
-        return finish_shares(build) if args.finish else run(build, _share(args.job), args.ray, retry)
+        status = finish_shares(build) if args.finish else run(build, _share(args.job), args.ray, retry)
+        return more.afterwards(build, args) if more and not status and not args.job else status
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -90,6 +99,19 @@ def command(
     except KeyboardInterrupt:
         print("\nstopped; finished shards are kept, run the same command again to go on", file=sys.stderr)
         return 130
+
+
+class More(Protocol):
+    """What a command does besides: once the manifest is there."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def check(self, args: argparse.Namespace) -> None:
+        """Before anything is done. Raises ValueError."""
+
+    def afterwards(self, build: Build, args: argparse.Namespace) -> int:
+        """Returns the exit status. Raises ValueError, OSError and RuntimeError."""
+        ...
 
 
 def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collection[str]) -> Build:
@@ -213,11 +235,15 @@ def _sources_of_flags(given: Mapping[str, Any], splits: Collection[str]) -> list
         table |= {name: given[name] for name in ("leaks", "label_map") if name in given}
         found.append(make_source("kinetics", "kinetics", table | common, here, splits, "--k" + ", --k".join(versions)))
     for flag, kind in OFFICIAL_FLAGS.items():
-        if len(pairs := given.get(flag, [])) > 1:
-            raise ValueError(f"--{flag} is given {len(pairs)} times; one VIDEOS may hold several folders, or links to them")
+        called = CALLED.get(flag, flag)
+        if len(pairs := given.get(flag.replace("-", "_"), [])) > 1:
+            raise ValueError(f"--{called} is given {len(pairs)} times; one VIDEOS may hold several folders, or links to them")
         for folder, lists in pairs:
             table = {"folder": folder, "lists": lists, **common}
-            found.append(make_source(flag, kind, table, here, splits, f"--{flag}"))
+            if kind in DETECTION:
+                own = ("actions", "evaluated", "rate", *(["trimmed"] if kind == "ava-boxes" else []))
+                table |= {name: given[name] for name in own if name in given}
+            found.append(make_source(called, kind, table, here, splits, f"--{called}"))
     for flag, kind in NAMED_FLAGS.items():
         tables: dict[str, dict[str, Any]] = {}
         for text in given.get(flag, ()):
@@ -287,7 +313,7 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
         add("--label-map", metavar="FILE", help="the official class names of Kinetics-710, in their order")
     for flag, kind in OFFICIAL_FLAGS.items():
         if kind in kinds:
-            add(f"--{flag}", nargs=2, action="append", metavar=pair)
+            add(f"--{CALLED.get(flag, flag)}", nargs=2, action="append", metavar=pair, dest=flag.replace("-", "_"))
     for flag, text in (
         ("folder", "a folder of videos and a name for it; NAME:val=PATH, NAME:test=PATH for those splits of it"),
         ("instagram", "a folder of Instagram videos; 250,000 are chosen"),

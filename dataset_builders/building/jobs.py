@@ -43,6 +43,14 @@ from pipeline.storage.file_lock import lock
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA
 
+# what is known of a clip that is about a frame, in the markers of jobs only: see detection/tables.py
+KEY_FRAME_COLUMNS = pa.schema(
+    [
+        ("key_frame", pa.int32()),  # its index in the clip
+        ("shown", pa.list_(pa.float64())),  # what the clip shows of the source's picture: x1, y1, x2, y2, fractions of that
+    ]
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -328,7 +336,8 @@ class BuildState:
     def commit(self, job: Job, rows: list[dict[str, Any]], rejects: list[dict[str, Any]], shard_size: int) -> None:
         """Note that a job is finished; its shard, of `shard_size` bytes or none at all, must be on the disk."""
         marker = self.marker(job)
-        write_table(marker.with_suffix(".parquet"), pa.Table.from_pylist(rows, schema=SCHEMA))
+        known = SCHEMA if not any("key_frame" in row for row in rows) else pa.schema([*SCHEMA, *KEY_FRAME_COLUMNS])
+        write_table(marker.with_suffix(".parquet"), pa.Table.from_pylist(rows, schema=known))
         content = {
             "requests": job.digest,
             "shard_size": shard_size,

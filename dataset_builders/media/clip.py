@@ -18,18 +18,20 @@ class ClipRequest:
     split: str = "train"
     sampling: str = "seconds:0.133333"
     source_id: str | None = None
-    kind: str = "video"  # or "frames": `path` is a folder of images
+    kind: str = "video"  # or `path` is a folder, of images: "frames", or of files of a second each: "pieces"
     start: float | None = None  # seconds of the file, of the wanted part's beginning and end; None: the file's own
     end: float | None = None
     rate: float | None = None  # frames per second: to re-time a video to, or that of a folder of images
     clip_frames: int | None = None  # cut into clips of so many frames; None: into equal ones of at most max_seconds
     first_frame: int | None = None  # of a folder of images: place of the first one that is wanted, from 0
     num_images: int | None = None  # None: all from there
+    at: float | None = None  # seconds of the file, like `start`: of the frame that the clip is about, which must be in it
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
-    """A clip that was taken. `row` has the manifest's columns but for shard, offset and size."""
+    """A clip that was taken. `row` has the manifest's columns but for shard, offset and size, and of a clip that is about a
+    frame the `jobs.KEY_FRAME_COLUMNS`."""
 
     data: bytes
     extension: str

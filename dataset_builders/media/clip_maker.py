@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from dataset_builders.media.clip import ClipRequest, EncodedClip, Reject
 from dataset_builders.media.decode_check import manifest_row, verify
+from dataset_builders.media.geometry import shown
 from dataset_builders.media.image_folder import ImageFolder
+from dataset_builders.media.pieces import joined
 from dataset_builders.media.presets import ENCODERS, EncodeOptions
 from dataset_builders.media.probe import VideoInfo, probe
 from dataset_builders.media.rejects import Reason, RejectedError
 from dataset_builders.media.transcode import Piece, Timing, Wanted, copy_file, transcode
+
+TIMES = ("start", "end", "at")  # of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,12 @@ class ClipMaker:
 
     def _transcode(self, request: ClipRequest) -> Iterator[EncodedClip | Reject]:
         path = os.path.join(request.folder, request.path)
+        if request.kind == "pieces":
+            with joined(path, request.start, request.end) as (file, first):
+                times = {name: None if (time := getattr(request, name)) is None else time - first for name in TIMES}
+                for made in self._transcode(replace(request, folder=b"", path=file, kind="video", **times)):
+                    yield _moved(made, request.path, first)
+            return
         rate = None
         if request.rate is not None:
             if not 0 < request.rate <= 1000:
@@ -64,6 +74,9 @@ class ClipMaker:
             source, info, wanted = path, probe(path, request.start, request.end), Wanted(rate, request.clip_frames)
             whole, zero = info.window is None, _zero(info, Timing.of(info, wanted))
         timing = Timing.of(info, wanted)
+        about: dict[str, Any] = {}
+        if request.at is not None:
+            about = {"key_frame": 0, "shown": shown(info, self.options)}
         for piece in transcode(source, info, self.options, wanted, self.scratch):
             start = end = None
             if piece.count > 1 or not whole or wanted.clip_frames:
@@ -72,6 +85,10 @@ class ClipMaker:
                 row = self._row(request, piece.data, piece.num_frames) | {"key": _key(request, piece)}
                 if start is not None and end is not None:
                     row |= {"start": round(start, 6), "end": round(end, 6)}
+                if request.at is not None:
+                    begin = zero if start is None else start
+                    about["key_frame"] = _key_frame(request.at, begin, float(timing.rate), piece.num_frames)
+                row |= about
                 yield EncodedClip(piece.data, "mp4", row)
             except RejectedError as error:
                 if piece.count == 1:
@@ -90,6 +107,25 @@ class ClipMaker:
             detail = f"{num_frames} frames were encoded, {verified.num_frames} decode"
             raise RejectedError(Reason.VERIFY_FAILED, detail)
         return manifest_row(request, verified, data, self.options.min_frames)
+
+
+def _moved(made: EncodedClip | Reject, path: bytes, seconds: float) -> EncodedClip | Reject:
+    """What came of joined pieces, as if it came of the whole."""
+    if isinstance(made, Reject):
+        times = {name: None if (time := getattr(made, name)) is None else time + seconds for name in ("start", "end")}
+        return replace(made, **times)
+    times = {name: None if (time := made.row[name]) is None else round(time + seconds, 6) for name in ("start", "end")}
+    return replace(made, row={**made.row, **times, "path": path})
+
+
+def _key_frame(at: float, begin: float, rate: float, num_frames: int) -> int:
+    """Index of the frame that is shown at `at`, of a clip that begins at `begin`; raises RejectedError if it is not in it."""
+    place = round((at - begin) * rate)
+    if not 0 <= place < num_frames:
+        end = begin + num_frames / rate
+        detail = f"the annotated second, {at:g} s of the file, is not in it: frames are there from {begin:.2f} s to {end:.2f} s"
+        raise RejectedError(Reason.TOO_SHORT, detail)
+    return place
 
 
 def _key(request: ClipRequest, piece: Piece) -> str:

@@ -41,6 +41,13 @@ def geometry(info: VideoInfo, options: EncodeOptions) -> tuple[Size, Size]:
     return scaled, cropped
 
 
+def shown(info: VideoInfo, options: EncodeOptions) -> list[float]:
+    """What a clip shows of a source's picture: a box x1, y1, x2, y2, in fractions of it."""
+    scaled, kept = geometry(info, options)
+    x, y = ((whole - part) // 2 // 2 * 2 for whole, part in zip(scaled, kept, strict=True))  # as FFmpeg's crop, of 4:2:0
+    return [x / scaled[0], y / scaled[1], (x + kept[0]) / scaled[0], (y + kept[1]) / scaled[1]]
+
+
 def _cover(length: Fraction, at_least: int) -> int:
     return max(int(length / 2) * 2, at_least)
 

@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders.plan import SourcePlan, together
-from dataset_builders.sources import ava, folder, frames, indexed_tars, instagram, kinetics, lists, something, ucf101, webvid
+from dataset_builders.sources import (
+    ava,
+    folder,
+    frames,
+    indexed_tars,
+    instagram,
+    key_frames,
+    kinetics,
+    lists,
+    something,
+    ucf101,
+    webvid,
+)
 from dataset_builders.sources.annotations import SPLITS, AnyPath, Files
 from dataset_builders.sources.kinetics_files import Version, kinetics_roots
 from pipeline.storage.output_folder import lies_in
@@ -21,6 +33,8 @@ from pipeline.storage.remote import is_url
 
 KINDS: dict[str, Callable[..., SourcePlan]] = {
     "ava": ava.plan,
+    "ava-boxes": key_frames.plan_ava,
+    "ava-kinetics": key_frames.plan_kinetics,
     "folder": folder.plan,
     "frames": frames.plan,
     "hmdb51": ucf101.plan_hmdb51,
@@ -32,13 +46,35 @@ KINDS: dict[str, Callable[..., SourcePlan]] = {
     "ucf101": ucf101.plan_ucf101,
     "webvid": webvid.plan,
 }
+DETECTION = ("ava-boxes", "ava-kinetics")  # kinds of key frames with boxes, which build_detection.py builds
 PATHS = (AnyPath, AnyPath | None, Files)  # what parameters that are paths are annotated with
 VERSIONS = ("400", "600", "700")  # of Kinetics: each has its own lists and folder
 # kinds that have no lists to say which split a file is in, and what they look at: another folder may be given for each split
 PLACES = {"folder": "folder", "frames": "folder", "index": "pattern"}
+ACTIONS = {
+    "actions": (
+        "ava_action_list_v2.2.pbtxt",
+        "ava_action_list_v2.[0-9].pbtxt",
+        "ava_action_list*.pbtxt",
+        "ava_action_list*.csv",
+    ),
+    "evaluated": ("ava_action_list*activitynet_2019.pbtxt", "ava_action_list*activitynet*.pbtxt"),
+}
 # where the official files are, below a folder that is given as `lists`; the first pattern that finds any counts
 OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
     "ava": {"train": ("ava_train_v2*.csv",), "file_names": ("ava_file_names_trainval*.txt",)},
+    "ava-boxes": {
+        "train": ("ava_train_v2.2.csv", "ava_train_v2*.csv"),
+        "val": ("ava_val_v2.2.csv", "ava_val_v2*.csv"),
+        "excluded": ("ava_*_excluded_timestamps_v2.2.csv", "ava_*_excluded_timestamps*.csv"),
+        **ACTIONS,
+    },
+    "ava-kinetics": {
+        "train": ("kinetics_train_v1*.csv",),
+        "val": ("kinetics_val_v1*.csv",),
+        "test": ("kinetics_test_v1*.csv",),
+        **ACTIONS,
+    },
     "hmdb51": {"annotations": (".",)},
     "something": {
         "train": ("*train.json", "*train*.json", "*train*.csv"),

@@ -19,7 +19,7 @@ from pipeline.storage.key_frames import Action, KeyFrames
 from pipeline.storage.manifest import Manifest
 from tests.key_frame_tables import box, key_frame, write_tables
 
-QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=60)
+QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=15)
 RECIPE = SamplingRecipe(
     views_per_step=8,
     views_per_clip=2,

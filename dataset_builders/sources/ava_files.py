@@ -1,0 +1,145 @@
+"""The annotation files of AVA and AVA-Kinetics: boxes with what the people in them do, classes, seconds to leave out.
+
+`ava_train_v2.2.csv`, `ava_val_v2.2.csv`: a row for each box and action, `movie,second,x1,y1,x2,y2,action,person`; rows of one
+second with the same box are one person. `kinetics_train_v1.0.csv` and its like have no person, and rows `id,second` alone for
+seconds in which nobody is. `ava_val_excluded_timestamps_v2.2.csv`: `movie,second`. Action lists are text protocol buffers,
+`label { name: "stand" label_id: 12 }` or `item { name: "stand" id: 12 }`, or CSV, `12,stand`.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from dataset_builders.plan import Drop
+from dataset_builders.sources.annotations import (
+    AnyPath,
+    DroppedEntry,
+    Files,
+    as_files,
+    is_text,
+    malformed,
+    read_lines,
+    read_text,
+    shown,
+)
+from dataset_builders.sources.boxes import BoxCheck, Sides, numbers
+from pipeline.storage.key_frames import NONE, Action
+
+ROW = "movie,second,x1,y1,x2,y2,action,person"
+BLOCK = re.compile(r"\b(?:label|item)\s*\{([^{}]*)\}")
+NAME = re.compile(r'\bname\s*:\s*"((?:[^"\\]|\\.)*)"')
+ID = re.compile(r"\b(?:label_)?id\s*:\s*(\d+)")
+
+Image = tuple[str, float]
+"""A movie and a second of it."""
+
+
+@dataclass(slots=True)
+class Person:
+    """In one image."""
+
+    box: Sides
+    number: int
+    actions: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Annotated:
+    """What the files of one split say: the people in each image, in the order of the files."""
+
+    people: dict[Image, list[Person]] = field(default_factory=dict)
+    where: dict[Image, str] = field(default_factory=dict)
+    """The line that names an image first."""
+
+
+def image_name(image: Image) -> str:
+    """As the official code calls an image: "-5KQ66BBWC4,0902"."""
+    movie, second = image
+    return f"{movie},{int(second):04d}" if second == int(second) else f"{movie},{second:g}"
+
+
+def image_of(name: str) -> Image:
+    """The other way round."""
+    movie, _, second = name.rpartition(",")
+    return movie, float(second)
+
+
+def read_annotations(files: Files, split: str, actions: dict[int, str], check: BoxCheck) -> Annotated:
+    """The people in the files of a split. What is wrong with rows is said in `check.dropped`, row by row."""
+    found, persons = Annotated(), dict[tuple[Image, tuple[str, ...]], Person | None]()
+    for file in as_files(files):
+        for line, text in enumerate(read_lines(file), start=1):
+            movie, *values = (value.strip() for value in text.split(","))
+            values = values if any(values[1:]) else values[:1]  # of a second without people some have empty columns
+            given = numbers(values[:6]) if is_text(movie) and "/" not in movie and len(values) in (1, 6, 7) else None
+            if given is None or not 0 <= given[0] < 1e6:
+                if text.strip() and not (line == 1 and numbers(values[:1]) is None):  # a header is none
+                    check.dropped.append(malformed(file, line, split, f"{text!r} is no row {ROW}"))
+                continue
+            image = movie, given[0]
+            found.people.setdefault(image, [])
+            found.where.setdefault(image, f"{shown(file)}:{line}")
+            if len(values) == 1:
+                continue
+            if (action := int(given[5])) not in actions:
+                detail = f"action {values[5]} is not in the action list of {len(actions)}"
+                check.dropped.append(malformed(file, line, split, detail, image_name(image)))
+                continue
+            key = image, tuple(values[1:5])
+            if key not in persons:
+                box = check.taken((given[1], given[2], given[3], given[4]), file, line, split, image_name(image))
+                number = numbers(values[6:])
+                persons[key] = Person(box, int(number[0]) if number else NONE) if box else None
+                if person := persons[key]:
+                    found.people[image].append(person)
+            if person := persons[key]:
+                person.actions.add(action)
+    return found
+
+
+def read_actions(file: AnyPath, evaluated: AnyPath | None = None) -> tuple[Action, ...]:
+    """The classes of an action list, in the order of their ids; those of `evaluated`, a second one, count in the benchmark's
+    mean, by default all. Raises ValueError for what is no action list."""
+    names = _names(file)
+    counts = _names(evaluated) if evaluated is not None else names
+    if strange := sorted(set(counts) - set(names)):
+        raise ValueError(f"{shown(evaluated or file)}: action {strange[0]} is not in {shown(file)}")
+    return tuple(Action(number, name, number in counts) for number, name in sorted(names.items()))
+
+
+def _names(file: AnyPath) -> dict[int, str]:
+    text = read_text(file)
+    found: dict[int, str] = {}
+    if blocks := BLOCK.findall(text):
+        pairs = [(ID.search(block), NAME.search(block)) for block in blocks]
+        entries = [(number[1], name[1].replace('\\"', '"')) for number, name in pairs if number and name]
+    else:
+        rows = [[part.strip().strip('"') for part in line.split(",", 1)] for line in text.splitlines() if line.strip()]
+        entries = [(row[0], row[1]) for row in rows if len(row) == 2 and row[0].isdigit()]
+    for number, name in entries:
+        if (place := int(number)) in found:
+            raise ValueError(f"{shown(file)}: the action list names {number} twice")
+        found[place] = name
+    if not found or min(found) < 1:
+        raise ValueError(f'{shown(file)}: is no action list: wanted are blocks label {{ name: "stand" label_id: 12 }}')
+    return found
+
+
+def read_excluded(files: Files, check: BoxCheck) -> dict[Image, str]:
+    """Images that official lists leave out -> the line that says so."""
+    found: dict[Image, str] = {}
+    for file in as_files(files):
+        for line, text in enumerate(read_lines(file), start=1):
+            movie, *values = (value.strip() for value in text.split(","))
+            if movie and len(values) == 1 and (second := numbers(values)):
+                found[movie, second[0]] = f"{shown(file)}:{line}"
+            elif text.strip():
+                check.dropped.append(malformed(file, line, "val", f"{text!r} is no row movie,second"))
+    return found
+
+
+def left_out(annotated: Annotated, excluded: dict[Image, str], split: str) -> list[DroppedEntry]:
+    """Takes the excluded images out of those that are annotated."""
+    gone = [image for image in annotated.people if image in excluded]
+    for image in gone:
+        del annotated.people[image]
+    return [DroppedEntry(image_name(image), split, Drop.EXCLUDED, f"{excluded[image]} leaves it out") for image in gone]
