@@ -62,7 +62,11 @@ def read_proposals(files: Sequence[AnyPath], check: BoxCheck, images: Sequence[A
         for movie, second, sides, score, where in found:
             image = f"{movie},{int(second):04d}"
             if not 0 <= score <= 1:
-                check.dropped.append(DroppedEntry(image, "val", Drop.MALFORMED, f"{shown(file)}:{where}: score {score:g}"))
+                check.dropped.append(
+                    DroppedEntry(
+                        image, "val", Drop.MALFORMED, f"{shown(file)}:{where}: score {score:g} is none: allowed are 0 to 1"
+                    )
+                )
             elif box := check.taken((sides[0], sides[1], sides[2], sides[3]), file, where, "val", image):
                 yield Detection(movie, second, box, score)
 
@@ -102,8 +106,8 @@ def _of_mapping(content: Any, file: AnyPath) -> Iterator[Found]:
         try:
             table = np.asarray(rows, np.float64)
         except (TypeError, ValueError):
-            table = np.empty(0, np.float64).reshape(0, 0)
-        if key is None or not (table.size == 0 or (table.ndim == 2 and table.shape[1] == 5)):
+            table = np.zeros((1, 0))
+        if key is None or not (table.shape == (0,) or (table.ndim == 2 and table.shape[1] == 5)):
             raise ValueError(f"{shown(file)}: {str(name)[:80]!r} is no 'movie,0902' with rows of x1, y1, x2, y2, score")
         for number, row in enumerate(table.reshape(-1, 5).tolist()):
             yield *key, row[:4], row[4], f"{name}[{number}]"
@@ -181,10 +185,17 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _nothing() -> bytes:
+    """What protocol 2 writes of no bytes: `bytes()`; of a number it would be that many."""
+    return b""
+
+
 _ARRAY, _SCALAR = (getattr(np._core.multiarray, name) for name in ("_reconstruct", "scalar"))
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _ARRAY,
     ("numpy.core.multiarray", "scalar"): _SCALAR,
+    ("numpy.core.numeric", "_frombuffer"): np._core.numeric._frombuffer,
+    ("__builtin__", "bytes"): _nothing,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): OrderedDict,
