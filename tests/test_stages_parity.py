@@ -21,6 +21,7 @@ ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
 ROOT = ADAPTER.parents[1]
 OTHER_COMMANDS = {"load_checkpoint", "hf_forward", "official_forward", "reconstruct", "official_recipe"}
 OTHER_COMMANDS |= {"tad_feature_starts", "tad_feature_input"}
+OTHER_COMMANDS |= {"ava_enlarge", "ava_jitter", "ava_boxes", "ava_clip_ids", "ava_result_boxes"}
 FUNCTIONS = [
     *("load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"),
     *("finetune_train_ids", "finetune_train_start_range", "finetune_val_ids", "finetune_test_clips"),
@@ -30,6 +31,7 @@ FUNCTIONS = [
     *("erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"),
     *("finetune_trajectory", "convert_head", "official_recipe", "tad_feature_starts", "tad_feature_input"),
     *("attentive_probe", "knn", "distillation_loss"),
+    *("ava_enlarge", "ava_jitter", "ava_boxes", "ava_clip_ids", "ava_result_boxes"),
 ]
 
 

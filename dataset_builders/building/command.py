@@ -40,10 +40,11 @@ from pipeline.storage.files import cache_folder
 from pipeline.storage.manifest import parse_sampling
 from pipeline.storage.output_folder import is_dataset, is_run, lies_in, refusal, refuse_dataset, refuse_sources
 
+WITHOUT_BOXES = tuple(kind for kind in KINDS if kind not in DETECTION)
 # flags that take VIDEOS LISTS -> the source's kind; its name is the flag's
 OFFICIAL_FLAGS = {"ssv2": "something", "ssv1": "something"} | {name: name for name in ("ava", "webvid", "ucf101", "hmdb51")}
 OFFICIAL_FLAGS |= {name: name for name in DETECTION}
-CALLED = {"ava-boxes": "ava"}  # flags that have another name where no other source has that
+CALLED = {"ava-boxes": "ava"}  # flags, by another name where no other kind has that
 # flags that take NAME=PATH -> the source's kind
 NAMED_FLAGS = {"folder": "folder", "instagram": "instagram", "frames": "frames", "list": "lists", "index": "index"}
 BOUNDS: dict[str, tuple[float, float]] = {"short_side": (16, 4320), "gop": (1, 1000), "min_frames": (1, 10**6)}
@@ -61,7 +62,7 @@ def command(
     *,
     description: str | None,
     splits: Collection[str],
-    kinds: Collection[str] = tuple(kind for kind in KINDS if kind not in DETECTION),
+    kinds: Collection[str] = WITHOUT_BOXES,
     one_source: bool = False,
     more: "More | None" = None,
 ) -> int:
@@ -313,7 +314,8 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
         add("--label-map", metavar="FILE", help="the official class names of Kinetics-710, in their order")
     for flag, kind in OFFICIAL_FLAGS.items():
         if kind in kinds:
-            add(f"--{CALLED.get(flag, flag)}", nargs=2, action="append", metavar=pair, dest=flag.replace("-", "_"))
+            called = CALLED.get(flag, flag)
+            add(f"--{flag if called in kinds else called}", nargs=2, action="append", metavar=pair, dest=flag.replace("-", "_"))
     for flag, text in (
         ("folder", "a folder of videos and a name for it; NAME:val=PATH, NAME:test=PATH for those splits of it"),
         ("instagram", "a folder of Instagram videos; 250,000 are chosen"),

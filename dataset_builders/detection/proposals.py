@@ -9,6 +9,7 @@
   an allow-list of what NumPy arrays are made of; nothing in it is executed.
 """
 
+import importlib
 import io
 import os
 import pickle
@@ -190,11 +191,11 @@ def _nothing() -> bytes:
     return b""
 
 
-_ARRAY, _SCALAR = (getattr(np._core.multiarray, name) for name in ("_reconstruct", "scalar"))
+_MULTIARRAY, _NUMERIC = (importlib.import_module(f"numpy._core.{name}") for name in ("multiarray", "numeric"))
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _ARRAY,
-    ("numpy.core.multiarray", "scalar"): _SCALAR,
-    ("numpy.core.numeric", "_frombuffer"): np._core.numeric._frombuffer,
+    ("numpy.core.multiarray", "_reconstruct"): _MULTIARRAY._reconstruct,
+    ("numpy.core.multiarray", "scalar"): _MULTIARRAY.scalar,
+    ("numpy.core.numeric", "_frombuffer"): _NUMERIC._frombuffer,
     ("__builtin__", "bytes"): _nothing,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,

@@ -140,7 +140,7 @@ def _detected(clips: pa.Table, detections: Iterable[Detection], written: Written
             if (mark := hash((key, one.box, one.score))) in seen:
                 continue
             seen.add(mark)
-            values = (key, one.movie, one.second, "detection", *one.box, [], NONE, one.score)
+            values: tuple = (key, one.movie, one.second, "detection", *one.box, [], NONE, one.score)
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
             if len(columns["key"]) == 1 << 16:

@@ -16,8 +16,6 @@ from dataset_builders.media.probe import VideoInfo, probe
 from dataset_builders.media.rejects import Reason, RejectedError
 from dataset_builders.media.transcode import Piece, Timing, Wanted, copy_file, transcode
 
-TIMES = ("start", "end", "at")  # of a request
-
 
 @dataclass(frozen=True, slots=True)
 class ClipMaker:
@@ -54,7 +52,7 @@ class ClipMaker:
         path = os.path.join(request.folder, request.path)
         if request.kind == "pieces":
             with joined(path, request.start, request.end) as (file, first):
-                times = {name: None if (time := getattr(request, name)) is None else time - first for name in TIMES}
+                times: dict[str, Any] = {name: _later(getattr(request, name), -first) for name in ("start", "end", "at")}
                 for made in self._transcode(replace(request, folder=b"", path=file, kind="video", **times)):
                     yield _moved(made, request.path, first)
             return
@@ -112,10 +110,13 @@ class ClipMaker:
 def _moved(made: EncodedClip | Reject, path: bytes, seconds: float) -> EncodedClip | Reject:
     """What came of joined pieces, as if it came of the whole."""
     if isinstance(made, Reject):
-        times = {name: None if (time := getattr(made, name)) is None else time + seconds for name in ("start", "end")}
-        return replace(made, **times)
-    times = {name: None if (time := made.row[name]) is None else round(time + seconds, 6) for name in ("start", "end")}
+        return replace(made, start=_later(made.start, seconds), end=_later(made.end, seconds))
+    times = {name: _later(made.row[name], seconds) for name in ("start", "end")}
     return replace(made, row={**made.row, **times, "path": path})
+
+
+def _later(time: float | None, seconds: float) -> float | None:
+    return None if time is None else round(time + seconds, 6)
 
 
 def _key_frame(at: float, begin: float, rate: float, num_frames: int) -> int:

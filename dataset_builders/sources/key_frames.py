@@ -242,8 +242,8 @@ def _find_movies(name: str, root: bytes, ids: Sequence[str], trimmed: bool) -> t
     rest = []
     for path in listing.paths[: listing.num_files]:
         parent, _, file = path.rpartition(b"/")
-        if (movie := parent[parent.rfind(b"/") + 1 :]) in names and PIECE.fullmatch(file):
-            pieces.setdefault(movie, parent)
+        if (owner := parent[parent.rfind(b"/") + 1 :]) in names and PIECE.fullmatch(file):
+            pieces.setdefault(owner, parent)
         else:
             rest.append(path)
     whole = Listing([*rest, *listing.paths[listing.num_files :]], len(rest))

@@ -33,8 +33,6 @@ from pipeline.storage.remote import is_url
 
 KINDS: dict[str, Callable[..., SourcePlan]] = {
     "ava": ava.plan,
-    "ava-boxes": key_frames.plan_ava,
-    "ava-kinetics": key_frames.plan_kinetics,
     "folder": folder.plan,
     "frames": frames.plan,
     "hmdb51": ucf101.plan_hmdb51,
@@ -45,6 +43,8 @@ KINDS: dict[str, Callable[..., SourcePlan]] = {
     "something": something.plan,
     "ucf101": ucf101.plan_ucf101,
     "webvid": webvid.plan,
+    "ava-boxes": key_frames.plan_ava,
+    "ava-kinetics": key_frames.plan_kinetics,
 }
 DETECTION = ("ava-boxes", "ava-kinetics")  # kinds of key frames with boxes, which build_detection.py builds
 PATHS = (AnyPath, AnyPath | None, Files)  # what parameters that are paths are annotated with

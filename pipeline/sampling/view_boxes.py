@@ -170,7 +170,8 @@ def _cut_out(
     boxes = inclusive(frames.in_clip(places), manifest.width[rows], manifest.height[rows])
     scale = np.array([width, height]) / crop[:, 2:]
     boxes = placed(boxes, scale, crop[:, :2] * scale, width, height, None if flips is None else flips[view])
-    return (boxes[:, :2] < boxes[:, 2:]).all(axis=1), boxes
+    wide, high = (boxes[:, 2:] - boxes[:, :2]).T
+    return (wide > 0) & (high > 0), boxes
 
 
 def _sides(width: np.ndarray | float, height: np.ndarray | float) -> np.ndarray:

@@ -184,7 +184,7 @@ def test_arguments_that_cannot_work(folder: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torchvision's own
 def test_a_detector_of_torchvision(built: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With weights that nobody trained, which find something somewhere: that they are loaded, run, and refused where they are of
+    """With weights that nobody trained, which find something somewhere: they are loaded, run, and refused where they are of
     another model."""
     name, weights = "ssdlite320_mobilenet_v3_large", tmp_path / "weights.pth"
     torch.save(models.get_model(name, weights=None, weights_backbone=None).state_dict(), weights)
