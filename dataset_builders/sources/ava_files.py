@@ -76,8 +76,8 @@ def read_annotations(files: Files, split: str, actions: dict[int, str], check: B
                     check.dropped.append(malformed(file, line, split, f"{text!r} is no row {ROW}"))
                 continue
             image = movie, given[0]
-            found.people.setdefault(image, [])
-            found.where.setdefault(image, f"{shown(file)}:{line}")
+            if image not in found.people:
+                found.people[image], found.where[image] = [], f"{shown(file)}:{line}"
             if len(values) == 1:
                 continue
             if (action := int(given[5])) not in actions:

@@ -21,8 +21,9 @@ class BoxCheck:
 
     def taken(self, sides: Sides, file: AnyPath, line: int | str, split: str, image: str) -> Sides | None:
         """The part of a box that lies in the frame; None, and a line in `dropped`, where nothing does, or it has no area."""
-        where = f"{shown(file)}:{line}: box ({', '.join(f'{side:g}' for side in sides)})"
         x1, y1, x2, y2 = sides
+        if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1:  # nearly all
+            return sides
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, 1.0), min(y2, 1.0))
         wrong = None
         if not all(map(math.isfinite, sides)):
@@ -32,7 +33,8 @@ class BoxCheck:
         elif inside[0] >= inside[2] or inside[1] >= inside[3]:
             wrong = Drop.OUTSIDE, "lies outside of the frame, which goes from 0 to 1"
         if wrong:
-            self.dropped.append(DroppedEntry(image, split, wrong[0], f"{where} {wrong[1]}"))
+            box = ", ".join(f"{side:g}" for side in sides)
+            self.dropped.append(DroppedEntry(image, split, wrong[0], f"{shown(file)}:{line}: box ({box}) {wrong[1]}"))
             return None
         if max(-x1, -y1, x2 - 1, y2 - 1) > EDGE:
             self.cut += 1
