@@ -24,8 +24,14 @@ from dataset_builders.detection.proposals import fractions_of_xywh
 from dataset_builders.sources.lists import OFFICIAL, SAMPLING
 from model.attentive_heads import AttentiveHeads
 from model.classifier import VideoClassifier
+from model import segment_losses
+from model import segments as segments_of_time
 from model.config import MODELS, ModelConfig
+from model.localizer import filled
+from model.localizer_config import LocalizerConfig
+from model.localizer_weights import built
 from model.pixels import normalise, pasted, patches_of
+from model.segment_nms import Suppression, fused, suppressed
 from model.weight_files import tensors_of
 from model.weights import Weights, read_weights, transfer, understand
 from pipeline import keyed, official_views
@@ -317,6 +323,103 @@ def middle_frames(num_frames, clip_len, step, temporal):
 
 def span_of(choices):
     return (0, int(choices[0]) - 1) if choices[0] else None
+
+
+# ------------------------------------------------------------------------------------------------- temporal detection
+
+
+def tad_points(max_seq_len, strides, ranges):
+    return torch.cat(segments_of_time.points_of(max_seq_len, strides, ranges))
+
+
+def tad_assign(points, segments, labels, num_classes, radius):
+    return segments_of_time.assign(points, segments, labels, num_classes, radius)
+
+
+def tad_focal_loss(logits, targets):
+    return segment_losses.focal_loss(logits, targets)
+
+
+def tad_diou_loss(pred, target):
+    return segment_losses.distance_iou_loss(pred, target)
+
+
+def tad_losses(mask, cls_logits, offsets, gt_cls, gt_offsets, norm, smoothing, weight):
+    positives = int(((gt_cls.sum(-1) > 0) & mask.bool()).sum())
+    norm = segment_losses.running_mean(norm, positives)
+    how = {"normaliser": norm, "smoothing": smoothing, "weight": weight}
+    found = segment_losses.segment_losses(mask.bool(), cls_logits, offsets, gt_cls, gt_offsets, **how)
+    return {"cls": found.classes, "reg": found.distances, "final": found.whole, "norm": norm}
+
+
+def localizer_config(cfg):
+    embed, stem, branch = cfg["backbone_arch"]
+    window = cfg["n_mha_win_size"]
+    return LocalizerConfig(
+        input_dim=cfg["input_dim"],
+        num_steps=cfg["max_seq_len"],
+        dim=cfg["embd_dim"],
+        head_dim=cfg["head_dim"],
+        num_heads=cfg["n_head"],
+        embed_depth=embed,
+        stem_depth=stem,
+        num_levels=1 + branch,
+        head_depth=cfg["head_num_layers"],
+        windows=tuple(window) if isinstance(window, list) else (window,),
+        positions=cfg["use_abs_pe"],
+        drop_path=cfg["train_cfg"]["droppath"],
+        prior=cfg["train_cfg"]["cls_prior_prob"],
+    )
+
+
+def tad_forward(cfg, sd, feats, training, dtype):
+    config = localizer_config(cfg)
+    model = built(config, cfg["num_classes"], sd).to(dtype)
+    with torch.no_grad():
+        features_BTC, mask_BT = filled([x.T.to(dtype) for x in feats], config)
+        found = model(features_BTC, mask_BT)
+    return {"cls": found.logits, "reg": found.offsets, "mask": found.masks}
+
+
+def tad_decode(points, mask, cls_logits, offsets, test_cfg):
+    how = {
+        "least_score": test_cfg["pre_nms_thresh"],
+        "most": test_cfg["pre_nms_topk"],
+        "least_steps": test_cfg["duration_thresh"],
+    }
+    return segments_of_time.decode(points, mask, cls_logits, offsets, **how)
+
+
+def tad_nms(segments, scores, labels, cfg):
+    how = Suppression(
+        method=cfg["method"],
+        overlap=cfg["iou_threshold"],
+        sigma=cfg["sigma"],
+        least_score=cfg["min_score"],
+        most=cfg["max_seg_num"],
+        per_class=cfg["multiclass"],
+        voting=cfg["voting"],
+    )
+    return suppressed(segments, scores, labels, how)
+
+
+def tad_seconds(segments, stride, num_frames, fps, duration):
+    return segments_of_time.to_seconds(segments, stride, num_frames, fps, duration)
+
+
+def tad_truncate(feats_len, segments, labels, start, max_seq_len, thresh, offset):
+    return segments_of_time.inside_window(segments, labels, start, max_seq_len, thresh, offset)
+
+
+def tad_fuse(scores, segments, video_scores, topk, num_pred):
+    values = (torch.from_numpy(np.asarray(each)) for each in (scores, segments, video_scores))
+    scores, segments, labels = fused(*values, classes=topk, most=num_pred)
+    return segments, scores, labels
+
+
+def tad_lr(base, warmup_steps, max_steps):
+    final = 1e-8
+    return [lr_at(n, peak=base, final=final, total_steps=max_steps, warmup_steps=warmup_steps) for n in range(max_steps)]
 
 
 # ----------------------------------------------------------------------------------------------------------- features
