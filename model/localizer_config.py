@@ -39,6 +39,7 @@ class LocalizerConfig:
     """Probability of each class where training begins."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", tuple(self.windows))  # of JSON
         counts = ("input_dim", "num_steps", "dim", "head_dim", "num_heads", "embed_depth", "stem_depth", "num_levels")
         for name in (*counts, "head_depth"):
             if getattr(self, name) < 1:

@@ -20,6 +20,7 @@ from model.classifier import VideoClassifier
 from model.config import MODELS, Implementation, ModelConfig
 from model.layers import sinusoids
 from model.layouts import Mapped, from_hf, from_timm, is_hf, is_timm, unwrapped, without_owner
+from model.localizer_config import LocalizerConfig
 from model.videomae import VideoMAE
 from model.weight_files import WeightFile, read_weight_file
 
@@ -404,7 +405,9 @@ def _labels(file: WeightFile, num_classes: int) -> list[str] | None:
     return None
 
 
-def metadata_of(config: ModelConfig, labels: Sequence[str] | None = None, /, **facts: str | int | None) -> dict[str, str]:
+def metadata_of(
+    config: ModelConfig | LocalizerConfig, labels: Sequence[str] | None = None, /, **facts: str | int | None
+) -> dict[str, str]:
     """What is written into a safetensors file of ours, so that `read_weights` need not guess."""
     said = {name: str(value) for name, value in facts.items() if value is not None}
     known = {MODEL: json.dumps(asdict(config))} | ({LABELS: json.dumps(list(labels))} if labels else {})

@@ -11,6 +11,7 @@ import numpy as np
 # may have one purpose: arithmetic 1 took the noise of tube i from mix(key, i), and so its phase was tube 5's noise.
 ORDER, FRAMES, CROP, MASK, DECODER_MASK, SUBSTITUTE, PASS, LANE, WINDOW, TUBES, RANKING, HIDDEN = range(1, 13)
 DEPTH, DROPOUT, MIXUP, ERASING, FLIP, RANDAUGMENT, BOXES = range(13, 20)
+PART_LENGTH, PART_START = range(31, 33)  # of a sequence of features
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -22,10 +22,10 @@ from einops import rearrange
 
 from dataset_builders.detection.proposals import fractions_of_xywh
 from dataset_builders.sources.lists import OFFICIAL, SAMPLING
-from model.attentive_heads import AttentiveHeads
-from model.classifier import VideoClassifier
 from model import segment_losses
 from model import segments as segments_of_time
+from model.attentive_heads import AttentiveHeads
+from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
 from model.localizer import filled
 from model.localizer_config import LocalizerConfig
@@ -51,6 +51,10 @@ from train.compute.ema import RunningMean
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 from train.convert import predicted
 from train.features.windows import PRESETS, FrameView, Windows
+from train.localization.feature_files import FeatureFile
+from train.localization.feature_set import FeatureVideo
+from train.localization.mean_precision import Predicted, mean_precision
+from train.localization.sequences import SequenceConfig, timing
 from train.recipes import finetuning, pretraining
 from train.recipes.book import SCRIPTS, as_in_script
 from train.soft_labels import distillation_loss as kl_of_logits
@@ -415,6 +419,24 @@ def tad_fuse(scores, segments, video_scores, topk, num_pred):
     values = (torch.from_numpy(np.asarray(each)) for each in (scores, segments, video_scores))
     scores, segments, labels = fused(*values, classes=topk, most=num_pred)
     return segments, scores, labels
+
+
+def tad_item(kind, feats, segments, fps, duration, stride, num_frames, downsample, max_seq_len, upsample):
+    config = SequenceConfig(stride=stride, frames=num_frames, downsample=downsample, resample=upsample)
+    with TemporaryDirectory() as folder:
+        np.save(Path(folder, "video.npy"), feats)
+        file = FeatureFile.of(Path(folder, "video.npy"), feats.shape[1])
+        at = timing(file.steps, config, config.stride, fps, duration, max_seq_len)
+        found = FeatureVideo("video", "", file, at, duration, ()).read(config, feats.shape[1])
+    steps = segments_of_time.to_steps(torch.tensor(segments), at.stride, at.frames, at.fps)
+    return {"feats": found.T, "segments": steps, "stride": at.stride, "num_frames": at.frames}
+
+
+def tad_map(ground_truth, predictions, tious, top_k):
+    videos, begins, ends, labels, scores = zip(*predictions, strict=True)
+    found = Predicted(np.array(videos), np.array([begins, ends]).T, np.array(labels), np.array(scores))
+    result = mean_precision(ground_truth, found, tious, top_k)
+    return {"map": result.per_tiou, "average": result.average, "recall": result.recall.mean(0)}
 
 
 def tad_lr(base, warmup_steps, max_steps):

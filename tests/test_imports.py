@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "model": {"model"},
 }
 FILES = {file.relative_to(ROOT).as_posix(): file for package in sorted(OURS) for file in sorted((ROOT / package).rglob("*.py"))}
-MOST_FILES = 25  # of a folder: more are a hall, in which nothing is found
+MOST_FILES = 26  # of a folder: more are a hall, in which nothing is found; train/ has a way in for each stage
 
 
 @cache

@@ -29,12 +29,23 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from pipeline.settings import RENAMED, fields_of, flag, flag_name, renamed, toml_table, translated, value_of, with_values
 from pipeline.storage.remote import is_url
-from train.config import RunConfig
+from train.config import LoopConfig
 from train.recipes.book import SCRIPTS, RecipeBook, as_in_script
 
-Config = TypeVar("Config", bound=RunConfig)
+Config = TypeVar("Config", bound=LoopConfig)
 FIRST = (  # what --help shows, the rest is for --help-all
-    *("data", "out", "config", "dry_run", "epochs", "save_every", "views.views_per_step", "optim.base_lr"),
+    *(
+        "data",
+        "features",
+        "annotations",
+        "out",
+        "config",
+        "dry_run",
+        "epochs",
+        "save_every",
+        "views.views_per_step",
+        "optim.base_lr",
+    ),
     *("compute.views_per_forward", "compute.activation_checkpointing"),
 )
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
@@ -254,7 +265,7 @@ def in_flags(text: str, config: Any, given: Collection[str] = (), within: str = 
     return re.sub(r"^([a-z]+)(?=:? )", lambda found: flags.get(found[1], found[1]), text)
 
 
-def check_length(config: RunConfig, given: Collection[str]) -> None:
+def check_length(config: LoopConfig, given: Collection[str]) -> None:
     """Raises ValueError if a command line says twice how long a run is."""
     if {"steps", "epochs"} <= set(given) and config.steps and config.epochs:
         raise ValueError(f"--steps {config.steps} and --epochs {config.epochs}: either says how long a run is; give one")
@@ -329,7 +340,7 @@ def field_texts(kind: type) -> dict[str, str]:
     return texts
 
 
-def _script_text(make: Callable[[], RunConfig]) -> str:
+def _script_text(make: Callable[[], LoopConfig]) -> str:
     """What --official-script makes of a recipe, in flags."""
     if make not in SCRIPTS:
         return ""

@@ -15,6 +15,8 @@ from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
 from pipeline.sampling import PlainViews, SamplingRecipe
 from pipeline.settings import flag, flatten, renamed, setting
 from pipeline.storage.clip_cache import parse_size
+from pipeline.storage.dataset import Dataset
+from pipeline.storage.manifest import Manifest
 from pipeline.storage.remote import as_given, is_url
 
 LABEL_MAP = "label_map.json"  # of a run, where clips are labelled: the classes of training
@@ -178,11 +180,9 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
-    """A run of any stage."""
+class LoopConfig:
+    """A run of any stage: what the loop asks for, whatever it trains on."""
 
-    data: str | None = setting(None, may_change=True, place=True)
-    """The dataset: a folder with a manifest.parquet, made by dataset_builders/, or its URL."""
     out: Path | None = setting(None, may_change=True)
     """The run's folder, outside of datasets and of their sources. If it holds a checkpoint, the run goes on from there."""
     init: str | None = setting(None, was=None, place=True)
@@ -218,8 +218,6 @@ class RunConfig:
     """Split of the dataset to evaluate on."""
     ema: float | None = None
     """Keep a running mean of the weights, with this decay a step, as 0.9999; it is saved, evaluated and exported besides."""
-    freeze: int = 0
-    """Do not train the first N blocks, and the patch embedding with them."""
     profile: str | None = setting(None, may_change=True)
     """FIRST:LAST, as 10:15: write a trace of these steps, and on a GPU of its memory, into RUN/profile."""
     profile_loader: bool = setting(False, may_change=True)
@@ -231,11 +229,9 @@ class RunConfig:
     mfu: float = setting(0.45, may_change=True)
     """Share of a card's data-sheet rate that a dry run reckons with, without what checkpointing computes again."""
 
-    model: ModelConfig = field(default_factory=lambda: MODELS["vit-b"])
     views: PlainViews = field(default_factory=PlainViews)
     optim: OptimConfig = setting(default_factory=OptimConfig, may_change=True)
     compute: ComputeConfig = setting(default_factory=ComputeConfig, may_change=True)
-    loader: LoaderConfig = setting(default_factory=LoaderConfig, may_change=True)
 
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "log_every", "save_every", "keep_last", "evaluate_every", "expected_clips"):
@@ -244,8 +240,6 @@ class RunConfig:
             raise ValueError(f"--mfu {self.mfu} must be over 0 and at most 1, such as 0.45")
         if self.steps is None and self.epochs is None:
             raise ValueError("--steps or --epochs is needed: how long the run is")
-        if self.data is not None:
-            object.__setattr__(self, "data", as_given(self.data))
         if self.init is not None and is_url(self.init):
             raise ValueError(f"--init {as_given(self.init)} must be a file or a folder on a disk; download it first")
         if self.init is not None and self.out is not None and Path(self.init).resolve() == Path(self.out).resolve():
@@ -262,19 +256,41 @@ class RunConfig:
             parse_steps(self.profile)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"--ema {self.ema} must be over 0 and less than 1, as 0.9999; None keeps no mean")
-        if not 0 <= self.freeze <= self.model.encoder_depth:
-            raise ValueError(f"--freeze {self.freeze} must be 0 to {self.model.encoder_depth}, the blocks of the encoder")
         _ = self.sampling  # refuses views that cannot be taken or masked
 
     @property
     def sampling(self) -> SamplingRecipe:
         """What decides the batches. Raises ValueError if such views cannot be taken."""
-        return self.joined(masks=None)
+        raise NotImplementedError
 
-    def joined(self, **more: Any) -> SamplingRecipe:
-        """The views, the model's sizes, the run's seed, and what a stage knows besides, as one recipe."""
-        sizes = {name: getattr(self.model, name) for name in ("num_frames", "input_size", "tubelet_size", "patch_size")}
-        return SamplingRecipe(seed=self.seed, **sizes, **asdict(self.views), **more)
+    @property
+    def freeze(self) -> int:
+        """Blocks that are not trained, the first ones."""
+        return 0
+
+    @property
+    def has_data(self) -> bool:
+        """Whether it is said what to train on."""
+        raise NotImplementedError
+
+    @property
+    def lacking(self) -> str:
+        """The flags that a run needs and somebody did not give, in words; "" if all are there."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> str:
+        """Where what it is trained on lies."""
+        raise NotImplementedError
+
+    def dataset(self, version: int | None = None) -> Dataset:
+        """What it is trained on, at its latest version or an earlier one. Raises ValueError if it cannot be read."""
+        raise NotImplementedError
+
+    @property
+    def model(self) -> Any:
+        """The sizes of what is trained."""
+        raise NotImplementedError
 
     @property
     def peak_lr(self) -> float:
@@ -315,6 +331,52 @@ class RunConfig:
             )
         most //= self.views.views_per_clip
         return next(n for n in range(math.ceil(share / most), share + 1) if share % n == 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig(LoopConfig):
+    """A run of any stage of clips."""
+
+    data: str | None = setting(None, may_change=True, place=True)
+    """The dataset: a folder with a manifest.parquet, made by dataset_builders/, or its URL."""
+    freeze: int = 0
+    """Do not train the first N blocks, and the patch embedding with them."""
+
+    model: ModelConfig = field(default_factory=lambda: MODELS["vit-b"])
+    loader: LoaderConfig = setting(default_factory=LoaderConfig, may_change=True)
+
+    def __post_init__(self) -> None:
+        super(RunConfig, self).__post_init__()  # slots: the class that a bare super() names is another
+        if self.data is not None:
+            object.__setattr__(self, "data", as_given(self.data))
+        if not 0 <= self.freeze <= self.model.encoder_depth:
+            raise ValueError(f"--freeze {self.freeze} must be 0 to {self.model.encoder_depth}, the blocks of the encoder")
+
+    @property
+    def sampling(self) -> SamplingRecipe:
+        """What decides the batches. Raises ValueError if such views cannot be taken."""
+        return self.joined(masks=None)
+
+    @property
+    def has_data(self) -> bool:
+        return self.data is not None
+
+    @property
+    def lacking(self) -> str:
+        return "" if self.has_data and self.out is not None else "--data DATASET and --out RUN are"
+
+    @property
+    def place(self) -> str:
+        assert self.data is not None
+        return self.data
+
+    def dataset(self, version: int | None = None) -> Manifest:
+        return Manifest(self.place, version)
+
+    def joined(self, **more: Any) -> SamplingRecipe:
+        """The views, the model's sizes, the run's seed, and what a stage knows besides, as one recipe."""
+        sizes = {name: getattr(self.model, name) for name in ("num_frames", "input_size", "tubelet_size", "patch_size")}
+        return SamplingRecipe(seed=self.seed, **sizes, **asdict(self.views), **more)
 
 
 def at_least_1(config: Any, name: str) -> None:

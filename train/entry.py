@@ -23,7 +23,7 @@ from train.compute.out_of_memory import advice, is_out_of_memory
 from train.compute.parallel import Ranks, Tell, said_first, started
 from train.compute.plan import planned
 from train.compute.startup import Startup
-from train.config import RunConfig
+from train.config import LoopConfig
 from train.evaluation import comparison
 from train.loop import train
 from train.pages.card import write_card
@@ -39,7 +39,7 @@ PATIENCE = 10.0  # seconds that the training waits for a console that does not t
 
 def run(
     stage: type[Stage],
-    recipes: Mapping[str, Callable[[], RunConfig]],
+    recipes: Mapping[str, Callable[[], LoopConfig]],
     usage: str = "",
     arguments: Sequence[str] | None = None,
 ) -> int:
@@ -64,8 +64,8 @@ def run(
             print(describe(made, int(os.environ.get("WORLD_SIZE", "1"))) + begun)
             check_printed()
             return 0
-        if config.data is None or config.out is None:
-            raise ValueError("--data DATASET and --out RUN are needed; or --dry-run, to look at the recipe without them")
+        if config.lacking:
+            raise ValueError(f"{config.lacking} needed; or --dry-run, to look at the recipe without them")
         if config.compute.deterministic:
             be_deterministic()
         tell = partial(say_fault, stage.name, config)
@@ -78,7 +78,7 @@ def run(
         return say_fault(stage.name, config, error)
 
 
-def say_fault(stage: str, config: RunConfig, error: BaseException) -> int:
+def say_fault(stage: str, config: LoopConfig, error: BaseException) -> int:
     """What went wrong -> exit status: 2 for what a user can mend, 1 for the rest, and of what nobody foresaw the trace."""
     if not isinstance(error, FAULTS):
         return parallel.say_fault(error)
@@ -89,7 +89,7 @@ def say_fault(stage: str, config: RunConfig, error: BaseException) -> int:
 
 def go(
     stage: type[Stage],
-    config: RunConfig,
+    config: LoopConfig,
     ranks: Ranks,
     startup: Startup,
     given: Collection[str] = (),
@@ -98,7 +98,7 @@ def go(
 ) -> None:
     """Run, or go on with, the training that the configuration describes; every rank calls it. `given` are the fields that a
     command line names, and `recipe` what it begins with. Raises RunFailedError, with what to do, if the memory is full."""
-    assert config.data is not None
+    assert not config.lacking
     check_wandb(config.wandb)
     stop = StopSignal()
     with contextlib.ExitStack() as cleanup, said_first(ranks, tell):

@@ -23,12 +23,13 @@ from torch.distributed.fsdp import FSDPModule
 from pipeline.console import may_fail
 from pipeline.sampling import EvaluationSampler
 from pipeline.sampling.splits import checked_split, rows_of_split
+from pipeline.storage.dataset import Dataset
 from pipeline.storage.manifest import Manifest
 from train.checkpoint.best import FILES, Best, reached
 from train.compute.parallel import Ranks
 from train.config import LABEL_MAP
 from train.parts import open_loader
-from train.stage import Evaluation, Evaluator, Stage
+from train.stage import ClipStage, Evaluation, Evaluator, Stage
 from train.training import Training
 from train.watch.json_lines import JsonLines, keep_lines, read_lines
 from train.watch.meters import Meters
@@ -42,7 +43,7 @@ class Evaluations:
     """RUN/evaluations.jsonl, a line for each step at which something was due: {"step": 500, "held_out_loss": 0.71, ...}."""
 
     def __init__(
-        self, stage: Stage, training: Training, run: Path, manifest: Manifest, *, first_step: int, total_steps: int
+        self, stage: Stage, training: Training, run: Path, manifest: Dataset, *, first_step: int, total_steps: int
     ) -> None:
         """`first_step` are done; lines of later ones are dropped."""
         self._training, self._total = training, total_steps
@@ -129,7 +130,7 @@ class HeldOut:
     """An evaluator: the stage's own loss, and its scalars, on every clip of a split once, in its middle view, without noise.
     Masks are drawn by the clip's row, so all evaluations are of the same thing."""
 
-    def __init__(self, stage: Stage, ranks: Ranks, run: Path, manifest: Manifest, rows: np.ndarray | None = None) -> None:
+    def __init__(self, stage: ClipStage, ranks: Ranks, run: Path, manifest: Manifest, rows: np.ndarray | None = None) -> None:
         """Labels are looked up in the `run`'s map. `rows` (n,) are those of `--evaluate-split`, or some of them. Raises
         ValueError, with the splits there are, if the dataset has no clip of it."""
         self._stage, self._ranks, self._label_map = stage, ranks, run / LABEL_MAP
@@ -164,7 +165,7 @@ class HeldOut:
 
 
 def held_out(
-    stage: Stage, ranks: Ranks, run: Path, manifest: Manifest, rows: np.ndarray | None = None, best: str | None = None
+    stage: ClipStage, ranks: Ranks, run: Path, manifest: Manifest, rows: np.ndarray | None = None, best: str | None = None
 ) -> list[Evaluator]:
     """What every stage evaluates alike, if `--evaluate-every` asks for it; on some `rows` alone if they are given. `best`: see
     `Evaluator`."""

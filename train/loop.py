@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.loader import Batch
+from pipeline.batches import AnyBatch
 from pipeline.stop_signals import StopSignal
 from train.compute.optimizer import lr_at, set_lr
 from train.compute.parallel import exchange_gradients
@@ -27,7 +27,7 @@ class Step:
     """1.0 where the step was taken: ()."""
 
 
-def step(training: Training, number: int, next_batch: Callable[[], Batch]) -> Step:
+def step(training: Training, number: int, next_batch: Callable[[], AnyBatch]) -> Step:
     """One optimizer step over as many forward passes as it takes. The host does not wait for the device."""
     losses: list[Tensor] = []
     scalars: dict[str, Tensor] = {}

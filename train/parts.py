@@ -18,11 +18,11 @@ from train.compute.optimizer import parameter_groups
 from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
 from train.config import RunConfig
-from train.stage import Frozen, Stage
+from train.stage import ClipStage, Frozen, Stage
 
 
 def training_loader(
-    stage: Stage, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None
+    stage: ClipStage, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None
 ) -> ClipLoader:
     """Endless batches of the configuration's recipe."""
     config = stage.config

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from model.config import Implementation
 from model.trainable import Trainable
 from model.weights import Transfer
-from pipeline.loader import Batch, ClipLoader, LoaderState
+from pipeline.batches import AnyLoader
+from pipeline.loader import LoaderState
 from pipeline.sampling.draws import Draws
-from pipeline.storage.manifest import Manifest
 from train.compute.memory import Cost
 from train.compute.parallel import Ranks
-from train.config import ComputeConfig, RunConfig
+from train.config import ComputeConfig, LoopConfig, RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ class Stage(Protocol):
     def __init__(self, config: Any) -> None: ...
 
     @property
-    def config(self) -> RunConfig:
-        """A `RunConfig` with the stage's own fields and groups. The loop works with a copy of the stage whose `config` leaves
+    def config(self) -> LoopConfig:
+        """A `LoopConfig` with the stage's own fields and groups. The loop works with a copy of the stage whose `config` leaves
         nothing open (`train/compute/plan.py`)."""
         ...
 
-    def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None) -> ClipLoader:
+    def loader(self, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None) -> AnyLoader:
         """This rank's batches from the state on; labels are places in the run's `label_map`, or the dataset's own."""
         ...
 
@@ -109,15 +109,23 @@ class Stage(Protocol):
         """The optimizer's, each with `params`, `weight_decay` and `lr_scale`."""
         ...
 
-    def loss(self, model: Any, batch: Batch, draws: Draws | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """A forward pass -> the loss (), float32, and other named scalars (), means over the batch, on the device. In an
-        evaluation there are no `draws`, and no noise."""
+    def loss(self, model: Any, batch: Any, draws: Draws | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A forward pass over a batch of the loader -> the loss (), float32, and other named scalars (), means over the batch,
+        on the device. In an evaluation there are no `draws`, and no noise."""
         ...
 
     def cost(self, compute: ComputeConfig) -> Cost:
         """Of a view: what memory, FLOPs, dry run and out-of-memory advice reckon with."""
         ...
 
-    def evaluators(self, model: Any, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
-        """What is to be found out while it trains, see `evaluation.held_out`. `run` is its folder, `manifest` its dataset."""
+    def evaluators(self, model: Any, ranks: Ranks, run: Path, manifest: Any) -> Sequence[Evaluator]:
+        """What is to be found out while it trains, see `evaluation.held_out`. `run` is its folder, `manifest` its dataset, as
+        `config.dataset` opened it."""
         ...
+
+
+class ClipStage(Stage, Protocol):
+    """A stage whose batches are views of clips."""
+
+    @property
+    def config(self) -> RunConfig: ...

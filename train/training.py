@@ -8,7 +8,7 @@ import torch
 
 from model.layers import PatchEmbed
 from model.trainable import Trainable, blocks_of
-from pipeline.loader import Batch
+from pipeline.batches import AnyBatch
 from pipeline.sampling.draws import Draws
 from train.checkpoint.descent import Beginning, fingerprint
 from train.compute.activation_checkpointing import recomputed_blocks
@@ -84,7 +84,7 @@ class Training:
         initialise(self.model, config.seed, of_rank_0(lambda: start.taken, ranks), handed_out=ranks.world_size > 1)
         return Beginning.of(start, config.model) if ranks.rank == 0 else None
 
-    def draws(self, batch: Batch) -> Draws:
+    def draws(self, batch: AnyBatch) -> Draws:
         """What else is random in a forward pass."""
         return Draws(self._recipe, batch.epoch, batch.positions.numpy())
 

@@ -27,6 +27,7 @@ import numpy as np
 from pipeline import keyed
 from pipeline.sampling.recipe import SamplingRecipe
 from pipeline.sampling.splits import ALL, clips_of_split
+from pipeline.storage.dataset import Dataset
 from pipeline.storage.manifest import Manifest
 
 LANES = 768  # 2⁸ · 3: served by 1, 2, 3, 4, 6, 8, 12, 16 ... ranks
@@ -178,7 +179,7 @@ class Order:
 
 
 @functools.lru_cache(maxsize=4)
-def order_of(manifest: Manifest, recipe: SamplingRecipe) -> Order:
+def order_of(manifest: Dataset, recipe: SamplingRecipe) -> Order:
     """The order of a dataset under a recipe. Raises ValueError if there is none, see `Order`."""
     sources = (manifest.sources, manifest.source) if recipe.mixture else ()
     if (taken := clips_of_split(manifest, recipe.split)) is None:

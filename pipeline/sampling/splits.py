@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from pipeline.storage.manifest import Manifest
+from pipeline.storage.dataset import Dataset
 
 ALL, TRAINING = "all", "train"
 
@@ -18,7 +18,7 @@ def checked_split(split: object) -> str:
     return ALL if ALL in names else ",".join(names)
 
 
-def clips_of_split(manifest: Manifest, split: str) -> np.ndarray | None:
+def clips_of_split(manifest: Dataset, split: str) -> np.ndarray | None:
     """Whether each clip is taken -> bool (N,), or None where all are. `split` is in the form of `checked_split`.
 
     Raises ValueError, with the splits that there are, for one that the dataset does not have.
@@ -37,25 +37,25 @@ def clips_of_split(manifest: Manifest, split: str) -> np.ndarray | None:
     return None if taken.all() else taken
 
 
-def rows_of_split(manifest: Manifest, split: str) -> np.ndarray:
+def rows_of_split(manifest: Dataset, split: str) -> np.ndarray:
     """The rows of those clips, ascending -> int64 (n,). Raises ValueError as `clips_of_split` does."""
     taken = clips_of_split(manifest, split)
     return np.arange(len(manifest)) if taken is None else np.flatnonzero(taken)
 
 
-def split_digest(manifest: Manifest, split: str) -> str:
+def split_digest(manifest: Dataset, split: str) -> str:
     """Says which clips are taken, for a state: the dataset's fingerprint does not; "" where all are."""
     taken = clips_of_split(manifest, split)
     return "" if taken is None else hashlib.blake2b(np.packbits(taken).tobytes(), digest_size=16).hexdigest()
 
 
-def count_clips(manifest: Manifest, split: str) -> int:
+def count_clips(manifest: Dataset, split: str) -> int:
     """That are taken."""
     taken = clips_of_split(manifest, split)
     return len(manifest) if taken is None else int(taken.sum())
 
 
-def describe_split(manifest: Manifest, split: str) -> str:
+def describe_split(manifest: Dataset, split: str) -> str:
     """For people: "80 clips of split train (left out: 8 val)". Raises ValueError as `clips_of_split` does."""
     taken = clips_of_split(manifest, split)
     if split == ALL:
@@ -66,7 +66,7 @@ def describe_split(manifest: Manifest, split: str) -> str:
     return f"{taken.sum():,} clips of split {split} (left out: {left})"
 
 
-def _counts(manifest: Manifest, among: np.ndarray | slice = np.s_[:]) -> dict[str, int]:
+def _counts(manifest: Dataset, among: np.ndarray | slice = np.s_[:]) -> dict[str, int]:
     """Clips of each split that has some; "" for those without one."""
     counts = np.bincount(manifest.split[among] + 1, minlength=len(manifest.splits) + 1).tolist()
     return {name: n for name, n in zip(["", *manifest.splits], counts, strict=True) if n}

@@ -31,10 +31,11 @@ class Beginning:
     descent: Descent
 
     @staticmethod
-    def of(start: Transfer, config: ModelConfig) -> "Beginning":
-        """`config` are the model's sizes."""
+    def of(start: Transfer, config: object) -> "Beginning":
+        """`config` are the model's sizes, of which those of a video ViT say more than its tensors' shapes."""
         whole = str(start.weights).splitlines()
-        lines = [f"begins with {whole[0]}", *whole[1:], *(f"  {said}" for said in differences(start, config)), *start.lines()]
+        differ = differences(start, config) if isinstance(config, ModelConfig) else []
+        lines = [f"begins with {whole[0]}", *whole[1:], *(f"  {said}" for said in differ), *start.lines()]
         return Beginning(lines, descent_of(start.weights))
 
 

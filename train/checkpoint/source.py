@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.localizer_config import LocalizerConfig
 from model.weight_files import WeightFile, read_weight_file
 from model.weights import DESCENT, MODEL, Weights, metadata_of, read_weights, understand
 from pipeline.settings import read
@@ -20,6 +21,7 @@ from train.checkpoint.weights import read_weights as read_checkpoint
 from train.config import LABEL_MAP, read_config, read_recipe, read_stage
 
 BEST = ("best", "best_ema")
+LOCALIZE = "localize"  # the stage whose model is no video ViT
 ABSENT = dict.fromkeys(BEST, "no best weights of this name: no evaluation of classes has kept them yet")
 ABSENT["model_ema"] = "no running mean of its weights: the run was begun without --ema"
 
@@ -90,9 +92,10 @@ def metadata_of_run(folders: Sequence[Path], **facts: str | int | None) -> dict[
     if (config_file := file(CONFIG)) is None:
         return {"format": "pt"}
     values = {name.removeprefix("model."): v for name, v in read_config(config_file).items() if name.startswith("model.")}
+    sizes: type = LocalizerConfig if read_stage(config_file) == LOCALIZE else ModelConfig
     label_map, begun = file(LABEL_MAP), file(descent.FILE)
     return metadata_of(
-        read(ModelConfig, values, f"{config_file}, model,"),
+        read(sizes, values, f"{config_file}, model,"),
         json.loads(label_map.read_text()) if label_map else None,
         stage=read_stage(config_file),
         recipe=read_recipe(config_file),

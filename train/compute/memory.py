@@ -16,7 +16,7 @@ import torch
 
 from model.flops import block_mac
 from model.trainable import Trainable, blocks_of
-from train.config import ComputeConfig, RunConfig
+from train.config import ComputeConfig, LoopConfig
 
 GIB = 2**30
 HEADROOM = 0.1  # share of a card that a plan leaves free: our choice, not a measurement
@@ -122,7 +122,7 @@ class Costed(Protocol):
     """What a stage is asked for by those who reckon with its cost."""
 
     @property
-    def config(self) -> RunConfig: ...
+    def config(self) -> LoopConfig: ...
 
     def cost(self, compute: ComputeConfig) -> Cost: ...
 

@@ -27,7 +27,7 @@ from train.compute.memory import (
 )
 from train.compute.parallel import Ranks, shard_size
 from train.compute.precision import PRECISIONS
-from train.config import CHECKPOINTING, ComputeConfig, Policy, RunConfig
+from train.config import CHECKPOINTING, ComputeConfig, LoopConfig, Policy, RunConfig
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -58,7 +58,7 @@ def predict(
         defer=compute.defer_gradients,
         mean=config.ema is not None,
         moments=1 if config.optim.optimizer == "sgd" else 2,
-        batches=DALI_BATCHES if may_take_dali(config.loader.decoder) else BATCHES,
+        batches=DALI_BATCHES if isinstance(config, RunConfig) and may_take_dali(config.loader.decoder) else BATCHES,
     )
     return memory, 1 + recomputed_share(cost, again)
 
@@ -69,7 +69,7 @@ def may_take_dali(decoder: str) -> bool:
     return decoder == "dali" or (decoder == "auto" and bool(DALI_RATES))
 
 
-def knobs(config: RunConfig, world_size: int, local_world_size: int) -> list[tuple[str, ComputeConfig]]:
+def knobs(config: LoopConfig, world_size: int, local_world_size: int) -> list[tuple[str, ComputeConfig]]:
     """Every flag that could lower the memory of this configuration, with what it makes of it. All leave the batch as it is."""
     compute, found = config.compute, []
     share = config.views.views_per_step // world_size // config.accumulation(world_size)

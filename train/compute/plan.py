@@ -3,7 +3,7 @@ start, by what the device's memory holds (`train/compute/memory.py`), the same o
 
 The fewest FLOPs again come first, none where that fits, then the fewest passes of a step. A pass must not become so small for
 it that the device waits for the host: `LEAST_FLOPS`. What was given stays. Where the number of views matters
-(`RunConfig.views_matter`), and with a budget, whose cost depends on it, a pass has the 128 of ever, and on a CPU no more.
+(`LoopConfig.views_matter`), and with a budget, whose cost depends on it, a pass has the 128 of ever, and on a CPU no more.
 """
 
 import copy
@@ -20,7 +20,7 @@ from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.memory import GIB, HEADROOM, Cost, Costed, StepMemory, cost_of, recomputed_share
 from train.compute.out_of_memory import predict
 from train.compute.parallel import Ranks
-from train.config import VIEWS_PER_FORWARD, ComputeConfig, Policy, RunConfig
+from train.config import VIEWS_PER_FORWARD, ComputeConfig, LoopConfig, Policy
 
 MOST_VIEWS = 512  # of a pass: 80,000 rows of ViT-B's matrices, 1.2 GB of a batch in the memory of loader and device
 # Of a pass, by block, forward and backward. An H100 does it in 1.1 ms at 45 % of its rate; the host takes 1.2 (ViT-B) to 3 ms a
@@ -131,7 +131,7 @@ def plan(
     )
 
 
-def pass_sizes(config: RunConfig, world_size: int, most: int) -> list[int]:
+def pass_sizes(config: LoopConfig, world_size: int, most: int) -> list[int]:
     """Numbers of views that the passes of a rank's step may have, the largest first, which is no more than `most`. Raises
     ValueError if the ranks cannot share the step."""
     share = config.views.views_per_step // world_size

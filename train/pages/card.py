@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -47,10 +48,10 @@ def card(run: RunRecord, metadata: Mapping[str, str]) -> str:
     data, commits = start.get("dataset", {}), dict.fromkeys(str(each.get("commit")) for each in run.starts)
     facts = {
         "model": f"{_model(shapes, metadata) if encoder else ''}{sum(map(torch.Size.numel, shapes.values())):,} parameters",
-        "views": f"{config['model.num_frames']} frames of {config['model.input_size']} x {config['model.input_size']} pixels",
+        "views": views_of(config),
         "stage, recipe": f"{metadata.get('stage')}, {metadata.get('recipe', 'unknown')}",
         "training": f"{last['step']:,} steps of {config['views.views_per_step']:,} views, {last['epoch']:.1f} epochs",
-        "dataset": f"`{str(config['data']).rstrip('/').rpartition('/')[2]}`, {data.get('clips', 0):,} clips of split "
+        "dataset": f"`{Path(str(config.get('data') or config.get('features'))).name}`, {data.get('clips', 0):,} clips of split "
         f"{data.get('split')}; version {data.get('version')}, fingerprint {data.get('fingerprint')}",
         "seed": config["seed"],
         "tubecell": f"{metadata.get('tubecell')}, commit {', '.join(commits)}",
@@ -93,6 +94,13 @@ def card(run: RunRecord, metadata: Mapping[str, str]) -> str:
             "",
         ]
     )
+
+
+def views_of(config: Mapping[str, Any]) -> str:
+    """What the model is shown at once, by a run's configuration."""
+    if "model.num_steps" in config:
+        return f"{config['model.num_steps']} steps of features of {config['model.input_dim']} values"
+    return f"{config['model.num_frames']} frames of {config['model.input_size']} x {config['model.input_size']} pixels"
 
 
 def _model(shapes: Mapping[str, torch.Size], metadata: Mapping[str, str]) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from train.config import RunConfig
+from train.config import LoopConfig
 
-Config = TypeVar("Config", bound=RunConfig)
-Make = TypeVar("Make", bound=Callable[..., RunConfig])
+Config = TypeVar("Config", bound=LoopConfig)
+Make = TypeVar("Make", bound=Callable[..., LoopConfig])
 
 
 class RecipeBook(dict[str, Callable[..., Config]]):
@@ -31,7 +31,7 @@ class Script:
     """What the recipe's function takes to give the script's values."""
 
 
-SCRIPTS: dict[Callable[..., RunConfig], Script] = {}
+SCRIPTS: dict[Callable[..., LoopConfig], Script] = {}
 
 
 def official(script: str, **otherwise: Any) -> Callable[[Make], Make]:

@@ -11,7 +11,6 @@ from model.config import Implementation
 from pipeline.sampling import steps_per_epoch
 from pipeline.sampling.order import order_of
 from pipeline.sampling.splits import describe_split
-from pipeline.storage.manifest import Manifest
 from train.checkpoint.descent import Beginning
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import data_sheet_flops
@@ -20,7 +19,7 @@ from train.compute.out_of_memory import predict
 from train.compute.parallel import shard_size
 from train.compute.plan import Card, plan
 from train.compute.precision import PRECISIONS
-from train.config import ComputeConfig, Policy, RunConfig
+from train.config import ComputeConfig, LoopConfig, Policy
 from train.stage import Stage
 
 NODE = 8  # GPUs of a node, for numbers of ranks that are only thought of
@@ -37,10 +36,10 @@ def describe(stage: Costed, world_size: int) -> str:
     config = stage.config
     cost = cost_of(stage)
     sampling, views = config.sampling, config.views.views_per_step
-    manifest = Manifest(config.data) if config.data else None
+    manifest = config.dataset() if config.has_data else None
     clips = f"{config.expected_clips:,} (expected; --data DATASET counts them)"
     if manifest:
-        clips = f"{describe_split(manifest, sampling.split)}, of {config.data}"
+        clips = f"{describe_split(manifest, sampling.split)}, of {config.place}"
     epoch = order_of(manifest, sampling).steps_per_epoch if manifest else steps_per_epoch(config.expected_clips, sampling)
     steps = config.total_steps(epoch)
     flops = cost.flops * steps * views
@@ -79,7 +78,7 @@ def beginning(stage: Stage) -> str:
     return "\n".join(["", "", *Beginning.of(start, stage.config.model).lines]) if start else ""
 
 
-def duration(config: RunConfig, flops: float) -> str:
+def duration(config: LoopConfig, flops: float) -> str:
     """GPU-days of so many FLOPs at --mfu of this machine's card, or of CARD, and hours on 8 and 64 of them."""
     here = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
     card = here if data_sheet_flops(here, PRECISIONS["bf16"]) else CARD
@@ -158,7 +157,7 @@ def memory_plan(stage: Costed, cost: Cost, world_size: int) -> Iterator[str]:
         yield f"  {policy:<26}{kept:>12.1f} MiB{share:>13.1%}{fitting}"
 
 
-def planned_cards(config: RunConfig) -> dict[str, float]:
+def planned_cards(config: LoopConfig) -> dict[str, float]:
     """{name: bytes} of the cards to plan for."""
     if config.compute.memory_gib is not None:
         return {f"{config.compute.memory_gib:g} GiB": config.compute.memory_gib * GIB}

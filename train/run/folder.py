@@ -20,9 +20,9 @@ import torch
 from pipeline.console import complain, may_fail
 from pipeline.sampling.splits import count_clips
 from pipeline.settings import completed, fields_of, flag, flatten, kept, value_of, with_values
+from pipeline.storage.dataset import Dataset
 from pipeline.storage.file_lock import lock
 from pipeline.storage.files import write_durably
-from pipeline.storage.manifest import Manifest
 from pipeline.storage.output_folder import refuse_for_run
 from pipeline.version import git_commit, version
 from train.checkpoint import state as checkpoints
@@ -32,7 +32,7 @@ from train.checkpoint.saving import RunCheckpoints, on_rank_0
 from train.command_line import Kind, check_length, flags_of, is_place, read_toml, spoken
 from train.compute.parallel import Ranks
 from train.compute.startup import COMPILED, LOCK
-from train.config import RunConfig, read_config, read_stage
+from train.config import LoopConfig, read_config, read_stage
 from train.watch.json_lines import keep_lines
 
 ENVIRONMENT = "environment.json"
@@ -48,7 +48,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, stage: str, config: RunConfig, ranks: Ranks, given: Collection[str] = (), recipe: str | None = None
+        self, stage: str, config: LoopConfig, ranks: Ranks, given: Collection[str] = (), recipe: str | None = None
     ) -> None:
         """Create the folder or go on with it, from the newest whole checkpoint in it or in the mirror; all ranks agree.
 
@@ -57,7 +57,7 @@ class RunFolder:
         writing to it, if it holds a checkpoint of another stage's run, or of one with another model, views or seed, naming what
         differs, if none of its checkpoints is whole, if some rank cannot see it, or if a new run would lie in a dataset or its
         sources."""
-        assert config.out is not None and config.data is not None
+        assert config.out is not None
         self.path, self._ranks, self._stage, self._recipe = config.out, ranks, stage, recipe
         self.checkpoints = self.path / "checkpoints"
         self.changes: list[str] = []  # of the configuration since the last start
@@ -71,7 +71,7 @@ class RunFolder:
             self.close()
             raise
 
-    def _find(self, config: RunConfig, given: Collection[str]) -> None:
+    def _find(self, config: LoopConfig, given: Collection[str]) -> None:
         ranks = self._ranks
         on_rank_0(ranks, partial(check_place, config))
         on_rank_0(ranks, self._lock_it)
@@ -82,8 +82,7 @@ class RunFolder:
         self.progress = checkpoints.read_progress(self.checkpoint) if self.checkpoint else None
         self.first_step = self.progress.step if self.progress else 0  # that are done
         self.config, self.changes, self.completed_steps = on_rank_0(ranks, partial(self._compare, config, given))
-        assert self.config.data is not None
-        self.manifest = Manifest(self.config.data, self.progress.loader.version if self.progress else None)
+        self.manifest = self.config.dataset(self.progress.loader.version if self.progress else None)
 
     def document(self, name: str) -> Path | None:
         """The run's label_map.json or descent.json, if it has one: in its folder, or in the checkpoint that came back from the
@@ -151,7 +150,7 @@ class RunFolder:
             raise ValueError(f"another process is writing to {self.path}; wait for it, or choose another --out") from error
         clean_up(self.checkpoints)
 
-    def _compare(self, config: RunConfig, given: Collection[str]) -> tuple[RunConfig, list[str], int | None]:
+    def _compare(self, config: LoopConfig, given: Collection[str]) -> tuple[LoopConfig, list[str], int | None]:
         """What is asked for against what is there -> what to run, what has changed, and the steps of a run that is complete."""
         changes: list[str] = []
         if not self.checkpoint:
@@ -182,7 +181,7 @@ class RunFolder:
         complete = self.path / "complete"
         return config, changes, json.loads(complete.read_text())["steps"] if complete.exists() else None
 
-    def _length(self, config: RunConfig, before: Mapping[str, Any], given: Collection[str]) -> tuple[RunConfig, list[str]]:
+    def _length(self, config: LoopConfig, before: Mapping[str, Any], given: Collection[str]) -> tuple[LoopConfig, list[str]]:
         """Steps or epochs of a run that goes on, and what is to be said. Raises ValueError if two things are asked for.
 
         Older code wrote both down, and let steps win: the command line's, or else the recipe's. A run that was begun so
@@ -200,7 +199,7 @@ class RunFolder:
         return replace(config, steps=steps), [said]
 
 
-def over_file(config: RunConfig, before: Mapping[str, Any], given: Collection[str]) -> RunConfig:
+def over_file(config: LoopConfig, before: Mapping[str, Any], given: Collection[str]) -> LoopConfig:
     """What a run that goes on has wins over --config FILE, and it says so; but where things lie is the file's, if it may
     change."""
     if config.config is None:
@@ -222,17 +221,17 @@ def over_file(config: RunConfig, before: Mapping[str, Any], given: Collection[st
     return with_values(config, values)
 
 
-def check_place(config: RunConfig) -> None:
+def check_place(config: LoopConfig) -> None:
     """Raises ValueError if a run would be written into a dataset or its sources; one that was begun there goes on."""
-    assert config.out is not None and config.data is not None
+    assert config.out is not None
     try:
-        refuse_for_run(config.out, config.data, config.mirror)
+        refuse_for_run(config.out, config.place, config.mirror)
     except ValueError:
         if not (config.mirror and Mirror(config.mirror).names()):
             raise
 
 
-def environment(manifest: Manifest, split: str, ranks: Ranks) -> dict[str, Any]:
+def environment(manifest: Dataset, split: str, ranks: Ranks) -> dict[str, Any]:
     """One start of a run: when, where, with which software and data."""
     on_gpu = ranks.device.type == "cuda"
     return {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.compiler import compiler_missing
 from pipeline.console import may_fail
-from pipeline.loader import LoaderState
+from pipeline.loader import ClipLoader, LoaderState
 from pipeline.sampling.splits import describe_split
 from pipeline.workers.tuning import Tuning
 from train.checkpoint import descent
@@ -72,7 +72,7 @@ class Run:
         self._failures = FailureLog(folder.path, self.loader)
         cleanup.callback(self._failures.flush)
         self._profile = None
-        if config.profile_loader:
+        if config.profile_loader and isinstance(self.loader, ClipLoader):
             kind, name = ranks.device.type, device_name(ranks.device)
             self._profile = LiveProfile(folder.path, stage.name, self.loader, ranks.rank, kind, name)
             cleanup.callback(may_fail("--profile-loader")(self._profile.write))

@@ -12,8 +12,8 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pipeline.batches import AnyLoader
 from pipeline.console import may_fail
-from pipeline.loader import ClipLoader
 from train.watch.json_lines import JsonLines, keep_lines
 
 TENSORBOARD, WANDB = "TensorBoard's file", "Weights & Biases"
@@ -22,7 +22,7 @@ TENSORBOARD, WANDB = "TensorBoard's file", "Weights & Biases"
 class FailureLog:
     """RUN/failures.jsonl: the clips that could not be decoded, a line each. Every rank writes its own."""
 
-    def __init__(self, out: Path, loader: ClipLoader) -> None:
+    def __init__(self, out: Path, loader: AnyLoader) -> None:
         self._file, self._loader, self._written = JsonLines(out / "failures.jsonl"), loader, 0
 
     def flush(self) -> None:

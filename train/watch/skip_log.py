@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pipeline.batches import AnyLoader
 from pipeline.console import may_fail
-from pipeline.loader import ClipLoader
 from train.compute.parallel import Ranks
 from train.watch.guard import SkippedStep, Verdict
 from train.watch.json_lines import JsonLines, keep_lines, read_lines
@@ -22,7 +22,7 @@ SHOWN = 8  # clips in a message
 class SkipLog:
     """Every rank has one, because each knows its own clips; rank 0 writes."""
 
-    def __init__(self, run: Path, loader: ClipLoader, ranks: Ranks, step: int) -> None:
+    def __init__(self, run: Path, loader: AnyLoader, ranks: Ranks, step: int) -> None:
         """Goes on after `step` steps; lines of later ones are dropped."""
         self.file, self._loader, self._ranks = run / "skipped.jsonl", loader, ranks
         self._lines = JsonLines(self.file)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.loader import Batch, ClipLoader
+from pipeline.batches import AnyBatch, AnyLoader
 from train.compute.activation_checkpointing import recomputed_blocks
 from train.compute.device_speed import gemm_flops, memory_gib
 from train.compute.memory import Costed, cost_of, recomputed_share
@@ -63,7 +63,7 @@ class StepMeter:
     """Every rank has one. `next_batch` stands for `next(loader)`; `line` is called by all ranks when the log is due."""
 
     def __init__(
-        self, loader: ClipLoader, ranks: Ranks, *, dtype: torch.dtype, flops: ViewFlops, peak: float | None, gemm: float
+        self, loader: AnyLoader, ranks: Ranks, *, dtype: torch.dtype, flops: ViewFlops, peak: float | None, gemm: float
     ) -> None:
         """`peak` and `gemm` are FLOP/s of one device in `dtype`: by the data sheet (None: not known), and measured."""
         self._loader, self._ranks, self._dtype = loader, ranks, dtype
@@ -72,7 +72,7 @@ class StepMeter:
         self._on_gpu = ranks.device.type == "cuda"
         self._restart()
 
-    def next_batch(self) -> Batch:
+    def next_batch(self) -> AnyBatch:
         """The loader's next batch; its sources are counted, and the time without one."""
         if self._on_gpu:
             # A host that is steps ahead may wait for data while the device is busy. What counts is the time between the end of
