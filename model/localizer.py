@@ -76,10 +76,10 @@ class Pyramid(nn.Module):
 
         self.stem = nn.ModuleList(block(windows[0], 1) for _ in range(config.stem_depth))
         self.branch = nn.ModuleList(block(window, 2) for window in windows[1:])
-        self.register_buffer("positions", None, persistent=False)
-        if config.positions:
-            self.register_buffer("positions", torch.empty(config.num_steps, dim), persistent=False)
-            self.reset()
+        table_TC = torch.empty(config.num_steps, dim) if config.positions else None
+        self.register_buffer("positions", table_TC, persistent=False)
+        self.positions: Tensor | None
+        self.reset()
 
     def reset(self) -> None:
         """Fill the table of positions (again)."""
@@ -99,6 +99,7 @@ class Pyramid(nn.Module):
     def _positions(self, steps: int) -> Tensor:
         """Of a sequence: of one that is longer than in training the table is drawn out."""
         table_TC = self.positions
+        assert table_TC is not None
         if steps <= self.steps:
             return table_TC[:steps]
         return interpolate(table_TC.T[None], steps, mode="linear", align_corners=False)[0].T

@@ -1,6 +1,6 @@
 """What a training loop asks of a loader and its batches, whatever is in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +44,7 @@ class AnyLoader(Protocol):
     meters: StageMeters | None
 
     @property
-    def label_map(self) -> Sequence[str]: ...
+    def label_map(self) -> list[str]: ...
     @property
     def tuning(self) -> Tuning | None:
         """What it works with now, where that is found while it works."""

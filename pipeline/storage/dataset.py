@@ -29,6 +29,7 @@ class Dataset(Protocol):
     sources: list[str]
 
     def __len__(self) -> int: ...
+    def __hash__(self) -> int: ...
 
     def clip(self, row: int) -> Keyed:
         """What is known of an item."""

@@ -13,7 +13,7 @@ from train.pictures import ACCENT, INK, MUTED, plt, save
 
 MOST_CLASSES = 8  # rows of a picture
 MOST_FOUND = 60  # segments of a picture, the best
-FAINTEST = 0.12  # opacity of a segment that is next to impossible
+FAINTEST = 0.05  # of the best score: what is less is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Span:
 def draw(file: Path, title: str, duration: float, truth: Sequence[Span], found: Sequence[Span]) -> np.ndarray:
     """Found are the best first; a segment is the more opaque the higher its score, the best one of the video being full.
     Classes of the truth come first. -> its pixels, uint8 (height, width, 3)."""
-    found = found[:MOST_FOUND]
+    best = max((span.score for span in found), default=1.0)
+    found = [span for span in found[:MOST_FOUND] if span.score >= FAINTEST * best]
     names = list(dict.fromkeys([span.label for span in truth] + [span.label for span in found]))
     left, names = len(names) - MOST_CLASSES, names[:MOST_CLASSES] or ["nothing"]
-    best = max((span.score for span in found), default=1.0)
     figure, panels = plt.subplots(
         len(names), figsize=(11, 1.0 + 0.72 * len(names)), sharex=True, squeeze=False, layout="constrained"
     )
@@ -42,8 +42,7 @@ def draw(file: Path, title: str, duration: float, truth: Sequence[Span], found: 
                 axes.barh(1, span.end - span.begin, 0.62, left=span.begin, color=INK, linewidth=0)
         mine = [span for span in found if span.label == name]
         for span in reversed(mine):  # the best on top
-            strength = max(FAINTEST, span.score / best)
-            axes.barh(0, span.end - span.begin, 0.62, left=span.begin, color=ACCENT, alpha=strength, linewidth=0)
+            axes.barh(0, span.end - span.begin, 0.62, left=span.begin, color=ACCENT, alpha=span.score / best, linewidth=0)
         axes.axhline(0.5, color="#e6e8eb", linewidth=0.8, zorder=0)
         axes.set(xlim=(0, duration), ylim=(-0.5, 1.5), yticks=[])
         short = "\n".join(textwrap.wrap(name, NAME_WIDTH, max_lines=2, placeholder=" …"))

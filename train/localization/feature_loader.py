@@ -7,7 +7,7 @@ Memory: `AHEAD` batches, each 4 (C + 1) bytes a step and 4 (K + 2) a point, besi
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +24,9 @@ from pipeline.loader import LoaderError, LoaderState
 from pipeline.sampling import SamplingRecipe
 from pipeline.sampling.order import order_of
 from pipeline.sampling.splits import describe_split, split_digest
+from pipeline.stage_meters import StageMeters
 from pipeline.workers.delivery import FailedClip
+from pipeline.workers.tuning import Tuning
 from train.localization.feature_set import FeatureSet
 from train.localization.parts_of_videos import part_of
 
@@ -62,7 +64,7 @@ class Targets:
 class FeatureLoader:
     """An endless iterator over this rank's batches; what the loop asks of it is `AnyLoader`."""
 
-    tuning = None
+    tuning: Tuning | None = None
     decoder_choice = "none: features are read as they lie"
 
     def __init__(
@@ -97,10 +99,10 @@ class FeatureLoader:
         self._level_steps = torch.cat([torch.arange(0, model.num_steps, stride) for stride in model.strides])
         self.steps_per_epoch: int = self._order.steps_per_epoch
         self.notices = [describe_split(dataset, recipe.split), *dataset.notices]
-        self.label_map: Sequence[str] = dataset.names
+        self.label_map = dataset.names
         self.failures: list[FailedClip] = []
         self.num_failures, self.wait_seconds = 0, 0.0
-        self.meters = None
+        self.meters: StageMeters | None = None
         self._counts: dict[int, float] = {}  # of points that answer, of the last steps, by the step since the run's begin
         self._counting = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, "features")
@@ -164,7 +166,8 @@ class FeatureLoader:
         positions = self._positions(step, part)
         rows = self._order.rows(epoch, positions)
         features = torch.zeros(len(rows), model.num_steps, model.input_dim)
-        lengths, classes, distances, failed, failures = [], [], [], [], []
+        lengths, failed, failures = list[int](), list[bool](), list[FailedClip]()
+        classes, distances = list[Tensor](), list[Tensor]()
         for place, (position, row) in enumerate(zip(positions.tolist(), rows.tolist(), strict=True)):
             first, length = self._part_of(epoch, position, row)
             video = dataset.clip(row)
@@ -178,7 +181,7 @@ class FeatureLoader:
             classes.append(wanted[0])
             distances.append(wanted[1])
         length_B1, whole_B1 = torch.tensor(lengths)[:, None], ~torch.tensor(failed)[:, None]
-        tensors = {
+        tensors: dict[str, Any] = {
             "features": features,
             "mask": torch.arange(model.num_steps) < length_B1,
             "counted": (self._level_steps < length_B1) & whole_B1,
@@ -188,8 +191,14 @@ class FeatureLoader:
         }
         if self._device.type == "cuda":
             tensors = {name: tensor.pin_memory().to(self._device, non_blocking=True) for name, tensor in tensors.items()}
-        about = {"epoch": epoch, "step": step, "positions": torch.from_numpy(positions), "rows": torch.from_numpy(rows)}
-        return FeatureBatch(**tensors, **about), failures
+        batch = FeatureBatch(
+            **tensors,
+            epoch=epoch,
+            step=step,
+            positions=torch.from_numpy(positions),
+            rows=torch.from_numpy(rows),
+        )
+        return batch, failures
 
     def _part_of(self, epoch: int, position: int, row: int) -> tuple[int, int]:
         dataset = self.manifest

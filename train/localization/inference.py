@@ -116,8 +116,15 @@ class Inference:
         ]
         logits, offsets = ([each[0].float() for each in levels] for levels in (found.logits, found.offsets))
         how = self._how
-        limits = {"least_score": how.least_score, "most": how.most, "least_steps": how.least_steps}
-        segments, scores, labels = decode(points, masks, logits, offsets, **limits)
+        segments, scores, labels = decode(
+            points,
+            masks,
+            logits,
+            offsets,
+            least_score=how.least_score,
+            most=how.most,
+            least_steps=how.least_steps,
+        )
         return segments.cpu() + window.first, scores.cpu(), labels.cpu()
 
     def _points_of(self, steps: int) -> list[Tensor]:
@@ -128,6 +135,7 @@ class Inference:
         return self._points[1]
 
     def _chosen(self, video: FeatureVideo, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Found:
-        segments, scores, labels = suppressed(*(torch.cat(each) for each in zip(*parts, strict=True)), self._best)
+        segments, scores, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+        segments, scores, labels = suppressed(segments, scores, labels, self._best)
         at = video.timing
         return Found(to_seconds(segments, at.stride, at.frames, at.fps, video.duration), scores, labels)

@@ -106,8 +106,8 @@ def judge(dataset: FeatureSet, found: Mapping[int, Found | str], config: JudgeCo
         seen = classed
     for row in seen:
         video = dataset.clip(row)
-        labels = [0 if len(names) == 1 else place.get(action.label, -1) for action in video.actions]
-        pairs = zip(video.actions, labels, strict=True)
+        known = [0 if len(names) == 1 else place.get(action.label, -1) for action in video.actions]
+        pairs = zip(video.actions, known, strict=True)
         truth[video.key] = [(action.begin, action.end, label) for action, label in pairs if label >= 0]
     return Verdict(mean_precision(truth, predicted(dataset, seen), TIOUS[config.tious]), names, seen, unread, unknown)
 

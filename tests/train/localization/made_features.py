@@ -13,7 +13,8 @@ DIM, STRIDE, FRAMES, FPS = 16, 4, 16, 30.0
 def write_features(
     folder: Path, videos: dict[str, int], seed: int = 0, *, shuffled: bool = False, steps: tuple[int, int] = (40, 100)
 ) -> tuple[Path, Path]:
-    """{split: number of videos} -> the folder of features and the annotations. `shuffled`: labels say nothing of what is seen."""
+    """{split: number of videos} -> the folder of features and the annotations. `shuffled`: labels say nothing of
+    what is seen."""
     draw, looks = np.random.default_rng(seed), np.random.default_rng(99).normal(size=(len(CLASSES), DIM))
     features, database = folder / "features", dict[str, Any]()
     features.mkdir(parents=True)
@@ -23,7 +24,7 @@ def write_features(
             values, actions, at = draw.normal(0, 1, (length, DIM)), [], int(draw.integers(2, 8))
             while at + 14 < length:
                 long, seen = int(draw.integers(5, 14)), int(draw.integers(len(CLASSES)))
-                values[at : at + long] += 1.5 * looks[seen]
+                values[at : at + long] += 0.9 * looks[seen]
                 label = int(draw.integers(len(CLASSES))) if shuffled else seen
                 begin, end = ((step * STRIDE + FRAMES / 2) / FPS for step in (at - 0.5, at + long - 0.5))
                 actions.append({"label": CLASSES[label], "segment": [begin, end], "label_id": label})
