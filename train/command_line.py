@@ -34,19 +34,8 @@ from train.recipes.book import SCRIPTS, RecipeBook, as_in_script
 
 Config = TypeVar("Config", bound=LoopConfig)
 FIRST = (  # what --help shows, the rest is for --help-all
-    *(
-        "data",
-        "features",
-        "annotations",
-        "out",
-        "config",
-        "dry_run",
-        "epochs",
-        "save_every",
-        "views.views_per_step",
-        "optim.base_lr",
-    ),
-    *("compute.views_per_forward", "compute.activation_checkpointing"),
+    *("data", "features", "annotations", "out", "config", "dry_run", "epochs", "save_every"),
+    *("views.views_per_step", "optim.base_lr", "compute.views_per_forward", "compute.activation_checkpointing"),
 )
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
 IN_WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "True or False"}

@@ -72,14 +72,6 @@ def test_what_answers_for_an_action_decodes_to_it() -> None:
     logits = torch.where(classes > 0, 5.0, -20.0).split(sizes)
     masks = [torch.ones(n, dtype=torch.bool) for n in sizes]
     found = decode(points, masks, logits, distances.split(sizes), least_score=0.1, most=50, least_steps=0.05)
-        points,
-        [torch.ones(n, dtype=torch.bool) for n in sizes],
-        logits,
-        distances.split(sizes),
-        least_score=0.1,
-        most=50,
-        least_steps=0.05,
-    )
     assert set(found[2].tolist()) == {0, 1, 2}
     for segment, label in zip(*found[::2], strict=True):
         assert torch.allclose(segment, segments[labels == label][0], atol=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.layouts import unwrapped
 from model.localizer import Localizer
 from model.localizer_config import LocalizerConfig
 from model.localizer_weights import from_actionformer, read_localizer_file
@@ -43,10 +44,11 @@ def read_localizer(place: str | Path) -> LocalizerWeights:
             raise ValueError(f"{place} has no model.safetensors yet: let the run end")
         path = files[0]
     found = read_localizer_file(path)
+    tensors = unwrapped(found.tensors)
     ours = "stage" in found.metadata
     labels = json.loads(found.metadata[LABELS]) if LABELS in found.metadata else None
     layout = "tubecell" if ours else "ActionFormer's"
-    return LocalizerWeights(str(path), layout, found.tensors, {}, notes=found.notes, labels=labels, metadata=found.metadata)
+    return LocalizerWeights(str(path), layout, tensors, {}, notes=found.notes, labels=labels, metadata=found.metadata)
 
 
 def start_of(place: str | None, config: LocalizerConfig, names: Sequence[str], model: Localizer) -> Transfer | None:

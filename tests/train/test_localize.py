@@ -1,0 +1,162 @@
+"""Localizing: what is learned of features, that no restart or number of ranks changes it, and what is refused."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.localizer import shapes_of
+from model.localizer_weights import as_actionformer
+from tests.train.localization.made_features import write_features
+from tests.train.trainers import lines, losses, run, start
+from train.command_line import from_command_line
+from train.localization.evaluation import of_run
+from train.localization.feature_set import FeatureSet
+from train.localization.inference import Found
+from train.localization.judging import JudgeConfig, judge
+from train.recipes.localizing import RECIPES
+from train.stages.localizing import Localizing
+
+FILE = Path(__file__).resolve().parents[2] / "train" / "localize.py"
+SMALL = ("tiny", "--log-every", "1", "--no-save-in-background", "--model.dim", "16", "--model.head-dim", "16")
+Made = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return write_features(tmp_path_factory.mktemp("made"), {"train": 10, "val": 3})
+
+
+def words(made: Made, *more: str) -> list[str]:
+    return [*SMALL, "--features", str(made[0]), "--annotations", str(made[1]), *more]
+
+
+def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path) -> None:
+    """Figures, predictions, pictures, weights by name, a card; and the command that judges it again finds the same."""
+    out = tmp_path / "run"
+    said = run(None, out, "--evaluate-every", "2", "--steps", "3", given=words(made), program=FILE)
+    assert "10 clips of split train (left out: 3 val)" in said and "of 3 of 3 clips" in said
+    evaluated = lines(out / "evaluations.jsonl")
+    assert [line["step"] for line in evaluated] == [2, 3] and 0 <= evaluated[-1]["ema_held_out_map"] <= 1
+    assert {line["step"] for line in lines(out / "metrics.jsonl") if line["classes"] > 0 and line["distances"] > 0} == {1, 2, 3}
+    assert json.loads((out / "label_map.json").read_text()) == ["clap", "jump", "throw", "wave"]
+    there = {each.name for each in (out / "localization").iterdir()}
+    assert there == {"predictions.json", "evaluation.json", "evaluation.html", "timelines"}
+    assert (out / "best.safetensors").exists() and "64 steps of features of 16 values" in (out / "card.md").read_text()
+    config = of_run(out / "config.json", RECIPES["tiny"]())
+    assert config.model.dim == 16 and config.sequence.crop == (0.9, 1.0) and config.model.windows == (9,)
+    again = tmp_path / "result"
+    told = start(None, again, "--split", "val", given=["evaluate", str(out)], program=FILE).said(0)
+    figures = json.loads((again / "evaluation.json").read_text())
+    assert figures["map"] == pytest.approx(evaluated[-1]["ema_held_out_map"], abs=1e-6) and f"mAP {figures['map']:.2%}" in told
+
+
+def test_it_begins_with_the_public_codes_weights(made: Made, tmp_path: Path) -> None:
+    """Of other classes without their last layer; whatever else does not fit is named."""
+    model = RECIPES["tiny"]().model
+    config = from_command_line(RECIPES, words(made))
+    for classes, fresh in ((4, 0), (7, 2)):
+        weights = {name: torch.full(shape, 0.5) for name, shape in shapes_of(config.model, classes).items()}
+        file = tmp_path / f"{classes}.pth.tar"
+        torch.save({"state_dict_ema": {f"module.{n}": t for n, t in as_actionformer(weights).items()}, "state_dict": {}}, file)
+        stage = Localizing(from_command_line(RECIPES, words(made, "--init", str(file))))
+        with torch.device("meta"):
+            network: Any = stage.model(None)  # type: ignore[arg-type]
+        found = stage.start_from(network)
+        assert found is not None and len(found.fresh) == fresh and "localizer, features 16 wide" in str(found.weights)
+        assert set(found.taken) | set(found.fresh) == dict(network.named_parameters()).keys()
+    said = start(
+        None, tmp_path / "a", "--init", str(file), "--model.dim", "32", "--steps", "1", given=words(made), program=FILE
+    )
+    assert "backbone.embd.0.conv.weight is (16, 16, 3), not (32, 16, 3)" in said.said(2)
+    assert model.dim == 32
+
+
+def test_what_cannot_be_is_refused(made: Made, tmp_path: Path) -> None:
+    for options, wanted in (
+        (
+            ["--evaluate-every", "1", "--evaluate-split", "test"],
+            "no clip of 'test'; it has train (10 clips), val (3 clips)",
+        ),
+        (["--model.input-dim", "8"], "13 files of features are left out: video_train_0000.npy has the shape"),
+        (["--views.views-per-clip", "2"], "a step takes parts of videos, one of each"),
+        (["--judge.external-scores", "x.json"], "they are for --one-class"),
+        (["--views.views-per-step", "11"], "and one step takes 11"),
+    ):
+        said = start(None, tmp_path / "none", "--steps", "1", *options, given=words(made), program=FILE).said(2)
+        assert wanted in said, said
+    assert not (tmp_path / "none").exists()
+    said = start(None, tmp_path / "none", "--steps", "1", given=SMALL, program=FILE).said(2)
+    assert "--features FOLDER, --annotations JSON and --out RUN are needed" in said
+    said = start(None, tmp_path / "none", given=["evaluate", str(made[0] / "video_val_0000.npy")], program=FILE).said(2)
+    assert "--recipe is needed" in said
+
+
+@pytest.mark.slow
+def test_neither_a_kill_nor_other_ranks_change_what_is_learned(made: Made, tmp_path: Path) -> None:
+    options = ("--steps", "12", "--save-every", "4")
+    run(None, tmp_path / "whole", *options, given=words(made), program=FILE)
+    whole = losses(tmp_path / "whole")
+    weights = load_file(tmp_path / "whole" / "model_ema.safetensors")
+
+    trainer = start(None, tmp_path / "killed", *options, given=words(made), program=FILE).until(6).send(signal.SIGKILL)
+    assert trainer.wait() != [0]
+    run(None, tmp_path / "killed", *options, given=words(made), program=FILE)
+    assert losses(tmp_path / "killed") == whole
+    for name, tensor in load_file(tmp_path / "killed" / "model_ema.safetensors").items():
+        assert torch.equal(tensor, weights[name]), name
+
+    start(None, tmp_path / "two", *options, given=words(made), program=FILE, ranks=2).until(5).send(signal.SIGTERM).said(0)
+    run(None, tmp_path / "two", *options, "--compute.views-per-forward", "1", given=words(made), program=FILE)
+    assert list(losses(tmp_path / "two").values()) == pytest.approx(list(whole.values()), rel=1e-5)
+    for name, tensor in load_file(tmp_path / "two" / "model_ema.safetensors").items():
+        assert torch.allclose(tensor, weights[name], atol=1e-5), name
+
+
+def prior(made: FeatureSet) -> float:
+    """mAP on val of who knows the training videos' classes and lengths, and nothing of the video: segments of the usual length
+    all over it, each with all classes by their share."""
+    train = [action for video in made.videos if video.split == "train" for action in video.actions]
+    length = float(np.median([action.end - action.begin for action in train]))
+    share = [np.mean([made.label(action) == label for action in train]) for label in range(len(made.names))]
+    found: dict[int, Found | str] = {}
+    for row, video in enumerate(made.videos):
+        if video.split == "val":
+            begins = torch.arange(0, max(video.duration - length, 0.1), length / 2)
+            segments = torch.stack([begins, begins + length], 1).repeat(len(share), 1)
+            scores = torch.tensor(share).float().repeat_interleave(len(begins))
+            found[row] = Found(segments, scores, torch.arange(len(share)).repeat_interleave(len(begins)))
+    return judge(made, found, JudgeConfig()).figures["map"]
+
+
+@pytest.mark.slow
+def test_it_learns_when_which_action_is(tmp_path: Path) -> None:
+    """On videos that it was not trained on, over three seeds, better than the prior; of labels that say nothing, not."""
+    reached: dict[bool, list[float]] = {}
+    for shuffled in (False, True):
+        folder = tmp_path / f"made-{shuffled}"
+        made = write_features(folder, {"train": 40, "val": 24}, 1, shuffled=shuffled)
+        for seed in range(3):
+            out = tmp_path / f"run-{shuffled}-{seed}"
+            options = ("--steps", "150", "--evaluate-every", "150", "--seed", str(seed), "--log-every", "50")
+            run(None, out, *options, given=words(made), program=FILE)
+            reached.setdefault(shuffled, []).append(lines(out / "evaluations.jsonl")[-1]["ema_held_out_map"])
+    config = RECIPES["tiny"]()
+    known = prior(
+        FeatureSet(
+            made[1].parents[1] / "made-False" / "annotations.json",
+            made[0].parents[1] / "made-False" / "features",
+            config.model,
+            config.sequence,
+        )
+    )
+    right, wrong = np.array(reached[False]), np.array(reached[True])
+    lower = right.mean() - 4.303 * right.std(ddof=1) / np.sqrt(3)  # 95 % of Student's t with two degrees of freedom
+    assert lower > known + 0.2, (reached, known)
+    # it still finds where an action is, and has to guess which of four classes
+    assert wrong.mean() < 0.45 * right.mean(), (reached, known)
