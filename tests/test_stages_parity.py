@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from model.classifier import VideoClassifier
 from model.config import MODELS
 from model.weights import metadata_of
+from tests.train.localization.made_features import write_features
 
 ADAPTER = Path(__file__).resolve().parent / "stages_adapter.py"
 ROOT = ADAPTER.parents[1]
@@ -32,6 +33,8 @@ FUNCTIONS = [
     *("finetune_trajectory", "convert_head", "official_recipe", "tad_feature_starts", "tad_feature_input"),
     *("attentive_probe", "knn", "distillation_loss"),
     *("ava_enlarge", "ava_jitter", "ava_boxes", "ava_clip_ids", "ava_result_boxes"),
+    *("tad_points", "tad_assign", "tad_focal_loss", "tad_diou_loss", "tad_losses", "tad_forward", "tad_decode", "tad_nms"),
+    *("tad_seconds", "tad_item", "tad_truncate", "tad_fuse", "tad_map", "tad_lr"),
 ]
 
 
@@ -74,7 +77,7 @@ threading.setprofile(called)
 def test_what_the_adapter_calls_commands_reach(
     shared: Path, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fine-tuning, probes and evaluation: by coverage, in all their processes."""
+    """Fine-tuning, probes, localizing and evaluation: by coverage, in all their processes."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     suite, wanted = suite_in(shared), dict[str, str]()
 
@@ -94,6 +97,12 @@ def test_what_the_adapter_calls_commands_reach(
     save_file(VideoClassifier(MODELS["tiny"], 710).state_dict(), tmp_path / "k710.safetensors", metadata_of(MODELS["tiny"]))
     dataset = shutil.copytree(labelled, tmp_path / "dataset")
     (dataset / "label_710to8.json").write_text(json.dumps([*range(8)]))
+    features, annotations = write_features(tmp_path / "made", {"train": 6, "val": 2})
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({f"video_val_{number:04}": {"jump": 0.5} for number in range(2)}))
+    own = {"localize": ("--features", str(features), "--annotations", str(annotations))}
+    localized = "--steps", "1", "--no-save-in-background", "--evaluate-every", "1"
+    whole = "--one-class", "--nms.no-per-class", "--sequence.resample", "--judge.external-scores", str(scores)
     data, views = ("--data", str(dataset)), ("--split", "val", "--views", "2x3", "--workers", "1")
     noise = "--augment.erasing", "1", "--augment.randaugment", "rand-m7-n4-mstd0.5-inc1"
     of_run = "--steps", "1", "--views.views-per-step", "8", "--loader.workers", "1", "--no-save-in-background"
@@ -106,6 +115,9 @@ def test_what_the_adapter_calls_commands_reach(
             ("distill", "tiny", *of_run, "--teacher", str(tmp_path / "0")),
             ("evaluate", str(tmp_path / "0"), *views),
             ("evaluate", str(tmp_path / "0"), *views, "--sparse", "--resize", "official"),
+            ("localize", "tiny", *localized),
+            ("localize", "tiny", *localized, *whole),
+            ("localize", "evaluate", str(tmp_path / "7"), "--split", "val"),
         ]
     ):
         environment = {
@@ -113,7 +125,14 @@ def test_what_the_adapter_calls_commands_reach(
             "REACHED": str(tmp_path / "reached"),
             "REACHED_ROOT": str(ROOT),
         }
-        words = [sys.executable, str(ROOT / "train" / f"{command}.py"), *options, *data, "--out", str(tmp_path / str(number))]
+        words = [
+            sys.executable,
+            str(ROOT / "train" / f"{command}.py"),
+            *options,
+            *own.get(command, data),
+            "--out",
+            str(tmp_path / str(number)),
+        ]
         subprocess.run(words, env=os.environ | environment, check=True, capture_output=True)
     reached = {*(tmp_path / "reached").read_text().split()}
     missed = [name for place, name in wanted.items() if place not in reached]

@@ -86,10 +86,9 @@ def judge(dataset: FeatureSet, found: Mapping[int, Found | str], config: JudgeCo
     unread = {dataset.clip(row).key: each for row, each in found.items() if isinstance(each, str)}
     names, unknown = list(dataset.names), 0
     truth: dict[str, list[Segment]] = {}
-    place = {name: number for number, name in enumerate(names)}
+    place = {name: number for number, name in enumerate(dataset.annotations.classes)}
     if config.external_scores is not None:
         names = list(dataset.annotations.classes)
-        place = {name: number for number, name in enumerate(names)}
         scores = read_video_scores(config.external_scores, names)
         classed = {}
         for row, each in seen.items():
@@ -106,7 +105,7 @@ def judge(dataset: FeatureSet, found: Mapping[int, Found | str], config: JudgeCo
         seen = classed
     for row in seen:
         video = dataset.clip(row)
-        known = [0 if len(names) == 1 else place.get(action.label, -1) for action in video.actions]
+        known = [dataset.label(action) if config.external_scores is None else place[action.label] for action in video.actions]
         pairs = zip(video.actions, known, strict=True)
         truth[video.key] = [(action.begin, action.end, label) for action, label in pairs if label >= 0]
     return Verdict(mean_precision(truth, predicted(dataset, seen), TIOUS[config.tious]), names, seen, unread, unknown)
@@ -165,8 +164,8 @@ def picture(folder: Path, dataset: FeatureSet, verdict: Verdict, row: int) -> tu
     video, each = dataset.clip(row), verdict.found[row]
     file = folder / "timelines" / f"{video.key.replace('/', '_')}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    name = verdict.names[0] if len(verdict.names) == 1 else None
-    truth = [Span(action.begin, action.end, name or action.label) for action in video.actions]
+    one = verdict.names[0] if dataset.one_class and len(verdict.names) == 1 else None
+    truth = [Span(action.begin, action.end, one or action.label) for action in video.actions]
     found = [
         Span(begin, end, verdict.names[label], score)
         for (begin, end), score, label in zip(each.segments.tolist(), each.scores.tolist(), each.labels.tolist(), strict=True)

@@ -38,6 +38,7 @@ class Localizing:
 
     def __init__(self, config: LocalizeConfig) -> None:
         self.config, self._names = config, list[str]()
+        self._dataset: FeatureSet | None = None  # once the loader has opened it
 
     frozen = nothing_frozen
     groups = plain_groups
@@ -46,7 +47,7 @@ class Localizing:
         """Raises ValueError, too, for classes that the run did not begin with."""
         config = self.config
         dataset = config.dataset(names=read_label_map(label_map) if label_map else None)
-        self._names = dataset.names
+        self._dataset, self._names = dataset, dataset.names
         loader = FeatureLoader(
             dataset,
             config.sampling,
@@ -126,6 +127,6 @@ class Localizing:
         that there is not."""
         if not self.config.evaluate_every:
             return []
-        dataset = self.config.dataset(names=self._names)
-        call = HeldOutVideos(self.config, dataset, ranks, run / FOLDER)
+        assert self._dataset is not None
+        call = HeldOutVideos(self.config, self._dataset, ranks, run / FOLDER)
         return [Evaluator(self.config.evaluate_every, call, best="held_out_map")]
