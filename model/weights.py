@@ -21,6 +21,7 @@ from model.config import MODELS, Implementation, ModelConfig
 from model.layers import sinusoids
 from model.layouts import Mapped, from_hf, from_timm, is_hf, is_timm, unwrapped, without_owner
 from model.localizer_config import LocalizerConfig
+from model.localizer_weights import is_localizer
 from model.videomae import VideoMAE
 from model.weight_files import WeightFile, read_weight_file
 
@@ -168,6 +169,8 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
     """What `read_weights` does once a file is read."""
     place = file.place
     tensors, left = without_owner(unwrapped(file.tensors))
+    if is_localizer(tensors):
+        raise ValueError(f"{place} is a localizer's, no video ViT's: `localize --init` and `localize evaluate` take it")
     try:
         layout, mapped, told = _mapped(
             tensors, file, {name: value for name, value in (hints or {}).items() if value is not None}

@@ -14,6 +14,7 @@ from model.localizer import shapes_of
 from model.localizer_weights import as_actionformer
 from tests.train.localization.made_features import write_features
 from tests.train.trainers import lines, losses, run, start
+from train.checkpoint.source import read_source
 from train.command_line import from_command_line
 from train.localization.evaluation import of_run
 from train.localization.feature_set import FeatureSet
@@ -52,6 +53,8 @@ def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path) -> None:
     assert config.model.dim == 16 and config.sequence.crop == (0.9, 1.0) and config.model.windows == (9,)
     again = tmp_path / "result"
     told = start(None, again, "--split", "val", given=["evaluate", str(out)], program=FILE).said(0)
+    with pytest.raises(ValueError, match="is a localizer's, no video ViT's"):
+        read_source(out)
     figures = json.loads((again / "evaluation.json").read_text())
     assert figures["map"] == pytest.approx(evaluated[-1]["ema_held_out_map"], abs=1e-6) and f"mAP {figures['map']:.2%}" in told
 
@@ -140,10 +143,10 @@ def test_it_learns_when_which_action_is(tmp_path: Path) -> None:
     reached: dict[bool, list[float]] = {}
     for shuffled in (False, True):
         folder = tmp_path / f"made-{shuffled}"
-        made = write_features(folder, {"train": 40, "val": 24}, 1, shuffled=shuffled)
+        made = write_features(folder, {"train": 32, "val": 16}, 1, shuffled=shuffled)
         for seed in range(3):
             out = tmp_path / f"run-{shuffled}-{seed}"
-            options = ("--steps", "150", "--evaluate-every", "150", "--seed", str(seed), "--log-every", "50")
+            options = ("--steps", "100", "--evaluate-every", "100", "--seed", str(seed), "--log-every", "50")
             run(None, out, *options, given=words(made), program=FILE)
             reached.setdefault(shuffled, []).append(lines(out / "evaluations.jsonl")[-1]["ema_held_out_map"])
     config = RECIPES["tiny"]()
