@@ -1,6 +1,7 @@
 """Localizing: what is learned of features, that no restart or number of ranks changes it, and what is refused."""
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from safetensors.torch import load_file
 
 from model.localizer import shapes_of
 from model.localizer_weights import as_actionformer
+from pipeline.settings import fields_of, value_of
 from tests.train.localization.made_features import write_features
 from tests.train.trainers import lines, losses, run, start
 from train.checkpoint.source import read_source
-from train.command_line import from_command_line
+from train.command_line import Kind, field_texts, from_command_line, spoken
 from train.localization.evaluation import of_run
 from train.localization.feature_set import FeatureSet
 from train.localization.inference import Found
@@ -57,6 +59,29 @@ def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path) -> None:
         read_source(out)
     figures = json.loads((again / "evaluation.json").read_text())
     assert figures["map"] == pytest.approx(evaluated[-1]["ema_held_out_map"], abs=1e-6) and f"mAP {figures['map']:.2%}" in told
+
+
+def test_every_field_says_what_it_is_and_can_be_said() -> None:
+    for make in RECIPES.values():
+        config = make()
+        for name, (field, _) in fields_of(config).items():
+            value = value_of(config, name)
+            assert Kind.of(field.type).read(spoken(value), name) == value
+    for group in {name.rpartition(".")[0] for name in fields_of(config)}:
+        owner = value_of(config, group) if group else config
+        assert all(field_texts(type(owner)).get(name) for name in fields_of(owner) if "." not in name), group
+
+
+def test_recipes_are_the_public_configurations() -> None:
+    """ActionFormer's for THUMOS14 and ActivityNet, and InternVideo's for FineAction."""
+    thumos, fine = RECIPES["thumos14"](), RECIPES["fineaction"]()
+    assert (thumos.peak_lr, thumos.final_lr) == pytest.approx((1e-4, 1e-8)) and fine.peak_lr == pytest.approx(1e-3)
+    assert thumos.warmup_steps(thumos.total_steps(100)) == 500 and thumos.total_steps(100) == 5000
+    assert fine.warmup_steps(fine.total_steps(40)) == 200 and fine.total_steps(40) == 1000
+    assert thumos.model.strides == [1, 2, 4, 8, 16, 32] and fine.model.level_windows == [7, 7, 7, 7, 7, -1]
+    public = RECIPES["thumos14-i3d"]()
+    sizes = shapes_of(public.model, 20)
+    assert sum(math.prod(shape) for shape in sizes.values()) == 29_251_612 and sizes["cls_head.cls_head.conv.bias"] == (20,)
 
 
 def test_it_begins_with_the_public_codes_weights(made: Made, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +60,13 @@ class FeatureSet:
         one_class: bool = False,
     ) -> None:
         """`names` of the classes: by default all of the annotations; `one_class`: every action is just an action."""
-        self.place, self.version, self.model, self.config = str(annotations), 1, model, config
+        self.place, self.version, self.model = str(annotations), 1, model
         self.annotations: Annotations = read_annotations(annotations)
         self.faults = Faults({kind: list(places) for kind, places in self.annotations.faults.found.items()})
         self.one_class = one_class
         self.names = list(names or ([ONE_CLASS] if one_class else self.annotations.classes))
         self.files = FeatureFiles(folder)
-        self._check_described()
+        self.config = self._described(config)
         self.videos = [video for name in sorted(self.annotations.videos) if (video := self._video(name))]
         if not self.videos:
             said = "; ".join(self.faults.lines())
@@ -111,19 +111,20 @@ class FeatureSet:
             return None
         facts = self.files.facts(self.config.file_name.format(name))
         fps = self.config.fps or facts.get("fps") or about.fps
+        if not fps and self.config.stride is None:
+            fps = 1.0  # steps are spread over the video, whatever its frames
         if not fps:
             self.faults.add("videos have no fps in annotations or features, and are left out (--sequence.fps)", name)
             return None
-        stride = self.config.stride or self.files.described.get("stride")
+        stride, frames = self.config.stride, self.config.frames
         duration = about.duration or facts.get("seconds")
-        if duration is None and stride is not None:
-            duration = ((file.steps - 1) * stride + self.config.frames) / fps
-        if duration is None:
+        shown = ((file.steps - 1) * stride + frames) / fps if stride and frames else duration
+        duration = duration or shown
+        if duration is None or shown is None:
             self.faults.add("videos have no duration in annotations or features, and are left out", name)
             return None
         found = timing(file.steps, self.config, stride, float(fps), float(duration), self.model.num_steps)
-        shown = ((file.steps - 1) * stride + self.config.frames) / fps if stride else duration
-        if abs(shown - duration) > max(UNEQUAL * duration, self.config.frames / fps * 2):
+        if abs(shown - duration) > max(UNEQUAL * duration, (frames or 0) / fps * 2):
             self.faults.add(
                 "files of features are not as long as their video (other --sequence.stride or --sequence.fps?)",
                 f"{path.name} {shown:.1f} s of {duration:.1f} s",
@@ -157,17 +158,19 @@ class FeatureSet:
         steps = to_steps(seconds, at.stride, at.frames, at.fps).float()
         return steps, torch.tensor([label for label in labels if label >= 0], dtype=torch.int64)
 
-    def _check_described(self) -> None:
-        """Raises ValueError if the features say that they are others than the configuration does."""
-        told = self.files.described
+    def _described(self, config: SequenceConfig) -> SequenceConfig:
+        """With what the features say of themselves. Raises ValueError if that is something else, or nothing is said."""
+        told, where = self.files.described, self.files.folder / DESCRIBED
         if not told:
-            return
-        where = self.files.folder / DESCRIBED
+            if config.stride and not config.frames:
+                raise ValueError(f"--sequence.frames is needed: there is no {where} that says of how many frames a step is")
+            return config
         span = told["step"] * (told["window"] - 1) + 1
         for name, theirs in (("stride", told["stride"]), ("frames", span), ("fps", told["fps"])):
-            ours = getattr(self.config, name)
-            if ours is not None and theirs is not None and ours != theirs:
-                raise ValueError(f"{where} says {name} {theirs}; --sequence.{name} {ours:g} is another: give {theirs}")
+            ours = getattr(config, name)
+            if ours is not None and ours != theirs:
+                raise ValueError(f"{where} says {name} {theirs}; --sequence.{name} {ours:g} is another: give that")
+        return replace(config, stride=told["stride"], frames=span)
 
     def _fingerprint(self, annotations: Path) -> str:
         digest = hashlib.blake2b(annotations.read_bytes(), digest_size=16)

@@ -19,8 +19,9 @@ class SequenceConfig:
     stride: float | None = 4
     """Frames from one step of the files to the next. None: what the folder's features.json says; without one, as many as make
     the steps of a file as long as its video (FineAction's and ActivityNet's files of a fixed length)."""
-    frames: float = 16
-    """That a step of the files was made of: it stands at their middle."""
+    frames: float | None = 16
+    """From the first to the last of those that a step of the files was made of: it stands at their middle. None: what the
+    folder's features.json says."""
     fps: float | None = None
     """Frames a second; None: as features.json's folder says, or else the annotations."""
     downsample: int = 1
@@ -73,6 +74,7 @@ def timing(steps: int, config: SequenceConfig, stride: float | None, fps: float,
         length = num_steps if config.resample else -(-steps // config.downsample)
         apart = duration * fps / length
         return Timing(length, apart, apart, fps)
+    assert config.frames is not None
     if config.resample:
         apart = ((steps - 1) * stride + config.frames) / num_steps
         return Timing(num_steps, apart, apart, fps)

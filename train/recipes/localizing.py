@@ -92,7 +92,7 @@ def fineaction() -> LocalizeConfig:
         epochs=WARMUP + epochs,
         ema=0.999,
         evaluate_split="validation",
-        sequence=SequenceConfig(stride=None, fps=15, resample=True),
+        sequence=SequenceConfig(stride=None, frames=None, resample=True),
         decode=DecodeConfig(least_steps=0.1),
         nms=Suppression(sigma=0.75, most=100, per_class=False, voting=0.9),
         judge=JudgeConfig(tious="activitynet"),
@@ -105,10 +105,11 @@ def fineaction() -> LocalizeConfig:
 
 
 def own() -> LocalizeConfig:
-    """Your own videos: as `thumos14`, on what `extract-features` wrote, whose stride and width you give or --features tells
-    (--model.input-dim, --sequence.stride); splits train and val. Ours: that, and nothing else."""
+    """Your own videos: as `thumos14`, on what `extract-features` wrote, which says itself what its steps are of; others' need
+    --sequence.stride and --sequence.frames, and either --model.input-dim. Splits train and val. Ours: that, and nothing
+    else."""
     config = thumos14()
-    sequence = replace(config.sequence, stride=None)
+    sequence = replace(config.sequence, stride=None, frames=None)
     return replace(config, sequence=sequence, evaluate_split="val", views=replace(config.views, split="train"))
 
 

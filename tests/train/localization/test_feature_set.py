@@ -145,9 +145,12 @@ def test_what_features_say_of_themselves_is_heeded(tmp_path: Path) -> None:
     told = {"window": 16, "step": 1, "stride": 4, "fps": None}
     (tmp_path / "features" / "features.json").write_text(json.dumps({"features": told, "made_with": []}))
     (tmp_path / "features" / "videos.jsonl").write_text('{"video": "a", "fps": 25.0, "seconds": 24.0, "windows": 147}\n')
-    found = dataset_of(tmp_path, database, config=replace(SEQUENCE, stride=None)).videos[0]
+    found = dataset_of(tmp_path, database, config=replace(SEQUENCE, stride=None, frames=None)).videos[0]
     assert (found.timing.stride, found.timing.fps, found.duration) == (4, 25.0, 24.0)
-    with pytest.raises(ValueError, match=r"says stride 4; --sequence.stride 8 is another: give 4"):
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=r"--sequence.frames is needed"):
+        dataset_of(tmp_path / "other", {"a": video((1, 2, "run"))}, config=replace(SEQUENCE, frames=None))
+    with pytest.raises(ValueError, match=r"says stride 4; --sequence.stride 8 is another: give that"):
         dataset_of(tmp_path, database, config=replace(SEQUENCE, stride=8))
     with pytest.raises(ValueError, match=r"says frames 16; --sequence.frames 32 is another"):
         dataset_of(tmp_path, database, config=replace(SEQUENCE, frames=32))
