@@ -175,7 +175,7 @@ def test_it_learns_when_which_action_is(tmp_path: Path) -> None:
             out = tmp_path / f"run-{shuffled}-{seed}"
             options = ("--steps", "80", "--evaluate-every", "80", "--seed", str(seed), "--log-every", "50")
             run(None, out, *options, given=words(made), program=FILE)
-            reached.setdefault(shuffled, []).append(lines(out / "evaluations.jsonl")[-1]["ema_held_out_map"])
+            reached.setdefault(shuffled, []).append(lines(out / "evaluations.jsonl")[-1]["held_out_map"])
     config = RECIPES["tiny"]()
     known = prior(
         FeatureSet(

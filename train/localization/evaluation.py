@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from model.localizer_weights import built
 from pipeline.console import check_printed, exit_status
@@ -13,7 +13,6 @@ from pipeline.labels import read_label_map
 from pipeline.settings import completed, fields_of, with_values
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
-from train.command_line import Kind, perhaps, spoken
 from train.compute.parallel import Ranks, started
 from train.config import LABEL_MAP, read_config, read_stage
 from train.localization.beginning import read_localizer
@@ -91,11 +90,7 @@ def asked(options: argparse.Namespace, recipes: Recipes) -> tuple[LocalizeConfig
         if options.recipe:
             raise ValueError(f"--recipe {options.recipe}: {run} is a run, which has its own; leave it")
     elif options.recipe not in recipes:
-        said = (
-            f"--recipe {options.recipe} is not known{perhaps(options.recipe, recipes)}"
-            if options.recipe
-            else "--recipe is needed"
-        )
+        said = f"--recipe {options.recipe} is not known" if options.recipe else "--recipe is needed"
         raise ValueError(f"{said}: {run} is a file of weights, which do not say what they are of; {', '.join(recipes)}")
     else:
         config = recipes[options.recipe]()
@@ -113,9 +108,15 @@ def of_run(file: Path, base: LocalizeConfig) -> LocalizeConfig:
     before, fields = completed(read_config(file), base), fields_of(base)
     if unknown := sorted(before.keys() - fields.keys()):
         raise ValueError(f"{file} has {', '.join(unknown)}, which this tubecell does not know; update it")
-    values = {name: Kind.of(field.type).read(spoken(before[name]), name) for name, (field, _) in fields.items()}
-    found: LocalizeConfig = with_values(base, values)
+    found: LocalizeConfig = with_values(base, {name: typed(field.type, before[name]) for name, (field, _) in fields.items()})
     return found
+
+
+def typed(kind: Any, value: Any) -> Any:
+    """What JSON made a list or a text of."""
+    if isinstance(value, list):
+        return tuple(typed(None, each) for each in value)
+    return Path(value) if isinstance(value, str) and Path in (kind, *get_args(kind)) else value
 
 
 def lines(found: Mapping[str, Any], folder: Path) -> list[str]:
