@@ -22,6 +22,7 @@ from train.localization.evaluation import of_run
 from train.localization.feature_set import FeatureSet
 from train.localization.inference import Found
 from train.localization.judging import JudgeConfig, judge
+from train.localize import main
 from train.recipes.localizing import RECIPES
 from train.stages.localizing import Localizing
 
@@ -39,7 +40,7 @@ def words(made: Made, *more: str) -> list[str]:
     return [*SMALL, "--features", str(made[0]), "--annotations", str(made[1]), *more]
 
 
-def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path) -> None:
+def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figures, predictions, pictures, weights by name, a card; and the command that judges it again finds the same."""
     out = tmp_path / "run"
     said = run(None, out, "--evaluate-every", "2", "--steps", "3", given=words(made), program=FILE)
@@ -54,7 +55,8 @@ def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path) -> None:
     config = of_run(out / "config.json", RECIPES["tiny"]())
     assert config.model.dim == 16 and config.sequence.crop == (0.9, 1.0) and config.model.windows == (9,)
     again = tmp_path / "result"
-    told = start(None, again, "--split", "val", given=["evaluate", str(out)], program=FILE).said(0)
+    assert main(["evaluate", str(out), "--split", "val", "--out", str(again)]) == 0
+    told = capsys.readouterr().out
     with pytest.raises(ValueError, match="is a localizer's, no video ViT's"):
         read_source(out)
     figures = json.loads((again / "evaluation.json").read_text())
@@ -84,7 +86,7 @@ def test_recipes_are_the_public_configurations() -> None:
     assert sum(math.prod(shape) for shape in sizes.values()) == 29_251_612 and sizes["cls_head.cls_head.conv.bias"] == (20,)
 
 
-def test_it_begins_with_the_public_codes_weights(made: Made, tmp_path: Path) -> None:
+def test_it_begins_with_the_public_codes_weights(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of other classes without their last layer; whatever else does not fit is named."""
     model = RECIPES["tiny"]().model
     config = from_command_line(RECIPES, words(made))
@@ -98,14 +100,13 @@ def test_it_begins_with_the_public_codes_weights(made: Made, tmp_path: Path) -> 
         found = stage.start_from(network)
         assert found is not None and len(found.fresh) == fresh and "localizer, features 16 wide" in str(found.weights)
         assert set(found.taken) | set(found.fresh) == dict(network.named_parameters()).keys()
-    said = start(
-        None, tmp_path / "a", "--init", str(file), "--model.dim", "32", "--steps", "1", given=words(made), program=FILE
-    )
-    assert "backbone.embd.0.conv.weight is (16, 16, 3), not (32, 16, 3)" in said.said(2)
+    assert main(words(made, "--init", str(file), "--model.dim", "32", "--steps", "1", "--out", str(tmp_path / "a"))) == 2
+    assert "backbone.embd.0.conv.weight is (16, 16, 3), not (32, 16, 3)" in capsys.readouterr().err
     assert model.dim == 32
 
 
-def test_what_cannot_be_is_refused(made: Made, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = "--out", str(tmp_path / "none")
     for options, wanted in (
         (
             ["--evaluate-every", "1", "--evaluate-split", "test"],
@@ -116,13 +117,19 @@ def test_what_cannot_be_is_refused(made: Made, tmp_path: Path) -> None:
         (["--judge.external-scores", "x.json"], "they are for --one-class"),
         (["--views.views-per-step", "11"], "and one step takes 11"),
     ):
-        said = start(None, tmp_path / "none", "--steps", "1", *options, given=words(made), program=FILE).said(2)
-        assert wanted in said, said
+        assert refused(words(made, "--steps", "1", *options, *out)) and wanted in capsys.readouterr().err, wanted
     assert not (tmp_path / "none").exists()
-    said = start(None, tmp_path / "none", "--steps", "1", given=SMALL, program=FILE).said(2)
-    assert "--features FOLDER, --annotations JSON and --out RUN are needed" in said
-    said = start(None, tmp_path / "none", given=["evaluate", str(made[0] / "video_val_0000.npy")], program=FILE).said(2)
-    assert "--recipe is needed" in said
+    assert main([*SMALL, "--steps", "1", *out]) == 2
+    assert "--features FOLDER, --annotations JSON and --out RUN are needed" in capsys.readouterr().err
+    assert main(["evaluate", str(made[0] / "video_val_0000.npy")]) == 2
+    assert "--recipe is needed" in capsys.readouterr().err
+
+
+def refused(arguments: list[str]) -> bool:
+    try:
+        return main(arguments) == 2
+    except SystemExit as ended:  # by what reads the command line
+        return ended.code == 2
 
 
 @pytest.mark.slow
