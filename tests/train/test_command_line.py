@@ -90,7 +90,7 @@ def test_steps_and_epochs_are_two_ways_to_say_one_thing(capsys: pytest.CaptureFi
     ("wrong", "said"),
     [
         ("vit-q", "there is no recipe 'vit-q'; perhaps vit-b-ssv2"),
-        ("--steps 5", "a recipe comes first, as in `tubecell pretrain tiny ...`; `tubecell pretrain --help` lists them"),
+        ("--steps 5", "a recipe comes first, as in `tubecell pretrain micro ...`; `tubecell pretrain --help` lists them"),
         ("tiny extra", "'extra' belongs to no flag: after the recipe come flags and their values; `tubecell pretrain tiny "),
         ("tiny --optim.lr 3", "there is no flag --optim.lr; perhaps --optim.base-lr or "),
         ("tiny --base-lr 3", "there is no flag --base-lr; perhaps --optim.base-lr; `tubecell pretrain tiny --help-all` shows"),

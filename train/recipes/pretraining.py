@@ -18,7 +18,7 @@ K400, SSV2, UCF101, HMDB51 = 240_436, 168_913, 9_537, 3_570  # clips of the offi
 
 
 def micro() -> PretrainConfig:
-    """0.3 M parameters on 8 frames of 32 px, that a core teaches something in minutes (`tubecell learning`). Everything here is
+    """0.3 M parameters on 8 frames of 32 px (a core teaches it something in minutes: `tubecell learning`). Everything here is
     ours: of 16 tubes 90 % hidden would leave two, so 75 % are."""
     return PretrainConfig(
         model=MODELS["micro"],
