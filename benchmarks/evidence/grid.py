@@ -22,7 +22,8 @@ STEPS = {5: 300, 20: 600, 100: 1200}  # of fine-tuning, by percent of the labels
 RATES = ("2.4e-2", "4.8e-2", "9.6e-2")  # base learning rates that a method may choose from
 HOW = ("--loader.workers", "1")  # a cell has a core or two
 SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to start a process that writes
-READ_AT, READ_RATE = 5, RATES[1]  # percent of the labels that ablations are read at; the rate of all that has one
+SCRATCH_RATE, TUNED_RATE = RATES[1:]  # what the two chose: that of all others without and with an encoder
+READ_AT = 5  # percent of the labels that ablations are read at
 PRETRAIN_STEPS, SHORT_STEPS = 4000, 2000  # the latter for ablations
 
 
@@ -137,14 +138,14 @@ def one_frame(data: Data, runner: Runner) -> tuple[str, float]:
     """ "one frame", and top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without
     motion."""
     flags = ("--model.num-frames", "1", "--model.tubelet-size", "1")
-    cell = finetuning("one-frame", data.all, STEPS[100], READ_RATE, 0, None, flags)
+    cell = finetuning("one-frame", data.all, STEPS[100], SCRATCH_RATE, 0, None, flags)
     return "one frame", runner.figures(testing(cell, data.all))["test_top1"]
 
 
 def longer(data: Data, runner: Runner) -> tuple[str, float]:
     """ "longer", and top-1 from scratch with all labels, and as many steps as pre-training and fine-tuning have together."""
     steps = PRETRAIN_STEPS + STEPS[100]
-    cell = finetuning("longer/scratch", data.all, steps, READ_RATE, 0, None)
+    cell = finetuning("longer/scratch", data.all, steps, SCRATCH_RATE, 0, None)
     return "longer", runner.figures(testing(cell, data.all))["test_top1"]
 
 
@@ -225,7 +226,9 @@ def ablation(data: Data, variant: Variant, seed: int) -> Callable[[Runner], Abla
         encoder = pretraining(data.all, variant.name, seed, SHORT_STEPS, variant.flags)
         rate = runner.figures(encoder)["views_per_second"]
         dataset = labelled(data.generated, READ_AT, seed)
-        tuned = finetuning(f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], READ_RATE, seed, encoder, evaluate=False)
+        tuned = finetuning(
+            f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], TUNED_RATE, seed, encoder, evaluate=False
+        )
         top1 = runner.figures(testing(tuned, data.all))["test_top1"]
         return Ablated(variant, seed, top1, rate, *costs(encoder))
 
@@ -265,15 +268,15 @@ def distillation(data: Data, taught: bool, seed: int) -> Callable[[Runner], Comp
     def trial(runner: Runner) -> Compared:
         dataset, which = labelled(data.generated, STUDENT_SHARE, seed), "distilled" if taught else "from labels"
         teacher = finetuning(
-            f"labels/pretrained/100/{seed}/{READ_RATE}",
+            f"labels/pretrained/100/{seed}/{TUNED_RATE}",
             data.all,
             STEPS[100],
-            READ_RATE,
+            TUNED_RATE,
             seed,
             pretraining(data.all, "default", seed),
         )
         name = f"student/{which.replace(' ', '-')}/{seed}"
-        student = finetuning(name, dataset, STEPS[100], READ_RATE, seed, None, STUDENT)
+        student = finetuning(name, dataset, STEPS[100], SCRATCH_RATE, seed, None, STUDENT)
         if taught:
             words = ("distill", *student.words[1:], "--teacher", teacher)
             student = replace(student, words=words)
@@ -294,7 +297,8 @@ def real_clips(data: Data, method: str, fold: int) -> Callable[[Runner], Compare
         if method == "real too":
             assert encoder is not None
             encoder = pretraining(dataset, f"real-{fold}", 0, SHORT_STEPS, ("--init", encoder))
-        tuned = finetuning(name.replace(" ", "-"), dataset, 600, READ_RATE, 0, encoder, spread, evaluate=False)
+        rate = TUNED_RATE if encoder else SCRATCH_RATE
+        tuned = finetuning(name.replace(" ", "-"), dataset, 600, rate, 0, encoder, spread, evaluate=False)
         found = runner.figures(testing(tuned, dataset, ("--views", "2x1", "--sparse")))
         return Compared(method, str(fold), found["test_top1"], int(found["clips"]))
 
