@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from model.attentive_heads import AttentivePooler
 from model.config import Implementation, ModelConfig
 from model.initialization import HEAD_SCALE, initial_value
-from model.layers import DEFAULT, Block, PatchEmbed, PositionTable, scaled
-from model.trainable import Trainable
+from model.layers import DEFAULT, scaled
+from model.trunk import Trunk
 
 
-class VideoClassifier(Trainable):
+class VideoClassifier(Trunk):
     """Views -> logits. The decoder's sizes in `config` are not used.
 
     From a pre-training checkpoint take `encoder.patch_embed.*` and `encoder.blocks.*` only: `encoder.norm` is dropped and
@@ -32,27 +32,17 @@ class VideoClassifier(Trainable):
         fc_norm: bool = True,
         pooler_depth: int = 0,
     ) -> None:
-        """`drop_path`: the probability of skipping the last block's branches; it grows linearly from 0 at the first.
-        `head_scale` is what the head's initial values are multiplied by. `norm` is of every token, before their mean, as a
-        pre-trained encoder has it (a probe's classifier), `fc_norm` after it. `pooler_depth` is an attentive probe's, which
-        stands in for the mean; 0: none.
+        """`drop_path` and `norm` are the trunk's; the norm, of every token before their mean, is a probe's, `fc_norm` comes
+        after it. `head_scale` is what the head's initial values are multiplied by. `pooler_depth` is an attentive probe's,
+        which stands in for the mean; 0: none.
 
         What is skipped and dropped is drawn outside: see `forward`. Raises ValueError for probabilities outside [0, 1).
         """
-        super().__init__()
+        super().__init__(config, drop_path, how, norm)
         if not 0 <= head_dropout < 1:
             raise ValueError(f"head_dropout {head_dropout} must be at least 0 and less than 1")
-        self.config, self.head_dropout, self.head_scale = config, head_dropout, head_scale
-        dim, depth = config.encoder_dim, config.encoder_depth
-        self.patch_embed = PatchEmbed(dim, config.patch_size, config.tubelet_size)
-        self.positions = PositionTable(config.grid, dim, config.positions_grid)
-        # of each block, the probability of skipping a branch
-        self.drop_rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(dim, config.encoder_heads, config.encoder_mlp_dim, config.layer_norm_eps, rate, how)
-            for rate in self.drop_rates
-        )
-        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps) if norm else nn.Identity()
+        self.head_dropout, self.head_scale = head_dropout, head_scale
+        dim = config.encoder_dim
         self.pooler = AttentivePooler(dim, config.encoder_heads, pooler_depth) if pooler_depth else None
         self.fc_norm = nn.LayerNorm(dim, eps=config.final_eps) if fc_norm else nn.Identity()
         self.head = nn.Linear(dim, num_classes)
@@ -71,14 +61,8 @@ class VideoClassifier(Trainable):
         return self.head(scaled(x_BD, None if keep_features is None else keep_features / (1 - self.head_dropout)))
 
     def features(self, views: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Views (B, T, H, W, 3), uint8 or already normalised floats (after mixup or random erasing) -> (B, D).
-
-        `keep` (depth, B, 2) bool: of each block, whose attention and whose MLP count (stochastic depth).
-        """
+        """Views (B, T, H, W, 3), uint8 or already normalised floats (after mixup or random erasing), and `keep` (depth, B, 2)
+        bool as for `tokens` -> (B, D)."""
         self.config.check_views(views.shape)
-        x_BND = self.patch_embed.of_views(views)
-        x_BND = x_BND + self.positions.table.to(x_BND.dtype)
-        for block, keep_B2 in zip(self.blocks, [None] * len(self.blocks) if keep is None else keep, strict=True):
-            x_BND = block(x_BND, keep=keep_B2)
-        x_BND = self.norm(x_BND)
+        x_BND = self.tokens(views, keep)
         return self.fc_norm(self.pooler(x_BND) if self.pooler else x_BND.mean(1))

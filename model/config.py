@@ -71,6 +71,20 @@ class ModelConfig:
                 f"{self.input_size}, 3); make the views so, or build the model with their num_frames and input_size"
             )
 
+    def grid_of(self, shape: Sequence[int], said: str | None = None) -> Grid:
+        """That of views (B, T, H, W, 3), whatever their size and length. Raises ValueError for such as do not divide into
+        patches, which says what they must be, or what is `said` of that."""
+        divisors = self.tubelet_size, self.patch_size, self.patch_size
+        fits = len(shape) == 5 and shape[-1] == 3
+        if not fits or any(size == 0 or size % divisor for size, divisor in zip(shape[1:4], divisors, strict=True)):
+            said = said or f"views of shape {tuple(shape)} must be (B, T, H, W, 3)"
+            raise ValueError(
+                f"{said}, T a multiple of the tubelet size {self.tubelet_size}, H and W multiples of the patch size "
+                f"{self.patch_size}"
+            )
+        T, rows, columns = (size // divisor for size, divisor in zip(shape[1:4], divisors, strict=True))
+        return T, rows, columns
+
     @property
     def grid(self) -> Grid:
         """(T', rows, columns) of tokens; token = (t * rows + row) * columns + column."""

@@ -162,18 +162,10 @@ class VideoEncoder(nn.Module):
     def _embed(self, clips: Tensor) -> tuple[Tensor, Grid]:
         """Clips -> what the first block is given, (B, N, D), and the grid of its tokens."""
         views_BTHWC = clips.movedim(1, -1) if clips.dim() == 5 and clips.shape[-1] != 3 else clips
-        s, p = self.config.tubelet_size, self.config.patch_size
-        sizes, divisors = views_BTHWC.shape[1:4], (s, p, p)
-        fits = views_BTHWC.dim() == 5 and views_BTHWC.shape[-1] == 3
-        if not fits or any(size == 0 or size % divisor for size, divisor in zip(sizes, divisors, strict=True)):
-            raise ValueError(
-                f"clips of shape {tuple(clips.shape)} must be (B, T, H, W, 3) or (B, 3, T, H, W), T a multiple of the tubelet "
-                f"size {s}, H and W multiples of the patch size {p}"
-            )
+        said = f"clips of shape {tuple(clips.shape)} must be (B, T, H, W, 3) or (B, 3, T, H, W)"
+        grid = self.config.grid_of(views_BTHWC.shape, said)
         if clips.dtype != torch.uint8 and not clips.is_floating_point():
             raise ValueError(f"clips of {clips.dtype} must be uint8, or floats that ImageNet's mean and deviation normalised")
-        T, H, W = sizes
-        grid = T // s, H // p, W // p
         x_BND = self.patch_embed.of_views(views_BTHWC)
         return x_BND + self.positions.at(grid).to(x_BND.dtype), grid
 

@@ -2,9 +2,10 @@
 it.
 
 Known layouts, found out by their names: the official VideoMAE and VideoMAE V2 code's, of pre-training (`encoder.*`,
-`decoder.*`) and of a classifier (`blocks.*`, `fc_norm`, `head`), as well as V2's encoders on the Hugging Face hub;
-transformers' VideoMAE, all three of its models; timm's ViT; and `model.safetensors` of a run, which says itself what it is. (A
-run's folder is read by `train/checkpoint`, and converted by `train/convert.py`.)"""
+`decoder.*`), of a classifier (`blocks.*`, `fc_norm`, `head`) and of VideoMAE's detector for AVA (`blocks.*`, `norm`, `head`),
+as well as V2's encoders on the Hugging Face hub; transformers' VideoMAE, all three of its models; timm's ViT; and
+`model.safetensors` of a run, which says itself what it is. (A run's folder is read by `train/checkpoint`, and converted by
+`train/convert.py`.)"""
 
 import json
 import re
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from model.action_detector import ActionDetector
 from model.classifier import VideoClassifier
 from model.config import MODELS, Implementation, ModelConfig
 from model.layers import sinusoids
@@ -25,7 +27,9 @@ from model.localizer_weights import is_localizer
 from model.videomae import VideoMAE
 from model.weight_files import WeightFile, read_weight_file
 
-Kind = Literal["autoencoder", "classifier", "encoder"]
+Kind = Literal["autoencoder", "classifier", "detector", "encoder"]
+DETECT = "detect"  # the stage whose head is of boxes
+AVA_CLASSES = 80
 HEAD_DIM = 64  # of an attention head, where no named model is so wide
 HF_FINAL_EPS = 1e-5  # of transformers' decoder.norm and fc_norm, whatever its configuration says
 MODEL, LABELS, DESCENT = "model", "labels", "descends_from"  # keys of a safetensors file's metadata
@@ -51,10 +55,12 @@ class Weights:
     """Names of the classes."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Of a file of ours: step, stage, recipe, tubecell (the version), descends_from."""
+    detects: bool = False
+    """Its head is of boxes, not of views."""
 
     @property
     def kind(self) -> Kind:
-        return kind_of(self.tensors)
+        return "detector" if self.detects else kind_of(self.tensors)
 
     @property
     def num_classes(self) -> int:
@@ -84,12 +90,12 @@ class Weights:
     def what(self) -> str:
         """Encoder and decoder, or the number of classes."""
         what = {"autoencoder": "encoder and decoder", "classifier": f"{self.num_classes} classes", "encoder": "encoder alone"}
-        return what[self.kind]
+        return (what | {"detector": f"{self.num_classes} classes of boxes"})[self.kind]
 
     def encoder(self) -> dict[str, Tensor]:
         """Without the decoder, and without the prefix `encoder.`: patch_embed.*, blocks.*; norm.* after pre-training, fc_norm.*
-        of a classifier, and its head.*."""
-        stack = ("encoder.", "decoder.", "encoder_to_decoder.", "mask_token")
+        of a classifier, and its head.*, but not a detector's."""
+        stack = ("encoder.", "decoder.", "encoder_to_decoder.", "mask_token", *(["head."] if self.detects else []))
         if any(name.startswith("encoder.") for name in self.tensors):
             return {n.removeprefix("encoder."): t for n, t in self.tensors.items() if n.startswith("encoder.")}
         return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(stack)}
@@ -101,9 +107,9 @@ class Weights:
                 f"{self.place} ({self.layout}) is another network: {'; '.join(self.differs)}. --init may begin with its tensors"
             )
 
-    def build(self, how: Implementation | None = None) -> VideoMAE | VideoClassifier:
-        """The autoencoder or the classifier with these weights, float32, on the CPU, in evaluation mode. Raises ValueError for
-        an encoder alone (see `load_encoder`), and for another network."""
+    def build(self, how: Implementation | None = None) -> VideoMAE | VideoClassifier | ActionDetector:
+        """The autoencoder, classifier or detector with these weights, float32, on the CPU, in evaluation mode. Raises
+        ValueError for an encoder alone (see `load_encoder`), and for another network."""
         self.check_same()
         if self.kind == "encoder":
             raise ValueError(f"{self.place} has neither decoder nor head; it is an encoder: see load_encoder")
@@ -128,6 +134,14 @@ def kind_of(tensors: Mapping[str, Tensor]) -> Kind:
     if "mask_token" in tensors:
         return "autoencoder"
     return "classifier" if "head.weight" in tensors else "encoder"
+
+
+def of_detector(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    """Whether a head is of boxes, which no name tells: a probe's classifier has the same ones. A file of ours says its stage;
+    of others it is taken to be so by AVA's number of classes."""
+    if not {"head.weight", "norm.weight"} <= tensors.keys() or "fc_norm.weight" in tensors or pooler_depth_of(tensors):
+        return False
+    return metadata.get("stage") == DETECT if MODEL in metadata else len(tensors["head.weight"]) == AVA_CLASSES
 
 
 def listed(title: str, why: Mapping[str, str]) -> list[str]:
@@ -179,6 +193,9 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
         raise ValueError(f"{place}: {error}") from None
     notes = list(file.notes)
     sizes = _sizes(mapped.tensors, told, place)
+    detects = of_detector(mapped.tensors, file.metadata)
+    if detects and DETECT not in file.metadata.values():
+        notes.append(f"taken to be an action detector: its {AVA_CLASSES} classes are of tokens that have a norm each")
     if "input_size" not in told or "num_frames" not in told:
         said = f"{sizes['num_frames']} frames of {sizes['input_size']} x {sizes['input_size']} pixels"
         notes.append(f"taken to be trained on {said}, which the file does not tell")
@@ -205,6 +222,7 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
         notes=tuple(notes),
         labels=_labels(file, len(mapped.tensors.get("head.weight", ()))),
         metadata={name: value for name, value in file.metadata.items() if name not in (MODEL, LABELS, "format")},
+        detects=detects,
     )
 
 
@@ -360,6 +378,8 @@ def ratio_of(width: int, mlp_dim: int) -> float:
 def _network(config: ModelConfig, kind: Kind, tensors: Mapping[str, Tensor], how: Implementation | None = None) -> Any:
     if kind == "autoencoder":
         return VideoMAE(config, how or Implementation(), len(tensors["decoder.head.weight"]))
+    if kind == "detector":
+        return ActionDetector(config, len(tensors["head.weight"]), how=how or Implementation())
     norm = "head.weight" in tensors and "norm.weight" in tensors  # of every token: a probe's
     num_classes = len(tensors["head.weight"]) if "head.weight" in tensors else 1
     depth = pooler_depth_of(tensors)

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from model.action_detector import ActionDetector, ViewBoxes
 from model.classifier import VideoClassifier
 from model.layers import PositionTable
 from model.layouts import to_hf, to_timm
@@ -37,7 +38,7 @@ from model.pixels import IMAGENET_MEAN, IMAGENET_STD, into_targets_, patches_of
 from model.video_encoder import VideoEncoder
 from model.videomae import VideoMAE, weighted_error
 from model.weight_files import read_weight_file
-from model.weights import HF_FINAL_EPS, Weights, listed, metadata_of, read_weights
+from model.weights import DETECT, HF_FINAL_EPS, Weights, listed, metadata_of, read_weights
 from pipeline.console import exit_status
 from pipeline.storage.files import Write, write_whole
 from pipeline.storage.output_folder import refuse_dataset
@@ -77,6 +78,10 @@ def main(arguments: Sequence[str]) -> int:
     weights = read_source(options.source, **hints)
     print(weights)
     weights.check_same()
+    if options.to not in ("tubecell", "official") and weights.kind == "detector":
+        raise ValueError(
+            f"{weights.place} is an action detector, of which --to {options.to} knows nothing; give --to tubecell or official"
+        )
     of_probe = {"norm.weight", "pooler.query_tokens"} & weights.tensors.keys()
     if options.to != "tubecell" and weights.kind == "classifier" and of_probe:
         raise ValueError(
@@ -106,7 +111,7 @@ Writer = Write | Mapping[str, Write]
 
 
 def tubecell(weights: Weights) -> tuple[Writer, dict[str, str]]:
-    facts = {"tubecell": version(), **weights.metadata}
+    facts = {"tubecell": version(), **weights.metadata} | ({"stage": DETECT} if weights.detects else {})
     metadata = metadata_of(weights.config, weights.labels, **facts)
     return lambda file: write_safetensors(file, weights.tensors, metadata), {}
 
@@ -285,13 +290,16 @@ def random_input(weights: Weights) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def by_tubecell(weights: Weights, clips: Tensor, masked: Tensor, *, tokens: bool = False) -> Outputs:
-    """Logits of a classifier; what an autoencoder predicts of the hidden tokens; the tokens of an encoder, and of an
-    autoencoder, if those are asked for."""
+    """Logits of a classifier, or of a detector's box that is the whole view; what an autoencoder predicts of the hidden tokens;
+    the tokens of an encoder, and of an autoencoder, if those are asked for."""
     if weights.kind == "encoder":
         return {"tokens": VideoEncoder.from_tensors(weights.config, weights.encoder()).forward_features(clips)}
     model = weights.build()
     if isinstance(model, VideoClassifier):
         return {"logits": model(clips)}
+    if isinstance(model, ActionDetector):
+        side, each = float(weights.config.input_size - 1), torch.arange(len(clips))
+        return {"logits": model(clips, ViewBoxes(torch.tensor([0.0, 0.0, side, side]).expand(len(clips), 4), each))}
     if tokens:
         patches = patches_of(clips, model.config.patch_size, model.config.tubelet_size)
         return {"tokens": model.encoder(patches, torch.arange(model.config.num_tokens).expand(len(clips), -1))}

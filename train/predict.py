@@ -73,7 +73,8 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"--{name} {value} must be at least 1")
     weights = released.read(options)
     if weights.kind != "classifier":
-        instead = "; `tubecell reconstruct` takes it" if weights.kind == "autoencoder" else ""
+        others = {"autoencoder": "; `tubecell reconstruct` takes it", "detector": ": its classes are of boxes"}
+        instead = others.get(weights.kind, "")
         raise ValueError(f"{weights.place} has no head of classes: give weights of a fine-tuned model{instead}")
     names = class_names(options.labels, weights)
     if not options.json:

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
 def check_pixels(weights: Weights) -> None:
     """Raises ValueError for weights that predict no pixels."""
     if weights.kind != "autoencoder":
-        what = "a classifier" if weights.kind == "classifier" else "an encoder alone"
+        what = {"classifier": "a classifier", "detector": "an action detector"}.get(weights.kind, "an encoder alone")
         instead = "; `tubecell predict` takes it" if weights.kind == "classifier" else ""
         raise ValueError(f"{weights.place} is {what}, without a decoder: give weights of pre-training{instead}")
     values, pixels = len(weights.tensors["decoder.head.weight"]), weights.config.patch_values

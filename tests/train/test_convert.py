@@ -16,6 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from model.action_detector import ActionDetector
 from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
 from model.initialization import initialise
@@ -180,3 +181,17 @@ def half_written(descriptor: Path, folder: Path) -> bool:
         return os.readlink(descriptor).startswith(f"{folder}/#") and descriptor.stat().st_size > 0
     except OSError:
         return False
+
+
+def test_a_detector_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No name tells it from a probe's classifier: a file of ours says it, others are known by AVA's 80 classes."""
+    given = written(tmp_path, ActionDetector(TINY, 80))
+    torch.save({"model": dict(read_weights(given).tensors)}, tmp_path / "in.pth")
+    assert (
+        convert.main([str(tmp_path / "in.pth"), str(tmp_path / "x.safetensors"), "--to", "tubecell", "--verify", *SIZES]) == 0
+    )
+    assert read_weights(tmp_path / "x.safetensors").metadata["stage"] == "detect"
+    assert convert.main([str(tmp_path / "x.safetensors"), str(tmp_path / "x.pth"), "--to", "official", "--verify"]) == 0
+    assert read_weights(tmp_path / "x.pth").kind == "detector" and "logits of 2 random clips" in capsys.readouterr().out
+    assert convert.main([str(tmp_path / "x.safetensors"), str(tmp_path / "x"), "--to", "hf"]) == 2
+    assert "is an action detector, of which --to hf knows nothing" in capsys.readouterr().err
