@@ -18,8 +18,8 @@ BINS = 7  # rows and columns that a box is divided into
 
 
 @dataclass(frozen=True, slots=True)
-class ViewBoxes:
-    """Boxes of B views, as many of each as there are. It is no tensor, so FSDP2 leaves it alone: of a tensor of floats that a
+class Regions:
+    """The boxes of B views, as many of each as there are. It is no tensor, so FSDP2 leaves it alone: of a tensor of floats that a
     model is given, bf16 would leave coordinates that are right to a pixel or two."""
 
     corners: Tensor
@@ -31,7 +31,7 @@ class ViewBoxes:
     def __len__(self) -> int:
         return len(self.corners)
 
-    def to(self, device: torch.device) -> "ViewBoxes":
+    def to(self, device: torch.device) -> "Regions":
         return replace(self, corners=self.corners.to(device), view=self.view.to(device))
 
 
@@ -61,7 +61,7 @@ class ActionDetector(Trunk):
     def initial_value(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return initial_value(name, shape, seed, self.config.patch_values, self.head_scale)
 
-    def forward(self, views: Tensor, boxes: ViewBoxes, keep: Tensor | None = None) -> Tensor:
+    def forward(self, views: Tensor, boxes: Regions, keep: Tensor | None = None) -> Tensor:
         """Views (B, T, H, W, 3), boxes and, in training, `keep` (depth, B, 2) bool as for `tokens` -> logits (n, C)."""
         x_BDhw = self.feature_map(views, keep)
         return self.head(pooled(x_BDhw, boxes, self.config.patch_size).to(self.head.weight.dtype))
@@ -72,7 +72,7 @@ class ActionDetector(Trunk):
         return x_BND.unflatten(1, self.config.grid_of(views.shape)).mean(1).permute(0, 3, 1, 2)
 
 
-def pooled(x_BDhw: Tensor, boxes: ViewBoxes, patch_size: int) -> Tensor:
+def pooled(x_BDhw: Tensor, boxes: Regions, patch_size: int) -> Tensor:
     """A map of a cell for each patch -> (n, D), at least float32: RoIAlign of 7 x 7 bins, the original one, not moved by half a
     cell, with as many samples of a bin as it has cells, and of the bins the largest value.
 

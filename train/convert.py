@@ -30,7 +30,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from model.action_detector import ActionDetector, ViewBoxes
+from model.action_detector import ActionDetector, Regions
 from model.classifier import VideoClassifier
 from model.layers import PositionTable
 from model.layouts import to_hf, to_timm
@@ -299,7 +299,7 @@ def by_tubecell(weights: Weights, clips: Tensor, masked: Tensor, *, tokens: bool
         return {"logits": model(clips)}
     if isinstance(model, ActionDetector):
         side, each = float(weights.config.input_size - 1), torch.arange(len(clips))
-        return {"logits": model(clips, ViewBoxes(torch.tensor([0.0, 0.0, side, side]).expand(len(clips), 4), each))}
+        return {"logits": model(clips, Regions(torch.tensor([0.0, 0.0, side, side]).expand(len(clips), 4), each))}
     if tokens:
         patches = patches_of(clips, model.config.patch_size, model.config.tubelet_size)
         return {"tokens": model.encoder(patches, torch.arange(model.config.num_tokens).expand(len(clips), -1))}

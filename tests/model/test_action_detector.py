@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from model.action_detector import ActionDetector, ViewBoxes, pooled
+from model.action_detector import ActionDetector, Regions, pooled
 from model.config import ModelConfig
 from model.initialization import initialise
 from model.layers import interpolated
@@ -24,9 +24,9 @@ def views(B: int = 2, height: int = 32, width: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (B, 4, height, width, 3), dtype=torch.uint8)
 
 
-def boxes(*of_views: list[list[float]]) -> ViewBoxes:
+def boxes(*of_views: list[list[float]]) -> Regions:
     corners = torch.tensor([box for some in of_views for box in some]).view(-1, 4)
-    return ViewBoxes(corners, torch.repeat_interleave(torch.arange(len(of_views)), torch.tensor([len(s) for s in of_views])))
+    return Regions(corners, torch.repeat_interleave(torch.arange(len(of_views)), torch.tensor([len(s) for s in of_views])))
 
 
 def test_a_map_is_the_mean_over_time_of_normed_tokens() -> None:
