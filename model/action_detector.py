@@ -19,8 +19,8 @@ BINS = 7  # rows and columns that a box is divided into
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """The boxes of B views, as many of each as there are. It is no tensor, so FSDP2 leaves it alone: of a tensor of floats that a
-    model is given, bf16 would leave coordinates that are right to a pixel or two."""
+    """The boxes of B views, as many of each as there are. It is no tensor, so FSDP2 leaves it alone: of a tensor of floats that
+    a model is given, bf16 would leave coordinates that are right to a pixel or two."""
 
     corners: Tensor
     """Float32 (n, 4): x0, y0, x1, y1, pixels of the view. The official ones are of its outermost pixels: a box as wide as the

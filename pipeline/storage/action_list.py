@@ -1,7 +1,7 @@
 """Lists of action classes in AVA's files, protocol buffers as text: an entry a class, with its name and number.
 
-label { name: "stand" label_id: 12 label_type: PERSON_MOVEMENT }     ava_action_list_v2.2.pbtxt: all 80
-item { name: "stand" id: 12 }                                        ..._for_activitynet_2019.pbtxt: the 60 that are evaluated
+label { name: "stand" label_id: 12 label_type: PERSON_MOVEMENT }  ava_action_list_v2.2.pbtxt, all 80
+item { name: "stand" id: 12 }                                     ..._for_activitynet_2019.pbtxt, the 60 that count
 """
 
 import re

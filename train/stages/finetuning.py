@@ -78,14 +78,7 @@ class FinetuneConfig(RunConfig):
         elif self.model.positions_size or self.model.positions_frames:
             sizes = {}
         object.__setattr__(self, "model", replace(self.model, **sizes))
-        for name in ("drop_path", "head_dropout"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0 and less than 1")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"--layer-decay {self.layer_decay} must be over 0 and at most 1")
-        if not (math.isfinite(self.head_scale) and self.head_scale > 0):
-            raise ValueError(f"--head-scale {self.head_scale} must be over 0")
-        at_least_1(self, "expected_classes")
+        check_fine_tuning(self, "drop_path", "head_dropout")
         if self.augment.mixes:
             check_pairs(self.sampling.clips_per_step, 1)
 
@@ -115,6 +108,19 @@ class FinetuneConfig(RunConfig):
             )
         most //= pair
         return next(n for n in range(math.ceil(pairs / most), pairs + 1) if pairs % n == 0)
+
+
+def check_fine_tuning(config: Any, *dropped: str) -> None:
+    """What the configurations of stages that train a head on a trunk have in common; `dropped` are fields with probabilities.
+    Raises ValueError for values that cannot be."""
+    for name in dropped:
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0 and less than 1")
+    if not 0 < config.layer_decay <= 1:
+        raise ValueError(f"--layer-decay {config.layer_decay} must be over 0 and at most 1")
+    if not (math.isfinite(config.head_scale) and config.head_scale > 0):
+        raise ValueError(f"--head-scale {config.head_scale} must be over 0")
+    at_least_1(config, "expected_classes")
 
 
 class Finetuning:

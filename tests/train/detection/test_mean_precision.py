@@ -18,7 +18,7 @@ def rows(*given: tuple[int, tuple[float, ...], int, float]) -> Rows:
 
 
 def scene(seed: int, truths: int = 60, found: int = 200, levels: int = 0) -> tuple[Rows, Rows]:
-    """Boxes of 12 images and 3 classes, half of the detections near a truth; with scores of so many levels, or all different."""
+    """Boxes of 12 images and 3 classes, half of the detections near a truth; scores are of so many levels, or all differ."""
     r = np.random.default_rng(seed)
     low, sides = r.random((truths, 2)) * 0.6, 0.1 + 0.3 * r.random((truths, 2))
     corners = np.concatenate([low, low + sides], axis=1)
