@@ -69,10 +69,11 @@ def worst_clips(table: pa.Table, manifest: Manifest) -> list[dict[str, Any]]:
     )
     lines = found.to_pylist()
     pictures = frames_of(manifest, [line["row"] for line in lines], 1, SIDE)
-    return [{**line, "picture": _jpeg(pictures[line["row"]][0]) if line["row"] in pictures else None} for line in lines]
+    return [{**line, "picture": jpeg(pictures[line["row"]][0]) if line["row"] in pictures else None} for line in lines]
 
 
-def _jpeg(pixels: np.ndarray) -> str:
+def jpeg(pixels: np.ndarray) -> str:
+    """In base64."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "jpeg", quality=80)
     return base64.b64encode(file.getvalue()).decode()

@@ -1,5 +1,6 @@
 """A picture of clips that were told right, and of clips that were not."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,8 @@ def some(clips: pa.Table) -> list[dict[str, Any]]:
     return clips.select(["row", "label", "prediction", "top_probability"]).take(pa.array(places, pa.int64())).to_pylist()
 
 
-def frames_of(manifest: Manifest, rows: list[int], num_frames: int, side: int) -> dict[int, np.ndarray]:
+def frames_of(manifest: Manifest, rows: Sequence[int], num_frames: int, side: int) -> dict[int, np.ndarray]:
     """By row, uint8 (num_frames, side, side, 3), spread over the clip; a clip that cannot be decoded again has none."""
-    pictures: dict[int, np.ndarray] = {}
-    if not rows:
-        return pictures
     recipe = SamplingRecipe(
         views_per_step=1,
         views_per_clip=1,
@@ -68,6 +66,15 @@ def frames_of(manifest: Manifest, rows: list[int], num_frames: int, side: int) -
         crop="center",
         masks=None,
     )
+    return views_of(manifest, rows, recipe)
+
+
+def views_of(manifest: Manifest, rows: Sequence[int], recipe: SamplingRecipe) -> dict[int, np.ndarray]:
+    """By row, the middle view that the recipe takes of a clip, uint8 (T, height, width, 3); a clip that cannot be decoded again
+    has none."""
+    pictures: dict[int, np.ndarray] = {}
+    if not rows:
+        return pictures
     try:
         with closing(ClipLoader(manifest.place, recipe, sampler=EvaluationSampler(rows=np.array(rows)), workers=1)) as loader:
             for batch in loader:

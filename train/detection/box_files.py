@@ -9,7 +9,7 @@ is told by its movie and the whole second (official).
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,8 +82,8 @@ def numbered(files: Sequence[BoxFile]) -> tuple[list[Rows], list[tuple[str, int]
     return rows, [(names[key // span], key % span + low) for key in keys.tolist()]
 
 
-def written(names: Sequence[tuple[str, float]], rows: Rows) -> bytes:
-    """Detections as they are sent in: boxes to four digits, scores to six."""
+def written(names: Mapping[int, tuple[str, float]] | Sequence[tuple[str, float]], rows: Rows) -> bytes:
+    """Detections of images with these movies and seconds, as they are sent in: boxes to four digits, scores to six."""
     out = io.StringIO()
     for image, (x0, y0, x1, y1), action, score in zip(
         rows.images.tolist(), rows.corners.tolist(), rows.actions.tolist(), rows.scores.tolist(), strict=True

@@ -57,6 +57,12 @@ class Found:
 Open = Callable[[SamplingRecipe, EvaluationSampler], ClipLoader]
 
 
+def whole_of(input_size: int) -> tuple[int, int]:
+    """How large whole frames are seen by a model that is trained on views of so many pixels: 256 and 464 of 224 (official)."""
+    short, longest = (round(side * input_size / 224) for side in WHOLE)
+    return short, longest
+
+
 def key_frames_of(frames: KeyFrames, rows: np.ndarray) -> np.ndarray:
     """Those of some clips that have one."""
     return rows[frames.frame[rows] != NONE]

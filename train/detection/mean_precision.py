@@ -4,7 +4,7 @@ On the same files they say three things; so every figure says whose it is, its `
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -165,12 +165,8 @@ def average_precision(truth: Rows, found: Rows) -> float:
 def found_right(truth: Rows, found: Rows) -> np.ndarray:
     """Bool (R,) of detections of one class, the best first: whether the truth that each overlaps most, by `IOU` at least, was
     not found before. One whose own truth is taken is wrong, even if it overlaps another."""
-    first = np.searchsorted(truth.images, found.images)
-    there = np.searchsorted(truth.images, found.images, "right") - first
     most, best = np.full(len(found), -1.0), np.zeros(len(found), np.int64)
-    for number in range(there.max(initial=0)):
-        some = np.flatnonzero(there > number)
-        at = first[some] + number
+    for some, at in of_same_image(found, truth):
         overlap = overlaps(truth.corners[at], found.corners[some])
         better = overlap > most[some]
         most[some[better]], best[some[better]] = overlap[better], at[better]
@@ -179,6 +175,25 @@ def found_right(truth: Rows, found: Rows) -> np.ndarray:
     right = np.zeros(len(found), np.bool_)
     right[hits[earliest]] = True
     return right
+
+
+def best_scores(truth: Rows, found: Rows) -> np.ndarray:
+    """Float64 (R,) of truth of one class: the highest score of a detection that overlaps it by `IOU` at least, 0 without.
+    `found` is by image."""
+    scores = np.zeros(len(truth))
+    for some, at in of_same_image(truth, found):
+        near = overlaps(truth.corners[some], found.corners[at]) >= IOU
+        scores[some[near]] = np.maximum(scores[some[near]], found.scores[at[near]])
+    return scores
+
+
+def of_same_image(rows: Rows, others: Rows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Every pair of a row and one of the `others`, which are by image: places (n,) in both, each row at most once at a time."""
+    first = np.searchsorted(others.images, rows.images)
+    there = np.searchsorted(others.images, rows.images, "right") - first
+    for number in range(there.max(initial=0)):
+        some = np.flatnonzero(there > number)
+        yield some, first[some] + number
 
 
 def overlaps(corners: np.ndarray, others: np.ndarray) -> np.ndarray:
