@@ -24,6 +24,7 @@ from dataset_builders.detection.proposals import fractions_of_xywh
 from dataset_builders.sources.lists import OFFICIAL, SAMPLING
 from model import segment_losses
 from model import segments as segments_of_time
+from model.action_detector import ActionDetector, Regions
 from model.attentive_heads import AttentiveHeads
 from model.classifier import VideoClassifier
 from model.config import MODELS, ModelConfig
@@ -40,6 +41,7 @@ from pipeline.sampling import SamplingRecipe, crops, frames, randaugment, view_b
 from pipeline.sampling.draws import Draws
 from pipeline.sampling.mixing import Mixing, cut_boxes, kinds_and_shares
 from pipeline.sampling.randaugment import RandAugment
+from pipeline.storage.action_list import parse_actions
 from tests.parity_adapter import finetune_config, to_uint8
 from train import augmentation
 from train.accuracy.neighbours import votes
@@ -50,6 +52,9 @@ from train.classes import read_places
 from train.compute.ema import RunningMean
 from train.compute.optimizer import build_optimizer, lr_at, parameter_groups, set_lr
 from train.convert import predicted
+from train.detection.box_files import numbered, parse_boxes, parse_excluded
+from train.detection.mean_precision import mean_precision as precision_of_boxes
+from train.detection.multi_label import action_scores, box_loss
 from train.features.windows import PRESETS, FrameView, Windows
 from train.localization.feature_files import FeatureFile
 from train.localization.feature_set import FeatureVideo
@@ -487,6 +492,42 @@ def ava_jitter(boxes, u, width, height):
 
 def ava_result_boxes(boxes, network_size, width, height):
     return view_boxes.as_fractions(boxes, network_size, width, height)
+
+
+def ava_forward(cfg, sd, clip, boxes, enlarge, dtype):
+    config = ModelConfig(
+        input_size=cfg["img_size"],
+        num_frames=cfg["all_frames"],
+        patch_size=cfg["patch_size"],
+        encoder_dim=cfg["embed_dim"],
+        encoder_depth=cfg["depth"],
+        encoder_heads=cfg["num_heads"],
+        mlp_ratio=cfg["mlp_ratio"],
+    )
+    model = ActionDetector(config, cfg["num_classes"])
+    model.load_state_dict(sd)
+    height, width = clip.shape[3:]
+    corners = [view_boxes.enlarged(each, width, height) if enlarge else each for each in boxes]
+    views = torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor([*map(len, boxes)]))
+    return model.to(dtype)(clip.permute(0, 2, 3, 4, 1), Regions(torch.from_numpy(np.concatenate(corners)), views))
+
+
+def ava_loss(logits, labels):
+    return box_loss(logits, labels)
+
+
+def ava_scores(logits, person_scores):
+    return action_scores(logits, person_scores)
+
+
+def ava_map(gt_csv, pred_csv, labelmap, excluded_csv, style):
+    style = "activitynet" if style == "official" else style
+    files = parse_boxes(gt_csv.encode(), "truth", False), parse_boxes(pred_csv.encode(), "detections", True)
+    excluded = parse_excluded((excluded_csv or "").encode(), "excluded")
+    (truth, found, left_out), _ = numbered([*files, excluded])
+    classes = [action.id for action in parse_actions(labelmap, "the list")]
+    result = precision_of_boxes(truth, found, classes, style, left_out.images)
+    return {"map": result.mean, "per_class": result.classes}
 
 
 # ------------------------------------------------------------------------------------------------------------- probes

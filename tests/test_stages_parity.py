@@ -23,6 +23,7 @@ ROOT = ADAPTER.parents[1]
 OTHER_COMMANDS = {"load_checkpoint", "hf_forward", "official_forward", "reconstruct", "official_recipe"}
 OTHER_COMMANDS |= {"tad_feature_starts", "tad_feature_input"}
 OTHER_COMMANDS |= {"ava_enlarge", "ava_jitter", "ava_boxes", "ava_clip_ids", "ava_result_boxes"}
+OTHER_COMMANDS |= {"ava_forward", "ava_loss", "ava_scores", "ava_map"}
 FUNCTIONS = [
     *("load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"),
     *("finetune_train_ids", "finetune_train_start_range", "finetune_val_ids", "finetune_test_clips"),
@@ -35,6 +36,7 @@ FUNCTIONS = [
     *("ava_enlarge", "ava_jitter", "ava_boxes", "ava_clip_ids", "ava_result_boxes"),
     *("tad_points", "tad_assign", "tad_focal_loss", "tad_diou_loss", "tad_losses", "tad_forward", "tad_decode", "tad_nms"),
     *("tad_seconds", "tad_item", "tad_truncate", "tad_fuse", "tad_map", "tad_lr"),
+    *("ava_forward", "ava_loss", "ava_scores", "ava_map"),
 ]
 
 

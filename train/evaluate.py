@@ -115,7 +115,8 @@ def evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     """All ranks call it. Raises ValueError for weights, data and views that do not fit each other."""
     weights = released.read(options)  # on rank 0; the others know what it is
     if weights.kind != "classifier":
-        raise ValueError(f"{weights.place} has no head of classes: give weights of a fine-tuned model")
+        instead = ": `tubecell score-detections` takes it" if weights.kind == "detector" else ""
+        raise ValueError(f"{weights.place} has no head of classes of views: give weights of a fine-tuned model{instead}")
     manifest, split = Manifest(options.data), checked_split(options.split)
     rows = rows_of_split(manifest, split)
     names, columns = classes_of(weights, Labels(manifest, split), options)

@@ -15,10 +15,12 @@ from train.config import ComputeConfig, LoaderConfig, OptimConfig
 from train.pretrain import main
 from train.recipes import finetuning
 from train.recipes.book import SCRIPTS, as_in_script
+from train.recipes.detecting import RECIPES as DETECTING
 from train.recipes.distilling import RECIPES as DISTILLING
 from train.recipes.finetuning import RECIPES as FINETUNING
 from train.recipes.pretraining import RECIPES
 from train.run.dry_run import describe
+from train.stages.detecting import Detecting
 from train.stages.distilling import DistillConfig, Distilling
 from train.stages.finetuning import FinetuneConfig, Finetuning
 from train.stages.pretraining import PretrainConfig, Pretraining
@@ -57,7 +59,7 @@ def test_dry_run_of_vit_g(capsys: pytest.CaptureFixture[str]) -> None:
     assert "on 64 ranks 128 views a rank and step" in text
 
 
-BOOKS = [(Pretraining, RECIPES), (Finetuning, FINETUNING), (Distilling, DISTILLING)]
+BOOKS = [(Pretraining, RECIPES), (Finetuning, FINETUNING), (Distilling, DISTILLING), (Detecting, DETECTING)]
 CLASSES = {"k400": 400, "k600": 600, "k710": 710, "ssv1": 174, "ssv2": 174, "ucf101": 101, "hmdb51": 51, "own": 400}
 CLASSES |= {"micro": 8, "tiny": 8}
 
@@ -444,3 +446,16 @@ def test_every_field_is_read() -> None:
         LoaderConfig,
     ):
         assert {field.name for field in fields(config)} - read == set(), config.__name__
+
+
+@pytest.mark.parametrize("name", ["vit-g-ava", "vit-g-ava-kinetics"])
+def test_table_12(name: str) -> None:
+    config = DETECTING[name]()
+    assert (config.optim.base_lr, config.optim.weight_decay, config.optim.betas) == (3e-4, 0.05, (0.9, 0.999))
+    assert (config.views.views_per_step, config.views.views_per_clip, config.epochs) == (128, 1, 10)
+    assert config.warmup_steps(1000) == 200 and config.peak_lr == pytest.approx(1.5e-4)
+    assert (config.drop_path, config.layer_decay, config.flip, config.optim.clip_grad) == (0.3, 0.9, 0.5, None)
+    assert config.test_boxes.at_least == 0.8 and config.evaluate_boxes == "detection"
+    sampling = config.sampling
+    assert (sampling.temporal, sampling.crop, sampling.masks) == ("key_frame_videomae", "random_scale", None)
+    assert config.model.positions_grid == config.model.grid and config.expected_classes == 80

@@ -30,7 +30,7 @@ from train.stage import Evaluation, Evaluator, Stage
 
 class HeldOutBoxes:
     """An evaluator: mean average precision over the key frames of `--evaluate-split`, whole frames, every clip once. Its name
-    says whose rules it follows."""
+    says whose rules it follows, and whether the boxes are annotated ones."""
 
     def __init__(self, stage: Stage, ranks: Ranks, frames: KeyFrames, boxes: TestBoxes, style: str) -> None:
         """Raises ValueError if there is no such key frame, nothing true of them, or no box to look at."""
@@ -43,7 +43,7 @@ class HeldOutBoxes:
 
     @property
     def figure(self) -> str:
-        return f"held_out_map_{self._style}"
+        return f"held_out_map_{self._style}" + ("_of_truth" if self._boxes.kind == "truth" else "")
 
     def __call__(self, model: nn.Module, step: int) -> Evaluation:
         config, ranks, frames = self._stage.config, self._ranks, self._frames

@@ -6,7 +6,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 def box_loss(logits_nC: Tensor, labels_nC: Tensor) -> Tensor:
     """Binary cross entropy, the mean over the classes, summed over the boxes -> () (official: the mean over all, times the
-    number of boxes, so that a crowd weighs more than one person); without boxes 0."""
+    number of boxes, so that a crowd weighs more than one person); without boxes 0. Labels are of any type, 1 for what is
+    done."""
+    labels_nC = labels_nC.to(logits_nC.dtype)
     return binary_cross_entropy_with_logits(logits_nC, labels_nC, reduction="sum") / logits_nC.shape[1]
 
 

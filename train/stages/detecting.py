@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -182,7 +181,7 @@ class Detecting:
             boxes = training_boxes(frames, config.sampling, *where, jitter=config.jitter, most=config.most_boxes)
             keep = on_device(draws.keep(model.drop_rates), device) if config.drop_path else None
         logits_mC = model(views_nTHWC, regions_of(boxes, device), keep).float()
-        labels_mC = on_device(frames.labels(boxes.places).astype(np.float32), device)
+        labels_mC = on_device(frames.labels(boxes.places), device)
         number = torch.full((), len(boxes.boxes) / len(views_nTHWC), device=device)
         return box_loss(logits_mC, labels_mC) / len(views_nTHWC), {"boxes": number}
 

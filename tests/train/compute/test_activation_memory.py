@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.activation_memory import activations_in, activations_of, measured_peak, predicted_peak
+from model.action_detector import Regions
 from model.config import MODELS, Implementation
 from model.layers import Block
 from model.videomae import VideoMAE
@@ -24,7 +25,9 @@ from train.compute.memory import (
 )
 from train.compute.precision import PRECISIONS
 from train.config import ComputeConfig, Policy
+from train.detection.multi_label import box_loss
 from train.soft_labels import soft_cross_entropy, soft_labels
+from train.stages.detecting import DetectConfig, Detecting
 from train.stages.finetuning import FinetuneConfig, Finetuning
 from train.stages.pretraining import autoencoder_cost
 
@@ -69,6 +72,23 @@ def test_a_classifier_keeps_what_its_cost_says() -> None:
             loss = partial(lambda m: soft_cross_entropy(m(views, keep, features), labels), model)
             found = activations_in(model, loss)
             assert activation_bytes(cost, recomputed) - found.kept_bytes == pytest.approx(0, abs=64), text
+            assert found.forward_flops == pytest.approx(2e9 * cost.gmac, rel=1e-9)
+
+
+def test_a_detector_keeps_what_its_cost_says() -> None:
+    """In float32, with stochastic depth and as many boxes as there may be: to what their places and labels take."""
+    config = MODELS["tiny"]
+    stage = Detecting(DetectConfig(model=config, short_sides=(64, 72), most_boxes=7))
+    cost = stage.cost(ComputeConfig(precision="fp32"))
+    with FakeTensorMode():
+        views = torch.zeros(1, config.num_frames, config.input_size, config.input_size, 3, dtype=torch.uint8)
+        keep, labels = torch.ones(4, 1, 2, dtype=torch.bool), torch.zeros(7, 80, dtype=torch.bool)
+        regions = Regions(torch.zeros(7, 4), torch.zeros(7, dtype=torch.int64))
+        for text in ("none", "full"):
+            model, recomputed = stage.model(Implementation()), recomputed_blocks(Policy.parse(text), cost, 1)
+            checkpoint_blocks([*model.blocks], recomputed)
+            found = activations_in(model, partial(lambda m: box_loss(m(views, regions, keep), labels), model))
+            assert activation_bytes(cost, recomputed) == pytest.approx(found.kept_bytes, abs=1024), text
             assert found.forward_flops == pytest.approx(2e9 * cost.gmac, rel=1e-9)
 
 

@@ -9,32 +9,27 @@ from pathlib import Path
 import av
 import numpy as np
 
-WIDTH, HEIGHT, FPS, SECONDS = 96, 80, 30, 9
-FIRST, LAST = 902, 907  # annotated seconds; a movie is its minutes from 900 on
+WIDTH, HEIGHT, FPS, SECONDS = 96, 80, 30, 7
+ANNOTATED = {"train": range(902, 906), "val": range(903, 905)}  # seconds; a movie begins with second 900
 COLOURS = ((230, 40, 40), (40, 210, 60), (60, 80, 240))
 NAMES = {11: "red", 12: "green", 14: "blue", 17: "striped", 20: "plain", 80: "absent"}
 COLOUR_IDS, STRIPED, PLAIN = (11, 12, 14), 17, 20
 
 
-def write_scenes(folder: Path, train: int, val: int, seed: int = 0, shuffled: bool = False) -> list[str]:
-    """Movies and annotations -> the options of `tubecell build-detection` for them. `shuffled`: in training, what people do has
-    nothing to do with how they look."""
+def write_scenes(folder: Path, train: int, val: int, seed: int = 0) -> list[str]:
+    """Movies and annotations -> the options of `tubecell build-detection` for them."""
     movies, annotations = folder / "movies", folder / "annotations"
     movies.mkdir(parents=True)
     annotations.mkdir()
     random, truth, proposals = np.random.default_rng(seed), {"train": list[str](), "val": list[str]()}, list[str]()
-    other = np.random.default_rng(seed + 1)
     for split, number in (("train", train), ("val", val)):
         for movie in (f"{split}{n:02d}" for n in range(number)):
             people = [Person(random, k) for k in range(2)]
             write_movie(movies / f"{movie}.mp4", people, random)
-            for second in range(FIRST, LAST + 1):
+            for second in ANNOTATED[split]:
                 for k, person in enumerate(people):
                     box = person.box((second - 900) * FPS)
-                    actions = person.actions
-                    if shuffled and split == "train":
-                        actions = (int(other.choice(COLOUR_IDS)), int(other.choice((STRIPED, PLAIN))))
-                    truth[split] += [f"{movie},{second:04d},{fractions(box)},{action},{k}" for action in actions]
+                    truth[split] += [f"{movie},{second:04d},{fractions(box)},{action},{k}" for action in person.actions]
                     near = box + random.uniform(-1.5, 1.5, 4)
                     proposals.append(f"{movie},{second:04d},{fractions(near)},{random.uniform(0.85, 1):.3f}")
                 proposals.append(f"{movie},{second:04d},{fractions(np.array([2, 2, 30, 30]))},0.4")  # not sure enough
