@@ -14,7 +14,7 @@ from pipeline.sampling.crops import whole_frame_size
 from pipeline.storage.key_frames import KeyFrames, stamp
 from train.accuracy.accuracy_page import jpeg
 from train.accuracy.examples import views_of
-from train.detection.mean_precision import MeanPrecision, Rows, best_scores
+from train.detection.mean_precision import Rows, best_scores
 
 WORST, OTHERS = 8, 4  # frames with a picture: those whose actions were found least, and some at equal distances
 ACTIONS = 3  # of a detection, the likeliest
@@ -24,28 +24,17 @@ TRUE, SEEN = (80, 220, 100), (255, 170, 40)
 Box = tuple[float, float, float, float]
 
 
-def page(
-    found: Mapping[str, Any], result: MeanPrecision, names: Mapping[int, str], frames: Sequence[Mapping[str, Any]] = ()
-) -> str:
-    """What evaluation.json holds, the names of classes, and `frames_with_boxes` -> self-contained HTML without scripts."""
-    classes = [
-        {
-            "name": names[number],
-            "ap": None if np.isnan(ap) else ap,
-            "truths": result.truths[number],
-            "found": result.detections[number],
-        }
-        for number, ap in result.classes.items()
-    ]
-    known = sorted((each for each in classes if each["ap"] is not None), key=lambda each: (-each["ap"], -each["truths"]))
+def page(found: Mapping[str, Any], frames: Sequence[Mapping[str, Any]] = ()) -> str:
+    """What evaluation.json holds, and `frames_with_boxes` -> self-contained HTML without scripts."""
+    known = [each for each in found["classes"] if each["ap"] is not None]
     return render(
         Path(__file__).with_name("detection_page.html"),
         "detection",
         found["name"],
         f"on {found['of']}, {time.strftime('%Y-%m-%d %H:%M')}",
         found=found,
-        classes=known,
-        without=[each["name"] for each in classes if each["ap"] is None],
+        classes=sorted(known, key=lambda each: (-each["ap"], -each["annotated"])),
+        without=[each["name"] for each in found["classes"] if each["ap"] is None],
         frames=frames,
     )
 

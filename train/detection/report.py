@@ -56,7 +56,7 @@ def report(
     write_durably(options.out / "evaluation.json", json.dumps(told, indent=1).encode())
     shown = frames_with_boxes(frames, rows, truth, found, names) if frames is not None and rows is not None else []
     counted = {**told, "missing": [each["key"] for each in told["missing"]][:SHOWN]}
-    write_durably(options.out / "evaluation.html", page(counted, result, names, shown).encode())
+    write_durably(options.out / "evaluation.html", page(counted, shown).encode())
     say(told, result, names)
     print(f"\n{released.printable(str(options.out))}/evaluation.html", flush=True)
 
