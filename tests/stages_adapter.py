@@ -525,8 +525,7 @@ def ava_map(gt_csv, pred_csv, labelmap, excluded_csv, style):
     files = parse_boxes(gt_csv.encode(), "truth", False), parse_boxes(pred_csv.encode(), "detections", True)
     excluded = parse_excluded((excluded_csv or "").encode(), "excluded")
     (truth, found, left_out), _ = numbered([*files, excluded])
-    classes = [action.id for action in parse_actions(labelmap, "the list")]
-    result = precision_of_boxes(truth, found, classes, style, left_out.images)
+    result = precision_of_boxes(truth, found, parse_actions(labelmap, "the list"), style, left_out.images)
     return {"map": result.mean, "per_class": result.classes}
 
 

@@ -6,7 +6,6 @@ seconds in which nobody is. `ava_val_excluded_timestamps_v2.2.csv`: `movie,secon
 `label { name: "stand" label_id: 12 }` or `item { name: "stand" id: 12 }`, or CSV, `12,stand`.
 """
 
-import re
 from dataclasses import dataclass, field
 
 from dataset_builders.plan import Drop
@@ -22,12 +21,10 @@ from dataset_builders.sources.annotations import (
     shown,
 )
 from dataset_builders.sources.boxes import BoxCheck, Sides, numbers
+from pipeline.storage.action_list import parse_actions
 from pipeline.storage.key_frames import NONE, Action
 
 ROW = "movie,second,x1,y1,x2,y2,action,person"
-BLOCK = re.compile(r"\b(?:label|item)\s*\{([^{}]*)\}")
-NAME = re.compile(r'\bname\s*:\s*"((?:[^"\\]|\\.)*)"')
-ID = re.compile(r"\b(?:label_)?id\s*:\s*(\d+)")
 
 Image = tuple[str, float]
 """A movie and a second of it."""
@@ -99,29 +96,11 @@ def read_annotations(files: Files, split: str, actions: dict[int, str], check: B
 def read_actions(file: AnyPath, evaluated: AnyPath | None = None) -> tuple[Action, ...]:
     """The classes of an action list, in the order of their ids; those of `evaluated`, a second one, count in the benchmark's
     mean, by default all. Raises ValueError for what is no action list."""
-    names = _names(file)
-    counts = _names(evaluated) if evaluated is not None else names
+    names = parse_actions(read_text(file), shown(file))
+    counts = parse_actions(read_text(evaluated), shown(evaluated)) if evaluated is not None else names
     if strange := sorted(set(counts) - set(names)):
         raise ValueError(f"{shown(evaluated or file)}: action {strange[0]} is not in {shown(file)}")
     return tuple(Action(number, name, number in counts) for number, name in sorted(names.items()))
-
-
-def _names(file: AnyPath) -> dict[int, str]:
-    text = read_text(file)
-    found: dict[int, str] = {}
-    if blocks := BLOCK.findall(text):
-        pairs = [(ID.search(block), NAME.search(block)) for block in blocks]
-        entries = [(number[1], name[1].replace('\\"', '"')) for number, name in pairs if number and name]
-    else:
-        rows = [[part.strip().strip('"') for part in line.split(",", 1)] for line in text.splitlines() if line.strip()]
-        entries = [(row[0], row[1]) for row in rows if len(row) == 2 and row[0].isdigit()]
-    for number, name in entries:
-        if (place := int(number)) in found:
-            raise ValueError(f"{shown(file)}: the action list names {number} twice")
-        found[place] = name
-    if not found or min(found) < 1:
-        raise ValueError(f'{shown(file)}: is no action list: wanted are blocks label {{ name: "stand" label_id: 12 }}')
-    return found
 
 
 def read_excluded(files: Files, check: BoxCheck) -> dict[Image, str]:

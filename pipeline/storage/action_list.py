@@ -1,29 +1,31 @@
-"""Lists of action classes in AVA's files, protocol buffers as text: an entry a class, with its name and number.
+"""Lists of action classes in AVA's files: protocol buffers as text, an entry a class, or CSV.
 
 label { name: "stand" label_id: 12 label_type: PERSON_MOVEMENT }  ava_action_list_v2.2.pbtxt, all 80
 item { name: "stand" id: 12 }                                     ..._for_activitynet_2019.pbtxt, the 60 that count
+12,stand
 """
 
 import re
-from collections.abc import Sequence
 
-from pipeline.storage.key_frames import Action
-
-ENTRY = re.compile(r'\b\w+\s*\{((?:[^{}"]|"(?:[^"\\]|\\.)*")*)\}')
-FIELD = re.compile(r'\b(\w+)\s*:\s*("(?:[^"\\]|\\.)*"|[\w.+-]+)')
+ENTRY = re.compile(r'\b(?:label|item)\s*\{((?:[^{}"]|"(?:[^"\\]|\\.)*")*)\}')
+NAME = re.compile(r'\bname\s*:\s*"((?:[^"\\]|\\.)*)"')
+NUMBER = re.compile(r"\b(?:label_)?id\s*:\s*(\d+)")
 
 
-def parse_actions(text: str, place: str) -> Sequence[Action]:
-    """By number. `place` is what the text is called. Raises ValueError for what is no such list, and for a number twice."""
+def parse_actions(text: str, place: str) -> dict[int, str]:
+    """The names of classes by their numbers. `place` is what the text is called. Raises ValueError for what is no such list,
+    and for a number twice."""
     found: dict[int, str] = {}
-    for entry in ENTRY.finditer(text):
-        values = {name: value.strip('"') for name, value in FIELD.findall(entry[1])}
-        number = values.get("label_id", values.get("id", ""))
-        if not (number.isdecimal() and values.get("name")):
-            raise ValueError(f"{place}: an entry without a name and a number: {' '.join(entry[1].split())!r}")
+    if entries := ENTRY.findall(text):
+        pairs = [(NUMBER.search(NAME.sub("", entry)), NAME.search(entry)) for entry in entries]
+        named = [(number[1], name[1].replace('\\"', '"')) for number, name in pairs if number and name]
+    else:
+        rows = [[part.strip().strip('"') for part in line.split(",", 1)] for line in text.splitlines() if line.strip()]
+        named = [(row[0], row[1]) for row in rows if len(row) == 2 and row[0].isdigit()]
+    for number, name in named:
         if int(number) in found:
-            raise ValueError(f"{place} has two classes {number}: {found[int(number)]!r} and {values['name']!r}")
-        found[int(number)] = values["name"]
-    if not found:
-        raise ValueError(f'{place} is no list of actions: entries as item {{ name: "stand" id: 12 }} are needed')
-    return [Action(number, name) for number, name in sorted(found.items())]
+            raise ValueError(f"{place}: the action list names {number} twice")
+        found[int(number)] = name
+    if not found or min(found) < 1:
+        raise ValueError(f'{place}: is no action list: wanted are blocks label {{ name: "stand" label_id: 12 }}')
+    return dict(sorted(found.items()))

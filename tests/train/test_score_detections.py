@@ -57,7 +57,7 @@ def test_seconds_are_left_out(files: list[str], tmp_path: Path) -> None:
         ((), "--data DATASET or --truth CSV is needed, one of them"),
         (("--truth", "TRUTH"), "--truth: --actions PBTXT is needed"),
         (("--truth", "TRUTH", "--actions", "nowhere"), "nowhere cannot be read: No such file"),
-        (("--truth", "TRUTH", "--actions", "TRUTH"), "is no list of actions"),
+        (("--truth", "TRUTH", "--actions", "TRUTH"), "is no action list"),
         (("--truth", "TRUTH", "--actions", "LIST", "--at-least", "2"), "--at-least 2.0 must be 0 to 1"),
         (("--truth", "LIST", "--actions", "LIST"), "list.pbtxt has rows of 1 fields"),
     ],

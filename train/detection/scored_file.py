@@ -23,8 +23,7 @@ def score_file(options: argparse.Namespace) -> None:
     if options.data is None:
         truths = [parse_boxes(_read(file), str(file), scored=False) for file in options.truth]
         excluded = [parse_excluded(_read(file), str(file)) for file in options.excluded]
-        actions = parse_actions(_read(options.actions).decode("utf-8", "replace"), str(options.actions))
-        names = {action.id: action.name for action in actions}
+        names = parse_actions(_read(options.actions).decode("utf-8", "replace"), str(options.actions))
         (of_found, *others), images = numbered([found, *truths, *excluded])
         truth = Rows.joined(others[: len(truths)])
         left_out = np.concatenate([np.empty(0, np.int64), *(rows.images for rows in others[len(truths) :])])
