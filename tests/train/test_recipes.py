@@ -20,7 +20,7 @@ from train.recipes.distilling import RECIPES as DISTILLING
 from train.recipes.finetuning import RECIPES as FINETUNING
 from train.recipes.pretraining import RECIPES
 from train.run.dry_run import describe
-from train.stages.detecting import Detecting
+from train.stages.detecting import DetectConfig, Detecting
 from train.stages.distilling import DistillConfig, Distilling
 from train.stages.finetuning import FinetuneConfig, Finetuning
 from train.stages.pretraining import PretrainConfig, Pretraining
@@ -439,6 +439,7 @@ def test_every_field_is_read() -> None:
         PretrainConfig,
         FinetuneConfig,
         DistillConfig,
+        DetectConfig,
         AugmentConfig,
         Views,
         OptimConfig,
