@@ -201,7 +201,7 @@ def test_what_cannot_be_trained_or_evaluated_is_said(scenes: Path, labelled: Pat
         scenes, "--evaluate-every", "1", "--evaluate-split", "test"
     )
     assert "no box is detected (score 1)" in refused(scenes, "--evaluate-every", "1", "--evaluate-score", "1")
-    assert "--short-sides 40 56" in refused(scenes, "--short-sides", "40", "56").replace("short_sides", "--short-sides")
+    assert "cuts views of 48 px out of it" in refused(scenes, "--short-sides", "40", "56")
     assert "--flip 2" in refused(scenes, "--flip", "2")
     dry = start(None, tmp_path / "dry", "--dry-run", **HOW).said(0)
     assert "at most 100 of a view" in dry and "parameters" in dry
