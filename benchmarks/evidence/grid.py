@@ -80,7 +80,17 @@ def finetuning(
 
 def testing(classifier: Cell, dataset: Path, flags: tuple[str, ...] = ("--views", "1x1")) -> Cell:
     """Its accuracy on clips that nobody chose anything by."""
-    words = ("evaluate", classifier, "--data", dataset, "--split", "test", "--workers", "1", *flags)
+    words: tuple[str | Cell | Path, ...] = (
+        "evaluate",
+        classifier,
+        "--data",
+        dataset,
+        "--split",
+        "test",
+        "--workers",
+        "1",
+        *flags,
+    )
     return Cell(f"{classifier.name}/test", words, read.evaluated)
 
 

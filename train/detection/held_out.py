@@ -25,14 +25,14 @@ from train.detection.detections import (
 )
 from train.detection.mean_precision import mean_precision
 from train.parts import open_loader
-from train.stage import Evaluation, Evaluator, Stage
+from train.stage import ClipStage, Evaluation, Evaluator
 
 
 class HeldOutBoxes:
     """An evaluator: mean average precision over the key frames of `--evaluate-split`, whole frames, every clip once. Its name
     says whose rules it follows, and whether the boxes are annotated ones."""
 
-    def __init__(self, stage: Stage, ranks: Ranks, frames: KeyFrames, boxes: TestBoxes, style: str) -> None:
+    def __init__(self, stage: ClipStage, ranks: Ranks, frames: KeyFrames, boxes: TestBoxes, style: str) -> None:
         """Raises ValueError if there is no such key frame, nothing true of them, or no box to look at."""
         split = checked_split(stage.config.evaluate_split)
         rows = key_frames_of(frames, rows_of_split(frames.manifest, split))
@@ -70,7 +70,9 @@ class HeldOutBoxes:
         return mean_precision(rows_of_truth(self._frames, seen), rows, numbers, self._style).mean
 
 
-def held_out_boxes(stage: Stage, ranks: Ranks, run: Path, frames: KeyFrames, boxes: TestBoxes, style: str) -> list[Evaluator]:
+def held_out_boxes(
+    stage: ClipStage, ranks: Ranks, run: Path, frames: KeyFrames, boxes: TestBoxes, style: str
+) -> list[Evaluator]:
     """If `--evaluate-every` asks for it; the weights with the best figure are kept."""
     if not (every := stage.config.evaluate_every):
         return []
