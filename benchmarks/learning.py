@@ -7,8 +7,9 @@
 
 The clips are generated: ten motions of a textured shape over a textured background; no frame tells which. A cell of the grid is
 a command of tubecell, on one core, with its own folder in --folder; what is stopped goes on, also in mid-cell. Each leaves its
-command, figures, machine and commit in RESULTS/learning.jsonl, and is not run again; to do so, remove its line. RESULTS gets
-learning.md and ablations.md, with plots.
+command, figures, machine and commit in RESULTS/learning.jsonl, and is not run again, unless its command, one before it or the
+clips change; to do so all the same, remove its line and its folder. RESULTS gets learning.md and ablations.md, with plots, of
+all that is on record.
 """
 
 import sys
@@ -23,8 +24,9 @@ if __name__ == "__main__":
     prepare()
 
 import signal
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -38,7 +40,12 @@ from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
 
 Part = Literal["labels", "decoder-masks", "real", "masks", "checks", "distillation", "decoder-depth", "targets"]
+Method = Literal["scratch", "pretrained", "probe"]
+Share = Literal[5, 20, 100]  # percent of the labels
 PARTS: tuple[Part, ...] = get_args(Part)
+METHODS: tuple[Method, ...] = get_args(Method)
+SHARES: tuple[Share, ...] = get_args(Share)
+MOST_SEEDS = 6  # whose labelled clips are others'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +54,9 @@ class Options:
 
     parts: tuple[Part, ...] = PARTS
     """Of the grid."""
-    methods: tuple[Literal["scratch", "pretrained", "probe"], ...] = ("scratch", "pretrained", "probe")
+    methods: tuple[Method, ...] = METHODS
     """Of part "labels"."""
-    shares: tuple[Literal[5, 20, 100], ...] = (5, 20, 100)
+    shares: tuple[Share, ...] = SHARES
     """Percent of the labels, of part "labels"."""
     seeds: int = 3
     """Of parts "labels" and "distillation"."""
@@ -66,27 +73,45 @@ class Options:
 
 
 @program(Options)
-def main(options: Options) -> None:
-    if options.seeds < 1 or options.ablation_seeds < 1 or options.seeds > 6 or options.ablation_seeds > 6:
+def main(options: Options) -> int:
+    if not (1 <= options.seeds <= MOST_SEEDS and 1 <= options.ablation_seeds <= MOST_SEEDS):
         raise ValueError("--seeds and --ablation-seeds must be 1 to 6: each has labelled clips of its own")
     if options.minutes is not None and options.minutes < 0:
         raise ValueError(f"--minutes {options.minutes:g}: it must be at least 0; 0 only writes the tables")
     if options.jobs is not None and options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: it must be at least 1")
     refuse_dataset("--folder", options.folder)
-    folder = options.folder.absolute()
+    folder, file = options.folder.absolute(), options.results / "learning.jsonl"
+    runner = Runner(folder / "runs", Book(file), options.jobs or usable_cores(), options.minutes)
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        runner.stop()
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
     folds: Sequence[Path] = [folder / "clips" / f"fold-{number}" for number in range(len(REAL_FOLDS))]
-    if options.minutes != 0:
-        generated(folder / "clips", range(max(options.seeds, options.ablation_seeds)))
-        if "real" in options.parts:
-            folds = real(folder / "clips", shared) if (shared := shared_clips()) else ()
-    runner = Runner(folder / "runs", Book(options.results / "learning.jsonl"), options.jobs or usable_cores(), options.minutes)
-    signal.signal(signal.SIGTERM, lambda *_: runner.stop())
-    found = {part: runner.all(trials) for part, trials in trials_of(options, grid.Data(folder / "clips", folds)).items()}
+    data = grid.Data(folder / "clips", folds)
+    try:
+        if options.minutes != 0:
+            generated(folder / "clips", range(max(options.seeds, options.ablation_seeds)))
+            if "real" in options.parts and not ((shared := shared_clips()) and real(folder / "clips", shared)):
+                data = grid.Data(folder / "clips")
+        for trials in trials_of(options, data).values():
+            runner.all(trials)
+    except KeyboardInterrupt:
+        stop()
+    everything = replace(options, parts=PARTS, methods=METHODS, shares=SHARES, seeds=MOST_SEEDS, ablation_seeds=MOST_SEEDS)
+    recorded = Runner(folder / "runs", Book(file), 1, 0)
+    found = {part: recorded.all(trials) for part, trials in trials_of(everything, grid.Data(folder / "clips", folds)).items()}
     options.results.mkdir(parents=True, exist_ok=True)
     written = [*write_learning(options.results, found), *write_ablations(options.results, found)]
-    waiting = f"; {runner.waiting} figures wait: the same command goes on" if runner.waiting else ""
-    print(f"{', '.join(map(str, written)) or 'nothing is on record yet'}{waiting}")
+    waiting = f"; {runner.waiting} figures wait: the same command goes on" if runner.waiting or stopped else ""
+    failed = f"; {len(runner.failed)} failed, see above" if runner.failed else ""
+    print(f"{', '.join(map(str, written)) or 'nothing is on record yet'}{waiting}{failed}")
+    return 130 if stopped else int(bool(runner.failed))
 
 
 def trials_of(options: Options, data: grid.Data) -> dict[str, list[Callable[[Runner], Any]]]:
@@ -94,7 +119,7 @@ def trials_of(options: Options, data: grid.Data) -> dict[str, list[Callable[[Run
     seeds = range(options.seeds)
     trials: dict[str, list[Callable[[Runner], Any]]] = {
         "labels": grid.label_trials(data, seeds, options.shares, options.methods),
-        "checks": [partial(grid.one_frame, data), partial(grid.longer, data)],
+        "checks": [partial(grid.one_frame, data), *(partial(grid.longer, data, share) for share in SHARES)],
         "distillation": [grid.distillation(data, taught, seed) for taught in (False, True) for seed in seeds],
         "real": [grid.real_clips(data, method, fold) for method in grid.REAL_METHODS for fold in range(len(data.real))],
     }

@@ -1,10 +1,13 @@
 """A cell of the grid: a command of ours, what it needs to be done before, and the figures that it leaves."""
 
+import hashlib
 import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.evidence.clips import CLIPS
 
 Figures = dict[str, float]
 
@@ -18,6 +21,8 @@ class Cell:
     words: tuple["str | Cell | Path", ...]
     read: Callable[[Path], Figures]
     """The figures in its folder when it is done."""
+    proof: str
+    """A file in its folder that is there when it is done, and not before."""
 
     @property
     def needs(self) -> list["Cell"]:
@@ -34,6 +39,12 @@ class Cell:
         out."""
         given = [f"RUNS/{word.name}" if isinstance(word, Cell) else _short(word) for word in self.words]
         return shlex.join(["tubecell", *given, "--out", f"RUNS/{self.name}"])
+
+    @property
+    def digest(self) -> str:
+        """Of all that its figures hang on: its command, those of what it needs, and the clips that were generated."""
+        text = "\n".join([self.said, *(need.digest for need in self.needs), CLIPS])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _short(word: "str | Path") -> str:

@@ -23,7 +23,8 @@ RATES = ("2.4e-2", "4.8e-2", "9.6e-2")  # base learning rates that a method may 
 HOW = ("--loader.workers", "1")  # a cell has a core or two
 SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to start a process that writes
 SCRATCH_RATE, TUNED_RATE = RATES[1:]  # what the two chose: that of all others without and with an encoder
-READ_AT = 5  # percent of the labels that ablations are read at
+COMPLETE = "complete"  # a file of a run that is over
+READ_AT = 20  # percent of the labels that ablations are read at
 PRETRAIN_STEPS, SHORT_STEPS = 4000, 2000  # the latter for ablations
 
 
@@ -45,7 +46,7 @@ def pretraining(
 ) -> Cell:
     """An encoder."""
     words = ("pretrain", "micro", "--data", dataset, "--seed", str(seed), "--steps", str(steps), *HOW, *flags)
-    return Cell(f"pretrain/{variant}/{seed}", words, read.pretrained)
+    return Cell(f"pretrain/{variant}/{seed}", words, read.pretrained, COMPLETE)
 
 
 def finetuning(
@@ -74,8 +75,8 @@ def finetuning(
         *begin,
     )
     if not evaluate:
-        return Cell(name, (*words, *SHORT, *flags), read.nothing)
-    return Cell(name, (*words, *SHORT, *flags, "--evaluate-every", str(steps)), read.held_out)
+        return Cell(name, (*words, *SHORT, *flags), read.nothing, COMPLETE)
+    return Cell(name, (*words, *SHORT, *flags, "--evaluate-every", str(steps)), read.held_out, COMPLETE)
 
 
 def testing(classifier: Cell, dataset: Path, flags: tuple[str, ...] = ("--views", "1x1")) -> Cell:
@@ -91,7 +92,7 @@ def testing(classifier: Cell, dataset: Path, flags: tuple[str, ...] = ("--views"
         "1",
         *flags,
     )
-    return Cell(f"{classifier.name}/test", words, read.evaluated)
+    return Cell(f"{classifier.name}/test", words, read.evaluated, "evaluation.json")
 
 
 # -------------------------------------------------------------------------------------------------- pre-training pays
@@ -111,23 +112,25 @@ class Accuracy:
     """The learning rate that validation chose."""
 
 
+def classifier(data: Data, method: str, share: int, seed: int, rate: str) -> Cell:
+    """With some of the labels, from scratch or on an encoder, or the encoder's linear probe."""
+    dataset, name = labelled(data.generated, share, seed), f"labels/{method}/{share}/{seed}"
+    if method == "scratch":
+        return finetuning(f"{name}/{rate}", dataset, STEPS[share], rate, seed, None)
+    encoder = pretraining(data.all, "default", seed)
+    if method == "probe":
+        return probing(name, dataset, encoder, share, seed)
+    return finetuning(f"{name}/{rate}", dataset, STEPS[share], rate, seed, encoder)
+
+
 def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Runner], Accuracy]:
     """A method with some of the labels, at the best of three learning rates by the validation part with seed 0."""
-
-    def at(rate: str, seed: int) -> Cell:
-        dataset, name = labelled(data.generated, share, seed), f"labels/{method}/{share}/{seed}"
-        encoder = None if method == "scratch" else pretraining(data.all, "default", seed)
-        if method == "probe":
-            assert encoder is not None
-            return probing(name, dataset, encoder, share, seed)
-        return finetuning(f"{name}/{rate}", dataset, STEPS[share], rate, seed, encoder)
 
     def trial(runner: Runner) -> Accuracy:
         rate = "best of 6"
         if method != "probe":
-            rate = max(RATES, key=lambda rate: runner.figures(at(rate, 0))["val_top1"])
-        chosen = at(rate, seed)
-        tested = runner.figures(testing(chosen, data.all))
+            rate = max(RATES, key=lambda rate: runner.figures(classifier(data, method, share, 0, rate))["val_top1"])
+        tested = runner.figures(testing(classifier(data, method, share, seed, rate), data.all))
         return Accuracy(method, share, seed, tested["test_top1"], rate)
 
     return trial
@@ -137,26 +140,28 @@ def probing(name: str, dataset: Path, encoder: Cell, share: int, seed: int) -> C
     """Six linear classifiers of a frozen encoder's features; the best by validation is what is left."""
     steps = str(STEPS[share])
     words = ("probe", "micro", "--data", dataset, "--seed", str(seed), "--init", encoder, "--steps", steps, *SHORT)
-    return Cell(name, (*words, "--evaluate-every", steps), read.held_out)
+    return Cell(name, (*words, "--evaluate-every", steps), read.held_out, COMPLETE)
 
 
 def label_trials(data: Data, seeds: Sequence[int], shares: Sequence[int], methods: Sequence[str]) -> list[Callable]:
     return [label_trial(data, method, share, seed) for seed in seeds for share in shares for method in methods]
 
 
+LONG = PRETRAIN_STEPS + STEPS[100]
+
+
 def one_frame(data: Data, runner: Runner) -> tuple[str, float]:
     """ "one frame", and top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without
-    motion."""
+    motion. It has all labels, and as many steps as `longer`, in which one that sees eight frames learns."""
     flags = ("--model.num-frames", "1", "--model.tubelet-size", "1")
-    cell = finetuning("one-frame", data.all, STEPS[100], SCRATCH_RATE, 0, None, flags)
+    cell = finetuning("one-frame", data.all, LONG, SCRATCH_RATE, 0, None, flags)
     return "one frame", runner.figures(testing(cell, data.all))["test_top1"]
 
 
-def longer(data: Data, runner: Runner) -> tuple[str, float]:
-    """ "longer", and top-1 from scratch with all labels, and as many steps as pre-training and fine-tuning have together."""
-    steps = PRETRAIN_STEPS + STEPS[100]
-    cell = finetuning("longer/scratch", data.all, steps, SCRATCH_RATE, 0, None)
-    return "longer", runner.figures(testing(cell, data.all))["test_top1"]
+def longer(data: Data, share: int, runner: Runner) -> tuple[str, float]:
+    """ "longer, SHARE", and top-1 from scratch with as many steps as pre-training and fine-tuning have together, at most."""
+    cell = finetuning(f"longer/{share}", labelled(data.generated, share, 0), LONG, SCRATCH_RATE, 0, None)
+    return f"longer, {share}", runner.figures(testing(cell, data.all))["test_top1"]
 
 
 # ------------------------------------------------------------------------------------------------ the papers' ablations
@@ -277,14 +282,7 @@ def distillation(data: Data, taught: bool, seed: int) -> Callable[[Runner], Comp
 
     def trial(runner: Runner) -> Compared:
         dataset, which = labelled(data.generated, STUDENT_SHARE, seed), "distilled" if taught else "from labels"
-        teacher = finetuning(
-            f"labels/pretrained/100/{seed}/{TUNED_RATE}",
-            data.all,
-            STEPS[100],
-            TUNED_RATE,
-            seed,
-            pretraining(data.all, "default", seed),
-        )
+        teacher = classifier(data, "pretrained", 100, seed, TUNED_RATE)
         name = f"student/{which.replace(' ', '-')}/{seed}"
         student = finetuning(name, dataset, STEPS[100], SCRATCH_RATE, seed, None, STUDENT)
         if taught:

@@ -15,9 +15,9 @@ CHANCE = 1 / MOTIONS
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds, in percent; of one seed the value."""
+    """Mean and standard deviation over seeds, in percent, and how many; of one seed the value."""
     each = [100 * value for value in values]
-    return f"{mean(each):.1f} ± {stdev(each):.1f}" if len(each) > 1 else f"{each[0]:.1f}"
+    return f"{mean(each):.1f} ± {stdev(each):.1f} ({len(each)})" if len(each) > 1 else f"{each[0]:.1f}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -115,7 +115,7 @@ def ablation_plot(file: Path, found: Sequence[Ablated], names: Sequence[str], ti
 
 
 def compared_table(found: Sequence[Compared], over: str) -> str:
-    """A row a method: mean, spread, and every value; the mean is over clips."""
+    """A row a method: the mean over all clips, and every value."""
     rows = []
     for method, each in grouped(found, lambda one: one.method).items():
         clips = sum(one.clips for one in each)

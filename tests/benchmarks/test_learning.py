@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from train.recipes import finetuning, pretraining
 def drawing(name: str, *words: "str | Cell", clips: int = 2) -> Cell:
     """A cell that is quick: a few frames are drawn, and counted."""
     line = ("generate-clips", "--clips", str(clips), "--size", "32x32", "--frames", "2", *words)
-    return Cell(name, line, lambda folder: {"files": len(list(folder.rglob("*.mp4")))})
+    return Cell(name, line, lambda folder: {"files": len(list(folder.rglob("*.mp4")))}, "slide-right")
 
 
 def runner_of(folder: Path, minutes: float | None = None) -> Runner:
@@ -37,13 +38,55 @@ def test_a_cell_is_run_once_and_says_how(tmp_path: Path) -> None:
 
 def test_what_a_cell_needs_is_made_on_this_machine(tmp_path: Path) -> None:
     need = drawing("need", clips=1)
-    cell = Cell("cell", ("verify", need), lambda folder: {"there": 1.0})
+    cell = Cell("cell", ("verify", need), lambda folder: {"there": 1.0}, "proof")
     runner = runner_of(tmp_path)
     assert cell.needs == [need]
     assert cell.command(tmp_path)[1] == str(tmp_path / "need")
     with pytest.raises(RuntimeError, match=r"cell ended with status 2:(?s:.*)tubecell verify RUNS/need --out RUNS/cell"):
         runner.figures(cell)  # verify has no --out
-    assert (tmp_path / "runs" / "need" / "done").exists()
+    assert len(list((tmp_path / "runs" / "need").rglob("*.mp4"))) == 1
+
+
+def test_a_record_is_of_all_that_was_before_it(tmp_path: Path) -> None:
+    """The words of a cell may be the same while what it needs has become another."""
+    book = Book(tmp_path / "learning.jsonl")
+    before, after = (Cell("b", ("verify", drawing("a", clips=clips)), lambda folder: {}, "proof") for clips in (1, 2))
+    assert before.said == after.said
+    book.add(before, {"x": 1.0})
+    assert book.figures(before) == {"x": 1.0} and book.figures(after) is None
+    other = Book(tmp_path / "learning.jsonl")
+    other.add(drawing("c"), {"x": 2.0})
+    book.add(drawing("d"), {"x": 3.0})  # of a book that was read before
+    assert {"b", "c", "d"} == {json.loads(line)["cell"] for line in (tmp_path / "learning.jsonl").read_text().splitlines()}
+
+
+def test_folders_stay_until_there_is_time_and_others_folders_always(tmp_path: Path) -> None:
+    runner_of(tmp_path).figures(drawing("a", clips=1))
+    with pytest.raises(OutOfTimeError):
+        runner_of(tmp_path, minutes=0).figures(drawing("a", clips=2))
+    assert len(list((tmp_path / "runs" / "a").rglob("*.mp4"))) == 1
+    assert runner_of(tmp_path).figures(drawing("a", clips=2)) == {"files": 2}
+    (tmp_path / "runs" / "mine").mkdir()
+    with pytest.raises(RuntimeError, match="mine is no folder of this grid"):
+        runner_of(tmp_path).figures(drawing("mine"))
+
+
+def test_what_is_stopped_goes_on(tmp_path: Path) -> None:
+    many = Cell("a", ("generate-clips", "--clips", "400"), lambda folder: {"files": len(list(folder.rglob("*.mp4")))}, "all")
+    runner = runner_of(tmp_path, minutes=0.05)
+    assert runner.all([lambda runner: runner.figures(many)]) == [] and runner.waiting == 1
+    part = len(list((tmp_path / "runs" / "a").rglob("*.mp4")))
+    assert part < 400
+    less = replace(many, words=("generate-clips", "--clips", str(part + 1)), proof="slide-right")
+    (tmp_path / "runs" / "a" / "command").write_text(less.digest)
+    assert runner_of(tmp_path).figures(less)["files"] >= part
+
+
+def test_a_failure_does_not_keep_the_others(tmp_path: Path) -> None:
+    runner = runner_of(tmp_path)
+    bad = Cell("bad", ("generate-clips", "--clips", "0"), lambda folder: {}, "proof")
+    assert runner.all([lambda runner, cell=cell: runner.figures(cell) for cell in (bad, drawing("good"))]) == [{"files": 2}]
+    assert len(runner.failed) == 1 and "at least 1 and 0 are needed" in runner.failed[0]
 
 
 def test_without_time_nothing_begins_and_the_figures_wait(tmp_path: Path) -> None:
@@ -89,7 +132,7 @@ def test_tables_have_means_and_spreads() -> None:
     found.append(Accuracy("pretrained", 100, 0, 0.75, "8e-3"))
     table = tables.labels_table(found).splitlines()
     assert table[0] == "|  | 5 % of the labels | 100 % of the labels |"
-    assert table[2:] == ["| from scratch | 15.0 ± 7.1 | – |", "| pre-trained, fine-tuned | – | 75.0 |"]
+    assert table[2:] == ["| from scratch | 15.0 ± 7.1 (2) | – |", "| pre-trained, fine-tuned | – | 75.0 |"]
     default, other = Variant("masks", "tube, 75 %", (), 67.3), Variant("masks", "tube, 90 %", ("--x", "1"))
     rows = [Ablated(default, 0, 0.5, 200.0, 3.0, 40.0), Ablated(other, 0, 0.25, 300.0, 2.0, 30.0)]
     assert tables.ablation_table(rows, "masks").splitlines()[2:] == [
@@ -120,6 +163,7 @@ def test_the_whole_grid_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(clips, name, value)
     monkeypatch.setattr(grid, "STEPS", {5: 2, 20: 2, 100: 2})
     monkeypatch.setattr(grid, "PRETRAIN_STEPS", 3)
+    monkeypatch.setattr(grid, "LONG", 5)
     monkeypatch.setattr(grid, "SHORT_STEPS", 2)
     monkeypatch.setattr(
         grid, "VARIANTS", [each for each in grid.VARIANTS if each.title in ("tube, 75 %", "running cell, 50 %", "frame, 75 %")]
@@ -146,7 +190,7 @@ def test_one_frame_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     points."""
     for name, value in {"TRAIN": 1500, "VAL": 50, "TEST": 1500}.items():
         monkeypatch.setattr(clips, name, value)
-    monkeypatch.setattr(grid, "STEPS", {100: 600})
+    monkeypatch.setattr(grid, "LONG", 600)
     clips.generated(tmp_path / "clips", ())
     _, top1 = grid.one_frame(grid.Data(tmp_path / "clips"), runner_of(tmp_path))
     assert abs(top1 - tables.CHANCE) < 0.03 + 0.015
