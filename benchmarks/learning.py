@@ -39,7 +39,7 @@ from benchmarks.parts.program import program
 from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
 
-Part = Literal["labels", "decoder-masks", "real", "masks", "checks", "distillation", "decoder-depth", "targets"]
+Part = Literal["labels", "one-frame", "decoder-masks", "real", "masks", "longer", "distillation", "decoder-depth", "targets"]
 Method = Literal["scratch", "pretrained", "probe"]
 Share = Literal[5, 20, 100]  # percent of the labels
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -119,7 +119,8 @@ def trials_of(options: Options, data: grid.Data) -> dict[str, list[Callable[[Run
     seeds = range(options.seeds)
     trials: dict[str, list[Callable[[Runner], Any]]] = {
         "labels": grid.label_trials(data, seeds, options.shares, options.methods),
-        "checks": [partial(grid.one_frame, data), *(partial(grid.longer, data, share) for share in SHARES)],
+        "one-frame": [partial(grid.one_frame, data)],
+        "longer": [partial(grid.longer, data, share) for share in SHARES],
         "distillation": [grid.distillation(data, taught, seed) for taught in (False, True) for seed in seeds],
         "real": [grid.real_clips(data, method, fold) for method in grid.REAL_METHODS for fold in range(len(data.real))],
     }

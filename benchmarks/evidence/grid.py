@@ -25,7 +25,7 @@ SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to st
 SCRATCH_RATE, TUNED_RATE = RATES[1:]  # what the two chose: that of all others without and with an encoder
 COMPLETE = "complete"  # a file of a run that is over
 READ_AT = 20  # percent of the labels that ablations are read at
-PRETRAIN_STEPS, SHORT_STEPS = 4000, 2000  # the latter for ablations
+PRETRAIN_STEPS, SHORT_STEPS = 4000, 1500  # the latter for ablations
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ ABLATIONS = {
 
 def write_learning(folder: Path, found: Found) -> list[Path]:
     """RESULTS/learning.md and learning.png, of the parts that there are -> the page, if there are any."""
-    if not any(found.get(part) for part in ("labels", "checks", "distillation", "real")):
+    if not any(found.get(part) for part in ("labels", "one-frame", "longer", "distillation", "real")):
         return []
-    checks: dict[str, float] = dict(found.get("checks", ()))
+    checks: dict[str, float] = dict([*found.get("one-frame", ()), *found.get("longer", ())])
     steps = ", ".join(f"{steps} with {share} % of the labels" for share, steps in STEPS.items())
     shares = ", ".join(f"{share} %" for share in SHARES)
     clips = ", ".join(str(clips) for clips in SHARES.values())
