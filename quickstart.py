@@ -45,11 +45,11 @@ def main() -> int:
     try:
         if videos and not videos.is_dir():
             raise ValueError(f"--videos {videos} is no folder")
-        run = run_folder(videos)
+        labelled = videos is None or has_labels(videos)
+        run = run_folder(videos, labelled)
         dataset = run / "dataset"
         if videos and not dataset.exists() and dataset.is_relative_to(videos.resolve()):
             raise ValueError(f"--videos {videos} holds {relative(run)}, where the dataset goes; give a folder in it")
-        labelled = videos is None or has_labels(videos)
         last = run / "fine-tuned" / "held-out" / "evaluation.json" if labelled else run / "reconstruction.png"
         if last.exists():
             print(f"Already done; delete {relative(run)} to start over.{MADE}")
@@ -114,12 +114,13 @@ def print_accuracy(run: Path, labelled: bool) -> None:
     print(TOLD)
 
 
-def run_folder(videos: Path | None) -> Path:
-    """A folder per source of videos, and runs/quickstart as a link to the one in use: trying another loses nothing."""
-    name = "generated"
+def run_folder(videos: Path | None, labelled: bool) -> Path:
+    """A folder per source of videos and what is made of it, and runs/quickstart as a link to the one in use: trying another
+    loses nothing."""
+    name = "motions"  # "generated" was an older one's
     if videos:
         path = videos.resolve()
-        name = f"{path.name}-{hashlib.blake2b(bytes(path), digest_size=3).hexdigest()}"
+        name = f"{path.name}-{hashlib.blake2b(bytes(path), digest_size=3).hexdigest()}{'-labelled' if labelled else ''}"
     run = ROOT / "runs" / f"quickstart-{name}"
     run.mkdir(parents=True, exist_ok=True)
     link = ROOT / "runs" / "quickstart"

@@ -22,7 +22,9 @@ if __name__ == "__main__":
 import argparse
 import multiprocessing
 from collections.abc import Sequence
+from fractions import Fraction
 
+import av
 from tqdm import tqdm
 
 from dataset_builders.media.moving_shapes import MOTIONS, Film, draw
@@ -59,10 +61,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def generate(folder: Path, clips: int, seed: int, motions: int = 8, film: Film = Film()) -> int:  # noqa: B008 (immutable)
-    """Make those of the clips that are missing; returns how many. Raises OSError for the disk."""
+    """Make those of the clips that are missing; returns how many. Raises ValueError where some of another size or length are,
+    OSError for the disk."""
     names = list(MOTIONS)[:motions]
     paths = [folder / names[number % motions] / f"{number // motions:04d}-{seed}.mp4" for number in range(clips)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
+    if there := next((path for path in paths if path.exists()), None):
+        check_like(there, film)
     for motion in {paths[number].parent for number in missing}:
         motion.mkdir(parents=True, exist_ok=True)
         for leftover in motion.glob(".*.tmp"):  # of a killed run: named with its process
@@ -75,6 +80,16 @@ def generate(folder: Path, clips: int, seed: int, motions: int = 8, film: Film =
         for _ in tqdm(pool.imap_unordered(draw, jobs), total=len(jobs), unit="clip", desc="drawing clips", disable=None):
             pass
     return len(missing)
+
+
+def check_like(path: Path, film: Film) -> None:
+    """Raises ValueError for a clip of another size, length or rate: a folder holds clips of one kind."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        found = Film(stream.width, stream.height, stream.frames, stream.average_rate or Fraction(0))
+    if found != film:
+        what = [f"{each.width}x{each.height}, {each.frames} frames at {float(each.rate):g}/s" for each in (found, film)]
+        raise ValueError(f"{path} is there, of {what[0]}, not of {what[1]}; give another --out")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,15 @@ def test_sources_have_folders_of_their_own_and_a_link_names_the_one_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quickstart, "ROOT", tmp_path)
-    generated = quickstart.run_folder(None)
+    generated = quickstart.run_folder(None, True)
     (generated / "complete").touch()
-    own = quickstart.run_folder(tmp_path / "a" / "videos")
-    other = quickstart.run_folder(tmp_path / "b" / "videos")
+    own = quickstart.run_folder(tmp_path / "a" / "videos", False)
+    other = quickstart.run_folder(tmp_path / "b" / "videos", False)
     assert len({generated, own, other}) == 3
+    assert quickstart.run_folder(tmp_path / "a" / "videos", True) != own  # labels came: another dataset and recipe
+    quickstart.run_folder(tmp_path / "b" / "videos", False)
     assert os.path.samefile(tmp_path / "runs" / "quickstart", other)
-    assert quickstart.run_folder(None) == generated
+    assert quickstart.run_folder(None, True) == generated
     assert (tmp_path / "runs" / "quickstart" / "complete").exists()
 
 

@@ -293,6 +293,7 @@ def report(
     }
     write_durably(options.out / "evaluation.json", json.dumps(found, indent=1).encode())
     write_durably(options.out / "evaluation.html", page(found, table, names, manifest).encode())
+    (options.out / "examples.png").unlink(missing_ok=True)  # of clips that could be decoded before
     drawn = draw_examples(options.out / "examples.png", table, manifest)
     told = {"top1": "top-1", "top5": "top-5", "mean_class": "mean class"}
     print()

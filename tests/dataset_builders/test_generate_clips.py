@@ -29,7 +29,7 @@ def test_the_same_clips_every_time(tmp_path: Path, capsys: pytest.CaptureFixture
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
-def test_other_sizes_lengths_and_motions(tmp_path: Path) -> None:
+def test_other_sizes_lengths_and_motions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--size", "64x48", "--frames", "12", "--fps", "7.5", "--motions", "12", "--clips", "12"]
     assert generate_clips.main(["--out", str(tmp_path), *size]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(MOTIONS)
@@ -37,6 +37,9 @@ def test_other_sizes_lengths_and_motions(tmp_path: Path) -> None:
         frames = list(container.decode(video=0))
         assert container.streams.video[0].average_rate == Fraction(15, 2)
     assert (len(frames), frames[0].width, frames[0].height) == (12, 64, 48)
+    assert generate_clips.main(["--out", str(tmp_path), *size]) == 0
+    assert generate_clips.main(["--out", str(tmp_path), *size, "--fps", "30"]) == 2
+    assert "of 64x48, 12 frames at 7.5/s, not of 64x48, 12 frames at 30/s; give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

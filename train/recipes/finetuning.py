@@ -96,7 +96,7 @@ def micro() -> FinetuneConfig:
         steps=400,
         epochs=None,
         views=PlainViews(views_per_step=32, views_per_clip=2),
-        optim=OptimConfig(base_lr=2.4e-2, base_min_lr=2.4e-4, betas=(0.9, 0.999), clip_grad=1.0),
+        optim=OptimConfig(base_lr=4.8e-2, base_min_lr=2.4e-4, betas=(0.9, 0.999), clip_grad=1.0),
         augment=AugmentConfig(randaugment="", flip=0.0, erasing=0.0, mixup=0.0, cutmix=0.0),
         frames="stride",
         crop="multi_scale",
