@@ -84,7 +84,7 @@ class BranchScale(nn.Module):
 class TimeBlock(nn.Module):
     """Pre-norm transformer block; with stride 2 of half the steps, beside which a maximum over three carries on what was.
 
-    Stochastic depth is an input, as in `model.layers.Block`: `keep` (B, 2) bool says whose attention and whose MLP count.
+    Stochastic depth is an input, as in `layers.Block`: `keep` (B, 2) bool says whose attention and whose MLP count.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int, stride: int, drop_path: float) -> None:

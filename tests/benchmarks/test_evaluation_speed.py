@@ -58,7 +58,7 @@ def test_an_evaluation_is_measured(dataset: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "vit-x"], "there is no model 'vit-x'; the models are tiny, vit-s"),
+        (["--model", "vit-x"], "there is no model 'vit-x'; the models are micro, tiny, vit-s"),
         (["--views", "5"], "--views '5' is not WINDOWSxCROPS, such as 5x3"),
         (["--clips-per-pass", "0"], "--clips-per-pass 0"),
     ],

@@ -100,7 +100,7 @@ def test_bf16_without_instructions_is_skipped_by_name(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--model", "vit-x"], "there is no model 'vit-x'; the models are tiny, vit-s"), (["--rounds", "0"], "--rounds 0")],
+    [(["--model", "vit-x"], "there is no model 'vit-x'; the models are micro, tiny, vit-s"), (["--rounds", "0"], "--rounds 0")],
 )
 def test_impossible_options_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert model_step.main(arguments) == 2

@@ -137,7 +137,7 @@ def test_files_are_measured_before_anything_is_built(dataset: Path, tmp_path: Pa
         (["--json", "no-such-folder/out.json"], "no-such-folder does not exist"),
         (["--plot", "out.gif"], "ends in .png or .svg"),
         (["--videos", "somewhere"], "give one of them"),
-        (["vit-q"], "the recipes are tiny, "),
+        (["vit-q"], "the recipes are micro, tiny, "),
         (["vit-b-hybrid", "--views-per-forward", "2"], "at least --views.views-per-clip 4"),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_field_says_itself_whether_it_may_change() -> None:
     frozen = {name for name, (_, may) in fields_of(PretrainConfig()).items() if not may}
     # matched whole: `steps_per_view` would not be free because `steps` is
     assert {name.partition(".")[0] for name in frozen} == {
-        *("seed", "init", "model", "views", "mask", "decoder_mask", "target", "teacher", "ema", "freeze"),
+        *("seed", "init", "model", "views", "mask", "decoder_mask", "target", "loss", "loss_on", "teacher", "ema", "freeze"),
         *("official_script", "optim"),
     }
     assert {name for name in frozen if name.startswith("optim.")} == {"optim.optimizer"}
