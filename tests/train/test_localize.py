@@ -106,7 +106,8 @@ def test_it_begins_with_the_public_codes_weights(made: Made, tmp_path: Path, cap
 
 
 def test_what_cannot_be_is_refused(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = "--out", str(tmp_path / "none")
+    out, logits = ("--out", str(tmp_path / "none")), tmp_path / "logits.json"
+    logits.write_text('{"a": [2, -1.5, 0, 1]}')
     for options, wanted in (
         (
             ["--evaluate-every", "1", "--evaluate-split", "test"],
@@ -115,6 +116,10 @@ def test_what_cannot_be_is_refused(made: Made, tmp_path: Path, capsys: pytest.Ca
         (["--model.input-dim", "8"], "13 files of features are left out: video_train_0000.npy has the shape"),
         (["--views.views-per-clip", "2"], "a step takes parts of videos, one of each"),
         (["--judge.external-scores", "x.json"], "they are for --one-class"),
+        (
+            ["--evaluate-every", "1", "--one-class", "--judge.external-scores", str(logits)],
+            "a has -1.5 for jump; a score must be at least 0 and finite",
+        ),
         (["--views.views-per-step", "11"], "and one step takes 11"),
     ):
         assert refused(words(made, "--steps", "1", *options, *out)) and wanted in capsys.readouterr().err, wanted

@@ -13,6 +13,7 @@ from train.localization.configuration import LocalizeConfig
 from train.localization.feature_set import FeatureSet
 from train.localization.inference import Found, Inference
 from train.localization.judging import judge, picture, write
+from train.localization.video_scores import read_video_scores
 from train.stage import Evaluation
 
 FOLDER = "localization"  # of a run
@@ -32,6 +33,8 @@ class HeldOutVideos:
                 f"--evaluate-split {self._split}: its {len(self._rows)} videos have no action of the classes of training, so "
                 "there is no mean average precision"
             )
+        if (scores := config.judge.external_scores) is not None:
+            read_video_scores(scores, dataset.annotations.classes)  # so that what is wrong with them is said before training
 
     @property
     def missing(self) -> list[str]:

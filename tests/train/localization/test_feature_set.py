@@ -173,7 +173,18 @@ def test_scores_of_whole_videos(tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps(values))
         assert read_video_scores(file, classes)["a"].tolist() == pytest.approx([0.2, 0.1])
-    for text, said in (("{", "cannot be read"), ('{"results": {}}', "has no"), ('{"a": [1, 2, 3]}', "no score for each of 2")):
+    file.write_text('{"results": {"a": [0, 1e3, 0.5]}, "class": ["run", ["swim"], "jump"]}')
+    assert read_video_scores(file, classes)["a"].tolist() == [0.5, 0.0]
+    for text, said in (
+        ("{", "cannot be read"),
+        ('{"results": {}}', "has no"),
+        ('{"a": [1, 2, 3]}', "no score for each of 2"),
+        (f'{{"a": [1, {10**400}]}}', "a has no score for each of 2"),
+        ('{"results": {"a": [1, 2]}, "class": [["run"], {"jump": 1}]}', "not one class of the annotations"),
+        ('{"a": [0.5, 0.5], "b": [0.5, -1.5]}', r"b has -1.5 for run; .* not logits"),
+        ('{"a": {"jump": NaN}}', "a has nan for jump"),
+        ('{"a": [{"label": "run", "score": 1e300}]}', r"a has 1e\+300 for run"),
+    ):
         file.write_text(text)
         with pytest.raises(ValueError, match=said):
             read_video_scores(file, classes)
