@@ -85,6 +85,12 @@ def read_annotations(file: Path) -> Annotations:
         if not isinstance(entry, dict) or not isinstance(entry.get("annotations", []), list):
             faults.add("videos are no entries with annotations, and left out", str(name))
             continue
+        for key in ("duration", "fps"):
+            if entry.get(key) is not None and not (number(entry[key]) or 0) > 0:
+                faults.add(
+                    f"videos have a {key} that is no number over 0, and counts as missing", f"{name} {short(entry[key])}"
+                )
+                entry[key] = None
         duration, fps = (number(entry.get(key)) for key in ("duration", "fps"))
         actions = list[Action]()
         for given in entry.get("annotations", []):
@@ -96,7 +102,8 @@ def read_annotations(file: Path) -> Annotations:
                 faults.add("actions lie outside of their video, and are left out", f"{name} {short(given)} of {duration} s")
             else:
                 actions.append(action)
-                numbers.setdefault(action.label, set()).add(given.get("label_id"))
+                found = given.get("label_id")
+                numbers.setdefault(action.label, set()).add(found if isinstance(found, int | None) else str(found))
         split = str(entry.get("subset") or "").lower()
         videos[name] = AnnotatedVideo(name, split, duration, fps, actions)
     if not numbers:
@@ -117,7 +124,7 @@ def number(value: Any) -> float | None:
     """A finite one, which may be written as text."""
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
     return found if math.isfinite(found) else None
 

@@ -1,6 +1,7 @@
 """Features and annotations as a dataset: what real files hold, and what is left out of bad ones, named and counted."""
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,28 @@ def test_scores_of_whole_videos(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=said):
             read_video_scores(file, classes)
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    """A label_id is a whole number, and a video's fps and duration are over 0; whatever else there is says nothing."""
+    file, database = tmp_path / "annotations.json", dict[str, Any]()
+    for name, fps, duration in (("a", -30, 20.0), ("b", 30, 0), ("c", "25", 10**400), ("d", math.nan, None)):
+        database[name] = video((1, 2, "run"), (4, 5, "jump"), fps=fps, duration=duration)
+    for ids, wanted in (((1, 0), ["jump", "run"]), ((0, 1), ["run", "jump"]), (([0], [1]), ["jump", "run"])):
+        for each in database.values():
+            for action, number in zip(each["annotations"], ids, strict=True):
+                action["label_id"] = number
+        file.write_text(json.dumps({"database": database}))
+        found = read_annotations(file)
+        assert list(found.classes) == wanted
+    assert [(each.fps, each.duration) for each in found.videos.values()] == [(None, 20), (30, None), (25, None), (None, None)]
+    said = "\n".join(found.faults.lines())
+    for line in (
+        "2 videos have a fps that is no number over 0, and counts as missing: a -30, d nan",
+        "2 videos have a duration that is no number over 0, and counts as missing: b 0, c 1000",
+        "1 classes have no label_id of their own, so that all are sorted by name: jump, run",
+    ):
+        assert line in said, said
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared files")
