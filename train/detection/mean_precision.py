@@ -10,6 +10,8 @@ from typing import Self
 
 import numpy as np
 
+from train.accuracy.average_precision import average_precision
+
 IOU = 0.5
 
 
@@ -132,7 +134,7 @@ def mean_precision(
         of_truth, of_found = truth.of(truth.actions == number), found.of(found.actions == number)
         truths[number], detections[number] = len(of_truth), len(of_found)
         counts = len(of_truth) > 0 and (len(of_found) > 0 or rules.without_detections)
-        precisions[number] = average_precision(of_truth, of_found) if counts else math.nan
+        precisions[number] = of_class(of_truth, of_found) if counts else math.nan
     known = [each for each in precisions.values() if not math.isnan(each)]
     mean = float(np.mean(known)) if known else math.nan
     return MeanPrecision(style, mean, precisions, truths, detections, ignored, all_of_it - len(truth))
@@ -151,16 +153,14 @@ def best_of_images(rows: Rows, most: int) -> np.ndarray:
     return kept
 
 
-def average_precision(truth: Rows, found: Rows) -> float:
-    """Of one class: the area under the precision that is kept from a recall on. Of no detections 0. `truth` is by image."""
+def of_class(truth: Rows, found: Rows) -> float:
+    """The average precision of one class. Of no detections 0. `truth` is by image."""
     order = np.argsort(-found.scores, kind="stable")
     right = found_right(truth, found.of(order))
     scores = found.scores[order]
     ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], np.ones(min(len(scores), 1), np.bool_)))
     hits = np.cumsum(right)[ends]
-    precision, recall = hits / (ends + 1), hits / len(truth)
-    kept = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * kept))
+    return average_precision(hits / (ends + 1), hits / len(truth))
 
 
 def found_right(truth: Rows, found: Rows) -> np.ndarray:

@@ -75,7 +75,7 @@ def evaluate(options: argparse.Namespace, recipes: Recipes, ranks: Ranks) -> Non
     verdict = judge(dataset, held_out.look(model), config.judge)
     if ranks.rank == 0:
         about: dict[str, Any] = {"weights": weights.place, **held_out.about}
-        found = write(options.out, dataset, verdict, about, options.pictures)
+        found, _ = write(options.out, dataset, verdict, about, options.pictures)
         print("\n".join(lines(found, options.out)), flush=True)
 
 

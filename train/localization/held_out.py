@@ -12,12 +12,11 @@ from train.compute.parallel import Ranks
 from train.localization.configuration import LocalizeConfig
 from train.localization.feature_set import FeatureSet
 from train.localization.inference import Found, Inference
-from train.localization.judging import judge, picture, write
+from train.localization.judging import judge, write
 from train.localization.video_scores import read_video_scores
 from train.stage import Evaluation
 
 FOLDER = "localization"  # of a run
-SHOWN = 2  # time lines that go to TensorBoard
 
 
 class HeldOutVideos:
@@ -50,9 +49,7 @@ class HeldOutVideos:
         if self._ranks.rank == 0:
             with may_fail(FOLDER):
                 about = {"weights": f"step {step} of {self._folder.parent.name}", **self.about}
-                write(self._folder, self._dataset, verdict, about, self._config.judge.pictures)
-                for row in sorted(verdict.found)[: min(SHOWN, self._config.judge.pictures)]:
-                    pictures[f"time line {row}"] = picture(self._folder, self._dataset, verdict, row)
+                pictures = write(self._folder, self._dataset, verdict, about, self._config.judge.pictures)[1]
         missing = [*self.missing, *verdict.unread]
         figures = {f"held_out_{name}": value for name, value in verdict.figures.items()}
         of = len(self._rows) + len(self.missing)

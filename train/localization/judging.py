@@ -26,6 +26,7 @@ from train.localization.mean_precision import ACTIVITYNET, THUMOS, TOP_K, MeanPr
 from train.localization.outcome_page import page
 from train.localization.video_scores import read_video_scores
 
+SHOWN = 2  # time lines that go to TensorBoard
 TIOUS = {"thumos": THUMOS, "activitynet": ACTIVITYNET}
 
 
@@ -123,8 +124,11 @@ def predicted(dataset: FeatureSet, found: Mapping[int, Found]) -> Predicted:
     )
 
 
-def write(folder: Path, dataset: FeatureSet, verdict: Verdict, about: Mapping[str, Any], pictures: int) -> dict[str, Any]:
-    """Everything into a folder; `about` is said besides. -> what evaluation.json holds. Raises OSError."""
+def write(
+    folder: Path, dataset: FeatureSet, verdict: Verdict, about: Mapping[str, Any], pictures: int
+) -> tuple[dict[str, Any], dict[str, tuple[Path, np.ndarray]]]:
+    """Everything into a folder; `about` is said besides. -> what evaluation.json holds, and of the first SHOWN time lines, by
+    name, the file and its pixels. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     results = {
         dataset.clip(row).key: [
@@ -135,10 +139,13 @@ def write(folder: Path, dataset: FeatureSet, verdict: Verdict, about: Mapping[st
     }
     whole = {"version": "tubecell", "results": results, "external_data": {}}
     write_durably(folder / "predictions.json", (json.dumps(whole) + "\n").encode())
-    drawn = []
+    drawn, shown = list[Path](), dict[str, tuple[Path, np.ndarray]]()
     for row in sorted(verdict.found)[:pictures]:
         with may_fail("timelines"):
-            drawn.append(picture(folder, dataset, verdict, row)[0])
+            file, pixels = picture(folder, dataset, verdict, row)
+            drawn.append(file)
+            if len(shown) < SHOWN:
+                shown[f"time line {row}"] = file, pixels
     precision = verdict.precision
     found = {
         **about,
@@ -156,7 +163,7 @@ def write(folder: Path, dataset: FeatureSet, verdict: Verdict, about: Mapping[st
     }
     write_durably(folder / "evaluation.json", (json.dumps(found, indent=1) + "\n").encode())
     write_durably(folder / "evaluation.html", page(found, drawn).encode())
-    return found
+    return found, shown
 
 
 def picture(folder: Path, dataset: FeatureSet, verdict: Verdict, row: int) -> tuple[Path, np.ndarray]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from train.accuracy.average_precision import average_precision
+
 Segment = tuple[float, float, int]
 """Begin, end, class."""
 TOP_K = (1, 5)
@@ -104,7 +106,7 @@ def of_class(
                 recalled[quality, which] += (overlap_nN[: k * len(actions)] >= tiou).any(0).sum()
     hits_Qn = right_Qn.cumsum(1)
     recall_Qn, precision_Qn = hits_Qn / number, hits_Qn / np.arange(1, len(videos) + 1)
-    return np.array([area(*each) for each in zip(precision_Qn, recall_Qn, strict=True)]), recalled / number
+    return np.array([average_precision(*each) for each in zip(precision_Qn, recall_Qn, strict=True)]), recalled / number
 
 
 def overlaps(segments_n2: np.ndarray, actions_N2: np.ndarray) -> np.ndarray:
@@ -126,10 +128,3 @@ def matched(overlap_nN: np.ndarray, tiou: float) -> np.ndarray:
         if left[best] >= tiou:
             taken[best] = right[place] = True
     return right
-
-
-def area(precision: np.ndarray, recall: np.ndarray) -> float:
-    """Under the curve, where precision is the best at that recall or any higher one."""
-    best = np.maximum.accumulate(np.r_[0.0, precision, 0.0][::-1])[::-1]
-    ends = np.r_[0.0, recall, 1.0]
-    return float((np.diff(ends) * best[1:]).sum())

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from train.detection.mean_precision import STYLES, Rows, average_precision, mean_precision, overlaps
+from train.detection.mean_precision import STYLES, Rows, mean_precision, of_class, overlaps
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
@@ -116,7 +116,7 @@ def test_boxes_without_an_area_and_without_anything() -> None:
     assert found.mean == 1 and found.ignored["without an area"] == 2
     assert mean_precision(truth, rows(), [1]).mean == 0
     assert math.isnan(mean_precision(rows(), flat, [1]).mean)
-    assert average_precision(truth, rows()) == 0
+    assert of_class(truth, rows()) == 0
     assert overlaps(np.zeros((1, 4)), np.zeros((1, 4))).tolist() == [0]
 
 

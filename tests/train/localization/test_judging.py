@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from model.localizer_config import LocalizerConfig
 from model.segment_nms import Suppression
 from tests.model.test_localizer import network
 from tests.train.localization.made_features import DIM, write_features
+from train.localization import judging
+from train.localization.action_lines import draw
 from train.localization.feature_set import FeatureSet
 from train.localization.inference import DecodeConfig, Found, Inference, windows_of
 from train.localization.judging import JudgeConfig, judge, write
@@ -30,7 +33,7 @@ def truth_of(made: FeatureSet, score: float = 1.0) -> dict[int, Found | str]:
     return found
 
 
-def test_what_is_right_is_all_right(tmp_path: Path) -> None:
+def test_what_is_right_is_all_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features, annotations = write_features(tmp_path, {"val": 5})
     made = FeatureSet(annotations, features, MODEL, SequenceConfig())
     found = truth_of(made)
@@ -39,15 +42,24 @@ def test_what_is_right_is_all_right(tmp_path: Path) -> None:
     found[3] = "cannot be read"
     verdict = judge(made, found, JudgeConfig(tious="activitynet"))
     assert verdict.figures["map_0.95"] == 1.0 and verdict.unread == {"video_val_0003": "cannot be read"}
-    written = write(tmp_path / "out", made, verdict, {"split": "val", "annotations": "x", "missing": []}, 2)
+    drawn = list[Path]()
+
+    def counted(file: Path, *about: Any) -> np.ndarray:
+        drawn.append(file)
+        return draw(file, *about)
+
+    monkeypatch.setattr(judging, "draw", counted)
+    written, shown = write(tmp_path / "out", made, verdict, {"split": "val", "annotations": "x", "missing": []}, 3)
+    assert [file for file, _ in shown.values()] == drawn[:2] and len(drawn) == 3, "each is drawn once, and two are shown"
+    assert all(pixels.ndim == 3 and pixels.std() > 0 for _, pixels in shown.values())
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == written
     there = {each.label for row in verdict.found for each in made.videos[row].actions}
     assert [each["name"] for each in written["classes"]] == [name for name in made.names if name in there]
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())["results"]
     assert len(results) == 4 and set(results["video_val_0000"][0]) == {"label", "segment", "score"}
     page = (tmp_path / "out" / "evaluation.html").read_text()
-    assert page.count("data:image/png") == 2 and "could not be read" in page and max(there) in page
-    assert len(list((tmp_path / "out" / "timelines").glob("*.png"))) == 2
+    assert page.count("data:image/png") == 3 and "could not be read" in page and max(there) in page
+    assert len(list((tmp_path / "out" / "timelines").glob("*.png"))) == 3
 
 
 def test_classes_come_from_scores_of_whole_videos(tmp_path: Path) -> None:
