@@ -105,7 +105,7 @@ class FeatureLoader:
         self.meters: StageMeters | None = None
         self._counts: dict[int, float] = {}  # of points that answer, of the last steps, by the step since the run's begin
         self._counting = threading.Lock()
-        self._threads = ThreadPoolExecutor(THREADS, "features")
+        self._threads = ThreadPoolExecutor(THREADS, "features", self._enter)
         self._ahead: deque[Future[tuple[FeatureBatch, list[FailedClip]]]] = deque()
         self._next = (self.epoch, self.step, 0)  # to be prepared
 
@@ -159,6 +159,11 @@ class FeatureLoader:
     def _positions(self, step: int, part: int | None) -> np.ndarray:
         positions = self._order.rank_positions(step, self._rank, self._world_size)
         return positions if part is None else positions[part * self._clips : (part + 1) * self._clips]
+
+    def _enter(self) -> None:
+        """A thread begins. CUDA's device is a thread's own, GPU 0 at first, and pinned memory is that device's business."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
 
     def _prepare(self, epoch: int, step: int, part: int) -> tuple[FeatureBatch, list[FailedClip]]:
         """In a thread."""

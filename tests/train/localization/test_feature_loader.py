@@ -1,5 +1,6 @@
 """Batches of features: the same on any number of ranks and after any restart, whatever can be read."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 
 def loader(made: FeatureSet, rank: int = 0, ranks: int = 1, clips: int = 4, **how: Any) -> FeatureLoader:
     targets = Targets(radius=1.5, first_norm=100.0)
-    device = torch.device("cpu")
-    return FeatureLoader(made, RECIPE, targets, rank=rank, world_size=ranks, clips_per_batch=clips, device=device, **how)
+    how = {"device": torch.device("cpu"), **how}
+    return FeatureLoader(made, RECIPE, targets, rank=rank, world_size=ranks, clips_per_batch=clips, **how)
 
 
 def test_batches_are_the_same_on_any_ranks_and_after_a_restart(made: FeatureSet) -> None:
@@ -61,6 +62,23 @@ def test_batches_are_the_same_on_any_ranks_and_after_a_restart(made: FeatureSet)
         each.close()
     with pytest.raises(ValueError, match="are not those that the run began with"):
         loader(made, state=state | {"dataset": "other"})
+
+
+def test_its_threads_are_on_its_gpu(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: what CUDA would be told, by the thread that tells it."""
+    here, pinned = threading.local(), list[Any]()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(getattr(here, "device", None))
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(here, "device", device))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    whole = loader(made, device=torch.device("cuda", 1))
+    next(whole)
+    whole.close()
+    assert pinned and set(pinned) == {torch.device("cuda", 1)} and not hasattr(here, "device"), "this thread stays where it is"
 
 
 def test_the_normaliser_is_a_running_mean_of_whole_steps(made: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
