@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a localizer of actions, ActionFormer, on features of videos: what happens, and when it begins and ends.
+"""Train a localizer, ActionFormer, on features: what happens when in videos; `localize evaluate RUN` judges one on any split.
 
     tubecell extract-features VIDEOS --init vit_g_k710_ft.pth --out FEATURES --preset thumos14
     tubecell localize thumos14 --features FEATURES --annotations thumos14.json --out RUN --evaluate-every 500

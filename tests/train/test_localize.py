@@ -16,6 +16,7 @@ from model.localizer_weights import as_actionformer
 from pipeline.settings import fields_of, value_of
 from tests.train.localization.made_features import write_features
 from tests.train.trainers import lines, losses, run, start
+from train import localize
 from train.checkpoint.source import read_source
 from train.command_line import Kind, field_texts, from_command_line, spoken
 from train.localization.evaluation import of_run
@@ -25,6 +26,7 @@ from train.localization.judging import JudgeConfig, judge
 from train.localize import main
 from train.recipes.localizing import RECIPES
 from train.stages.localizing import Localizing
+from tubecell.__main__ import programs
 
 FILE = Path(__file__).resolve().parents[2] / "train" / "localize.py"
 SMALL = ("tiny", "--log-every", "1", "--no-save-in-background", "--model.dim", "16", "--model.head-dim", "16")
@@ -61,6 +63,11 @@ def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path, capsys: pytest.Cap
         read_source(out)
     figures = json.loads((again / "evaluation.json").read_text())
     assert figures["map"] == pytest.approx(evaluated[-1]["ema_held_out_map"], abs=1e-6) and f"mAP {figures['map']:.2%}" in told
+
+
+def test_the_list_of_programs_names_both_words() -> None:
+    assert programs()["localize"] == ("train.localize", (localize.__doc__ or "").partition("\n")[0])
+    assert "`localize evaluate RUN` judges" in programs()["localize"][1]
 
 
 def test_every_field_says_what_it_is_and_can_be_said() -> None:
