@@ -45,7 +45,8 @@ def words(made: Made, *more: str) -> list[str]:
 def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figures, predictions, pictures, weights by name, a card; and the command that judges it again finds the same."""
     out = tmp_path / "run"
-    said = run(None, out, "--evaluate-every", "2", "--steps", "3", given=words(made), program=FILE)
+    few = "--evaluate-every", "2", "--steps", "3", "--judge.pictures", "1"
+    said = run(None, out, *few, given=words(made), program=FILE)
     assert "10 clips of split train (left out: 3 val)" in said and "of 3 of 3 clips" in said
     evaluated = lines(out / "evaluations.jsonl")
     assert [line["step"] for line in evaluated] == [2, 3] and 0 <= evaluated[-1]["ema_held_out_map"] <= 1
@@ -57,7 +58,7 @@ def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path, capsys: pytest.Cap
     config = of_run(out / "config.json", RECIPES["tiny"]())
     assert config.model.dim == 16 and config.sequence.crop == (0.9, 1.0) and config.model.windows == (9,)
     again = tmp_path / "result"
-    assert main(["evaluate", str(out), "--split", "val", "--out", str(again)]) == 0
+    assert main(["evaluate", str(out), "--split", "val", "--out", str(again), "--pictures", "1"]) == 0
     told = capsys.readouterr().out
     with pytest.raises(ValueError, match="is a localizer's, no video ViT's"):
         read_source(out)
