@@ -149,6 +149,7 @@ class LoaderState:
     recipe: Mapping[str, Any]
     sampler: str = "training"  # or which finite pass it is
     taken: str = setting("", was="")  # which clips the split takes, see `split_digest`
+    annotated: str = setting("", was="")  # what is annotated at key frames, see `KeyFrames.annotated`
 
     @staticmethod
     def of(values: "Mapping[str, Any] | LoaderState") -> "LoaderState":
@@ -227,6 +228,11 @@ class ClipLoader:
         self.sampler = (sampler or TrainingSampler()).of(self.manifest, recipe)
         if state and state.sampler != str(self.sampler):
             raise ValueError(f"the state is one of {state.sampler}, and this loader is for {self.sampler}; take its sampler")
+        if state and state.annotated and state.annotated != self.sampler.annotated:
+            raise ValueError(
+                f"other boxes, actions or key frames are annotated in {self.manifest.place} than when the state was written: "
+                "restore its boxes.parquet and key_frames.parquet (detections may be others), or begin anew"
+            )
         self._share = self.sampler.share(rank, world_size, clips_per_batch)
         self.clips = self._share if self.sampler.finite else clips_per_batch or self._share
         if self._share % self.clips:
@@ -412,6 +418,7 @@ class ClipLoader:
             recipe=asdict(self.recipe),
             sampler=str(self.sampler),
             taken=split_digest(self.manifest, self.recipe.split),
+            annotated=self.sampler.annotated,
         ).plain()
 
     @cached_property

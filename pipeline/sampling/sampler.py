@@ -31,13 +31,15 @@ class Sampler(ABC):
     manifest: Manifest
     recipe: SamplingRecipe
     key_frames: np.ndarray | None = None  # int32 (N,) of the manifest's clips, where the recipe's `temporal` asks for them
+    annotated: str = ""  # digest of what is annotated there, see `KeyFrames.annotated`
 
     def of(self, manifest: Manifest, recipe: SamplingRecipe) -> Self:
         """The same for this dataset. Raises ValueError if it cannot be sampled so."""
         bound = copy.copy(self)
         bound.manifest, bound.recipe = manifest, recipe
         if recipe.temporal in AT_KEY_FRAMES:
-            bound.key_frames = KeyFrames(manifest).frame.copy()
+            frames = KeyFrames(manifest)
+            bound.key_frames, bound.annotated = frames.frame.copy(), frames.annotated
         return bound
 
     def _check_key_frames(self, rows: np.ndarray) -> None:

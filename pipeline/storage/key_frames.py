@@ -21,6 +21,7 @@ the tables whole. `key_frames_writer` writes the tables.
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -90,6 +91,16 @@ class KeyFrames:
         doing = boxes.column("actions")
         self._actions_from, self._action = _numbers(doing.offsets), _numbers(doing.values)
         self._first = np.searchsorted(self.row, np.arange(len(manifest) + 1))
+
+    @cached_property
+    def annotated(self) -> str:
+        """Digest of annotated boxes with their actions, and of the key frames: equal ones mean that the same can be learned,
+        whatever detections there are."""
+        places = np.flatnonzero(self.is_truth)
+        digest = hashlib.blake2b("\n".join(self.names).encode(), digest_size=16)
+        for of in (self.frame, self.place, self.row[places], self.box[places], np.packbits(self.labels(places))):
+            digest.update(np.ascontiguousarray(of))
+        return digest.hexdigest()
 
     def of_clips(
         self, rows: np.ndarray, kind: Kind, at_least: float = 0.0, most: int | None = None

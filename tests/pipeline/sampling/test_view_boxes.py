@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,6 +77,27 @@ def test_boxes_are_the_same_on_any_ranks_and_after_a_restart(annotated: Path) ->
     assert later == {where: alone[where] for where in later} and len(later) == 12
     boxes = np.array([one for *_, of_clip, _ in alone.values() for one in of_clip])
     assert boxes.min() >= 0 and boxes.max() <= 63 and (boxes[:, :2] < boxes[:, 2:]).all() and len(boxes) > 60
+
+
+def test_a_run_does_not_go_on_with_other_annotations(annotated: Path, tmp_path: Path) -> None:
+    """But with other detections it does."""
+    folder = shutil.copytree(annotated, tmp_path / "dataset")
+    with closing(ClipLoader(folder, RECIPE, workers=1)) as loader:
+        state = loader.state()
+    tables = {name: pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("key_frames", "boxes")}
+    actions = [Action(1, "stand"), Action(2, "watch")]
+
+    def again(which: str, change: dict[str, object], before: object = state) -> None:
+        boxes = [one | change if one["kind"] == which else one for one in tables["boxes"]]
+        clips = [one | change for one in tables["key_frames"]] if which == "key_frames" else tables["key_frames"]
+        write_tables(folder, clips, boxes, actions)
+        ClipLoader(folder, RECIPE, workers=1, state=before).close()
+
+    again("detection", {"score": 0.5})
+    for which, change in (("truth", {"x1": 0.0}), ("truth", {"actions": [2]}), ("key_frames", {"frame": 9})):
+        with pytest.raises(ValueError, match=r"other boxes, actions or key frames are annotated in .*restore its"):
+            again(which, change)
+    again("truth", {"actions": [2]}, {name: value for name, value in state.items() if name != "annotated"})  # of older code
 
 
 def test_views_show_their_boxes(annotated: Path) -> None:
