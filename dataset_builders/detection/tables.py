@@ -36,11 +36,14 @@ class Written:
     truth: int = 0
     detections: int = 0
     without_detection: int = 0  # clips of validation and test without any
+    without_clip: int = 0  # people annotated in seconds of which there is no clip
     elsewhere: int = 0  # detections of seconds that are no clip
     dropped: Counter[str] = field(default_factory=Counter)  # detections that were not taken, by reason
 
     def lines(self) -> list[str]:
         told = [f"boxes     {self.truth:>8} people annotated, {self.detections} detected, in {self.clips} key frames"]
+        if self.without_clip:
+            told.append(f"          {self.without_clip:>8} people annotated in seconds that are no clip (rejects.parquet)")
         if self.detections:
             told.append(f"          {self.elsewhere:>8} detections of seconds that are no clip of this dataset")
             told.append(f"          {self.without_detection:>8} key frames of validation and test have no detection")
@@ -70,7 +73,7 @@ def write_tables(
 
 
 def key_frames(state: BuildState, plan: Plan) -> pa.Table:
-    """KEY_FRAME_SCHEMA of all clips of the manifest that are about a frame, and their split and source."""
+    """KEY_FRAME_SCHEMA of all clips of the manifest that are about a frame, and their split, source and source_id."""
     manifest = pq.read_table(state.dataset / "manifest.parquet", columns=["key", "source", "split", "source_id"])
     tables = []
     for rows, _ in state.parts(state.jobs):
@@ -90,8 +93,10 @@ def key_frames(state: BuildState, plan: Plan) -> pa.Table:
         **dict(zip(("x1", "y1", "x2", "y2"), sides, strict=True)),
         "source": manifest["source"],
         "split": manifest["split"],
+        "source_id": manifest["source_id"],
     }
-    return pa.table(columns, schema=pa.schema([*KEY_FRAME_SCHEMA, ("source", pa.string()), ("split", pa.string())]))
+    more = [(name, pa.string()) for name in ("source", "split", "source_id")]
+    return pa.table(columns, schema=pa.schema([*KEY_FRAME_SCHEMA, *more]))
 
 
 def boxes_of(clips: pa.Table, plan: Plan, dataset: Path, detections: Iterable[Detection] | None) -> tuple[pa.Table, Written]:
@@ -99,15 +104,13 @@ def boxes_of(clips: pa.Table, plan: Plan, dataset: Path, detections: Iterable[De
     written, tables = Written(clips=len(clips)), []
     named = pc.is_in(clips["source"], value_set=pa.array(plan.sources, pa.string()))
     own = clips.filter(named)
-    images = zip(own["movie"].to_pylist(), own["second"].to_pylist(), strict=True)
-    key_of: dict[tuple[str, Image], str] = dict(
-        zip(zip(own["source"].to_pylist(), images, strict=True), own["key"].to_pylist(), strict=True)
-    )
+    names = zip(own["source"].to_pylist(), own["source_id"].to_pylist(), strict=True)
+    key_of = dict(zip(names, own["key"].to_pylist(), strict=True))
     for source, part in plan.parts.items():
         if part.boxes is None:
             continue
-        of = zip(part.boxes["movie"].to_pylist(), part.boxes["second"].to_pylist(), strict=True)
-        keys = pa.array([key_of.get((source, image)) for image in of], pa.string())
+        keys = pa.array([key_of.get((source, name)) for name in part.boxes["source_id"].to_pylist()], pa.string())
+        written.without_clip += keys.null_count
         tables.append(part.boxes.append_column("key", keys).filter(keys.is_valid()).select(BOX_SCHEMA.names).cast(BOX_SCHEMA))
     before = pq.read_table(dataset / BOXES, schema=BOX_SCHEMA) if (dataset / BOXES).exists() else BOX_SCHEMA.empty_table()
     others = pc.is_in(before["key"], value_set=clips.filter(pc.invert(named))["key"].combine_chunks())

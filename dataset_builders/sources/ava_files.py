@@ -22,7 +22,7 @@ from dataset_builders.sources.annotations import (
 )
 from dataset_builders.sources.boxes import BoxCheck, Sides, numbers
 from pipeline.storage.action_list import parse_actions
-from pipeline.storage.key_frames import NONE, Action
+from pipeline.storage.key_frames import NONE, Action, stamp
 
 ROW = "movie,second,x1,y1,x2,y2,action,person"
 
@@ -51,7 +51,7 @@ class Annotated:
 def image_name(image: Image) -> str:
     """As the official code calls an image: "-5KQ66BBWC4,0902"."""
     movie, second = image
-    return f"{movie},{int(second):04d}" if second == int(second) else f"{movie},{second:g}"
+    return f"{movie},{stamp(second)}"
 
 
 def image_of(name: str) -> Image:

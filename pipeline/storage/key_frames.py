@@ -150,8 +150,8 @@ class KeyFrames:
 
 
 def stamp(second: float) -> str:
-    """As the official files write a second: "0902"."""
-    return f"{int(second):04d}"
+    """As the official files write a second: "0902"; one that is no whole one digit for digit: "902.0333"."""
+    return f"{int(second):04d}" if second == int(second) else repr(float(second))
 
 
 def _local(manifest: Manifest, name: str) -> Path:

@@ -5,7 +5,7 @@
     ava_val_excluded_timestamps_v2.2.csv movie,second
 
 Boxes are fractions of the frame. A row that ends after the second, or has nothing behind it, is a frame without people. A frame
-is told by its movie and the whole second (official).
+is told by its movie and the second, a whole one in the official files.
 """
 
 import io
@@ -32,7 +32,7 @@ class BoxFile:
     movies: pa.ChunkedArray
     """Of R rows their names."""
     seconds: np.ndarray
-    """Int64 (R,)."""
+    """Float64 (R,)."""
     rows: Rows
     notices: Sequence[str] = ()
     """What is to be said of it."""
@@ -59,27 +59,27 @@ def parse_boxes(data: bytes, place: str, scored: bool) -> BoxFile:
     if flat.any():
         notices.append(f"{int(flat.sum()):,} boxes have no area")
     rows = Rows(np.zeros(len(table), np.int64), corners, actions.astype(np.int64), scores)
-    return BoxFile(place, table["movie"], numbers.get("second", none).astype(np.int64), rows, notices)
+    return BoxFile(place, table["movie"], numbers.get("second", none), rows, notices)
 
 
 def parse_excluded(data: bytes, place: str) -> BoxFile:
     """Movies and seconds, without boxes. Raises ValueError as `parse_boxes`."""
     table, _ = _read(data, place, 2)
-    seconds = _numbers(table["second"], "second", place, data).astype(np.int64)
+    seconds = _numbers(table["second"], "second", place, data)
     return BoxFile(place, table["movie"], seconds, replace(Rows.joined([]), images=np.zeros(len(table), np.int64)))
 
 
-def numbered(files: Sequence[BoxFile]) -> tuple[list[Rows], list[tuple[str, int]]]:
+def numbered(files: Sequence[BoxFile]) -> tuple[list[Rows], list[tuple[str, float]]]:
     """Their rows, with a number for each frame that is the same in all of them; and which movie and second that is."""
     movies = pa.concat_arrays([pa.array([], pa.string()), *(chunk for file in files for chunk in file.movies.chunks)])
-    coded, seconds = movies.dictionary_encode(), np.concatenate([file.seconds for file in files])
-    low, high = (int(seconds.min()), int(seconds.max())) if len(seconds) else (0, 0)
-    span = high - low + 1
-    keys, images = np.unique(coded.indices.to_numpy() * np.int64(span) + seconds - low, return_inverse=True)
+    coded = movies.dictionary_encode()
+    seconds, at = np.unique(np.concatenate([file.seconds for file in files]), return_inverse=True)
+    several = max(len(seconds), 1)
+    keys, images = np.unique(coded.indices.to_numpy().astype(np.int64) * several + at, return_inverse=True)
     ends = np.cumsum([len(file.seconds) for file in files])[:-1]
     rows = [replace(file.rows, images=part) for file, part in zip(files, np.split(images, ends), strict=True)]
     names = coded.dictionary.to_pylist()
-    return rows, [(names[key // span], key % span + low) for key in keys.tolist()]
+    return rows, [(names[movie], float(seconds[second])) for movie, second in (divmod(key, several) for key in keys.tolist())]
 
 
 def written(names: Mapping[int, tuple[str, float]] | Sequence[tuple[str, float]], rows: Rows) -> bytes:

@@ -35,7 +35,7 @@ def score_file(options: argparse.Namespace) -> None:
     here = BoxFile(
         options.data,
         pa.chunked_array([pa.array([frames.movies[movie] for movie in frames.movie[rows].tolist()], pa.string())]),
-        frames.second[rows].astype(np.int64),
+        frames.second[rows],
         replace(Rows.joined([]), images=np.zeros(len(rows), np.int64)),
     )
     (of_found, of_rows), images = numbered([found, here])

@@ -21,7 +21,7 @@ TRAIN = """whole-movie,0000,0.1,0.1,0.2,0.2,12,0
 whole-movie,0002,0.1,0.2,0.3,0.9,12,0
 whole-movie,0002,0.1,0.2,0.3,0.9,79,0
 whole-movie,0002,0.5,0.5,0.5,0.9,12,1
-whole-movie,0005,0.1,0.1,0.2,0.2,12,0
+whole-movie,5.0333,0.1,0.1,0.2,0.2,12,0
 whole-movie,0006,0.1,0.1,0.2,0.2,12,0
 whole-movie,0060,0.1,0.1,0.2,0.2,12,0
 not-there_1,0002,0.1,0.1,0.2,0.2,12,0
@@ -73,18 +73,18 @@ def test_the_key_frame_is_that_of_its_second(built: Path) -> None:
     assert list(named) == [
         ("whole-movie", 0.0),
         ("whole-movie", 2.0),
-        ("whole-movie", 5.0),
+        ("whole-movie", 5.0333),
         ("in-pieces_1", 902.0),
         ("AbCdEfGhIjK", 13.0),
     ]
     # the level of the key frame: 16 + its number in the movie, in the full range
-    numbers = {("whole-movie", 0.0): 0, ("whole-movie", 2.0): 60, ("whole-movie", 5.0): 150, ("in-pieces_1", 902.0): 50}
+    numbers = {("whole-movie", 0.0): 0, ("whole-movie", 2.0): 60, ("whole-movie", 5.0333): 151, ("in-pieces_1", 902.0): 50}
     numbers[("AbCdEfGhIjK", 13.0)] = 90
     for image, number in numbers.items():
         row = named[image]
         assert abs(level(built, row, int(frames.frame[row])) - number * 255 / 219) < 1.2, image
     assert frames.frame.tolist() == [0, 32, 32, 32, 32]  # the first is at the movie's edge
-    assert manifest.num_frames.tolist() == [32, 64, 62, 64, 64]
+    assert manifest.num_frames.tolist() == [32, 64, 61, 64, 64]
     assert [manifest.splits[split] for split in manifest.split] == ["train", "train", "train", "val", "val"]
     assert frames.place[4].tolist() == [0, 0, 1, 1] and manifest.width[4] == 80
 
@@ -127,13 +127,14 @@ def test_other_detections_need_no_clip_anew(
     proposals.write_text('{"in-pieces_1,0902": [[0.1, 0.1, 0.9, 0.9, 0.99], [0.1, 0.1, 0.5, 0.5, 0.3]]}')
     command = [*sources(folder), "--out", str(dataset)]
     assert build_detection.main([*command, "--proposals", str(proposals)]) == 0
-    assert "5 people annotated, 2 detected, in 5 key frames" in capsys.readouterr().out
+    assert "5 people annotated, 2 detected, in 5 key frames" in (told := capsys.readouterr().out)
+    assert "3 people annotated in seconds that are no clip" in told
     assert build_detection.main(command) == 0  # without any, they stay
     frames = KeyFrames(Manifest(dataset))
     assert [round(float(score), 2) for score in frames.score[frames.of_clips(np.array([3]), "detection")[0]]] == [0.99, 0.3]
     assert before == {file.name: file.read_bytes() for file in dataset.glob("shards/*")}
-    told = pq.read_table(dataset / "dropped.parquet")["source"].to_pylist()
-    assert told.count("ava") == 2 and "detections" not in told
+    sources_of = pq.read_table(dataset / "dropped.parquet")["source"].to_pylist()
+    assert sources_of.count("ava") == 2 and "detections" not in sources_of
     # one source alone: what the other has stays
     assert build_detection.main([*command[:3], *QUICK, "--out", str(dataset)]) == 0
     assert len(KeyFrames(Manifest(dataset))) == 7

@@ -163,7 +163,7 @@ def test_action_lists(tmp_path: Path) -> None:
 
 
 def test_names_of_images() -> None:
-    for image, name in ((("-5KQ,6", 902.0), "-5KQ,6,0902"), (("a", 9.5), "a,9.5")):
+    for image, name in ((("-5KQ,6", 902.0), "-5KQ,6,0902"), (("a", 902.0333), "a,902.0333")):
         assert image_name(image) == name and image_of(name) == image
 
 

@@ -94,4 +94,4 @@ def test_a_dataset_without_key_frames_says_so(tmp_path: Path) -> None:
 
 
 def test_stamps() -> None:
-    assert [stamp(second) for second in (902.0, 1798.0, 9.5)] == ["0902", "1798", "0009"]
+    assert [stamp(second) for second in (902.0, 1798.0, np.float64(902.0333))] == ["0902", "1798", "902.0333"]

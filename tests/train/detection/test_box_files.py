@@ -44,6 +44,15 @@ def test_what_is_written_is_read_again() -> None:
     assert written(names, rows).startswith(b"-5KQ,0902,0.0770,0.1510,0.2830,0.8110,80,1\n")
 
 
+def test_two_frames_of_one_second_are_two() -> None:
+    """And no second is too large."""
+    lines = [b"m,%b,0,0,1,1,1,.5" % second for second in (b"902.0333", b"902.5", b"0902", b"1e300")]
+    found = parse_boxes(b"\n".join(lines), "found.csv", scored=True)
+    (rows,), names = numbered([found])
+    assert rows.images.tolist() == [1, 2, 0, 3] and names == [("m", 902.0), ("m", 902.0333), ("m", 902.5), ("m", 1e300)]
+    assert [line.split(b",")[1] for line in written(names, rows).splitlines()[:3]] == [b"902.0333", b"902.5", b"0902"]
+
+
 def test_boxes_that_are_strange_are_told_and_kept() -> None:
     found = parse_boxes(b"a,1,0,0,1,2,3,.5\r\na,2,0.5,0,.5,1,3,.5\r\n", "found.csv", scored=True)
     assert len(found.rows) == 2 and found.notices == [
