@@ -7,6 +7,7 @@ or another public code's.
     tubecell score-detections FOUND.csv --data DATASET --split val
     tubecell score-detections FOUND.csv --truth ava_val_v2.2.csv --actions ava_action_list_v2.2_for_activitynet_2019.pbtxt
 
+What a run was trained and evaluated with stands in for --frames, --sampling, --at-least and --sides where they are not given.
 A detector sees each whole key frame once, and scores the boxes of people that a detector has found (or, --boxes truth, that are
 annotated: no paper's figure). FOUND.csv has a row movie,second,x0,y0,x1,y1,action,score for each box and action, as they are
 sent in. The three --style s give three figures on the same file; each says whose it is.
@@ -55,23 +56,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--excluded", type=on_disk, nargs="*", default=[], metavar="CSV", help="with --truth: seconds left out")
     parser.add_argument("--style", choices=STYLES, default=DEFAULT, help="whose rules (default: %(default)s)")
     parser.add_argument("--boxes", choices=("detection", "truth"), default="detection", help="which a detector looks at")
-    parser.add_argument("--at-least", type=float, default=SURE, metavar="S", help="score of a detection (default: %(default)s)")
+    parser.add_argument("--at-least", type=float, metavar="S", help=f"score of a detection (default: the run's, or {SURE})")
     parser.add_argument(
         "--sides",
         type=int,
         nargs=2,
         metavar=("SHORT", "LONG"),
-        help="of a frame as it is seen, in pixels (default: 256 464 of weights for 224, others in proportion)",
+        help="of a frame as it is seen, in pixels (default: the run's, or 256 464 of weights for 224, others in proportion)",
     )
     parser.add_argument(
         "--frames",
         choices=("key_frame_videomae", "key_frame"),
-        default="key_frame_videomae",
-        help="where a view's frames lie, as in `tubecell detect --frames` (default: %(default)s)",
+        help="where a view's frames lie, as in `tubecell detect --frames` (default: the run's, or key_frame_videomae)",
     )
-    parser.add_argument(
-        "--sampling", default="manifest", help="distance of frames, as stride:4 (default: as the dataset was built)"
-    )
+    parser.add_argument("--sampling", help="distance of frames, as stride:4 (default: the run's, or as the dataset was built)")
     parser.add_argument("--out", type=on_disk, metavar="FOLDER", help="default: evaluations/WHAT-SPLIT")
     parser.add_argument("--workers", type=int, metavar="N", help="decoding processes of a rank (default: found while it works)")
     options = parser.parse_args(arguments)
@@ -79,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("--data DATASET or --truth CSV is needed, one of them: what is true")
     if options.truth and not options.actions:
         raise ValueError("--truth: --actions PBTXT is needed, the list of the classes that count")
-    if not 0 <= options.at_least <= 1:
+    if options.at_least is not None and not 0 <= options.at_least <= 1:
         raise ValueError(f"--at-least {options.at_least} must be 0 to 1")
     of_file = options.weights.endswith(FILES)
     if options.truth and not of_file:

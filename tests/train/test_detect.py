@@ -166,7 +166,7 @@ def test_a_detector_is_scored_by_commands(scenes: Path, tmp_path: Path, capsys: 
     """As the run says itself; killed, without what was there; and its file of detections as it is."""
     run(scenes, tmp_path / "run", "--steps", "60", "--evaluate-every", "60", **HOW)
     (line,) = lines(tmp_path / "run" / "evaluations.jsonl")
-    out, asked = tmp_path / "scored", ["--data", str(scenes), "--sides", "48", "96", "--workers", "1", "--device", "cpu"]
+    out, asked = tmp_path / "scored", ["--data", str(scenes), "--workers", "1", "--device", "cpu"]
     assert score_detections.main([str(tmp_path / "run"), *asked, "--out", str(out)]) == 0
     first = json.loads((out / "evaluation.json").read_text())
     assert first["map"] == pytest.approx(line[FIGURE], abs=1e-6) and first["style"] == "activitynet"

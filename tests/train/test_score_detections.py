@@ -1,10 +1,14 @@
 """Files of detections against files of truth, by the command."""
 
 import json
+from argparse import Namespace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from train.detection.scored_model import settings
+from train.recipes.detecting import RECIPES
 from train.score_detections import main
 
 ACTIONS = 'item { name: "stand" id: 1 }\nitem { name: "<sit>" id: 2 }\nitem { name: "fly" id: 3 }\n'
@@ -68,6 +72,19 @@ def test_what_cannot_be_scored_is_said(
     places = {"TRUTH": str(tmp_path / "truth.csv"), "LIST": str(tmp_path / "list.pbtxt")}
     assert main([files[0], *(places.get(option, option) for option in options), "--out", files[-1]]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_run_is_looked_at_as_it_was_trained_and_evaluated(tmp_path: Path) -> None:
+    names = ("frames", "sampling", "at_least", "sides")
+    asked = Namespace(weights=str(tmp_path), **dict.fromkeys(names))
+    official = {"frames": "key_frame_videomae", "sampling": "manifest", "at_least": 0.8, "sides": None}
+    assert settings(asked) == official  # of weights that are no run
+    config = asdict(replace(RECIPES["tiny"](), frames="key_frame", evaluate_score=0.5))
+    config["views"]["sampling"] = "stride:2"
+    (tmp_path / "config.json").write_text(json.dumps({"stage": "detect", **config}, default=str))
+    assert settings(asked) == {"frames": "key_frame", "sampling": "stride:2", "at_least": 0.5, "sides": [64, 128]}
+    given = {"frames": "key_frame_videomae", "sampling": "stride:4", "at_least": 0.0, "sides": [32, 64]}
+    assert settings(Namespace(weights=str(tmp_path), **given)) == given
 
 
 def test_weights_need_a_dataset(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +18,17 @@ from model.weights import Weights
 from pipeline.loader import ClipLoader
 from pipeline.sampling import EvaluationSampler, SamplingRecipe
 from pipeline.sampling.splits import checked_split
+from pipeline.sampling.view_boxes import SURE
 from pipeline.storage.files import write_durably
 from pipeline.storage.key_frames import KeyFrames
 from pipeline.workers.delivery import FailedClip
 from train.accuracy.parts import Parts
 from train.checkpoint.descent import fingerprint
+from train.checkpoint.files import CONFIG
+from train.checkpoint.source import is_run
 from train.compute.on_cpu import attend_plainly
 from train.compute.parallel import Ranks
+from train.config import read_config
 from train.demos import weights as released
 from train.detection.box_files import written
 from train.detection.detections import Found, TestBoxes, detections, evaluated, rows_found, rows_of_truth, whole_of
@@ -41,6 +47,7 @@ def score_model(options: argparse.Namespace, ranks: Ranks) -> None:
             f"{weights.place} is {weights.what}: give weights of `tubecell detect`, or a file of detections (.csv)"
         )
     frames, rows = key_frames(options)
+    vars(options).update(ranks.first(lambda: settings(options)))
     sides = options.sides or whole_of(weights.config.input_size)
     boxes = TestBoxes(options.boxes, options.at_least, (sides[0], sides[1]))
     boxes.check(frames, rows)
@@ -93,6 +100,18 @@ def score_model(options: argparse.Namespace, ranks: Ranks) -> None:
         write_durably(options.out / "detections.csv", written(images, of_found))
         report(options, rows_of_truth(frames, np.sort(seen)), of_found, names_of(frames), facts, frames=frames, rows=seen)
     ranks.gather(None)
+
+
+def settings(options: argparse.Namespace) -> dict[str, Any]:
+    """How frames and boxes are looked at: as the command line says, or else as the run was trained and evaluated, or else the
+    official way; sides are None where neither the command line nor a run says them."""
+    official = {"frames": "key_frame_videomae", "sampling": "manifest", "at_least": SURE, "sides": None}
+    names = {"frames": "frames", "sampling": "views.sampling", "at_least": "evaluate_score", "sides": "evaluate_sides"}
+    run = Path(options.weights)
+    config = read_config(run / CONFIG) if is_run(run) else {}
+    of_run = {name: config[theirs] for name, theirs in names.items() if theirs in config}
+    given = {name: value for name in official if (value := getattr(options, name)) is not None}
+    return official | of_run | given
 
 
 def columns_of(weights: Weights, frames: KeyFrames) -> list[int]:
