@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from dataset_builders.plan import Drop
-from dataset_builders.sources.annotations import AnyPath, DroppedEntry, malformed, read_bytes, read_json, read_lines, shown
-from dataset_builders.sources.boxes import BoxCheck, numbers
+from dataset_builders.sources.annotations import AnyPath, malformed, read_bytes, read_json, read_lines, shown
+from dataset_builders.sources.boxes import LATEST, BoxCheck, numbers
+from pipeline.storage.key_frames import stamp
 
 HEADER = "movie,second,x1,y1,x2,y2,...,score"
 
@@ -61,13 +61,11 @@ def read_proposals(files: Sequence[AnyPath], check: BoxCheck, images: Sequence[A
         else:
             raise ValueError(f"{shown(file)}: detections are read from .csv, .json and .pkl files")
         for movie, second, sides, score, where in found:
-            image = f"{movie},{int(second):04d}"
-            if not 0 <= score <= 1:
-                check.dropped.append(
-                    DroppedEntry(
-                        image, "val", Drop.MALFORMED, f"{shown(file)}:{where}: score {score:g} is none: allowed are 0 to 1"
-                    )
-                )
+            image = f"{movie},{stamp(second)}" if 0 <= second < LATEST else None
+            if image is None:
+                check.dropped.append(malformed(file, where, "val", f"second {second:g} is none of a movie"))
+            elif not 0 <= score <= 1:
+                check.dropped.append(malformed(file, where, "val", f"score {score:g} is none: allowed are 0 to 1", image))
             elif box := check.taken((sides[0], sides[1], sides[2], sides[3]), file, where, "val", image):
                 yield Detection(movie, second, box, score)
 
@@ -106,7 +104,7 @@ def _of_mapping(content: Any, file: AnyPath) -> Iterator[Found]:
         key = image_key(name)
         try:
             table = np.asarray(rows, np.float64)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             table = np.zeros((1, 0))
         if key is None or not (table.shape == (0,) or (table.ndim == 2 and table.shape[1] == 5)):
             raise ValueError(f"{shown(file)}: {str(name)[:80]!r} is no 'movie,0902' with rows of x1, y1, x2, y2, score")
@@ -126,8 +124,8 @@ def _of_coco(
             movie, second, width, height = images[entry["image_id"]]
             (sides,) = fractions_of_xywh(np.array(entry["bbox"], float), width, height).tolist()
             yield movie, second, sides, float(entry["score"]), number
-        except (AttributeError, KeyError, TypeError, ValueError):
-            if isinstance(entry, Mapping) and "image_id" in entry and entry["image_id"] not in images and not images:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            if isinstance(entry, Mapping) and "image_id" in entry and not images:
                 raise ValueError(
                     f"{shown(file)}: says image {entry['image_id']!r}, and not of which movie and second that is; give the "
                     "file that lists the images, too, such as ava_val_v2.2.json (--images)"
@@ -150,7 +148,7 @@ def _images(entries: Sequence[Any]) -> dict[Any, tuple[str, float, float, float]
             sizes = float(entry["width"]), float(entry["height"])
             if min(sizes) > 0:
                 found[entry["id"]] = (str(entry["movie"]), float(entry["timestamp"]), *sizes)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, OverflowError, TypeError, ValueError):
             continue
     return found
 

@@ -38,7 +38,7 @@ class DroppedEntry:
     detail: str
 
 
-def malformed(file: AnyPath, line: int, split: str, what: str, id: str | None = None) -> DroppedEntry:
+def malformed(file: AnyPath, line: int | str, split: str, what: str, id: str | None = None) -> DroppedEntry:
     """A line that cannot be understood."""
     return DroppedEntry(id, split, Drop.MALFORMED, f"{shown(file)}:{line}: {what}")
 

@@ -6,6 +6,7 @@ seconds in which nobody is. `ava_val_excluded_timestamps_v2.2.csv`: `movie,secon
 `label { name: "stand" label_id: 12 }` or `item { name: "stand" id: 12 }`, or CSV, `12,stand`.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from dataset_builders.plan import Drop
@@ -20,7 +21,7 @@ from dataset_builders.sources.annotations import (
     read_text,
     shown,
 )
-from dataset_builders.sources.boxes import BoxCheck, Sides, numbers
+from dataset_builders.sources.boxes import LATEST, BoxCheck, Sides, numbers
 from pipeline.storage.action_list import parse_actions
 from pipeline.storage.key_frames import NONE, Action, stamp
 
@@ -68,7 +69,7 @@ def read_annotations(files: Files, split: str, actions: dict[int, str], check: B
             movie, *values = (value.strip() for value in text.split(","))
             values = values if any(values[1:]) else values[:1]  # of a second without people some have empty columns
             given = numbers(values[:6]) if is_text(movie) and "/" not in movie and len(values) in (1, 6, 7) else None
-            if given is None or not 0 <= given[0] < 1e6:
+            if given is None or not 0 <= given[0] < LATEST:
                 if text.strip() and not (line == 1 and numbers(values[:1]) is None):  # a header is none
                     check.dropped.append(malformed(file, line, split, f"{text!r} is no row {ROW}"))
                 continue
@@ -77,19 +78,20 @@ def read_annotations(files: Files, split: str, actions: dict[int, str], check: B
                 found.people[image], found.where[image] = [], f"{shown(file)}:{line}"
             if len(values) == 1:
                 continue
-            if (action := int(given[5])) not in actions:
-                detail = f"action {values[5]} is not in the action list of {len(actions)}"
+            (number,) = numbers(["".join(values[6:]) or str(NONE)]) or [math.nan]
+            if given[5] not in actions or not (abs(number) < 2**31 and number.is_integer()):
+                named = f"action {values[5]} is not in the action list of {len(actions)}"
+                detail = named if given[5] not in actions else f"person {values[6]} is no number of one"
                 check.dropped.append(malformed(file, line, split, detail, image_name(image)))
                 continue
             key = image, tuple(values[1:5])
             if key not in persons:
                 box = check.taken((given[1], given[2], given[3], given[4]), file, line, split, image_name(image))
-                number = numbers(values[6:])
-                persons[key] = Person(box, int(number[0]) if number else NONE) if box else None
+                persons[key] = Person(box, int(number)) if box else None
                 if person := persons[key]:
                     found.people[image].append(person)
             if person := persons[key]:
-                person.actions.add(action)
+                person.actions.add(int(given[5]))
     return found
 
 
@@ -109,7 +111,7 @@ def read_excluded(files: Files, check: BoxCheck) -> dict[Image, str]:
     for file in as_files(files):
         for line, text in enumerate(read_lines(file), start=1):
             movie, *values = (value.strip() for value in text.split(","))
-            if movie and len(values) == 1 and (second := numbers(values)):
+            if movie and len(values) == 1 and (second := numbers(values)) and 0 <= second[0] < LATEST:
                 found[movie, second[0]] = f"{shown(file)}:{line}"
             elif text.strip():
                 check.dropped.append(malformed(file, line, "val", f"{text!r} is no row movie,second"))

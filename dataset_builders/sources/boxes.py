@@ -8,6 +8,7 @@ from dataset_builders.sources.annotations import AnyPath, DroppedEntry, shown
 
 Sides = tuple[float, float, float, float]
 """x1, y1, x2, y2 as fractions of the frame."""
+LATEST = 1e6  # seconds of a movie: what is no less is a mistake
 EDGE = 1e-3  # by how much a side may lie beyond the frame without a word: what three decimals are off by
 
 

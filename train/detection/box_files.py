@@ -9,7 +9,7 @@ is told by its movie and the second, a whole one in the official files.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,8 +47,9 @@ def parse_boxes(data: bytes, place: str, scored: bool) -> BoxFile:
     none = np.empty(0)
     corners = np.stack([numbers.get(name, none) for name in SIDES], axis=1)
     actions = numbers.get("action", none)
-    if len(wrong := np.flatnonzero(actions != np.floor(actions))):
-        raise ValueError(f"{place}: action {actions[wrong[0]]} is no number of a class")
+    if len(wrong := np.flatnonzero((actions != np.floor(actions)) | (np.abs(actions) >= 2**31))):
+        line = _line(data, "action", lambda text: float(text) != actions[wrong[0]])
+        raise ValueError(f"{place}{line}: action {actions[wrong[0]]:g} is no number of a class")
     scores = numbers.get("score", none) if scored else np.ones(len(table))
     notices = [f"{empty:,} frames without people"] if empty else []
     inside = ((corners >= 0) & (corners <= 1)).all(1)
@@ -137,10 +138,14 @@ def _numbers(column: pa.ChunkedArray, name: str, place: str, data: bytes) -> np.
         bad = next(text for text in texts.to_pylist() if not _is_number(text))
     if bad is None:
         return found
-    at = FIELDS.index(name)
-    lines = (line.split(",") for line in data.decode("utf-8", "replace").splitlines())
-    line = next((n for n, parts in enumerate(lines, 1) if len(parts) > at and not _is_number(parts[at])), None)
-    raise ValueError(f"{place}{f':{line}' if line else ''}: {name} {bad!r} is no number")
+    raise ValueError(f"{place}{_line(data, name, _is_number)}: {name} {bad!r} is no number")
+
+
+def _line(data: bytes, name: str, right: Callable[[str], bool]) -> str:
+    """ ":7", the first line whose field is not right; "" if there is none. Frames without people have no fields."""
+    at, rows = FIELDS.index(name), (line.split(",") for line in data.decode("utf-8", "replace").splitlines())
+    wrong = (n for n, row in enumerate(rows, 1) if len(row) > at and "".join(row[2:3] or "x").strip() and not right(row[at]))
+    return next((f":{line}" for line in wrong), "")
 
 
 def _is_number(text: str) -> bool:

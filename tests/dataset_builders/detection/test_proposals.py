@@ -44,6 +44,22 @@ def test_rows_of_text(tmp_path: Path) -> None:
     ]
 
 
+def test_numbers_that_are_none_are_named(tmp_path: Path) -> None:
+    file, listed = tmp_path / "boxes.csv", tmp_path / "images.json"
+    file.write_text("a,nan,0,0,1,1,,1\na,inf,0,0,1,1,,1\na,-1,0,0,1,1,,1\na,902.0333,0,0,1,1,,1\n")
+    found, wrong = read(file)
+    assert found == [("a", 902.0333, (0, 0, 1, 1), 1)]
+    assert wrong == [f"malformed: boxes.csv:{n}: second {s} is none of a movie" for n, s in ((1, "nan"), (2, "inf"), (3, "-1"))]
+    size = '"movie": "m", "width": 64, "height": 48'
+    listed.write_text(f'{{"images": [{{"id": 1, "timestamp": NaN, {size}}}, {{"id": 2, "timestamp": 1{"0" * 400}, {size}}}]}}')
+    boxes = tmp_path / "boxes.json"
+    person = '"bbox": [0, 0, 9, 9], "score": 1'
+    boxes.write_text(f'[{{"image_id": 1, {person}}}, {{"image_id": [1], {person}}}, {{"image_id": 2, {person}}}]')
+    found, wrong = read(boxes, images=(listed,))
+    assert not found and [line.split(": ")[1] for line in wrong] == ["boxes.json:0", "boxes.json:1", "boxes.json:2"]
+    assert "second nan is none" in wrong[0] and "'image_id': [1]" in wrong[1]
+
+
 WANTED = [("m", 902.0, (0.1, 0.2, 0.3, 0.4), 0.95), ("m", 902.0, (0.5, 0.5, 0.9, 1.0), 0.5)]
 
 

@@ -99,6 +99,22 @@ def test_a_window_for_each_annotated_second(lists: Path, tmp_path: Path) -> None
     assert planned.actions == (Action(12, "stand"), Action(17, "run", False), Action(79, 'talk "to"', False))
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("0.1,0.1,0.2,0.2,nan,0", "action nan is not in the action list of 3"),
+        ("0.1,0.1,0.2,0.2,12.7,0", "action 12.7 is not in the action list of 3"),
+        ("0.1,0.1,0.2,0.2,12,inf", "person inf is no number of one"),
+        ("0.1,0.1,0.2,0.2,12,1e10", "person 1e10 is no number of one"),
+    ],
+)
+def test_numbers_that_are_none_are_named(lists: Path, tmp_path: Path, row: str, said: str) -> None:
+    (lists / "ava_train_v2.2.csv").write_text(f"-5KQ66BBWC4,0902,0.1,0.1,0.2,0.2,12,\n-5KQ66BBWC4,0903,{row}\n")
+    planned = plan("ava-boxes", touch(tmp_path / "movies", "-5KQ66BBWC4.mkv"), lists)
+    assert f"{lists}/ava_train_v2.2.csv:2: {said}" in planned.dropped["detail"].to_pylist()
+    assert planned.boxes is not None and planned.boxes["person"].to_pylist() == [-1]
+
+
 def test_trimmed_movies_begin_with_second_900(lists: Path, tmp_path: Path) -> None:
     planned = plan("ava-boxes", touch(tmp_path / "movies", "-5KQ66BBWC4.mp4"), lists, trimmed=True, rate=25.0)
     rows = planned.requests.to_pylist()

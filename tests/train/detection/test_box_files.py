@@ -74,7 +74,9 @@ def test_a_file_may_have_no_box(data: bytes) -> None:
         (b"a,1,0,0,1,1,3,.5\nb,2,0,0,1,1,3,inf", r"found.csv:2: score 'inf' is no number"),
         (b"a,1,0,0,1,1,3,.5\nb,2,0", r"found.csv: .*Row #2: Expected 8 columns, got 3"),
         (b"a,one,0,0,1,1,3,.5", r"found.csv:1: second 'one' is no number"),
-        (b"a,1,0,0,1,1,3.5,.5", r"found.csv: action 3.5 is no number of a class"),
+        (b"a,1,0,0,1,1,3.5,.5", r"found.csv:1: action 3.5 is no number of a class"),
+        (b"a,0905,,,,,,\nb,1,0,0,1,1,1e30,.5", r"found.csv:2: action 1e\+30 is no number of a class"),
+        (b"a,0905,,,,,,\nb,1,0,z,1,1,1,.5", r"found.csv:2: y0 'z' is no number"),
     ],
 )
 def test_a_row_that_is_none_is_named(line: bytes, said: str) -> None:
