@@ -51,7 +51,11 @@ class Found:
     places: np.ndarray
     """Int64 (m,), in `KeyFrames`; those of a clip adjacent."""
     scores: np.ndarray
-    """Float32 (m, C)."""
+    """Float32 (m, C); not finite where the model's are not."""
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.scores).all())
 
 
 Open = Callable[[SamplingRecipe, EvaluationSampler], ClipLoader]
@@ -92,10 +96,7 @@ def found_in(model: nn.Module, batch: Batch, frames: KeyFrames, boxes: TestBoxes
     regions = regions_of(replace(seen, boxes=seen.boxes[of_clips], view=seen.view[of_clips]), batch.views.device)
     logits_mC = model(batch.views, regions).float()
     person = on_device(np.array(frames.score[places]), logits_mC.device)
-    scores = action_scores(logits_mC, person).cpu().numpy()
-    if not np.isfinite(scores).all():
-        raise ValueError("the scores are not finite; try --precision fp32")
-    return Found(rows[there], places, scores)
+    return Found(rows[there], places, action_scores(logits_mC, person).cpu().numpy())
 
 
 def regions_of(boxes: ViewBoxes, device: torch.device) -> Regions:

@@ -1,5 +1,6 @@
 """How good the detections on held-out key frames are while a run trains."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from pipeline.console import complain
 from pipeline.sampling.splits import checked_split, rows_of_split
 from pipeline.storage.key_frames import KeyFrames
 from pipeline.workers.delivery import FailedClip
@@ -63,7 +65,10 @@ class HeldOutBoxes:
         return Evaluation({self.figure: mean}, clips=clips, of=len(self._rows), missing=keys_of(ranks.gather(missing)))
 
     def _mean(self, found: Sequence[Found]) -> float:
-        """Of the clips that were seen."""
+        """Of the clips that were seen; NaN, which is never the best, where some scores are not finite."""
+        if not all(each.finite for each in found):
+            complain("detect: some scores of the evaluation are not finite, so there is no mean average precision")
+            return math.nan
         seen = np.concatenate([each.rows for each in found]) if found else np.empty(0, np.int64)
         numbers = [self._frames.actions[place].id for place in evaluated(self._frames)]
         rows = rows_found(self._frames, found, range(len(numbers)))

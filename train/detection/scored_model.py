@@ -178,6 +178,8 @@ def detect(
             if isinstance(each, FailedClip):
                 missing.append(each)
                 continue
+            if not each.finite:
+                raise ValueError("the scores are not finite; try --precision fp32")
             kept.append(each)
             bar.update(min(len(each.rows) * ranks.world_size, len(rows) - bar.n))
             if sum(len(one.rows) for one in kept) >= PART_CLIPS:
