@@ -100,10 +100,9 @@ def comparison(run: Path) -> list[str]:
     for prefix, file in FILES.items():
         if best := reached(run / file):
             figure, step, value = best
-            name, now = f"{prefix}{figure}".replace("_", " "), last.get(f"{prefix}{figure}")  # None: it was not finite
-            said.append(
-                f"{name}: {math.nan if now is None else now:.4g} after step {last['step']}, the best {value:.4g} after step {step}, in {file}"
-            )
+            name, now = f"{prefix}{figure}".replace("_", " "), last.get(f"{prefix}{figure}")
+            now = math.nan if now is None else now  # it was not finite
+            said.append(f"{name}: {now:.4g} after step {last['step']}, the best {value:.4g} after step {step}, in {file}")
     return said
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import nn
 from pipeline.console import complain
 from pipeline.sampling.splits import checked_split, rows_of_split
 from pipeline.storage.key_frames import KeyFrames
+from pipeline.storage.manifest import Manifest
 from pipeline.workers.delivery import FailedClip
 from train.compute.parallel import Ranks
 from train.detection.detections import (
@@ -34,12 +34,15 @@ class HeldOutBoxes:
     """An evaluator: mean average precision over the key frames of `--evaluate-split`, whole frames, every clip once. Its name
     says whose rules it follows, and whether the boxes are annotated ones."""
 
-    def __init__(self, stage: ClipStage, ranks: Ranks, frames: KeyFrames, boxes: TestBoxes, style: str) -> None:
-        """Raises ValueError if there is no such key frame, nothing true of them, or no box to look at."""
+    def __init__(
+        self, stage: ClipStage, ranks: Ranks, manifest: Manifest, frames: KeyFrames, boxes: TestBoxes, style: str
+    ) -> None:
+        """Of the clips of the `manifest`; `frames` may have more. Raises ValueError if there is no such key frame, nothing true
+        of them, or no box to look at."""
         split = checked_split(stage.config.evaluate_split)
-        rows = key_frames_of(frames, rows_of_split(frames.manifest, split))
+        rows = key_frames_of(frames, rows_of_split(manifest, split))
         if not len(rows_of_truth(frames, rows)):
-            raise ValueError(f"--evaluate-split {split}: no key frame of {frames.manifest.place} has an annotated box")
+            raise ValueError(f"--evaluate-split {split}: no key frame of {manifest.place} has an annotated box")
         boxes.check(frames, rows)
         self._stage, self._ranks, self._frames, self._boxes, self._rows, self._style = stage, ranks, frames, boxes, rows, style
 
@@ -76,10 +79,10 @@ class HeldOutBoxes:
 
 
 def held_out_boxes(
-    stage: ClipStage, ranks: Ranks, run: Path, frames: KeyFrames, boxes: TestBoxes, style: str
+    stage: ClipStage, ranks: Ranks, manifest: Manifest, frames: KeyFrames, boxes: TestBoxes, style: str
 ) -> list[Evaluator]:
     """If `--evaluate-every` asks for it; the weights with the best figure are kept."""
     if not (every := stage.config.evaluate_every):
         return []
-    held_out = HeldOutBoxes(stage, ranks, frames, boxes, style)
+    held_out = HeldOutBoxes(stage, ranks, manifest, frames, boxes, style)
     return [Evaluator(every, held_out, best=held_out.figure)]

@@ -212,6 +212,7 @@ class Detecting:
         )
 
     def evaluators(self, model: ActionDetector, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
-        """The mean average precision on held-out key frames; the weights with the best one are kept."""
+        """The mean average precision on held-out key frames of the run's version of the dataset; the weights with the best
+        one are kept."""
         assert self.frames is not None
-        return held_out_boxes(self, ranks, run, self.frames, self.config.test_boxes, self.config.evaluate_style)
+        return held_out_boxes(self, ranks, manifest, self.frames, self.config.test_boxes, self.config.evaluate_style)

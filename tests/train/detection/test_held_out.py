@@ -40,10 +40,11 @@ def annotated(folder: Path, clips: int) -> Path:
     return folder
 
 
-def evaluator(dataset: Path) -> HeldOutBoxes:
+def evaluator(dataset: Path, version: int | None = None) -> HeldOutBoxes:
     views = SimpleNamespace(views_per_step=1)
     config: Any = SimpleNamespace(evaluate_split="all", views=views, accumulation=lambda ranks: 1, sampling=None)
-    return HeldOutBoxes(SimpleNamespace(config=config), RANKS, KeyFrames(Manifest(dataset)), TestBoxes(), "activitynet")  # type: ignore[arg-type]
+    stage: Any = SimpleNamespace(config=config)
+    return HeldOutBoxes(stage, RANKS, Manifest(dataset, version), KeyFrames(Manifest(dataset)), TestBoxes(), "activitynet")
 
 
 @pytest.mark.parametrize(("score", "figure"), [(0.9, 1.0), (math.nan, math.nan), (math.inf, math.nan)])
@@ -61,6 +62,21 @@ def test_scores_that_are_not_finite_end_no_run(
     evaluation = evaluator(dataset)(nn.Identity(), 7)
     assert evaluation.figures == {"held_out_map_activitynet": pytest.approx(figure, nan_ok=True)} and evaluation.clips == 3
     assert ("are not finite" in capsys.readouterr().err) is math.isnan(figure)
+
+
+def test_a_run_evaluates_the_clips_it_began_with(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the dataset has got more since."""
+    write_rows(dataset, [row(i) for i in range(5)])
+    annotated(dataset, 5)
+    seen: list[np.ndarray] = []
+
+    def found(model: Any, opened: Any, recipe: Any, frames: Any, rows: np.ndarray, boxes: Any) -> Iterator[Found]:
+        seen.append(rows)
+        yield Found(rows, np.array([1 + 2 * row for row in rows]), np.full((len(rows), 2), 0.5, np.float32))
+
+    monkeypatch.setattr(held_out, "detections", found)
+    evaluations = [evaluator(dataset, version)(nn.Identity(), 7) for version in (1, None)]
+    assert [rows.tolist() for rows in seen] == [[0, 1, 2], [0, 1, 2, 3, 4]] and [each.of for each in evaluations] == [3, 5]
 
 
 def test_a_last_figure_that_is_none_is_said(tmp_path: Path) -> None:
