@@ -20,6 +20,8 @@ the tables whole. `key_frames_writer` writes the tables.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,11 +78,14 @@ class KeyFrames:
             digest.update(hashlib.blake2b(data).digest())
         self.digest = digest.hexdigest()
         """Of all that is here, and of the clips: equal ones mean equal samples."""
-        self.actions = [Action(**action) for action in json.loads(read[ACTIONS])]
+        with _whole(manifest, ACTIONS):
+            self.actions = [Action(**action) for action in json.loads(read[ACTIONS])]
         """In the order of their ids: C of them, the columns of `labels`."""
         root = manifest.root
-        clips = _mapped(cached_file(root, f"key-frames-{self.digest}.arrow", lambda to: _write_clips(manifest, tables, to)))
-        boxes = _mapped(cached_file(root, f"boxes-{self.digest}.arrow", lambda to: _write_boxes(manifest, tables, to)))
+        with _whole(manifest, KEY_FRAMES):
+            clips = _mapped(cached_file(root, f"key-frames-{self.digest}.arrow", lambda to: _write_clips(manifest, tables, to)))
+        with _whole(manifest, BOXES):
+            boxes = _mapped(cached_file(root, f"boxes-{self.digest}.arrow", lambda to: _write_boxes(manifest, tables, to)))
         self.movies: list[str] = clips.column("movie").dictionary.to_pylist()
         self.movie = _numbers(clips.column("movie").indices)
         self.second, self.frame = _numbers(clips.column("second")), _numbers(clips.column("frame"))
@@ -154,6 +159,19 @@ def stamp(second: float) -> str:
     return f"{int(second):04d}" if second == int(second) else repr(float(second))
 
 
+@contextmanager
+def _whole(manifest: Manifest, name: str) -> Iterator[None]:
+    """Raises ValueError for a file that is damaged, or that a build which was killed has left beside older ones."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # pyarrow's and json's are ValueErrors, and KeyErrors
+        why = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{manifest.place}/{name} is damaged, or not of the same build as the files beside it ({why}); delete it and give "
+            "the command of `tubecell build-detection` again, which encodes no clip anew"
+        ) from None
+
+
 def _local(manifest: Manifest, name: str) -> Path:
     """The file of a dataset; of one behind a URL a copy, by the version that is there now."""
     home = files.origin(manifest.root)
@@ -218,7 +236,8 @@ def _write_boxes(manifest: Manifest, tables: dict[str, Path], file: Path) -> Non
     doing = table["actions"].combine_chunks()
     ids = pa.array([action["id"] for action in json.loads(tables[ACTIONS].read_bytes())], pa.int32())
     known = pc.index_in(doing.values, value_set=ids).cast(pa.int32())
-    assert not known.null_count, "the builder writes only actions of the list"
+    if known.null_count:
+        raise ValueError(f"{known.null_count:,} of its actions are not in {ACTIONS}")
     columns = {
         "row": table["key"].combine_chunks(),
         "is_truth": pa.array(truth),

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage.key_frames import NONE, Action, KeyFrames, stamp
@@ -91,6 +93,38 @@ def test_a_dataset_without_key_frames_says_so(tmp_path: Path) -> None:
     write_rows(tmp_path, [row(0)])
     with pytest.raises(ValueError, match=r"has no key frames .*key_frames\.parquet.*tubecell build-detection"):
         KeyFrames(Manifest(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("actions.json", b"[{", "Expecting property name"),
+        ("actions.json", b'[{"number": 1}]', "unexpected keyword argument 'number'"),
+        ("actions.json", b"3", "not iterable"),
+        ("key_frames.parquet", b"PAR1 no more", "magic bytes"),
+        ("key_frames.parquet", None, '"x1" does not exist'),
+        ("boxes.parquet", b"", "0 bytes"),
+        ("boxes.parquet", None, '"kind" does not exist'),
+    ],
+)
+def test_a_damaged_file_is_named(written: Path, name: str, data: bytes | None, why: str) -> None:
+    if data is None:  # a table of something else
+        pq.write_table(pa.table({"key": ["clip-0"], "movie": ["a"], "second": [1.0]}), written / name)
+    else:
+        (written / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name} is damaged, or not of the same build .*{why}.*`tubecell build-detection`"):
+        KeyFrames(Manifest(written))
+
+
+def test_a_mixture_of_two_builds_is_named(written: Path) -> None:
+    """What is there when a build is killed between two of the files."""
+    boxes = (written / "boxes.parquet").read_bytes()
+    write_tables(written, CLIPS, [], ACTIONS[:2])
+    (written / "boxes.parquet").write_bytes(boxes)
+    with pytest.raises(
+        ValueError, match=r"boxes\.parquet is damaged, or not of the same build .*1 of its actions are not in act"
+    ):
+        KeyFrames(Manifest(written))
 
 
 def test_stamps() -> None:
