@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from model import action_detector
 from model.action_detector import ActionDetector, Regions, pooled
 from model.config import ModelConfig
 from model.initialization import initialise
@@ -57,6 +58,26 @@ def test_boxes_belong_to_their_views_and_come_in_any_number() -> None:
     torch.testing.assert_close(model(seen[2:], boxes([two, one])), both[1:])
     torch.testing.assert_close(model(seen[:1], boxes([one])), both[:1])
     assert not torch.allclose(both[0], both[2], atol=1e-3)
+
+
+def test_without_gradients_boxes_are_pooled_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory is bounded; the logits are the same, and no box gets another view's."""
+    model, seen, many = detector(), views(3), [[float(k % 9), 2.0, 20 + k % 7, 30.0] for k in range(11)]
+    some = boxes(many, [], many[:6])
+    whole, sizes = model(seen, some).detach(), list[int]()
+
+    def counted(x_BDhw: torch.Tensor, run: Regions, patch_size: int) -> torch.Tensor:
+        sizes.append(len(run))
+        return pooled(x_BDhw, run, patch_size)
+
+    monkeypatch.setattr(action_detector, "AT_ONCE", 4)
+    monkeypatch.setattr(action_detector, "pooled", counted)
+    with torch.no_grad():
+        torch.testing.assert_close(model(seen, some), whole)
+        assert sizes == [4, 4, 4, 4, 1] and model(seen, boxes([], [], [])).shape == (0, 5)
+    sizes.clear()
+    model(seen, some)
+    assert sizes == [17]
 
 
 def test_no_box_at_all_still_has_a_gradient() -> None:
