@@ -75,6 +75,9 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if (options.data is None) == (options.truth is None):
         raise ValueError("--data DATASET or --truth CSV is needed, one of them: what is true")
+    if options.data is not None and (options.actions or options.excluded):
+        flag = "--actions" if options.actions else "--excluded"
+        raise ValueError(f"{flag} goes with --truth: a dataset has its own classes, and no excluded seconds; leave it")
     if options.truth and not options.actions:
         raise ValueError("--truth: --actions PBTXT is needed, the list of the classes that count")
     if options.at_least is not None and not 0 <= options.at_least <= 1:

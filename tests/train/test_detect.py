@@ -171,6 +171,7 @@ def test_a_detector_is_scored_by_commands(scenes: Path, tmp_path: Path, capsys: 
     first = json.loads((out / "evaluation.json").read_text())
     assert first["map"] == pytest.approx(line[FIGURE], abs=1e-6) and first["style"] == "activitynet"
     assert (first["frames"], first["frames_of"], first["in_mean"], first["num_classes"]) == (40, 40, 5, 6)
+    assert len(first["notices"]) == 1 and "mmaction2 counts what is true in excluded seconds" in first["notices"][0]
     html = (out / "evaluation.html").read_text()
     assert html.count("<img") >= 8 and "striped" in html and "ActivityNet" in html
     assert f"{first['map']:.2%}" in capsys.readouterr().out

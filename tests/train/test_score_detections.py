@@ -59,6 +59,8 @@ def test_seconds_are_left_out(files: list[str], tmp_path: Path) -> None:
     ("options", "said"),
     [
         ((), "--data DATASET or --truth CSV is needed, one of them"),
+        (("--data", "D", "--actions", "LIST"), "--actions goes with --truth: a dataset has its own classes"),
+        (("--data", "D", "--excluded", "TRUTH"), "--excluded goes with --truth"),
         (("--truth", "TRUTH"), "--truth: --actions PBTXT is needed"),
         (("--truth", "TRUTH", "--actions", "nowhere"), "nowhere cannot be read: No such file"),
         (("--truth", "TRUTH", "--actions", "TRUTH"), "is no action list"),

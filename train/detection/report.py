@@ -14,6 +14,10 @@ from train.demos import weights as released
 from train.detection.detection_page import frames_with_boxes, page
 from train.detection.mean_precision import STYLES, MeanPrecision, Rows, mean_precision
 
+WITHOUT_EXCLUDED = (
+    "mmaction2 counts what is true in excluded seconds as never found; a dataset has none of these, so its figure here may be "
+    "higher than its own"
+)
 SHOWN = 8  # classes, names in a line
 
 
@@ -33,6 +37,7 @@ def report(
     result = results[options.style]
     if not result.in_mean:
         raise ValueError(f"{facts['of']}: nothing is true in these frames of the {len(names)} classes that count")
+    notices = [*facts.get("notices", ()), *([] if frames is None else [WITHOUT_EXCLUDED])]
     told = {
         "name": Path(options.weights).resolve().name,
         "map": result.mean,
@@ -44,8 +49,8 @@ def report(
         "frames_of": None,
         "asked": {},
         "missing": [],
-        "notices": [],
         **facts,
+        "notices": notices,
         "ignored": result.ignored,
         "classes": [
             {"id": n, "name": names[n], "ap": _plain(ap), "annotated": result.truths[n], "detected": result.detections[n]}

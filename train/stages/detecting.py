@@ -73,7 +73,8 @@ class DetectConfig(RunConfig):
     """To what the short side of a whole frame is resized in evaluations, and the longest that its long side may become."""
     evaluate_style: Literal["activitynet", "slowfast", "mmaction2"] = setting(DEFAULT, may_change=True)
     """Whose rules mean average precision follows: the benchmark's script, or one of two repositories', which say other
-    things on the same boxes."""
+    things on the same boxes. ("mmaction2" counts what is true in excluded seconds, of which a dataset has none, as never
+    found.)"""
     expected_classes: int = 80
     """Classes to reckon with in a dry run without --data."""
 
