@@ -12,6 +12,9 @@ A detector sees each whole key frame once, and scores the boxes of people that a
 annotated: no paper's figure). FOUND.csv has a row movie,second,x0,y0,x1,y1,action,score for each box and action, as they are
 sent in. The three --style s give three figures on the same file; each says whose it is.
 
+Views are normalised as in pre-training. Public weights of VideoMAE's code for AVA were trained on other pixels, less (122.77,
+115.95, 102.98) and divided by 57.375: their figure here is not that code's.
+
 OUT gets evaluation.json, evaluation.html (classes, and frames with the boxes drawn in) and, of a detector, detections.csv and
 detections.parquet. Killed, the same command goes on where it was. Clips that cannot be decoded are named, and are in no figure.
 """

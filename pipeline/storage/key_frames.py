@@ -104,7 +104,7 @@ class KeyFrames:
         places = np.flatnonzero(self.is_truth)
         digest = hashlib.blake2b("\n".join(self.names).encode(), digest_size=16)
         for of in (self.frame, self.place, self.row[places], self.box[places], np.packbits(self.labels(places))):
-            digest.update(np.ascontiguousarray(of))
+            digest.update(of.tobytes())
         return digest.hexdigest()
 
     def of_clips(
