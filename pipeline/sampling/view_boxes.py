@@ -28,16 +28,7 @@ class ViewBoxes:
 
     boxes: np.ndarray  # float32 (m, 4), pixels of the view
     view: np.ndarray  # int64 (m,), which of the n views
-    places: np.ndarray  # int64 (m,), in `KeyFrames`; 0 where weight is 0
-    weight: np.ndarray  # float32 (m,), 1, or 0 where no box stands
-
-    def padded(self, multiple: int) -> "ViewBoxes":
-        """Filled up to a multiple of so many, at least one, with boxes of weight 0: the corner of view 0. So a compiled head
-        sees few different numbers of them."""
-        missing = -len(self.boxes) % multiple or (0 if len(self.boxes) else multiple)
-        boxes = np.concatenate([self.boxes, np.zeros((missing, 4), np.float32)])
-        view, places = (np.concatenate([of, np.zeros(missing, np.int64)]) for of in (self.view, self.places))
-        return ViewBoxes(boxes, view, places, np.concatenate([self.weight, np.zeros(missing, np.float32)]))
+    places: np.ndarray  # int64 (m,), in `KeyFrames`
 
 
 def training_boxes(
@@ -66,7 +57,7 @@ def training_boxes(
         keys = keyed.mix(recipe.seed, keyed.BOXES, epoch, positions[view // views], view % views, number)
         uniform = keyed.unit(keyed.mix(keys[:, None], np.arange(4)))
         boxes = jittered(boxes, uniform, *recipe.view_size[::-1])
-    return ViewBoxes(boxes[seen].astype(np.float32), view[seen], places[seen], np.ones(int(seen.sum()), np.float32))
+    return ViewBoxes(boxes[seen].astype(np.float32), view[seen], places[seen])
 
 
 def evaluation_boxes(
@@ -91,7 +82,7 @@ def evaluation_boxes(
         places, view = places[there], view[there]
     _, boxes = _cut_out(frames, places, view, crops.reshape(-1, 4), size, None)
     boxes = enlarged(boxes, *size[::-1], by=enlarge)
-    return ViewBoxes(boxes.astype(np.float32), view, places, np.ones(len(places), np.float32))
+    return ViewBoxes(boxes.astype(np.float32), view, places)
 
 
 def whole_frames_by_size(

@@ -90,13 +90,10 @@ def found_in(model: nn.Module, batch: Batch, frames: KeyFrames, boxes: TestBoxes
     """In a batch of an evaluation; where no clip stands, nothing."""
     rows, there = batch.rows.numpy(), batch.weight.cpu().numpy() > 0
     size = batch.views.shape[2], batch.views.shape[3]
-    seen = evaluation_boxes(frames, size, rows, batch.crops, boxes.kind, at_least=boxes.at_least)
-    of_clips = there[seen.view]
-    places = seen.places[of_clips]
-    regions = regions_of(replace(seen, boxes=seen.boxes[of_clips], view=seen.view[of_clips]), batch.views.device)
-    logits_mC = model(batch.views, regions).float()
-    person = on_device(np.array(frames.score[places]), logits_mC.device)
-    return Found(rows[there], places, action_scores(logits_mC, person).cpu().numpy())
+    seen = evaluation_boxes(frames, size, rows, batch.crops, boxes.kind, weight=there, at_least=boxes.at_least)
+    logits_mC = model(batch.views, regions_of(seen, batch.views.device)).float()
+    person = on_device(np.array(frames.score[seen.places]), logits_mC.device)
+    return Found(rows[there], seen.places, action_scores(logits_mC, person).cpu().numpy())
 
 
 def regions_of(boxes: ViewBoxes, device: torch.device) -> Regions:

@@ -23,7 +23,7 @@ from pipeline.loader import Batch, ClipLoader, LoaderState
 from pipeline.sampling import PlainViews, SamplingRecipe
 from pipeline.sampling.crops import SHORT_SIDES
 from pipeline.sampling.draws import Draws
-from pipeline.sampling.view_boxes import MOST, SURE, WHOLE, evaluation_boxes, training_boxes
+from pipeline.sampling.view_boxes import MOST, SURE, WHOLE, training_boxes
 from pipeline.settings import setting
 from pipeline.storage.key_frames import KeyFrames, Kind
 from pipeline.storage.manifest import Manifest
@@ -169,18 +169,15 @@ class Detecting:
     def loss(self, model: ActionDetector, batch: Batch, draws: Draws | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Of a view the sum over its annotated boxes, of each the mean over the classes; and how many boxes it has. (The
         official code's is that of a rank's batch, summed: twice as much at its two views.)"""
-        config, frames, views_nTHWC = self.config, self.frames, batch.views
+        config, frames = self.config, self.frames
         assert frames is not None
         rows, crops, device = batch.rows.numpy(), batch.crops, batch.views.device
-        keep = None
-        if draws is None:
-            boxes = evaluation_boxes(frames, config.sampling.view_size, rows, crops, "truth")
-        else:
-            flips = draws.flips(config.flip)
-            views_nTHWC = flipped(views_nTHWC, flips)
-            where = batch.epoch, batch.positions.numpy(), rows, crops, flips
-            boxes = training_boxes(frames, config.sampling, *where, jitter=config.jitter, most=config.most_boxes)
-            keep = on_device(draws.keep(model.drop_rates), device) if config.drop_path else None
+        assert draws is not None, "what is held out is judged by its figure, see `evaluators`"
+        flips = draws.flips(config.flip)
+        where = batch.epoch, batch.positions.numpy(), rows, crops, flips
+        boxes = training_boxes(frames, config.sampling, *where, jitter=config.jitter, most=config.most_boxes)
+        keep = on_device(draws.keep(model.drop_rates), device) if config.drop_path else None
+        views_nTHWC = flipped(batch.views, flips)
         logits_mC = model(views_nTHWC, regions_of(boxes, device), keep).float()
         labels_mC = on_device(frames.labels(boxes.places), device)
         number = torch.full((), len(boxes.boxes) / len(views_nTHWC), device=device)

@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.loader import ClipLoader
 from pipeline.sampling import EvaluationSampler, SamplingRecipe, view_boxes
 from pipeline.sampling.draws import Draws
-from pipeline.sampling.view_boxes import ViewBoxes, evaluation_boxes, inclusive, training_boxes, whole_frames_by_size
+from pipeline.sampling.view_boxes import evaluation_boxes, inclusive, training_boxes, whole_frames_by_size
 from pipeline.storage.key_frames import Action, KeyFrames
 from pipeline.storage.manifest import Manifest
 from tests.key_frame_tables import box, key_frame, write_tables
@@ -87,14 +88,19 @@ def test_a_run_does_not_go_on_with_other_annotations(annotated: Path, tmp_path: 
     tables = {name: pq.read_table(folder / f"{name}.parquet").to_pylist() for name in ("key_frames", "boxes")}
     actions = [Action(1, "stand"), Action(2, "watch")]
 
-    def again(which: str, change: dict[str, object], before: object = state) -> None:
+    def again(which: str, change: dict[str, Any], before: Any = state) -> None:
         boxes = [one | change if one["kind"] == which else one for one in tables["boxes"]]
         clips = [one | change for one in tables["key_frames"]] if which == "key_frames" else tables["key_frames"]
         write_tables(folder, clips, boxes, actions)
         ClipLoader(folder, RECIPE, workers=1, state=before).close()
 
     again("detection", {"score": 0.5})
-    for which, change in (("truth", {"x1": 0.0}), ("truth", {"actions": [2]}), ("key_frames", {"frame": 9})):
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("truth", {"x1": 0.0}),
+        ("truth", {"actions": [2]}),
+        ("key_frames", {"frame": 9}),
+    ]
+    for which, change in changes:
         with pytest.raises(ValueError, match=r"other boxes, actions or key frames are annotated in .*restore its"):
             again(which, change)
     again("truth", {"actions": [2]}, {name: value for name, value in state.items() if name != "annotated"})  # of older code
@@ -192,12 +198,3 @@ def test_boxes_stay_in_their_view(box: tuple, width: int, height: int, seed: int
         assert (changed >= 0).all() and (changed <= np.array([width, height, width, height]) - 1).all()
     fractions = view_boxes.as_fractions(boxes, (width, height), width, height)
     assert np.allclose(fractions, box)
-
-
-def test_padding_has_no_weight() -> None:
-    boxes = ViewBoxes(np.ones((3, 4), np.float32), np.array([0, 1, 1]), np.array([5, 6, 7]), np.ones(3, np.float32))
-    padded = boxes.padded(4)
-    assert padded.boxes.shape == (4, 4) and padded.boxes.dtype == np.float32 and padded.weight.tolist() == [1, 1, 1, 0]
-    assert padded.view.tolist() == [0, 1, 1, 0] and boxes.padded(3).weight.tolist() == [1, 1, 1]
-    none = ViewBoxes(np.zeros((0, 4), np.float32), *[np.zeros(0, np.int64)] * 2, np.zeros(0, np.float32)).padded(8)
-    assert none.boxes.shape == (8, 4) and not none.weight.any()
