@@ -34,7 +34,7 @@ TOLD = """  runs/quickstart/fine-tuned/held-out/examples.png   clips that it tol
 CLIPS, HELD_OUT = 192, 64
 SMALL = ("--size", "96x80", "--frames", "24", "--fps", "7.5")  # what the model sees: 8 frames of 32 px, 2/15 s apart
 METHODS = {"from-scratch": ("--layer-decay", "1"), "fine-tuned": ()}
-FINETUNING = 500  # steps
+PRETRAINING, FINETUNING = 1500, 400  # steps of `micro`: minutes on two cores
 
 
 def main() -> int:
@@ -69,7 +69,8 @@ def main() -> int:
         from train.recipes import finetuning, pretraining  # not before it is said what is being done
 
         recipe, views = ("micro", pretraining.micro().views) if labelled else ("tiny", pretraining.tiny().views)
-        call("pre-training", "pretrain", recipe, "--data", dataset, "--out", run, *fewer_views(dataset, views))
+        length = ("--steps", PRETRAINING) if labelled else ()
+        call("pre-training", "pretrain", recipe, "--data", dataset, "--out", run, *length, *fewer_views(dataset, views))
         call("drawing", "visualize", run)
         views = finetuning.micro().views
         for method, flags in METHODS.items() if labelled else ():

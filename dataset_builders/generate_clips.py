@@ -33,6 +33,8 @@ from pipeline.machine import usable_cores
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 
+FEW = 20  # clips, drawn in less time than processes start
+
 
 @exit_status()
 def main(arguments: Sequence[str]) -> None:
@@ -74,9 +76,12 @@ def generate(folder: Path, clips: int, seed: int, motions: int = 8, film: Film =
             if not Path("/proc", leftover.name.split(".")[-2]).exists():
                 leftover.unlink(missing_ok=True)
     jobs = [(paths[number], paths[number].parent.name, (seed, number), film) for number in missing]
-    if not jobs:
-        return 0
-    with multiprocessing.get_context("forkserver").Pool(min(usable_cores(), len(jobs))) as pool:
+    if len(jobs) <= FEW:
+        for job in jobs:
+            draw(job)
+        return len(jobs)
+    # spawned: a fork server is one for a whole process, and others start theirs with what they need
+    with multiprocessing.get_context("spawn").Pool(min(usable_cores(), len(jobs))) as pool:
         for _ in tqdm(pool.imap_unordered(draw, jobs), total=len(jobs), unit="clip", desc="drawing clips", disable=None):
             pass
     return len(missing)
