@@ -1,6 +1,6 @@
 """Answers that most stages give alike; a stage takes one over by naming it: `groups = plain_groups`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,26 @@ from train.stage import ClipStage, Frozen, Stage
 
 
 def training_loader(
-    stage: ClipStage, ranks: Ranks, state: LoaderState | None, clips_per_batch: int, label_map: Path | None
+    stage: ClipStage,
+    ranks: Ranks,
+    state: LoaderState | None,
+    clips_per_batch: int,
+    label_map: Path | None,
 ) -> ClipLoader:
     """Endless batches of the configuration's recipe."""
-    config = stage.config
+    return open_training(stage.config, stage, ranks, state, clips_per_batch, label_map)
+
+
+def open_training(
+    config: RunConfig,
+    costed: Costed,
+    ranks: Ranks,
+    state: LoaderState | None,
+    clips_per_batch: int,
+    label_map: Path | Sequence[str] | None,
+    **how: Any,
+) -> ClipLoader:
+    """Endless batches of a configuration's recipe. `costed` tells what a step costs; `how` are other arguments."""
     return open_loader(
         config,
         ranks,
@@ -34,7 +50,8 @@ def training_loader(
         clips_per_batch=clips_per_batch,
         prefetch=config.loader.prefetch,
         label_map=label_map,
-        clips_per_second=clips_per_second(stage, ranks),
+        clips_per_second=clips_per_second(costed, ranks),
+        **how,
     )
 
 

@@ -105,7 +105,6 @@ class Accuracy:
     method: str
     share: int
     """Percent of the labels."""
-    seed: int
     top1: float
     """On the test part."""
     rate: str
@@ -131,7 +130,7 @@ def label_trial(data: Data, method: str, share: int, seed: int) -> Callable[[Run
         if method != "probe":
             rate = max(RATES, key=lambda rate: runner.figures(classifier(data, method, share, 0, rate))["val_top1"])
         tested = runner.figures(testing(classifier(data, method, share, seed, rate), data.all))
-        return Accuracy(method, share, seed, tested["test_top1"], rate)
+        return Accuracy(method, share, tested["test_top1"], rate)
 
     return trial
 
@@ -152,7 +151,7 @@ LONG = PRETRAIN_STEPS + STEPS[100]
 
 def one_frame(data: Data, runner: Runner) -> tuple[str, float]:
     """ "one frame", and top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without
-    motion. It has all labels, and as many steps as `longer`, in which one that sees eight frames learns."""
+    motion. It has all labels, and as many steps as `longer`."""
     flags = ("--model.num-frames", "1", "--model.tubelet-size", "1")
     cell = finetuning("one-frame", data.all, LONG, SCRATCH_RATE, 0, None, flags)
     return "one frame", runner.figures(testing(cell, data.all))["test_top1"]
@@ -223,7 +222,6 @@ class Ablated:
     """What a variant costs, and what its encoder is worth."""
 
     variant: Variant
-    seed: int
     top1: float
     """On the test part, after fine-tuning with `READ_AT` percent of the labels."""
     views_per_second: float
@@ -245,7 +243,7 @@ def ablation(data: Data, variant: Variant, seed: int) -> Callable[[Runner], Abla
             f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], TUNED_RATE, seed, encoder, evaluate=False
         )
         top1 = runner.figures(testing(tuned, data.all))["test_top1"]
-        return Ablated(variant, seed, top1, rate, *costs(encoder))
+        return Ablated(variant, top1, rate, *costs(encoder))
 
     return trial
 
@@ -266,8 +264,6 @@ class Compared:
     """A method of one of the smaller tables."""
 
     method: str
-    part: str
-    """A seed, or a fold."""
     top1: float
     clips: int
 
@@ -289,7 +285,7 @@ def distillation(data: Data, taught: bool, seed: int) -> Callable[[Runner], Comp
             words = ("distill", *student.words[1:], "--teacher", teacher)
             student = replace(student, words=words)
         found = runner.figures(testing(student, data.all))
-        return Compared(which, str(seed), found["test_top1"], int(found["clips"]))
+        return Compared(which, found["test_top1"], int(found["clips"]))
 
     return trial
 
@@ -308,6 +304,6 @@ def real_clips(data: Data, method: str, fold: int) -> Callable[[Runner], Compare
         rate = TUNED_RATE if encoder else SCRATCH_RATE
         tuned = finetuning(name.replace(" ", "-"), dataset, 600, rate, 0, encoder, spread, evaluate=False)
         found = runner.figures(testing(tuned, dataset, ("--views", "2x1", "--sparse")))
-        return Compared(method, str(fold), found["test_top1"], int(found["clips"]))
+        return Compared(method, found["test_top1"], int(found["clips"]))
 
     return trial

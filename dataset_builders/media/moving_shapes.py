@@ -8,18 +8,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from dataset_builders.media.presets import ASM
+from pipeline.decoding.encoding import encode
 
-BT601 = 5  # AVCOL_SPC_BT470BG
-COLOURS = {
-    "dst_colorspace": Colorspace.ITU601,
-    "src_color_range": ColorRange.JPEG,
-    "dst_color_range": ColorRange.MPEG,
-}
 SMALLEST, LARGEST = 32, 1024  # pixels of a side
 PIECE = 4_000_000  # values that are drawn at once
 
@@ -132,17 +125,7 @@ def write_clip(path: Path, frames: np.ndarray, rate: Fraction) -> None:
     """uint8 [frames, height, width, 3] and frames a second -> MP4 with H.264, in BT.601 and tagged so, whole or not at all.
     Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two at once must not disturb each other
-    x264 = {"crf": "18", "preset": "veryfast", "x264-params": f"{ASM}open-gop=0"}
-    with av.open(temporary, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
-        stream = output.add_stream("libx264", rate=rate, options=x264)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.thread_count = "yuv420p", 1
-        stream.codec_context.colorspace, stream.codec_context.color_range = BT601, ColorRange.MPEG
-        to_yuv = VideoReformatter()
-        for pixels in frames:
-            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            output.mux(stream.encode(to_yuv.reformat(picture, format="yuv420p", **COLOURS)))
-        output.mux(stream.encode())
+    encode(temporary, frames, rate, crf="18", preset="veryfast", x264_params=f"{ASM}open-gop=0")
     temporary.replace(path)
 
 

@@ -128,18 +128,18 @@ def test_labels_are_of_one_seed_alone() -> None:
 
 
 def test_tables_have_means_and_spreads() -> None:
-    found = [Accuracy("scratch", 5, seed, top1, "8e-3") for seed, top1 in enumerate((0.1, 0.2))]
-    found.append(Accuracy("pretrained", 100, 0, 0.75, "8e-3"))
+    found = [Accuracy("scratch", 5, top1, "8e-3") for top1 in (0.1, 0.2)]
+    found.append(Accuracy("pretrained", 100, 0.75, "8e-3"))
     table = tables.labels_table(found).splitlines()
     assert table[0] == "|  | 5 % of the labels | 100 % of the labels |"
     assert table[2:] == ["| from scratch | 15.0 ± 7.1 (2) | – |", "| pre-trained, fine-tuned | – | 75.0 |"]
     default, other = Variant("masks", "tube, 75 %", (), 67.3), Variant("masks", "tube, 90 %", ("--x", "1"))
-    rows = [Ablated(default, 0, 0.5, 200.0, 3.0, 40.0), Ablated(other, 0, 0.25, 300.0, 2.0, 30.0)]
+    rows = [Ablated(default, 0.5, 200.0, 3.0, 40.0), Ablated(other, 0.25, 300.0, 2.0, 30.0)]
     assert tables.ablation_table(rows, "masks").splitlines()[2:] == [
         "| **tube, 75 %** | 50.0 | 3.0 | 40 | 200 (1.00 x) | 67.3 |",
         "| tube, 90 % | 25.0 | 2.0 | 30 | 300 (1.50 x) | – |",
     ]
-    folds = [Compared("scratch", "0", 0.5, 10), Compared("scratch", "1", 1.0, 30)]
+    folds = [Compared("scratch", 0.5, 10), Compared("scratch", 1.0, 30)]
     assert tables.compared_table(folds, "by fold").splitlines()[2:] == ["| scratch | 87.5 | 50, 100 | 40 |"]
 
 

@@ -3,18 +3,15 @@
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
-import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
 
+from pipeline.decoding.encoding import encode
 from pipeline.storage.files import write_whole
 from train.pictures import plt
 
 SIDE = 224  # pixels, about: smaller clips are enlarged
 CAPTION, GAP = 30, 8  # pixels
-BT601 = 5  # AVCOL_SPC_BT470BG
 
 
 def write_film(file: Path, clips: Mapping[str, np.ndarray], rate: float) -> None:
@@ -29,26 +26,7 @@ def write_film(file: Path, clips: Mapping[str, np.ndarray], rate: float) -> None
         left = i * (side + GAP)
         frames[:, CAPTION:height, left : left + side] = column
     frames_per_second = Fraction(rate).limit_denominator(1000)
-    write_whole(file, lambda opened: encode(opened, frames, frames_per_second))
-
-
-def encode(file: BinaryIO, frames: np.ndarray, rate: Fraction) -> None:
-    """Uint8 (T, height, width, 3), both even -> MP4."""
-    with av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=rate, options={"crf": "16"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.colorspace, stream.codec_context.color_range = BT601, ColorRange.MPEG
-        for pixels in frames:
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            converted = frame.reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU601,
-                src_color_range=ColorRange.JPEG,
-                dst_color_range=ColorRange.MPEG,
-            )
-            output.mux(stream.encode(converted))
-        output.mux(stream.encode())
+    write_whole(file, lambda opened: encode(opened, frames, frames_per_second, crf="16"))
 
 
 def captions(names: list[str], side: int, width: int) -> np.ndarray:

@@ -38,7 +38,7 @@ from train.detection.detections import TestBoxes, regions_of
 from train.detection.held_out import held_out_boxes
 from train.detection.mean_precision import DEFAULT
 from train.detection.multi_label import box_loss
-from train.parts import clips_per_second, from_init, nothing_frozen, open_loader
+from train.parts import from_init, nothing_frozen, open_training
 from train.stage import Evaluator
 from train.stages.finetuning import check_fine_tuning
 
@@ -136,16 +136,7 @@ class Detecting:
                 f"{config.data} has {len(frames.names)} classes such as {frames.names[0]!r}, and the run was begun with "
                 f"{len(before)} such as {before[0]!r}; give the dataset that it was begun with, or another --out"
             )
-        return open_loader(
-            config,
-            ranks,
-            config.sampling,
-            state=state,
-            clips_per_batch=clips_per_batch,
-            prefetch=config.loader.prefetch,
-            label_map=frames.names,
-            clips_per_second=clips_per_second(self, ranks),
-        )
+        return open_training(config, self, ranks, state, clips_per_batch, frames.names)
 
     def model(self, how: Implementation) -> ActionDetector:
         config = self.config

@@ -1,6 +1,6 @@
 """What a stage of classes knows of its dataset: the names of the classes, batches with labels, and clips to evaluate on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from train.classes import check_classes, labelled_rows
 from train.compute.memory import Costed
 from train.compute.parallel import Ranks
 from train.config import RunConfig
-from train.parts import clips_per_second, open_loader
+from train.parts import open_training
 
 
 class LabelledClips:
@@ -38,7 +38,8 @@ class LabelledClips:
         """Endless batches of the configuration's recipe. `beforehand` is the stage without a dataset: what its step costs
         hardly hangs on the classes, which are not known yet. Says which clips have no label, or one that was never seen.
         Raises ValueError, too, for a dataset without classes."""
-        config, loader = self._config, self._open(ranks, state, clips_per_batch, label_map, beforehand, **how)
+        config = self._config
+        loader = open_training(config, beforehand, ranks, state, clips_per_batch, label_map, **how)
         try:
             self.manifest, self._labels = loader.manifest, loader.labels
             seen, notices = check_classes(loader.labels, loader.manifest, loader.recipe.split)
@@ -51,28 +52,6 @@ class LabelledClips:
         for notice in notices if ranks.rank == 0 else ():
             complain(notice, once=True)
         return loader
-
-    def _open(
-        self,
-        ranks: Ranks,
-        state: LoaderState | None,
-        clips_per_batch: int,
-        label_map: Path | Sequence[str] | None,
-        beforehand: Costed,
-        **how: Any,
-    ) -> ClipLoader:
-        config = self._config
-        return open_loader(
-            config,
-            ranks,
-            config.sampling,
-            state=state,
-            clips_per_batch=clips_per_batch,
-            prefetch=config.loader.prefetch,
-            label_map=label_map,
-            clips_per_second=clips_per_second(beforehand, ranks),
-            **how,
-        )
 
     @cached_property
     def names(self) -> list[str] | None:

@@ -11,6 +11,7 @@ from pipeline.storage.manifest import Manifest
 from train.compute.memory import Costed
 from train.compute.parallel import Ranks
 from train.config import RunConfig
+from train.parts import open_training
 from train.stages.labelled_clips import LabelledClips
 from train.targets.kept_logits import KeptLogits
 from train.targets.teacher import Teacher
@@ -48,7 +49,7 @@ class TaughtClips(LabelledClips):
             return super().loader(ranks, state, clips_per_batch, label_map, beforehand, **how)
         assert self._teacher is not None
         names = self._teacher.names
-        loader = self._open(ranks, state, clips_per_batch, label_map or names, beforehand, **how)
+        loader = open_training(self._config, beforehand, ranks, state, clips_per_batch, label_map or names, **how)
         if names is None and loader.label_kind != "none":
             loader.close()
             raise ValueError(
