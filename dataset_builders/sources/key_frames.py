@@ -12,7 +12,7 @@ second, whatever the movie's rate (VideoMAE's pieces have 25). At a movie's edge
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -114,14 +114,8 @@ def plan_kinetics(
     counts = {"files that no list names": unlisted, "files whose names say no seconds": unknown}
     plan = read.planned(found, [], rate, sampling)
     note = "AVA-Kinetics: no reference numbers exist for its part of Kinetics alone, and none of a public code; see the README"
-    return SourcePlan(
-        requests=plan.requests,
-        dropped=plan.dropped,
-        counts={**plan.counts, **{what: number for what, number in counts.items() if number}},
-        notes=(*plan.notes, note),
-        boxes=plan.boxes,
-        actions=plan.actions,
-    )
+    counted = {what: number for what, number in counts.items() if number}
+    return replace(plan, counts={**plan.counts, **counted}, notes=(*plan.notes, note))
 
 
 @dataclass(frozen=True, slots=True)
