@@ -74,8 +74,10 @@ class ActionDetector(Trunk):
         that of AT_ONCE, 141 MB of ViT-g's, however many there are, and 4 · (D + C) bytes each.
         """
         x_BDhw = self.feature_map(views, keep)
-        runs = [boxes] if torch.is_grad_enabled() else boxes.runs(AT_ONCE)  # a backward pass needs all bins anyway
-        x_nD = torch.cat([pooled(x_BDhw, run, self.config.patch_size) for run in runs])
+        if torch.is_grad_enabled():  # a backward pass needs all bins anyway, and would keep what `cat` copies
+            x_nD = pooled(x_BDhw, boxes, self.config.patch_size)
+        else:
+            x_nD = torch.cat([pooled(x_BDhw, run, self.config.patch_size) for run in boxes.runs(AT_ONCE)])
         return self.head(x_nD.to(self.head.weight.dtype))
 
     def feature_map(self, views: Tensor, keep: Tensor | None = None) -> Tensor:
