@@ -33,7 +33,7 @@ MADE = """
 TOLD = """  runs/quickstart/fine-tuned/held-out/examples.png   clips that it told right, and wrong; evaluation.html has all"""
 CLIPS, HELD_OUT = 192, 64
 SMALL = ("--size", "96x80", "--frames", "24", "--fps", "7.5")  # what the model sees: 8 frames of 32 px, 2/15 s apart
-METHODS = {"from-scratch": ("--layer-decay", "1"), "fine-tuned": ()}
+METHODS = ("from-scratch", "fine-tuned")
 PRETRAINING, FINETUNING = 1500, 400  # steps of `micro`: minutes on two cores
 
 
@@ -73,9 +73,9 @@ def main() -> int:
         call("pre-training", "pretrain", recipe, "--data", dataset, "--out", run, *length, *fewer_views(dataset, views))
         call("drawing", "visualize", run)
         views = finetuning.micro().views
-        for method, flags in METHODS.items() if labelled else ():
+        for method in METHODS if labelled else ():
             init = ("--init", run) if method == "fine-tuned" else ()
-            how = (*init, *flags, "--steps", FINETUNING, *fewer_views(dataset, views))
+            how = (*init, "--steps", FINETUNING, *fewer_views(dataset, views))
             call(f"a classifier, {method}", "finetune", "micro", "--data", dataset, *how, "--out", run / method)
             held_out = ("--split", "val", "--views", "1x1", "--out", run / method / "held-out")
             call("how good it is", "evaluate", run / method, "--data", dataset, *held_out)

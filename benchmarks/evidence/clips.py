@@ -12,8 +12,8 @@ from pipeline.version import CHECKOUT
 
 MOTIONS, TRAIN, VAL, TEST = 10, 6000, 500, 1500  # clips
 SIDE, FRAMES, FPS = 40, 12, "7.5"  # pixels; frames, and how many a second: what a view takes, so nothing else is decoded
-# what figures hang on besides commands
-CLIPS = f"{MOTIONS} motions, {TRAIN} + {VAL} + {TEST} clips of {FRAMES} frames, {SIDE} px, {FPS}/s; drawing 1"
+# what figures hang on besides commands; raise a number where clips are drawn otherwise, or a `micro` recipe changes
+CLIPS = f"{MOTIONS} motions, {TRAIN} + {VAL} + {TEST} clips of {FRAMES} frames, {SIDE} px, {FPS}/s; drawing 1, recipes 2"
 SHARES = {5: 25, 20: 100, 100: 600}  # percent of the labels -> clips of a class
 REAL_FOLDS = (("seq1", "seq2"), ("seq3", "seq4"), ("seq5", "seq6"), ("seq7", "seq8"))
 

@@ -166,7 +166,13 @@ def test_the_whole_grid_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(grid, "LONG", 5)
     monkeypatch.setattr(grid, "SHORT_STEPS", 2)
     monkeypatch.setattr(
-        grid, "VARIANTS", [each for each in grid.VARIANTS if each.title in ("tube, 75 %", "running cell, 50 %", "frame, 75 %")]
+        grid,
+        "VARIANTS",
+        [
+            each
+            for each in grid.VARIANTS
+            if each.title in ("tube, 75 %", "running cell, 50 %", "frame, 75 %", "2 blocks", "normalised pixels, squared")
+        ],
     )
     monkeypatch.setattr(learning, "shared_clips", lambda: None)
     flags = ["--seeds", "1", "--shares", "5", "20", "--folder", str(tmp_path), "--results", str(tmp_path / "results")]

@@ -90,17 +90,20 @@ def larger(model: str, num_frames: int, input_size: int) -> ModelConfig:
 
 def micro() -> FinetuneConfig:
     """0.2 M parameters on 8 frames of 32 px (what `micro` pre-trains): 400 steps of 32 views. Everything here is ours. A model
-    as small as that has noise enough in the crops, and what moves to the left must not be mirrored."""
+    as small as that has noise enough in the crops, and what moves to the left must not be mirrored. It begins to tell classes
+    apart all at once: after 150 steps with this head, after 250 with one of 0.001, or layers' rates that decay."""
     return FinetuneConfig(
         model=MODELS["micro"],
         steps=400,
         epochs=None,
         views=PlainViews(views_per_step=32, views_per_clip=2),
-        optim=OptimConfig(base_lr=4.8e-2, base_min_lr=2.4e-4, betas=(0.9, 0.999), clip_grad=1.0),
+        optim=OptimConfig(base_lr=2.4e-2, base_min_lr=2.4e-4, betas=(0.9, 0.999), clip_grad=1.0),
         augment=AugmentConfig(randaugment="", flip=0.0, erasing=0.0, mixup=0.0, cutmix=0.0),
         frames="stride",
         crop="multi_scale",
         drop_path=0.0,
+        head_scale=0.1,
+        layer_decay=1.0,
         compute=ComputeConfig(precision="fp32"),
         log_every=50,
         save_every=500,
