@@ -6,6 +6,7 @@ so the default hides 75 % of them: 90 % would leave two.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.activation_memory import activations_of
@@ -22,7 +23,7 @@ STEPS = {5: 300, 20: 400, 100: 800}  # of fine-tuning, by percent of the labels
 RATES = ("1.2e-2", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
 HOW = ("--loader.workers", "1")  # a cell has a core or two
 SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to start a process that writes
-USUAL_RATE = RATES[1]  # of all cells that choose none
+TUNED_RATE, SCRATCH_RATE = RATES[:2]  # what the two chose with all labels: that of cells that choose none
 COMPLETE = "complete"  # a file of a run that is over
 READ_AT = 20  # percent of the labels that ablations are read at
 PRETRAIN_STEPS, SHORT_STEPS = 3000, 1500  # the latter for ablations
@@ -146,6 +147,17 @@ def label_trials(data: Data, seeds: Sequence[int], shares: Sequence[int], method
     return [label_trial(data, method, share, seed) for seed in seeds for share in shares for method in methods]
 
 
+def rate_trials(data: Data, shares: Sequence[int], methods: Sequence[str]) -> list[Callable]:
+    """The rates that `label_trial` chooses from, each for itself, so that no core waits at the end; the long ones first, all
+    but one after those that need no encoder."""
+    names = [method for method in ("pretrained", "scratch") if method in methods]
+    shares = sorted(shares, reverse=True)
+    cells = [classifier(data, method, share, 0, rate) for method in names for share in shares for rate in RATES]
+    if len(names) > 1:
+        cells = [cells[0], *cells[len(cells) // 2 :], *cells[1 : len(cells) // 2]]
+    return [partial(Runner.figures, cell=cell) for cell in cells]
+
+
 LONG = PRETRAIN_STEPS + STEPS[100]
 
 
@@ -153,13 +165,13 @@ def one_frame(data: Data, runner: Runner) -> tuple[str, float]:
     """ "one frame", and top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without
     motion. It has all labels, and as many steps as `longer`."""
     flags = ("--model.num-frames", "1", "--model.tubelet-size", "1")
-    cell = finetuning("one-frame", data.all, LONG, USUAL_RATE, 0, None, flags)
+    cell = finetuning("one-frame", data.all, LONG, SCRATCH_RATE, 0, None, flags)
     return "one frame", runner.figures(testing(cell, data.all))["test_top1"]
 
 
 def longer(data: Data, share: int, runner: Runner) -> tuple[str, float]:
     """ "longer, SHARE", and top-1 from scratch with as many steps as pre-training and fine-tuning have together, at most."""
-    cell = finetuning(f"longer/{share}", labelled(data.generated, share, 0), LONG, USUAL_RATE, 0, None)
+    cell = finetuning(f"longer/{share}", labelled(data.generated, share, 0), LONG, SCRATCH_RATE, 0, None)
     return f"longer, {share}", runner.figures(testing(cell, data.all))["test_top1"]
 
 
@@ -240,7 +252,7 @@ def ablation(data: Data, variant: Variant, seed: int) -> Callable[[Runner], Abla
         rate = runner.figures(encoder)["views_per_second"]
         dataset = labelled(data.generated, READ_AT, seed)
         tuned = finetuning(
-            f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], USUAL_RATE, seed, encoder, evaluate=False
+            f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], TUNED_RATE, seed, encoder, evaluate=False
         )
         top1 = runner.figures(testing(tuned, data.all))["test_top1"]
         return Ablated(variant, top1, rate, *costs(encoder))
@@ -278,9 +290,9 @@ def distillation(data: Data, taught: bool, seed: int) -> Callable[[Runner], Comp
 
     def trial(runner: Runner) -> Compared:
         dataset, which = labelled(data.generated, STUDENT_SHARE, seed), "distilled" if taught else "from labels"
-        teacher = classifier(data, "pretrained", 100, seed, USUAL_RATE)
+        teacher = classifier(data, "pretrained", 100, seed, TUNED_RATE)
         name = f"student/{which.replace(' ', '-')}/{seed}"
-        student = finetuning(name, dataset, STEPS[100], USUAL_RATE, seed, None, STUDENT)
+        student = finetuning(name, dataset, STEPS[100], SCRATCH_RATE, seed, None, STUDENT)
         if taught:
             words = ("distill", *student.words[1:], "--teacher", teacher)
             student = replace(student, words=words)
@@ -301,8 +313,8 @@ def real_clips(data: Data, method: str, fold: int) -> Callable[[Runner], Compare
         if method == "real too":
             assert encoder is not None
             encoder = pretraining(dataset, f"real-{fold}", 0, SHORT_STEPS, ("--init", encoder))
-        steps = STEPS[READ_AT]
-        tuned = finetuning(name.replace(" ", "-"), dataset, steps, USUAL_RATE, 0, encoder, spread, evaluate=False)
+        rate, steps = TUNED_RATE if encoder else SCRATCH_RATE, STEPS[READ_AT]
+        tuned = finetuning(name.replace(" ", "-"), dataset, steps, rate, 0, encoder, spread, evaluate=False)
         found = runner.figures(testing(tuned, dataset, ("--views", "2x1", "--sparse")))
         return Compared(method, found["test_top1"], int(found["clips"]))
 
