@@ -32,9 +32,9 @@ MADE = """
   runs/quickstart/checkpoints/         to go on from; the weights alone: runs/quickstart/model.safetensors"""
 TOLD = """  runs/quickstart/fine-tuned/held-out/examples.png   clips that it told right, and wrong; evaluation.html has all"""
 CLIPS, HELD_OUT = 192, 64
-SMALL = ("--size", "96x80", "--frames", "24", "--fps", "7.5")  # what the model sees: 8 frames of 32 px, 2/15 s apart
+SMALL = ("--size", "40x40", "--frames", "16", "--fps", "7.5")  # what the model sees: 8 frames of 32 px, 2/15 s apart
 METHODS = ("from-scratch", "fine-tuned")
-PRETRAINING, FINETUNING = 1500, 400  # steps of `micro`: minutes on two cores
+PRETRAINING, FINETUNING = 1200, 250  # steps of `micro`: minutes on two cores
 
 
 def main() -> int:
