@@ -26,7 +26,7 @@ SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to st
 TUNED_RATE, SCRATCH_RATE = RATES[:2]  # what the two chose with all labels: that of cells that choose none
 COMPLETE = "complete"  # a file of a run that is over
 READ_AT = 20  # percent of the labels that ablations are read at
-PRETRAIN_STEPS, SHORT_STEPS = 3000, 1500  # the latter for ablations
+PRETRAIN_STEPS, SHORT_STEPS = 3000, 1000  # the latter for ablations
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def real_clips(data: Data, method: str, fold: int) -> Callable[[Runner], Compare
         if method == "real too":
             assert encoder is not None
             encoder = pretraining(dataset, f"real-{fold}", 0, SHORT_STEPS, ("--init", encoder))
-        rate, steps = TUNED_RATE if encoder else SCRATCH_RATE, STEPS[READ_AT]
+        rate, steps = TUNED_RATE if encoder else SCRATCH_RATE, 200
         tuned = finetuning(name.replace(" ", "-"), dataset, steps, rate, 0, encoder, spread, evaluate=False)
         found = runner.figures(testing(tuned, dataset, ("--views", "2x1", "--sparse")))
         return Compared(method, found["test_top1"], int(found["clips"]))
