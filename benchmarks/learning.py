@@ -100,7 +100,7 @@ def main(options: Options) -> int:
             if "real" in options.parts and not ((shared := shared_clips()) and real(folder / "clips", shared)):
                 data = grid.Data(folder / "clips")
         if "labels" in options.parts:
-            runner.all(grid.rate_trials(data, options.shares, options.methods))
+            runner.all(grid.first_trials(data, range(options.seeds), options.shares, options.methods))
         for trials in trials_of(options, data).values():
             runner.all(trials)
     except KeyboardInterrupt:

@@ -147,15 +147,14 @@ def label_trials(data: Data, seeds: Sequence[int], shares: Sequence[int], method
     return [label_trial(data, method, share, seed) for seed in seeds for share in shares for method in methods]
 
 
-def rate_trials(data: Data, shares: Sequence[int], methods: Sequence[str]) -> list[Callable]:
-    """The rates that `label_trial` chooses from, each for itself, so that no core waits at the end; the long ones first, all
-    but one after those that need no encoder."""
-    names = [method for method in ("pretrained", "scratch") if method in methods]
+def first_trials(data: Data, seeds: Sequence[int], shares: Sequence[int], methods: Sequence[str]) -> list[Callable]:
+    """What `label_trials` wait for, each for itself, so that no core does: the encoders of all seeds, and with seed 0 the rates
+    that are chosen from, the long ones first."""
+    encoders = [pretraining(data.all, "default", seed) for seed in seeds if {*methods} - {"scratch"}]
+    names = [method for method in ("scratch", "pretrained") if method in methods]
     shares = sorted(shares, reverse=True)
-    cells = [classifier(data, method, share, 0, rate) for method in names for share in shares for rate in RATES]
-    if len(names) > 1:
-        cells = [cells[0], *cells[len(cells) // 2 :], *cells[1 : len(cells) // 2]]
-    return [partial(Runner.figures, cell=cell) for cell in cells]
+    tried = [classifier(data, method, share, 0, rate) for method in names for share in shares for rate in RATES]
+    return [partial(Runner.figures, cell=cell) for cell in (*encoders, *tried)]
 
 
 LONG = PRETRAIN_STEPS + STEPS[100]
