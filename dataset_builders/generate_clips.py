@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import av
-from tqdm import tqdm
 
 from dataset_builders.media.moving_shapes import MOTIONS, Film, draw
 from pipeline.console import exit_status
 from pipeline.machine import usable_cores
+from pipeline.progress import Progress
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 
@@ -82,7 +82,7 @@ def generate(folder: Path, clips: int, seed: int, motions: int = 8, film: Film =
         return len(jobs)
     # spawned: a fork server is one for a whole process, and others start theirs with what they need
     with multiprocessing.get_context("spawn").Pool(min(usable_cores(), len(jobs))) as pool:
-        for _ in tqdm(pool.imap_unordered(draw, jobs), total=len(jobs), unit="clip", desc="drawing clips", disable=None):
+        for _ in Progress(pool.imap_unordered(draw, jobs), total=len(jobs), unit="clip", desc="drawing clips"):
             pass
     return len(missing)
 

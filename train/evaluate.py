@@ -39,13 +39,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from model.weights import Weights
 from pipeline.console import check_printed, exit_status
 from pipeline.labels import Labels
 from pipeline.loader import ClipLoader, LoaderError
 from pipeline.official_views import OfficialDecoder
+from pipeline.progress import Progress
 from pipeline.sampling import EvaluationSampler, SamplingRecipe
 from pipeline.sampling.splits import checked_split, rows_of_split
 from pipeline.storage.files import write_durably
@@ -238,7 +238,7 @@ def predict(
                 label_map=names,
             )
         ) as loader,
-        tqdm(total=len(rows), unit="clip", disable=None if ranks.rank == 0 else True) as bar,
+        Progress(total=len(rows), unit="clip", quiet=ranks.rank != 0) as bar,
     ):
         for batch in loader:
             there = batch.weight.cpu().nonzero().squeeze(1)

@@ -38,11 +38,11 @@ from typing import Any
 
 import av
 import torch
-from tqdm import tqdm
 
 from model.video_encoder import for_encoder
 from pipeline.console import check_printed, complain, exit_status
 from pipeline.machine import usable_cores
+from pipeline.progress import Progress
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from pipeline.version import version
@@ -143,7 +143,7 @@ def extract_all(options: argparse.Namespace, ranks: Ranks) -> int:
             threads=options.workers or min(THREADS[device], usable_cores()),
             ahead=batch,
         )
-        with stream, tqdm(total=0, unit="window", disable=None if ranks.rank == 0 else True) as bar:
+        with stream, Progress(total=0, unit="window", quiet=ranks.rank != 0) as bar:
             lost = extraction.run(stream, bar)
     lost = sorted(chain(*ranks.gather(lost)), key=lambda line: line["video"])  # and every file is written
     lines = ranks.first(folder.finish)

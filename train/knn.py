@@ -36,13 +36,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from model.video_encoder import VideoEncoder
 from model.weights import Weights
 from pipeline.console import check_printed, complain, exit_status
 from pipeline.labels import Labels
 from pipeline.loader import ClipLoader, LoaderError
+from pipeline.progress import Progress
 from pipeline.sampling import EvaluationSampler, SamplingRecipe
 from pipeline.sampling.splits import ALL, checked_split, rows_of_split
 from pipeline.storage.files import write_durably
@@ -229,7 +229,7 @@ def fill(
                 decoder=options.decoder,
             )
         ) as loader,
-        tqdm(total=len(rows), unit="clip", disable=None if ranks.rank == 0 else True) as bar,
+        Progress(total=len(rows), unit="clip", quiet=ranks.rank != 0) as bar,
     ):
         for batch in loader:
             there = batch.weight.cpu().nonzero().squeeze(1)

@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from model.classifier import VideoClassifier
 from model.weights import Weights
 from pipeline.console import check_printed, exit_status
 from pipeline.decoding.video_file import VideoFile, read_video
+from pipeline.progress import Progress
 from pipeline.sampling import segment_frames
 from pipeline.sampling.frames import tsn_test_frames
 from pipeline.storage.output_folder import refuse_dataset
@@ -167,7 +167,7 @@ def predict(model: VideoClassifier, path: Path, options: argparse.Namespace) -> 
     shown = [np.unravel_index(np.abs(video.times[frames] - moment).argmin(), frames.shape) for moment in moments]
     pictures = np.empty((THUMBNAILS, *size, 3), np.uint8)
     boxes, scores = video.boxes(size, crops), []
-    with tqdm(total=windows * crops, unit="view", desc=path.name, disable=None, leave=False, delay=2) as bar:
+    with Progress(total=windows * crops, unit="view", desc=path.name, leave=False, delay=2) as bar:
         for first in range(0, windows, WINDOWS_AT_ONCE):
             part = frames[first : first + WINDOWS_AT_ONCE]
             views = video.views(np.repeat(part, crops, axis=0), np.tile(boxes, (len(part), 1)), size)

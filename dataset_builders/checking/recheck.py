@@ -30,6 +30,7 @@ from dataset_builders.pages.counts import counted
 from pipeline.console import check_printed, exit_status
 from pipeline.keyed import sample_rows
 from pipeline.machine import usable_cores
+from pipeline.progress import Progress
 from pipeline.storage import files
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.manifest_writer import SCHEMA, Fingerprint
@@ -92,7 +93,7 @@ def recheck(
 
     workers = min(workers or usable_cores(), max(1, number))
     results = map_ordered(Checker(str(dataset), decode), tasks(), workers, time_limit, int(memory_limit * 2**30))
-    with closing(results), tqdm(total=number, unit="clip", desc="rechecking", disable=None) as progress:
+    with closing(results), Progress(total=number, unit="clip", desc="rechecking") as progress:
         for findings in results:
             if findings is None:
                 progress.update(isinstance(issued.popleft(), ClipTask))

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO, Literal
 import torch
 from safetensors.torch import save
 from torch import nn
-from tqdm import tqdm
 
+from pipeline.progress import Progress
 from pipeline.storage.files import write_whole
 
 PART = 1 << 26  # bytes written at once
@@ -61,7 +61,7 @@ def write_safetensors(file: BinaryIO, tensors: Mapping[str, torch.Tensor], metad
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     whole = len(written) - end
-    with tqdm(total=whole, desc="writing", unit="B", unit_scale=True, disable=None, delay=2) as bar:
+    with Progress(total=whole, desc="writing", unit="B", unit_scale=True, delay=2) as bar:
         for begin in range(end, len(written), PART):
             bar.update(file.write(written[begin : begin + PART]))
 

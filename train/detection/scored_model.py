@@ -12,10 +12,10 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import nn
-from tqdm import tqdm
 
 from model.weights import Weights
 from pipeline.loader import ClipLoader
+from pipeline.progress import Progress
 from pipeline.sampling import EvaluationSampler, SamplingRecipe
 from pipeline.sampling.splits import checked_split
 from pipeline.sampling.view_boxes import SURE
@@ -173,7 +173,7 @@ def detect(
         )
 
     missing, kept = list[FailedClip](), list[Found]()
-    with tqdm(total=len(rows), unit="frame", disable=None if ranks.rank == 0 else True) as bar:
+    with Progress(total=len(rows), unit="frame", quiet=ranks.rank != 0) as bar:
         for each in detections(model, opened, recipe, frames, rows, boxes):
             if isinstance(each, FailedClip):
                 missing.append(each)

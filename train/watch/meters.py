@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pipeline.batches import AnyLoader
 from pipeline.console import may_fail
+from pipeline.progress import Progress
 from train.watch.json_lines import JsonLines, keep_lines
 
 TENSORBOARD, WANDB = "TensorBoard's file", "Weights & Biases"
@@ -60,7 +61,7 @@ class Meters:
         if wandb:
             with may_fail(WANDB):
                 self._wandb = open_wandb(out, wandb, config or {})
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", disable=None, leave=False)
+        self._bar = Progress(total=total_steps, initial=step, unit="step", leave=False)
         self._began, self._first = time.perf_counter(), step
         self._steady = False  # whether the first line, with start and compilation in its time, is behind
 
@@ -92,6 +93,7 @@ class Meters:
         if not self._steady:
             self._began, self._first, self._steady = now, step, True
         self.say(f"step {step}/{self.total_steps} · {console_line(values)} · {duration(left)} left")
+        self._bar.told()
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
         """What an evaluation found, to TensorBoard and where else it is looked at."""
