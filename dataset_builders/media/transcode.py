@@ -33,6 +33,9 @@ from pipeline.decoding.decode import packets_of
 
 # bicubic is swscale's usual choice; the rest makes its result the same on every CPU
 SCALER = "bicubic+accurate_rnd+full_chroma_int+bitexact"
+# libavcodec's PNG decoder gives these, and 1-bit grey, which swscale enlarges, reduces and converts as if it were of limited
+# range, with white at 255; as grey it does not. Frames of one film may differ
+NO_BITS = "gray|gray16be|ya8|ya16be|pal8|rgb24|rgba|rgb48be|rgba64be"
 MUXING = {"movflags": "+faststart", "fflags": "+bitexact"}
 # extensions by FFmpeg's demuxer, beside the demuxer's own names; the first is for files that have none of them
 EXTENSIONS = {"mov": "mp4 m4v", "matroska": "mkv", "mpegts": "ts mts m2ts", "mpeg": "mpg vob", "asf": "wmv", "ogg": "ogv"}
@@ -218,6 +221,8 @@ def _filters(video: Any, info: VideoInfo, options: EncodeOptions, timing: Timing
         end = info.window.end if timing.limit is None else info.window.edges[1] + 2 / float(timing.rate)
         edges = {"start": info.window.begin, "end": end}
         video = video.filter("trim", **{name: f"{time:.6f}" for name, time in edges.items() if math.isfinite(time)})
+    if info.codec in ("png", "apng") or info.pixel_format.startswith("mono"):
+        video = video.filter("format", NO_BITS)
     if info.planar_yuv:
         video = video.filter("bwdif", mode="send_frame", deint="interlaced")
     if timing.resampled:
