@@ -25,6 +25,7 @@ from dataset_builders.media.rejects import Reason, RejectedError
 from pipeline.decoding.colour import RgbConverter, range_of
 from pipeline.decoding.decode import DecodeError, decoded_frames, droppable_pictures, packets_of
 from pipeline.decoding.nal_units import FrameNumError
+from pipeline.decoding.orientation import rotation_of, stored_size
 from pipeline.decoding.video_file import key_frames
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage.manifest import Clip, content_hash
@@ -55,7 +56,7 @@ class VerifiedClip:
 def verify(data: bytes) -> VerifiedClip:
     """Decode all frames of an encoded clip, and some of them as training does.
 
-    Rotation is in degrees counter-clockwise. Key frames are given by their place among the displayed frames; only those
+    Key frames are given by their place among the displayed frames; only those
     count where decoding can start without anything before them: frame 0 always (the file's beginning), others if nothing
     shown later comes earlier in the file and, for H.264 and HEVC, the packet holds an IDR (or BLA) picture, so that an
     open GOP's recovery point does not count. Raises RejectedError (damaged, unsupported) if it does not decode cleanly, or
@@ -109,6 +110,9 @@ def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[V
             if (frame.width, frame.height) != (first.width, first.height):
                 sizes = f"{first.width}x{first.height} to {frame.width}x{frame.height}"
                 raise RejectedError(Reason.UNSUPPORTED, f"its size changes from {sizes} in frame {len(shown)}")
+            if rotation_of(frame) != rotation_of(first):
+                detail = f"its orientation changes from {rotation_of(first)} to {rotation_of(frame)} in frame {len(shown)}"
+                raise RejectedError(Reason.UNSUPPORTED, detail)
             corrupt += frame.is_corrupt
             shown.append(frame.pts)
             prints.append(_print(frame))
@@ -121,7 +125,7 @@ def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[V
     if seen["matrix"] not in ("bt601", "bt709", "bt2020"):
         detail = f"colour matrix {seen['matrix']}: use a preset that converts, such as h264-fast"
         raise RejectedError(Reason.UNSUPPORTED, detail)
-    width, height = (first.width, first.height) if seen["rotation"] % 180 == 0 else (first.height, first.width)
+    width, height = stored_size(first.width, first.height, seen["rotation"])
     pts_start, pts_step, fps = _timing(shown, stream)
     clip = VerifiedClip(
         num_frames=len(shown),
@@ -146,7 +150,7 @@ def _is_delivered(verified: VerifiedClip, data: bytes, prints: list[int], refere
     columns = {name: value for name, value in asdict(verified).items() if name in Clip.__dataclass_fields__}
     columns |= {"keyframes": tuple(verified.keyframes), "size": len(data)}
     clip = Clip(row=0, key="", shard="", offset=0, content_hash="", **columns)
-    size = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
+    size = stored_size(clip.width, clip.height, clip.rotation)
     try:
         with RgbConverter(clip.matrix, clip.range, (0, 0, *size)) as converter:
             for wanted in _requests(verified, references):

@@ -37,7 +37,7 @@ class FfmpegLog:
     corrupt_frames: int = 0
     out_of_memory: bool = False
     reading_failed: bool = False  # in the file or on its medium, which FFmpeg does not tell apart
-    changed_size: str = ""  # "64x48", if frames came in another size than the first ones
+    reconfigured: bool = False  # frames came with another size, pixel format or orientation than the first ones
     first_error: str = ""
 
     @property
@@ -92,8 +92,7 @@ def _read(log: FfmpegLog, line: str) -> None:
         log.corrupt_frames += 1
     elif "corrupt input packet" in line:
         log.failed_packets += 1
-    elif found := re.search(r"Changing video frame properties.*|Reconfiguring filter graph because.* (\d+x\d+)", line):
-        log.changed_size = log.changed_size or found[1] or ""
+    log.reconfigured |= "Reconfiguring filter graph" in line
     log.reading_failed |= "Error during demuxing" in line
     log.out_of_memory |= any(sign in line for sign in OUT_OF_MEMORY)
     if not log.first_error and ("[error]" in line or "[fatal]" in line):

@@ -19,6 +19,7 @@ from dataset_builders.media.frame_rate import frame_rate, grid_origin
 from dataset_builders.media.rejects import Reason, RejectedError
 from pipeline.decoding.colour import matrix_of
 from pipeline.decoding.decode import find_video, is_hidden, packets_of
+from pipeline.decoding.orientation import rotation_of
 
 SLACK = 0.001  # seconds by which a frame may come before a window's edge: what containers in milliseconds are off by
 OFF = 3
@@ -46,7 +47,7 @@ class VideoInfo:
     width: int  # as coded: before rotation, pixels not necessarily square
     height: int
     pixel_aspect: Fraction  # width of a pixel over its height
-    rotation: int  # degrees counter-clockwise that turn a decoded frame upright: 0, 90, 180, 270
+    rotation: int  # what shows a decoded frame upright, see pipeline.decoding.orientation
     pixel_format: str
     planar_yuv: bool
     matrix: str  # one of colour.TAGS' values; that of the usual rule where the stream does not say
@@ -228,7 +229,7 @@ def picture(frame: av.VideoFrame, aspect: Fraction | None = None) -> dict[str, A
         "width": frame.width,
         "height": frame.height,
         "pixel_aspect": Fraction(aspect) if aspect and Fraction(1, 10) < aspect < 10 else Fraction(1),
-        "rotation": round(frame.rotation / 90) % 4 * 90,
+        "rotation": rotation_of(frame),
         "pixel_format": frame.format.name,
         "matrix": matrix,
     }

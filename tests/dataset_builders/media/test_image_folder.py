@@ -123,6 +123,23 @@ def test_a_change_of_size_is_named(folder: Path) -> None:
     assert (reject.reason, reject.detail) == (Reason.UNSUPPORTED, "img_50.jpg is 96x64 pixels, img_1.jpg is 160x32")
 
 
+def test_photographs_are_shown_upright(tmp_path: Path) -> None:
+    """Each by its own EXIF, as long as they are as large as the first."""
+    for number in range(20):
+        exif = Image.Exif()
+        exif[0x112] = 1 + number % 4  # upright, mirrored, upside down, both
+        turned = [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM]
+        picture = numbered_png(number, "L")
+        picture = picture.transpose(turned[number % 4 - 1]) if number % 4 else picture
+        picture.save(tmp_path / f"{number}.jpg", quality=95, exif=exif)
+    (clip,) = taken(make_clips(tmp_path, kind="frames", rate=10.0))
+    assert numbers(clip) == list(range(20))
+    exif[0x112] = 6
+    numbered_png(13, "L").save(tmp_path / "13.jpg", exif=exif)
+    reject = rejected(make_clips(tmp_path, kind="frames", rate=10.0))
+    assert (reject.reason, reject.detail) == (Reason.UNSUPPORTED, "13.jpg is 64x160 pixels, 0.jpg is 160x64")
+
+
 def test_images_of_another_kind_in_the_clothes_of_a_jpeg(folder: Path, images: Path) -> None:
     shutil.copy(images / "png" / "img_60.png", folder / "img_60.jpg")
     reject = rejected(make_clips(folder, kind="frames", rate=10.0))

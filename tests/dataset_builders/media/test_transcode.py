@@ -125,15 +125,19 @@ def test_variable_rate_is_resampled_in_time(tmp_path: Path, preset: str) -> None
 
 
 @pytest.mark.parametrize("preset", ENCODING)
-@pytest.mark.parametrize("rotation", [90, 180, 270])
+@pytest.mark.parametrize("rotation", [90, 180, 270, 360, 450, 540, 630])
 def test_rotation_is_applied(tmp_path: Path, rotation: int, preset: str) -> None:
     plain = make_video(tmp_path / "plain.mp4", size="96x64")
-    run_ffmpeg("-display_rotation", str(rotation), "-i", plain, "-c", "copy", tmp_path / "turned.mp4")
+    # FFmpeg mirrors what it has turned; the other way round it is turned the other way
+    turn = ["-display_rotation", str(rotation if rotation < 360 else -rotation), *["-display_hflip"] * (rotation >= 360)]
+    run_ffmpeg(*turn, "-i", plain, "-c", "copy", tmp_path / "turned.mp4")
     info = probe(os.fsencode(tmp_path / "turned.mp4"))
     assert info.rotation == rotation
     clip = taken(tmp_path / "turned.mp4", preset=preset)
     upright = pictures(clip.data)
-    expected = np.rot90(pictures(plain.read_bytes()), rotation // 90, axes=(1, 2))  # counter-clockwise
+    stored = pictures(plain.read_bytes())
+    stored = stored[:, :, ::-1] if rotation >= 360 else stored
+    expected = np.rot90(stored, rotation // 90, axes=(1, 2))  # counter-clockwise
     assert upright.shape == expected.shape
     assert clip.row["rotation"] == 0
     assert np.abs(upright.astype(int) - expected).mean() < 8
