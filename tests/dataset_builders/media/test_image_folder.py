@@ -78,6 +78,16 @@ def test_pngs_of_all_kinds(tmp_path: Path, name: str) -> None:
     assert numbers(copied) == list(range(21))
 
 
+def test_jpegs_of_all_kinds(tmp_path: Path) -> None:
+    """In a video of which FFmpeg builds its filters anew at each change: none lost, none twice."""
+    for number in range(24):
+        sampling = {"subsampling": (2, 0)[number // 4 % 2]} if number // 2 % 2 else {}
+        numbered_png(number, "RGB" if sampling else "L").save(tmp_path / f"{number}.jpg", quality=95, **sampling)
+    run_ffmpeg("-framerate", "10", "-start_number", "2", "-i", tmp_path / "%d.jpg", "-c", "copy", tmp_path / "x.mov")
+    (clip,) = taken(make_clips(tmp_path / "x.mov"))
+    assert numbers(clip) == list(range(2, 24))
+
+
 def test_some_of_the_images(images: Path) -> None:
     (clip,) = taken(make_clips(images / "jpg", kind="frames", rate=10.0, first_frame=20, num_images=50))
     assert numbers(clip) == list(range(20, 70))
