@@ -74,7 +74,7 @@ class ClipMaker:
         timing = Timing.of(info, wanted)
         about: dict[str, Any] = {}
         if request.at is not None:
-            about = {"key_frame": 0, "shown": shown(info, self.options)}
+            about = {"key_frame": 0}
         for piece in transcode(source, info, self.options, wanted, self.scratch):
             start = end = None
             if piece.count > 1 or not whole or wanted.clip_frames:
@@ -86,6 +86,7 @@ class ClipMaker:
                 if request.at is not None:
                     begin = zero if start is None else start
                     about["key_frame"] = _key_frame(request.at, begin, float(timing.rate), piece.num_frames)
+                    about["shown"] = shown(piece.info, self.options)
                 row |= about
                 yield EncodedClip(piece.data, "mp4", row)
             except RejectedError as error:

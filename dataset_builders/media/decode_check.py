@@ -6,6 +6,7 @@ delivers of some frames that others refer to, without those between them that no
 """
 
 import io
+import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -17,14 +18,16 @@ import av
 import numpy as np
 import xxhash
 
+from dataset_builders.media.changes import difference
 from dataset_builders.media.clip import ClipRequest
-from dataset_builders.media.frame_rate import frame_rate
+from dataset_builders.media.frame_rate import LONGEST_PAUSES, continued, frame_rate
 from dataset_builders.media.lost_frames import LostFrames, nal_units
 from dataset_builders.media.probe import open_container, picture, video_stream
 from dataset_builders.media.rejects import Reason, RejectedError
 from pipeline.decoding.colour import RgbConverter, range_of
-from pipeline.decoding.decode import DecodeError, decoded_frames, droppable_pictures, packets_of
+from pipeline.decoding.decode import DecodeError, decoded_frames, droppable_pictures, is_hidden, packets_of
 from pipeline.decoding.nal_units import FrameNumError
+from pipeline.decoding.orientation import stored_size
 from pipeline.decoding.video_file import key_frames
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage.manifest import Clip, content_hash
@@ -55,14 +58,15 @@ class VerifiedClip:
 def verify(data: bytes) -> VerifiedClip:
     """Decode all frames of an encoded clip, and some of them as training does.
 
-    Rotation is in degrees counter-clockwise. Key frames are given by their place among the displayed frames; only those
+    Key frames are given by their place among the displayed frames; only those
     count where decoding can start without anything before them: frame 0 always (the file's beginning), others if nothing
     shown later comes earlier in the file and, for H.264 and HEVC, the packet holds an IDR (or BLA) picture, so that an
     open GOP's recovery point does not count. Raises RejectedError (damaged, unsupported) if it does not decode cleanly, or
     training would not get its frames.
     """
     try:
-        with LostFrames() as lost, open_container(io.BytesIO(data)) as container:
+        with LostFrames() as lost, open_container(file := io.BytesIO(data)) as container:
+            lost.follow(container, video_stream(container), file)
             clip, prints, references = _verify(container, lost)
     except MemoryError:
         raise
@@ -88,17 +92,19 @@ def manifest_row(request: ClipRequest, clip: VerifiedClip, data: bytes, min_fram
 def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[VerifiedClip, list[int], list[int]]:
     """-> (what the manifest must know, prints of all frames, numbers of those that are left if all that may be is left out)."""
     stream = video_stream(container)
-    lost.follow(container, stream)
     codec = stream.codec.canonical_name
     shown: list[int | None] = []  # time stamps of the frames, in the order of display
     prints: list[int] = []
     packets: list[tuple[int | None, bool]] = []  # time stamp and whether decoding can start there, in the file's order
+    stamps: list[tuple[int | None, int | None]] = []  # of those that show a frame
     droppable = droppable_pictures(stream)
     dropped: set[int | None] = set()
     failed, corrupt, first = 0, 0, None
     for packet in packets_of(container, stream):
         if packet.size:
             packets.append((packet.pts, packet.is_keyframe and _starts_clean(stream, codec, packet)))
+            if not packet.is_discard and not is_hidden(codec, packet):
+                stamps.append((packet.pts, packet.dts))
             with suppress(FrameNumError):
                 if droppable and droppable.leaves_out(bytes(packet), wanted=False):
                     dropped.add(packet.pts)
@@ -106,9 +112,8 @@ def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[V
         failed += frames is None
         for frame in frames or ():
             first = first or frame
-            if (frame.width, frame.height) != (first.width, first.height):
-                sizes = f"{first.width}x{first.height} to {frame.width}x{frame.height}"
-                raise RejectedError(Reason.UNSUPPORTED, f"its size changes from {sizes} in frame {len(shown)}")
+            if found := difference(first, frame):
+                raise RejectedError(Reason.UNSUPPORTED, f"its {found} in frame {len(shown)}")
             corrupt += frame.is_corrupt
             shown.append(frame.pts)
             prints.append(_print(frame))
@@ -121,8 +126,10 @@ def _verify(container: av.container.InputContainer, lost: LostFrames) -> tuple[V
     if seen["matrix"] not in ("bt601", "bt709", "bt2020"):
         detail = f"colour matrix {seen['matrix']}: use a preset that converts, such as h264-fast"
         raise RejectedError(Reason.UNSUPPORTED, detail)
-    width, height = (first.width, first.height) if seen["rotation"] % 180 == 0 else (first.height, first.width)
-    pts_start, pts_step, fps = _timing(shown, stream)
+    width, height = stored_size(first.width, first.height, seen["rotation"])
+    pts_start, pts_step, fps = _timing(
+        shown, stream, *continued(stamps, stream.time_base, LONGEST_PAUSES.get(container.format.name, math.inf))
+    )
     clip = VerifiedClip(
         num_frames=len(shown),
         fps=float(fps),
@@ -146,7 +153,7 @@ def _is_delivered(verified: VerifiedClip, data: bytes, prints: list[int], refere
     columns = {name: value for name, value in asdict(verified).items() if name in Clip.__dataclass_fields__}
     columns |= {"keyframes": tuple(verified.keyframes), "size": len(data)}
     clip = Clip(row=0, key="", shard="", offset=0, content_hash="", **columns)
-    size = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
+    size = stored_size(clip.width, clip.height, clip.rotation)
     try:
         with RgbConverter(clip.matrix, clip.range, (0, 0, *size)) as converter:
             for wanted in _requests(verified, references):
@@ -190,12 +197,17 @@ def _bits(pixel_format: str) -> int:
     return -(-known.components[0].bits // 8) * 8 if known.is_planar else known.padded_bits_per_pixel
 
 
-def _timing(shown: list[int | None], stream: av.video.stream.VideoStream) -> tuple[int, int, Fraction]:
-    """(time stamp of frame 0, constant step or 0, frames per second)."""
+def _timing(
+    shown: list[int | None], stream: av.video.stream.VideoStream, joined: list[float], spliced: bool
+) -> tuple[int, int, Fraction]:
+    """(time stamp of frame 0, constant step or 0, frames per second); `joined` and `spliced` as `continued` gives them."""
     times = [time for time in shown if time is not None]
     nominal = Fraction(stream.average_rate or stream.guessed_rate or 25)
     if len(times) < len(shown) or not stream.time_base:
         return 0, 0, nominal
+    if spliced:
+        rate, constant = frame_rate(joined, [nominal])
+        return times[0], 0, rate if constant else Fraction((len(joined) - 1) / (joined[-1] - joined[0]))
     steps = {b - a for a, b in pairwise(times)}
     if len(steps) == 1 and (step := steps.pop()) > 0:
         return times[0], step, 1 / (step * Fraction(stream.time_base))

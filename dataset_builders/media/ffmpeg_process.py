@@ -33,11 +33,12 @@ class FfmpegLog:
     status: int = 0
     frames_decoded: int = 0
     frames_encoded: int = 0
-    failed_packets: int = 0  # in the demuxer or the decoder
+    failed_packets: int = 0  # in the decoder
+    marked_packets: int = 0  # that the demuxer calls corrupt
     corrupt_frames: int = 0
     out_of_memory: bool = False
     reading_failed: bool = False  # in the file or on its medium, which FFmpeg does not tell apart
-    changed_size: str = ""  # "64x48", if frames came in another size than the first ones
+    reconfigured: bool = False  # frames came with another size, pixel format or orientation than the first ones
     first_error: str = ""
 
     @property
@@ -45,14 +46,16 @@ class FfmpegLog:
         """To be appended to a detail."""
         return f"; FFmpeg: {self.first_error}" if self.first_error else ""
 
-    def check(self, num_packets: int) -> None:
-        """Raise RejectedError (out_of_memory, crash, damaged, encode_failed) unless all went well."""
+    def check(self, num_packets: int, joined: bool = False) -> None:
+        """Raise RejectedError (out_of_memory, crash, damaged, encode_failed) unless all went well. `joined`: packets that the
+        demuxer calls corrupt may be whole."""
         if self.status == -signal.SIGKILL or self.out_of_memory:
             raise RejectedError(Reason.OUT_OF_MEMORY, f"FFmpeg ran out of memory{self.said}")
         if self.status < 0:
             raise RejectedError(Reason.CRASH, f"FFmpeg was ended by {signal.Signals(-self.status).name}{self.said}")
-        if self.failed_packets or self.corrupt_frames:
-            counts = f"{self.failed_packets} of {num_packets} packets fail, {self.corrupt_frames} frames are corrupt"
+        failed = self.failed_packets + (0 if joined else self.marked_packets)
+        if failed or self.corrupt_frames:
+            counts = f"{failed} of {num_packets} packets fail, {self.corrupt_frames} frames are corrupt"
             raise RejectedError(Reason.DAMAGED, counts + self.said)
         if self.status:
             raise RejectedError(Reason.ENCODE_FAILED, f"FFmpeg ended with status {self.status}{self.said}")
@@ -91,9 +94,8 @@ def _read(log: FfmpegLog, line: str) -> None:
     elif "corrupt decoded frame" in line:
         log.corrupt_frames += 1
     elif "corrupt input packet" in line:
-        log.failed_packets += 1
-    elif found := re.search(r"Changing video frame properties.*|Reconfiguring filter graph because.* (\d+x\d+)", line):
-        log.changed_size = log.changed_size or found[1] or ""
+        log.marked_packets += 1
+    log.reconfigured |= "Reconfiguring filter graph" in line
     log.reading_failed |= "Error during demuxing" in line
     log.out_of_memory |= any(sign in line for sign in OUT_OF_MEMORY)
     if not log.first_error and ("[error]" in line or "[fatal]" in line):

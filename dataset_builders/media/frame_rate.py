@@ -1,5 +1,6 @@
 """From presentation times to a frame rate: whether frames are equally spaced, and at which rate."""
 
+import math
 import statistics
 from fractions import Fraction
 from itertools import pairwise
@@ -8,6 +9,7 @@ from itertools import pairwise
 STANDARD_RATES = [Fraction(n) for n in (5, 6, 8, 10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)] + [
     Fraction(n * 1000, 1001) for n in (24, 30, 60, 120)
 ]
+LONGEST_PAUSES = {"mpegts": 10.0, "mpeg": 10.0}  # seconds, by FFmpeg's demuxer, as its players have it
 MAX_RESAMPLED_RATE = 60  # frames per second, for sources whose frames are not equally spaced
 
 
@@ -44,3 +46,30 @@ def grid_origin(seconds: list[float], rate: Fraction) -> float:
     """Where frame 0 of equally spaced ones belongs, so that each is nearest to its own place of the grid."""
     off = [time - number / float(rate) for number, time in enumerate(seconds)]
     return (max(off) + min(off)) / 2
+
+
+def continued(
+    stamps: list[tuple[int | None, int | None]], time_base: Fraction | None, longest_pause: float = math.inf
+) -> tuple[list[float], bool]:
+    """(presentation, decoding) time stamps of packets in the file's order -> (presentation times in seconds, sorted, as if the
+    stream had gone on where it was spliced; whether it was). Empty where not all are known.
+
+    Decoding times only grow. Where they fall back by a frame or more, or pause for more seconds than that, another recording
+    begins, and its first frame follows on the last one before.
+    """
+    known = [(shown, decoded) for shown, decoded in stamps if shown is not None and decoded is not None]
+    if not time_base or len(known) < len(stamps):
+        return [], False
+    decoded = [stamp for _, stamp in known]
+    step = statistics.median([after - before for before, after in pairwise(decoded) if after > before] or [0])
+    parts: list[list[int]] = []
+    for place, (shown, now) in enumerate(known):
+        passed = now - decoded[place - 1]
+        if not place or (step and not (-step < passed and passed * time_base <= longest_pause)):
+            parts.append([])
+        parts[-1].append(shown)
+    joined: list[float] = []
+    for part in parts:
+        offset = joined[-1] + step - min(part) if joined else 0
+        joined += sorted(shown + offset for shown in part)
+    return [float(shown * float(time_base)) for shown in joined], len(parts) > 1

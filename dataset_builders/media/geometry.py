@@ -37,7 +37,7 @@ def geometry(info: VideoInfo, options: EncodeOptions) -> tuple[Size, Size]:
     scaled = int(width * factor / 2) * 2, int(height * factor / 2) * 2
     cropped = scaled[0] // MULTIPLE * MULTIPLE, scaled[1] // MULTIPLE * MULTIPLE
     if min(cropped) < MULTIPLE:
-        raise RejectedError(Reason.TOO_SMALL, f"{scaled[0]}x{scaled[1]} pixels; at least 16x16 are needed")
+        raise RejectedError(Reason.TOO_SMALL, f"{round(width)}x{round(height)} pixels; at least 16x16 are needed")
     return scaled, cropped
 
 

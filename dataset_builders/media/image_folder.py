@@ -15,6 +15,7 @@ from dataset_builders.media.ffmpeg_process import FfmpegLog
 from dataset_builders.media.image_names import image_names
 from dataset_builders.media.probe import VideoInfo, open_file, picture
 from dataset_builders.media.rejects import Reason, RejectedError
+from pipeline.decoding.orientation import rotation_of, stored_size
 
 # by extension: FFmpeg's demuxer of images in a row, libavcodec's decoder, and what stands near the end of a whole file
 FORMATS = {
@@ -121,16 +122,17 @@ class ImageFolder:
         if self._problem:
             raise self._problem
         missing = len(self.names) - log.frames_decoded
-        if log.status < 0 or log.out_of_memory or not (log.first_error or log.changed_size or missing):
+        if log.status < 0 or log.out_of_memory or not (log.first_error or log.reconfigured or missing):
             return
-        size: tuple[int, int] | None = None
+        size: tuple[int, int] | None = None  # as shown: photographs may lie on their side
         for name in self.names:
             frame = _decode(_decoder(name), self._read(name))
             if frame is None:
                 raise self._damaged(name, "it does not decode")
-            size = size or (frame.width, frame.height)
-            if (frame.width, frame.height) != size:
-                detail = f"{_text(name)} is {frame.width}x{frame.height} pixels, {_text(self.names[0])} is {size[0]}x{size[1]}"
+            shown = stored_size(frame.width, frame.height, rotation_of(frame))
+            size = size or shown
+            if shown != size:
+                detail = f"{_text(name)} is {shown[0]}x{shown[1]} pixels, {_text(self.names[0])} is {size[0]}x{size[1]}"
                 raise RejectedError(Reason.UNSUPPORTED, detail)
         if not log.status and (missing or log.first_error):
             raise RejectedError(Reason.DAMAGED, f"{missing} of {len(self.names)} images do not decode{log.said}")

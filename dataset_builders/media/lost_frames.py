@@ -5,23 +5,26 @@ are missing is not shown, and all there is to see is a line in the log; or not e
 that it skips. Such lines alone mean little, many sound files cause them; neither does a packet without a frame: two fields of a
 frame can be two packets, MPEG-4 in AVI has packets that only hold a place, and what comes before the first key frame, or is
 shown before it, cannot be decoded. Both together are damage. So is a line of the demuxer together with a gap: packets that
-never came, where the others are equally spaced.
+never came, where the others are equally spaced. So is a packet that
+the demuxer calls corrupt, unless it is MPEG-TS that was spliced there, and the decoder says nothing.
 """
 
 import math
 import statistics
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Self
+from typing import BinaryIO, Self
 
 import av
 
 from dataset_builders.media.probe import BEYOND, VideoInfo, open_container, open_file, video_stream
+from dataset_builders.media.transport_stream import is_only_spliced
 from pipeline.decoding.decode import is_hidden, packets_of
 from pipeline.decoding.nal_units import unit_positions
 
 SILENT = ("av1",)  # decoders that say nothing; of AV1 every packet shows exactly one frame
 PLACEHOLDER = 19  # bytes of an MPEG-4 packet that shows the frame before it once more, at most; libav leaves these out
+SPLICED = "mpegts"  # the demuxer that calls whole packets corrupt, see transport_stream
 GAPS = 2  # that a line of the demuxer can account for: one flip was seen to make two; a recorder's dropped frames make more
 CUT_OFF = ("partial file", "File ended prematurely")  # what demuxers say of a file's end; nothing of its middle
 # types of HEVC's NAL units (H.265, table 7-1)
@@ -44,6 +47,8 @@ class LostFrames:
         self._read: list[str] = []  # the demuxer's lines at error level
         self._packets: list[tuple[int | None, bool]] = []  # from then on: time stamp, and whether a frame must come of it
         self._held: list[tuple[int | None, bool]] = []  # HEVC: packets without a picture, until one with a picture comes
+        self._marked: list[int | None] = []  # time stamps of packets that the demuxer calls corrupt
+        self._places: list[tuple[int | None, int]] = []  # time stamp, and place in the file
         self._skips = False  # HEVC: units were skipped in silence
         self._ended, self._key = True, min(BLA)  # HEVC: no picture can refer back; type of the last key frame
         self._frames: dict[int | None, bool] = {}  # time stamp: whether it is interlaced
@@ -63,14 +68,19 @@ class LostFrames:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skip_repeated)
 
-    def follow(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
-        """To be called once, before `decode`."""
+    def follow(self, container: av.container.InputContainer, stream: av.VideoStream, file: BinaryIO) -> None:
+        """To be called once, before `decode`; the container reads the file."""
+        self._file = file
         self._demuxer, self._stream, self._codec = container.format.name, stream, stream.codec.canonical_name
 
     def decode(self, packet: av.Packet) -> list[av.VideoFrame] | None:
         """The frames that come out; None if libav fails."""
         if packet.size:
             self._begun |= packet.is_keyframe
+            if self._begun and packet.is_corrupt:
+                self._marked.append(packet.pts)
+            if packet.pos is not None and packet.pos >= 0:
+                self._places.append((packet.pts, packet.pos))
             if self._begun and not packet.is_discard and not is_hidden(self._codec, packet):
                 holds_place = self._codec == "mpeg4" and packet.size <= PLACEHOLDER
                 if self._codec == "hevc":
@@ -123,6 +133,10 @@ class LostFrames:
         is. Where frames cannot be told by their stamps, of all frames."""
         if gap := self._gap(begin, end):
             return f"{gap} packets are missing; {self._demuxer}: {self._read[0]}"
+        marked = sum(stamp is None or stamp < end for stamp in self._marked)
+        if marked and (self._said or not self._is_only_spliced(end)):
+            said = f"; {self._codec}: {self._said}" if self._said else ""
+            return f"{marked} of {len(self._packets)} packets are incomplete{said}"
         if not self._said and not self._skips and self._codec not in SILENT:
             return ""
         stamps = {stamp for stamp, _ in self._packets}
@@ -135,6 +149,14 @@ class LostFrames:
             return ""
         said = f"; {self._codec}: {self._said}" if self._said else ""
         return f"{lost} of {len(self._packets)} packets give no frame{said}"
+
+    def _is_only_spliced(self, end: float) -> bool:
+        """Whether that is why packets are called corrupt which are shown before `end`."""
+        if self._demuxer != SPLICED or not self._places:
+            return False
+        last = max((place for stamp, place in self._places if stamp is None or stamp < end), default=0)
+        following = min((place for _, place in self._places if place > last), default=None)
+        return is_only_spliced(self._file, self._places[0][1], following, self._stream.id)
 
     def _gap(self, begin: float, end: float) -> int:
         """Packets that never came, by what the demuxer says and a gap among equally spaced ones."""
@@ -166,7 +188,7 @@ def lost_of_source(path: bytes, info: VideoInfo) -> str:
     """Decode the wanted part of a video that FFmpeg complained of once more -> what is lost of it, as `damage` says."""
     with open(open_file(path), "rb", buffering=0) as file, LostFrames() as lost, open_container(file) as container:
         stream, window = video_stream(container), info.window
-        lost.follow(container, stream)
+        lost.follow(container, stream, file)
         if window and math.isfinite(window.seek):
             container.seek(round(window.seek * av.time_base))
         base = float(stream.time_base or 1)
@@ -175,7 +197,7 @@ def lost_of_source(path: bytes, info: VideoInfo) -> str:
             frames = lost.decode(packet)  # None: a frame fewer
             if frames is not None and packet.dts is not None and packet.dts > end + BEYOND / base:
                 break
-    return lost.damage(begin, end)
+        return lost.damage(begin, end)
 
 
 def nal_units(stream: av.VideoStream, packet: av.Packet) -> Iterator[tuple[int, int]]:

@@ -15,10 +15,11 @@ from typing import Any
 import av
 import av.video
 
-from dataset_builders.media.frame_rate import frame_rate, grid_origin
+from dataset_builders.media.frame_rate import LONGEST_PAUSES, continued, frame_rate, grid_origin
 from dataset_builders.media.rejects import Reason, RejectedError
 from pipeline.decoding.colour import matrix_of
 from pipeline.decoding.decode import find_video, is_hidden, packets_of
+from pipeline.decoding.orientation import rotation_of
 
 SLACK = 0.001  # seconds by which a frame may come before a window's edge: what containers in milliseconds are off by
 OFF = 3
@@ -46,7 +47,7 @@ class VideoInfo:
     width: int  # as coded: before rotation, pixels not necessarily square
     height: int
     pixel_aspect: Fraction  # width of a pixel over its height
-    rotation: int  # degrees counter-clockwise that turn a decoded frame upright: 0, 90, 180, 270
+    rotation: int  # what shows a decoded frame upright, see pipeline.decoding.orientation
     pixel_format: str
     planar_yuv: bool
     matrix: str  # one of colour.TAGS' values; that of the usual rule where the stream does not say
@@ -54,7 +55,7 @@ class VideoInfo:
     constant_rate: bool  # equally spaced frames: each is kept once; otherwise they are resampled to `rate`
     num_packets: int  # about the number of frames of the wanted part: no header is asked
     first: float | None = 0.0  # on the same clock, seconds: of the first frame; of the middle of all frames' places on a grid
-    # of `rate` where they are equally spaced; None where the file knows no time stamps
+    # of `rate` where they are equally spaced; None where the file knows no time stamps, or they begin anew in the middle
     last: float = 0.0  # the last frame
     clock: float = 0.0  # what the clock shows at the beginning of the file: what a player calls 0
     window: Window | None = None  # None: the whole file
@@ -139,10 +140,12 @@ def _probe(container: av.container.InputContainer, start: float | None, end: flo
         container.seek(round(seek * av.time_base))
     frame: av.VideoFrame | None = None
     times: list[int | None] = []
+    stamps: list[tuple[int | None, int | None]] = []
     last_duration, exact = 0, container.format.name != "avi"
     for packet in packets_of(container, stream):
         if packet.size and not packet.is_discard and not is_hidden(stream.codec.canonical_name, packet):
             times.append(packet.pts if packet.pts is not None else packet.dts)
+            stamps.append((times[-1], packet.dts))
             last_duration, exact = packet.duration or 0, exact and packet.pts is not None
         if frame is None:
             try:
@@ -169,7 +172,13 @@ def _probe(container: av.container.InputContainer, start: float | None, end: flo
         )
         raise RejectedError(Reason.TOO_SHORT, detail)
     nominal = [Fraction(r) for r in (stream.guessed_rate, stream.average_rate, stream.base_rate) if r]
-    rate, constant = frame_rate(seconds, nominal)
+    longest_pause = LONGEST_PAUSES.get(container.format.name, math.inf) if whole else math.inf
+    joined, spliced = continued(stamps, stream.time_base, longest_pause)
+    rate, constant = frame_rate(joined if spliced and whole else seconds, nominal)
+    if spliced and not (whole and constant):
+        detail = "its time stamps begin anew in the middle"
+        detail += ", and its frames are not equally spaced" if whole else ": no part can be cut from it"
+        raise RejectedError(Reason.UNSUPPORTED, detail)
     _check_complete(stream, every, edges, float(last_duration * (stream.time_base or 0)), rate)
     window = None
     if not whole:
@@ -188,7 +197,7 @@ def _probe(container: av.container.InputContainer, start: float | None, end: flo
         rate=rate,
         constant_rate=constant,
         num_packets=len(seconds) if seconds else len(times),
-        first=(grid_origin(seconds, rate) if constant else seconds[0]) if seconds else None,
+        first=(grid_origin(seconds, rate) if constant else seconds[0]) if seconds and not spliced else None,
         last=seconds[-1] if seconds else 0.0,
         clock=clock,
         window=window,
@@ -228,7 +237,7 @@ def picture(frame: av.VideoFrame, aspect: Fraction | None = None) -> dict[str, A
         "width": frame.width,
         "height": frame.height,
         "pixel_aspect": Fraction(aspect) if aspect and Fraction(1, 10) < aspect < 10 else Fraction(1),
-        "rotation": round(frame.rotation / 90) % 4 * 90,
+        "rotation": rotation_of(frame),
         "pixel_format": frame.format.name,
         "matrix": matrix,
     }

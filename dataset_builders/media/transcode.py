@@ -2,9 +2,9 @@
 
 Pixels, in all presets but `copy`: upright, square, deinterlaced where a frame is flagged so, scaled to `short_side` or a
 canvas, centre crop to multiples of 16, 8-bit 4:2:0, BT.601 in limited range and tagged so. Only the matrix is converted:
-primaries and transfer curve stay what they were, so HDR material comes out flat (no tone mapping). Frames: the rate is
-constant. Equally spaced frames of a source go in once each; others are repeated or left out to fit, as they are where
-another rate is asked for.
+primaries and transfer curve stay what they were, so HDR material comes out flat (no tone mapping). A picture that changes in
+mid-stream is not taken, see `changes`. Frames: the rate is constant. Equally spaced frames of a source go in once each; others
+are repeated or left out to fit, as they are where another rate is asked for.
 
 A source that is cut is encoded into an unnamed temporary file, with key frames where it will be cut; then its packets are
 copied into clips of their own. So frames are exact, nothing is decoded twice, and a kill leaves nothing behind.
@@ -22,10 +22,11 @@ from typing import Any, BinaryIO
 import av
 import ffmpeg
 
+from dataset_builders.media.changes import settled
 from dataset_builders.media.ffmpeg_process import LOGGING, FfmpegLog, ffmpeg_path, run_ffmpeg
 from dataset_builders.media.geometry import geometry
 from dataset_builders.media.image_folder import ImageFolder
-from dataset_builders.media.lost_frames import SILENT, lost_of_source
+from dataset_builders.media.lost_frames import SILENT, SPLICED, lost_of_source
 from dataset_builders.media.presets import ENCODERS, EncodeOptions
 from dataset_builders.media.probe import OFF, VideoInfo, open_file
 from dataset_builders.media.rejects import Reason, RejectedError
@@ -33,6 +34,9 @@ from pipeline.decoding.decode import packets_of
 
 # bicubic is swscale's usual choice; the rest makes its result the same on every CPU
 SCALER = "bicubic+accurate_rnd+full_chroma_int+bitexact"
+# libavcodec's PNG decoder gives these, and 1-bit grey, which swscale enlarges, reduces and converts as if it were of limited
+# range, with white at 255; as grey it does not. Frames of one film may differ
+NO_BITS = "gray|gray16be|ya8|ya16be|pal8|rgb24|rgba|rgb48be|rgba64be"
 MUXING = {"movflags": "+faststart", "fflags": "+bitexact"}
 # extensions by FFmpeg's demuxer, beside the demuxer's own names; the first is for files that have none of them
 EXTENSIONS = {"mov": "mp4 m4v", "matroska": "mkv", "mpegts": "ts mts m2ts", "mpeg": "mpg vob", "asf": "wmv", "ogg": "ogv"}
@@ -55,6 +59,7 @@ class Piece:
     num_frames: int
     number: int  # of the clip among those of the source
     count: int  # all clips of the source
+    info: VideoInfo  # of what is in it, if something else came before the wanted part
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +107,17 @@ def transcode(
     encoder = ENCODERS[options.preset](options.gop)
     if cuts is None:
         with os.fdopen(os.memfd_create("clip"), "r+b") as target:  # +faststart needs to seek
-            log = encode(source, info, options, timing, target, encoder, MUXING)
+            log, info = encode(source, info, options, timing, target, encoder, MUXING)
             target.seek(0)
-            yield Piece(target.read(), 0, log.frames_encoded, 0, 1)
+            yield Piece(target.read(), 0, log.frames_encoded, 0, 1, info)
         return
     with tempfile.TemporaryFile(prefix="tubecell-", dir=scratch) as target:  # without a name where the file system can
-        log = encode(source, info, options, timing, target, encoder, {"fflags": "+bitexact"}, cuts)
+        log, info = encode(source, info, options, timing, target, encoder, {"fflags": "+bitexact"}, cuts)
         places = cuts.places(log.frames_encoded)
         if len(places) < 2:
             detail = f"{log.frames_encoded} frames at {float(timing.rate):g} per second; a clip is {wanted.clip_frames}"
             raise RejectedError(Reason.TOO_SHORT, detail)
-        yield from cut(target, places)
+        yield from cut(target, places, info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +161,43 @@ def encode(
     encoder: dict[str, Any],
     muxing: dict[str, Any],
     cuts: Cuts | None = None,
+) -> tuple[FfmpegLog, VideoInfo]:
+    """Run FFmpeg with an encoder's settings into an open file and check what it says; raises RejectedError. What it is the
+    first time may be a frame's before the wanted part: that of the part comes back."""
+    log = _run(source, info, options, timing, target, encoder, muxing, cuts)
+    if log.reconfigured and isinstance(source, bytes) and (again := settled(source, info)) != info:
+        info = again
+        target.seek(0)
+        target.truncate()
+        log = _run(source, info, options, timing, target, encoder, muxing, cuts)
+    log.check(info.num_packets, joined=info.container == SPLICED)
+    # how many of a window's frames came nobody knows: the others that it was decoded from count, too, and gaps are filled
+    gaps = info.window or log.frames_decoded < info.num_packets
+    suspect = log.marked_packets or (gaps and info.codec in (*SILENT, "hevc"))
+    suspect = suspect or (log.first_error and (gaps or not info.constant_rate))
+    if suspect and isinstance(source, bytes) and (lost := lost_of_source(source, info)):
+        raise RejectedError(Reason.DAMAGED, lost)
+    if log.frames_encoded < options.min_frames:
+        detail = f"{log.frames_encoded} frames decode; --min-frames is {options.min_frames}"
+        raise RejectedError(Reason.TOO_SHORT, detail)
+    expected = info.num_packets if info.window else log.frames_decoded
+    if not timing.resampled and abs(log.frames_encoded - expected) > (0 if info.exact or not info.window else OFF):
+        detail = f"{expected} frames decoded, {log.frames_encoded} encoded{log.said}"
+        raise RejectedError(Reason.ENCODE_FAILED, detail)
+    return log, info
+
+
+def _run(
+    source: bytes | ImageFolder,
+    info: VideoInfo,
+    options: EncodeOptions,
+    timing: Timing,
+    target: BinaryIO,
+    encoder: dict[str, Any],
+    muxing: dict[str, Any],
+    cuts: Cuts | None,
 ) -> FfmpegLog:
-    """Run FFmpeg with an encoder's settings into an open file and check what it says; raises RejectedError."""
+    """One run of FFmpeg; raises RejectedError for what cannot be read."""
     with source.opened() if isinstance(source, ImageFolder) else os.fdopen(open_file(source), "rb", buffering=0) as file:
         reading = source.reading if isinstance(source, ImageFolder) else _reading(info, timing)
         video = ffmpeg.input("fd:", fd=file.fileno(), protocol_whitelist="fd", threads=1, **reading)[str(info.stream)]
@@ -179,19 +219,6 @@ def encode(
             check_readable(file)
     if isinstance(source, ImageFolder):
         source.check(log)
-    log.check(info.num_packets)
-    # how many of a window's frames came nobody knows: the others that it was decoded from count, too, and gaps are filled
-    gaps = info.window or log.frames_decoded < info.num_packets
-    suspect = (gaps and info.codec in (*SILENT, "hevc")) or (log.first_error and (gaps or not info.constant_rate))
-    if suspect and isinstance(source, bytes) and (lost := lost_of_source(source, info)):
-        raise RejectedError(Reason.DAMAGED, lost)
-    if log.frames_encoded < options.min_frames:
-        detail = f"{log.frames_encoded} frames decode; --min-frames is {options.min_frames}"
-        raise RejectedError(Reason.TOO_SHORT, detail)
-    expected = info.num_packets if info.window else log.frames_decoded
-    if not timing.resampled and abs(log.frames_encoded - expected) > (0 if info.exact or not info.window else OFF):
-        detail = f"{expected} frames decoded, {log.frames_encoded} encoded{log.said}"
-        raise RejectedError(Reason.ENCODE_FAILED, detail)
     return log
 
 
@@ -218,6 +245,8 @@ def _filters(video: Any, info: VideoInfo, options: EncodeOptions, timing: Timing
         end = info.window.end if timing.limit is None else info.window.edges[1] + 2 / float(timing.rate)
         edges = {"start": info.window.begin, "end": end}
         video = video.filter("trim", **{name: f"{time:.6f}" for name, time in edges.items() if math.isfinite(time)})
+    if info.codec in ("png", "apng") or info.pixel_format.startswith("mono"):
+        video = video.filter("format", NO_BITS)
     if info.planar_yuv:
         video = video.filter("bwdif", mode="send_frame", deint="interlaced")
     if timing.resampled:
@@ -237,7 +266,7 @@ def _filters(video: Any, info: VideoInfo, options: EncodeOptions, timing: Timing
     )
 
 
-def cut(file: BinaryIO, places: Sequence[int]) -> Iterator[Piece]:
+def cut(file: BinaryIO, places: Sequence[int], info: VideoInfo) -> Iterator[Piece]:
     """Copy the packets of an MP4 file, each a frame, into MP4 files that begin at `places`: key frames that nothing shown later
     comes before."""
     with av.open(f"/proc/self/fd/{file.fileno()}", metadata_errors="replace") as whole:
@@ -259,4 +288,4 @@ def cut(file: BinaryIO, places: Sequence[int]) -> Iterator[Piece]:
                         packet.stream = copied
                         container.mux(packet)
                 target.seek(0)
-                yield Piece(target.read(), first, end - first, number, len(places) - 1)
+                yield Piece(target.read(), first, end - first, number, len(places) - 1, info)

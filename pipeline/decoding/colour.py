@@ -36,11 +36,14 @@ Region = tuple[int, int, int, int]
 
 
 def matrix_of(frame: av.VideoFrame) -> str:
-    """The YCbCr matrix of a frame; where it is not tagged, BT.709 from 720 lines on and BT.601 below, as players do. Raises
-    ValueError for one that has no name in TAGS."""
+    """The YCbCr matrix of a frame; where it is not tagged, BT.709 from 720 lines on and BT.601 below, as players do. Grey and
+    black-and-white frames and palettes have no chroma that a matrix could be of, whatever their tag: PNG's is number 0, RGB.
+    Raises ValueError for one that has no name in TAGS."""
     if frame.format.is_rgb or frame.colorspace == 2:  # AVCOL_SPC_UNSPECIFIED
         return "bt709" if frame.height >= 720 and not frame.format.is_rgb else "bt601"
     if frame.colorspace not in TAGS:
+        if len(frame.format.components) < 3:  # the second is alpha
+            return "bt601"
         raise ValueError(f"colour matrix number {frame.colorspace} (H.273) is not supported")
     return TAGS[frame.colorspace]
 

@@ -30,8 +30,9 @@ import torch
 
 from pipeline.cuda_context import on_stream
 from pipeline.decoding.decode import ClipRequest, DecodeError, Failure
+from pipeline.decoding.orientation import MIRRORED, stored_box, stored_size
 from pipeline.decoding.resize import FRACTION
-from pipeline.decoding.trim import TrimmedClip, UnsupportedClipError, coded_size, trim
+from pipeline.decoding.trim import TrimmedClip, UnsupportedClipError, trim
 from pipeline.storage.manifest import Clip
 
 LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # weights of red and blue (H.273)
@@ -182,7 +183,9 @@ class DaliDecoder:
             frames = dali.coord_transform(frames, M=dali.batch(list(matrices)), T=dali.batch(list(offsets)), dtype=dali.uint8)
             tensors = frames.tensors
             sources = [self._placed(tensors[i], places) for i, clip in enumerate(clips) for places in clip.places]
-            boxes = np.stack([_coded_box(box, clip.clip) for clip in clips for box in clip.boxes]).astype(np.float32)
+            boxes = np.stack(
+                [stored_box(box, *_coded(clip.clip), clip.clip.rotation) for clip in clips for box in clip.boxes]
+            ).astype(np.float32)
             low, high = boxes[:, 1::-1], (boxes[:, :2] + boxes[:, 2:])[:, ::-1]  # (y, x)
             out = dali.resize(
                 dali.as_batch(sources),
@@ -197,12 +200,10 @@ class DaliDecoder:
             out = out.mul_(1 << FRACTION).round_().to(torch.int16)
         out = out.view(len(clips), views, *out.shape[1:])
         if out.shape[3:5] != self.size:
-            return torch.stack(
-                [torch.rot90(of, clip.clip.rotation // 90, dims=(2, 3)) for of, clip in zip(out, clips, strict=True)]
-            )
+            return torch.stack([_upright(of, clip.clip.rotation) for of, clip in zip(out, clips, strict=True)])
         for i, clip in enumerate(clips):
             if clip.clip.rotation:
-                out[i] = torch.rot90(out[i], clip.clip.rotation // 90, dims=(2, 3))
+                out[i] = _upright(out[i], clip.clip.rotation)
         return out
 
     def _placed(self, frames: Any, places: np.ndarray) -> Any:
@@ -232,7 +233,7 @@ _own = threading.local()
 
 
 def _check_shape(clip: TrimmedClip, shape: tuple[int, ...]) -> None:
-    width, height = coded_size(clip.clip)
+    width, height = _coded(clip.clip)
     if shape[0] != len(clip.frames):
         raise DecodeError(Failure.MISSING_FRAMES, f"{shape[0]} of {len(clip.frames)} frames came out")
     if shape[1:3] != (height, width):
@@ -241,17 +242,13 @@ def _check_shape(clip: TrimmedClip, shape: tuple[int, ...]) -> None:
         )
 
 
-def _coded_box(box: np.ndarray, clip: Clip) -> tuple[int, int, int, int]:
-    """A box of the displayed frame -> the same pixels in the coded frame, which is turned counter-clockwise for display."""
-    x, y, w, h = (int(value) for value in box)
-    width, height = coded_size(clip)
-    if clip.rotation == 90:
-        return width - y - h, x, h, w
-    if clip.rotation == 180:
-        return width - x - w, height - y - h, w, h
-    if clip.rotation == 270:
-        return y, height - x - w, h, w
-    return x, y, w, h
+def _coded(clip: Clip) -> tuple[int, int]:
+    return stored_size(clip.width, clip.height, clip.rotation)
+
+
+def _upright(views: torch.Tensor, rotation: int) -> torch.Tensor:
+    """(R, T, H, W, 3), as `orientation.upright` has them; a copy, if it is not the same."""
+    return torch.rot90(views.flip(3) if rotation >= MIRRORED else views, rotation // 90, dims=(2, 3))
 
 
 def _cause(error: BaseException) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 from pipeline.decoding.augment import AugmentedResizer
 from pipeline.decoding.colour import Region, RgbConverter, region_around
 from pipeline.decoding.nal_units import DroppablePictures, FrameNumError, read_sequence
+from pipeline.decoding.orientation import stored_size, upright
 from pipeline.decoding.resize import CropResizer, TorchResizer, crop_resizer
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage.manifest import Clip
@@ -120,12 +121,12 @@ are valid until it returns."""
 
 
 def _turning(clip: Clip, take: Take) -> Take:
-    """The same for a clip whose frames lie on their side, or upside down."""
-    width = clip.height if clip.rotation % 180 else clip.width  # as stored
+    """The same for a clip whose frames lie on their side, are upside down or mirrored."""
+    width, _ = stored_size(clip.width, clip.height, clip.rotation)
 
     def turn(number: int, rows: np.ndarray) -> None:
-        upright = np.rot90(rows[:, : 3 * width].reshape(len(rows), width, 3), clip.rotation // 90)
-        take(number, np.ascontiguousarray(upright).reshape(clip.height, -1))
+        shown = upright(rows[:, : 3 * width].reshape(len(rows), width, 3), clip.rotation)
+        take(number, np.ascontiguousarray(shown).reshape(clip.height, -1))
 
     return turn
 
@@ -222,7 +223,7 @@ def decode_each(
     """
     clock = time.perf_counter_ns
     converting = taking = 0  # ns
-    width, height = (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)
+    width, height = stored_size(clip.width, clip.height, clip.rotation)
     with RgbConverter(clip.matrix, clip.range, region or (0, 0, width, height)) as converter:
         for i, frame in decoded_frames(clip, data, wanted, meter):
             if (frame.width, frame.height) != (width, height):

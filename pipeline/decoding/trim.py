@@ -29,6 +29,7 @@ from pipeline.decoding.decode import (
     video_stream,
 )
 from pipeline.decoding.nal_units import DroppablePictures, FrameNumError
+from pipeline.decoding.orientation import stored_size
 from pipeline.storage.manifest import Clip
 
 CPU_CODECS = ("vp8", "vp9", "mjpeg")  # of the wheels since 2.1.1
@@ -69,7 +70,8 @@ def can_decode(clip: Clip, device: str) -> str | None:
     if clip.codec not in GPU_CODECS:
         return f"DALI decodes {', '.join(GPU_CODECS)} on a GPU, not {clip.codec}"
     low, high = GPU_CODECS[clip.codec]
-    if any(not least <= side <= most for least, side, most in zip(low, coded_size(clip), high, strict=True)):
+    coded = stored_size(clip.width, clip.height, clip.rotation)
+    if any(not least <= side <= most for least, side, most in zip(low, coded, high, strict=True)):
         return f"NVDEC decodes {clip.codec} from {low[0]} x {low[1]} to {high[0]} x {high[1]} pixels"
     return None
 
@@ -247,7 +249,3 @@ def _check_packet(codec: str, packet: av.Packet, kind: str) -> None:
     if codec == "vp9" and kind == "cuda" and (last & 0xE0 == 0xC0 or first >> 3 & 1):
         # DALI counts what NVDEC decodes: a superframe as two frames, a frame shown again as none
         raise UnsupportedClipError("its VP9 stream has hidden frames")
-
-
-def coded_size(clip: Clip) -> tuple[int, int]:
-    return (clip.height, clip.width) if clip.rotation % 180 else (clip.width, clip.height)

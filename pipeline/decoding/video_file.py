@@ -29,6 +29,7 @@ from pipeline.decoding.decode import (
     packets_of,
     video_stream,
 )
+from pipeline.decoding.orientation import rotation_of, stored_size
 from pipeline.sampling.crops import Size, long_side_crops
 from pipeline.storage.manifest import Clip
 
@@ -158,8 +159,8 @@ def _described(
     except ValueError as error:
         raise DecodeError(Failure.DAMAGED, str(error)) from None
     assert matrix in MATRICES
-    rotation = round(first.rotation / 90) % 4 * 90
-    width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+    rotation = rotation_of(first)
+    width, height = stored_size(first.width, first.height, rotation)
     if min(width, height) < SMALLEST:
         raise DecodeError(
             Failure.DAMAGED, f"its frames are {width} x {height} pixels; at least {SMALLEST} x {SMALLEST} are needed"

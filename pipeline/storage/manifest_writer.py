@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("codec", pa.string()),  # FFmpeg's name: h264, vp9, mjpeg ...
         ("duration", pa.float64()),  # seconds
-        ("rotation", pa.int16()),  # degrees counter-clockwise to turn a decoded frame by: 0, 90, 180, 270
+        ("rotation", pa.int16()),  # degrees counter-clockwise to turn a decoded frame by; 360 more: to be mirrored before
         ("matrix", pa.string()),  # YCbCr matrix: bt601, bt709, bt2020
         ("range", pa.string()),  # "limited" or "full"
         ("sampling", pa.string()),  # "stride:4" or "seconds:0.133333", see `parse_sampling`

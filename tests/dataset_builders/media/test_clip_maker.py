@@ -89,6 +89,35 @@ def test_a_cut_video_of_variable_rate(tmp_path: Path) -> None:
     assert abs(clips[-1].row["num_frames"] - clips[0].row["num_frames"]) <= 2
 
 
+@pytest.mark.parametrize("preset", ["h264-fast", "copy"])
+def test_spliced_transport_streams(tmp_path: Path, preset: str) -> None:
+    """Their packets' numbers do not follow on, which FFmpeg calls corrupt, and their clocks fall back or leap; all decodes."""
+    parts = []
+    for number, offset in enumerate((0.0, 0.0, 40.0)):
+        coding = ["-c:v", "libx264", "-bf", "2", "-output_ts_offset", str(offset)]
+        parts.append(numbered_video(tmp_path / f"{number}.ts", *coding, frames=20 + number).read_bytes())
+    (path := tmp_path / "x.ts").write_bytes(b"".join(parts))
+    (clip,) = taken(make_clips(path, EncodeOptions(preset)))
+    assert numbers(clip) == [*range(20), *range(21), *range(22)]
+    assert (clip.row["fps"], clip.row["num_frames"]) == (25.0, 63)
+    if preset == "copy":
+        return
+    reject = rejected(make_clips(path, start=0.0, end=0.5))
+    assert (reject.reason, reject.detail) == (
+        Reason.UNSUPPORTED,
+        "its time stamps begin anew in the middle: no part can be cut from it",
+    )
+
+
+@pytest.mark.parametrize("preset", ["h264-fast", "copy"])
+def test_a_transport_stream_that_lost_something(tmp_path: Path, preset: str) -> None:
+    """A packet of its 188 bytes out of the middle of a frame."""
+    data = numbered_video(tmp_path / "x.ts", "-c:v", "libx264", "-vf", "noise=alls=40:allf=t", frames=40).read_bytes()
+    at = len(data) // 188 // 2 * 188
+    (tmp_path / "x.ts").write_bytes(data[:at] + data[at + 188 :])
+    assert rejected(make_clips(tmp_path / "x.ts", EncodeOptions(preset))).reason is Reason.DAMAGED
+
+
 def test_clips_of_equal_length_leave_out_the_remainder(tmp_path: Path) -> None:
     path = numbered_video(tmp_path / "x.mp4")
     clips = taken(make_clips(path, clip_frames=30))

@@ -4,12 +4,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from small_videos import X264, make_video, run_ffmpeg
+from PIL import Image
+from small_videos import X264, make_clip, make_video, run_ffmpeg
+from test_delivery import described
 
+from dataset_builders.media.clip import EncodedClip, Reject
 from dataset_builders.media.decode_check import verify
 from dataset_builders.media.geometry import geometry
 from dataset_builders.media.presets import EncodeOptions
 from dataset_builders.media.probe import VideoInfo
+from pipeline.decoding.decode import decode_frames
+from pipeline.decoding.orientation import upright
 
 
 def test_timing(tmp_path: Path) -> None:
@@ -48,19 +53,41 @@ def test_keyframes_can_be_started_at(tmp_path: Path) -> None:
             np.testing.assert_array_equal(frame.to_ndarray(format="rgb24"), linear[keyframe])
 
 
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize("flip", [[], ["-display_hflip"]], ids=["", "mirrored"])
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_rotation_turns_a_decoded_frame_as_players_show_it(tmp_path: Path, rotation: int) -> None:
-    """`np.rot90(frame, rotation // 90)` is what FFmpeg shows, which turns by itself."""
-    plain = make_video(tmp_path / "plain.mp4", size="96x64")
-    run_ffmpeg("-display_rotation", str(rotation), "-i", plain, "-c", "copy", tmp_path / "turned.mp4")
-    run_ffmpeg("-i", tmp_path / "turned.mp4", "-c:v", "ffv1", "-pix_fmt", "yuv420p", tmp_path / "shown.mkv")
-    clip = verify((tmp_path / "turned.mp4").read_bytes())
-    with av.open(tmp_path / "turned.mp4") as turned, av.open(tmp_path / "shown.mkv") as shown:
-        decoded = next(turned.decode(video=0)).to_ndarray(format="gray")
-        expected = next(shown.decode(video=0)).to_ndarray(format="gray")
-    assert clip.rotation == rotation
-    assert (clip.width, clip.height) == expected.shape[::-1]
-    np.testing.assert_array_equal(np.rot90(decoded, rotation // 90), expected)
+def test_rotation_turns_a_decoded_frame_as_players_show_it(
+    tmp_path: Path, rotation: int, flip: list[str], container: str
+) -> None:
+    """What training gets of a copy is what FFmpeg shows, which turns by itself."""
+    plain, turned = make_video(tmp_path / "plain.mp4", size="96x64"), tmp_path / f"turned.{container}"
+    run_ffmpeg("-display_rotation", str(rotation), *flip, "-i", plain, "-c", "copy", turned)
+    run_ffmpeg("-i", turned, "-c:v", "ffv1", "-pix_fmt", "yuv420p", tmp_path / "shown.mkv")
+    built = make_clip(turned, preset="copy")
+    assert isinstance(built, EncodedClip)
+    assert (built.row["rotation"] >= 360, built.row["rotation"] % 180) == (bool(flip), rotation % 180)
+    assert flip or built.row["rotation"] == rotation
+    with av.open(turned) as stored, av.open(tmp_path / "shown.mkv") as shown:
+        decoded = next(stored.decode(video=0)).to_ndarray(format="gray")
+        frame = next(shown.decode(video=0))
+        expected = frame.to_ndarray(format="gray")
+        colours = frame.to_ndarray(format="rgb24").astype(int)
+    assert (built.row["width"], built.row["height"]) == expected.shape[::-1]
+    np.testing.assert_array_equal(upright(decoded, built.row["rotation"]), expected)
+    (delivered,) = decode_frames(described(built), built.data, np.array([0]))
+    assert np.abs(delivered - colours).mean() < 3
+
+
+def test_a_frame_that_is_turned_otherwise_is_no_copy(tmp_path: Path) -> None:
+    """Photographs in a row, of which some lie on their side."""
+    for number in range(20):
+        exif = Image.Exif()
+        exif[0x112] = 7 if number < 18 else 1
+        Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / f"{number}.jpg", exif=exif)
+    run_ffmpeg("-framerate", "10", "-i", tmp_path / "%d.jpg", "-c", "copy", tmp_path / "x.mov")
+    reject = make_clip(tmp_path / "x.mov", preset="copy")
+    assert isinstance(reject, Reject)
+    assert reject.detail == "its orientation changes from 630 to 0 in frame 18"
 
 
 def test_rotation_of_real_phone_videos(shared: Path, tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from small_videos import make_clips, run_ffmpeg
-from test_clip_maker import ENCODING, numbered_video, numbers, rejected, taken
+from test_clip_maker import BITS, ENCODING, numbered_video, numbers, rejected, taken
+from test_delivery import described
 
 from dataset_builders.media.image_folder import ImageFolder
 from dataset_builders.media.presets import EncodeOptions
 from dataset_builders.media.rejects import Reason, RejectedError
+from pipeline.decoding.decode import decode_frames
 
 EXTENSIONS = {"jpg": ["-q:v", "2"], "png": [], "webp": ["-quality", "90"]}
 
@@ -41,6 +45,47 @@ def test_images_in_the_order_of_their_numbers(images: Path, extension: str, pres
     row = clip.row
     assert (row["fps"], row["start"], row["end"], row["path"]) == (12.0, None, None, extension.encode())
     assert (row["matrix"], row["range"], row["width"], row["height"]) == ("bt601", "limited", 160, 32)
+
+
+PNG_MODES = {"grey": "L", "16 bits": "I;16", "alpha": "LA", "1 bit": "1", "palette": "P", "colours": "RGB", "mixed": ""}
+
+
+def numbered_png(number: int, mode: str) -> Image.Image:
+    """Its number in bars of black and white; below them every fourth pixel is white."""
+    pixels = np.zeros((64, 16 * BITS), np.uint8)
+    pixels[:32] = np.repeat(number >> np.arange(BITS) & 1, 16) * 255
+    pixels[32::2, ::2] = 255
+    return Image.fromarray(pixels.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+
+
+@pytest.mark.parametrize("name", PNG_MODES)
+def test_pngs_of_all_kinds(tmp_path: Path, name: str) -> None:
+    """As frames and as a video: the same pictures, whatever their pixels are, also where that changes in the middle."""
+    (folder := tmp_path / "png").mkdir()
+    others = [mode for mode in PNG_MODES.values() if mode]
+    for number in range(21):
+        numbered_png(number, PNG_MODES[name] or others[number // 2 % len(others)]).save(folder / f"{number}.png")
+    run_ffmpeg("-framerate", "10", "-i", folder / "%d.png", "-c", "copy", video := tmp_path / "x.mov")
+    for path, request in ((folder, {"kind": "frames", "rate": 10.0}), (video, {})):
+        (clip,) = taken(make_clips(path, **request))
+        assert numbers(clip) == list(range(21))
+        (small,) = taken(make_clips(path, EncodeOptions("mjpeg", short_side=32), **request))
+        levels = decode_frames(described(small), small.data, np.arange(21))[:, 18:].mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(levels, 255 / 4, atol=3)
+    (copied,) = taken(make_clips(video, EncodeOptions("copy")))
+    levels = decode_frames(described(copied), copied.data, np.arange(21))[:, 32:].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(levels, 255 / 4, atol=1)
+    assert numbers(copied) == list(range(21))
+
+
+def test_jpegs_of_all_kinds(tmp_path: Path) -> None:
+    """In a video of which FFmpeg builds its filters anew at each change: none lost, none twice."""
+    for number in range(24):
+        sampling = {"subsampling": (2, 0)[number // 4 % 2]} if number // 2 % 2 else {}
+        numbered_png(number, "RGB" if sampling else "L").save(tmp_path / f"{number}.jpg", quality=95, **sampling)
+    run_ffmpeg("-framerate", "10", "-start_number", "2", "-i", tmp_path / "%d.jpg", "-c", "copy", tmp_path / "x.mov")
+    (clip,) = taken(make_clips(tmp_path / "x.mov"))
+    assert numbers(clip) == list(range(2, 24))
 
 
 def test_some_of_the_images(images: Path) -> None:
@@ -86,6 +131,23 @@ def test_a_change_of_size_is_named(folder: Path) -> None:
     run_ffmpeg("-f", "lavfi", "-i", "testsrc2=size=96x64", "-frames:v", "1", folder / "img_50.jpg")
     reject = rejected(make_clips(folder, kind="frames", rate=10.0))
     assert (reject.reason, reject.detail) == (Reason.UNSUPPORTED, "img_50.jpg is 96x64 pixels, img_1.jpg is 160x32")
+
+
+def test_photographs_are_shown_upright(tmp_path: Path) -> None:
+    """Each by its own EXIF, as long as they are as large as the first."""
+    for number in range(20):
+        exif = Image.Exif()
+        exif[0x112] = 1 + number % 4  # upright, mirrored, upside down, both
+        turned = [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM]
+        picture = numbered_png(number, "L")
+        picture = picture.transpose(turned[number % 4 - 1]) if number % 4 else picture
+        picture.save(tmp_path / f"{number}.jpg", quality=95, exif=exif)
+    (clip,) = taken(make_clips(tmp_path, kind="frames", rate=10.0))
+    assert numbers(clip) == list(range(20))
+    exif[0x112] = 6
+    numbered_png(13, "L").save(tmp_path / "13.jpg", exif=exif)
+    reject = rejected(make_clips(tmp_path, kind="frames", rate=10.0))
+    assert (reject.reason, reject.detail) == (Reason.UNSUPPORTED, "13.jpg is 64x160 pixels, 0.jpg is 160x64")
 
 
 def test_images_of_another_kind_in_the_clothes_of_a_jpeg(folder: Path, images: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from small_videos import X264, make_video, run_ffmpeg
 
-from dataset_builders.media.frame_rate import frame_rate
+from dataset_builders.media.frame_rate import continued, frame_rate
 from dataset_builders.media.probe import probe
 from dataset_builders.media.rejects import Reason, RejectedError
 from tests.heap import left_behind
@@ -39,6 +39,20 @@ def test_gaps_make_a_source_variable() -> None:
     rate, constant = frame_rate(bursts, [])
     assert not constant
     assert rate <= 21  # four times the mean, so that the number of frames stays bounded
+
+
+def test_spliced_streams_go_on() -> None:
+    """Where decoding times fall back, or pause for too long; not where frames are only put in order."""
+    one = [(0, -2), (3, -1), (1, 0), (2, 1), (4, 2)]
+    late = [(shown + 500, decoded + 500) for shown, decoded in one]
+    assert continued(one, Fraction(1, 25)) == ([0, 0.04, 0.08, 0.12, 0.16], False)
+    assert continued([*one, *one], Fraction(1, 25)) == (pytest.approx([place / 25 for place in range(10)]), True)
+    assert continued([*one, *late], Fraction(1, 25), 10.0) == (pytest.approx([place / 25 for place in range(10)]), True)
+    assert continued([*one, *late], Fraction(1, 25)) == (
+        pytest.approx([*(n / 25 for n in range(5)), *(20 + n / 25 for n in range(5))]),
+        False,
+    )
+    assert continued([*one, (None, None)], Fraction(1, 25)) == ([], False)
 
 
 def test_without_times_the_nominal_rate_counts() -> None:

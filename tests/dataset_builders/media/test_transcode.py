@@ -125,15 +125,19 @@ def test_variable_rate_is_resampled_in_time(tmp_path: Path, preset: str) -> None
 
 
 @pytest.mark.parametrize("preset", ENCODING)
-@pytest.mark.parametrize("rotation", [90, 180, 270])
+@pytest.mark.parametrize("rotation", [90, 180, 270, 360, 450, 540, 630])
 def test_rotation_is_applied(tmp_path: Path, rotation: int, preset: str) -> None:
     plain = make_video(tmp_path / "plain.mp4", size="96x64")
-    run_ffmpeg("-display_rotation", str(rotation), "-i", plain, "-c", "copy", tmp_path / "turned.mp4")
+    # FFmpeg mirrors what it has turned; the other way round it is turned the other way
+    turn = ["-display_rotation", str(rotation if rotation < 360 else -rotation), *["-display_hflip"] * (rotation >= 360)]
+    run_ffmpeg(*turn, "-i", plain, "-c", "copy", tmp_path / "turned.mp4")
     info = probe(os.fsencode(tmp_path / "turned.mp4"))
     assert info.rotation == rotation
     clip = taken(tmp_path / "turned.mp4", preset=preset)
     upright = pictures(clip.data)
-    expected = np.rot90(pictures(plain.read_bytes()), rotation // 90, axes=(1, 2))  # counter-clockwise
+    stored = pictures(plain.read_bytes())
+    stored = stored[:, :, ::-1] if rotation >= 360 else stored
+    expected = np.rot90(stored, rotation // 90, axes=(1, 2))  # counter-clockwise
     assert upright.shape == expected.shape
     assert clip.row["rotation"] == 0
     assert np.abs(upright.astype(int) - expected).mean() < 8
@@ -186,15 +190,49 @@ def test_interlaced_video_is_deinterlaced(tmp_path: Path, preset: str) -> None:
     assert combing(clip.data) < 0.5 * combing((tmp_path / "x.mp4").read_bytes())
 
 
-@pytest.mark.parametrize("preset", ENCODING)
-def test_a_change_of_size_in_the_middle_loses_no_frame(tmp_path: Path, preset: str) -> None:
-    raw = [make_video(tmp_path / f"{size}.h264", *X264, size=size) for size in ("96x64", "64x64")]
-    (tmp_path / "joined.h264").write_bytes(raw[0].read_bytes() + raw[1].read_bytes())
-    row = taken(tmp_path / "joined.h264", preset=preset).row
-    assert (row["num_frames"], row["width"], row["height"]) == (40, 96, 64)
-    copied = make_clip(tmp_path / "joined.h264", preset="copy")
-    assert isinstance(copied, Reject)
-    assert copied.reason is Reason.UNSUPPORTED
+def joined(path: Path, *parts: Path) -> Path:
+    """Files of a kind that can follow one another, in one."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("preset", [*ENCODING, "copy"])
+@pytest.mark.parametrize("size", ["64x64", "192x128"])
+@pytest.mark.parametrize("kind", ["h264", "ts"])
+def test_a_change_of_size_in_the_middle_is_named(tmp_path: Path, preset: str, size: str, kind: str) -> None:
+    """By all presets: also where the shape is the same, and where the container calls the splice corrupt."""
+    first, second = (make_video(tmp_path / f"{of}.{kind}", size=of) for of in ("96x64", size))
+    reject = make_clip(joined(tmp_path / f"joined.{kind}", first, second), preset=preset)
+    assert reject == Reject(Reason.UNSUPPORTED, f"its size changes from 96x64 to {size} in frame 20")
+
+
+@pytest.mark.parametrize("matrix", ["smpte170m", "bt709"])
+def test_a_change_of_the_colour_matrix_is_named(tmp_path: Path, matrix: str) -> None:
+    tag = ["-vf", f"setparams=colorspace={matrix}", *X264]
+    first, second = make_video(tmp_path / "a.h264"), make_video(tmp_path / "b.h264", *tag)
+    path = joined(tmp_path / "joined.h264", first, second)
+    for preset in ("h264-fast", "copy"):
+        made = make_clip(path, preset=preset)
+        if matrix == "bt709":
+            assert made == Reject(Reason.UNSUPPORTED, "its colour matrix changes from bt601 to bt709 in frame 20")
+        else:  # what small pictures are taken for without a tag
+            assert isinstance(made, EncodedClip)
+            assert made.row["num_frames"] == 40
+
+
+def test_a_part_is_as_large_as_its_own_frames(tmp_path: Path) -> None:
+    """Whatever comes before it, since a key frame, and after it."""
+    first = make_video(tmp_path / "a.ts", size="96x64")
+    second = make_video(tmp_path / "b.ts", *X264, "-output_ts_offset", "0.666667", size="128x64")
+    path = joined(tmp_path / "joined.ts", first, second)
+    options = EncodeOptions(min_frames=8)
+    for start, end, number, size in ((0.0, 0.6, 18, (96, 64)), (0.7, 1.3, 18, (128, 64))):
+        (clip,) = make_clips(path, options, start=start, end=end)
+        assert isinstance(clip, EncodedClip), clip
+        assert (clip.row["num_frames"], clip.row["width"], clip.row["height"]) == (number, *size)
+    (reject,) = make_clips(path, options, start=0.3, end=1.0)
+    assert isinstance(reject, Reject)
+    assert reject.detail == "its size changes from 96x64 to 128x64 in frame 11"
 
 
 def test_damage_is_a_reject_not_a_patch(tmp_path: Path) -> None:
@@ -214,8 +252,9 @@ def test_short_and_small_ones_are_rejected(tmp_path: Path, preset: str) -> None:
     short = make_clip(make_video(tmp_path / "short.mp4", frames=15), preset=preset)
     small = make_clip(make_video(tmp_path / "small.mp4", size="64x14"), preset=preset)
     assert short == Reject(Reason.TOO_SHORT, "15 frames decode; --min-frames is 16")
-    assert isinstance(small, Reject)
-    assert small.reason is Reason.TOO_SMALL
+    assert small == Reject(Reason.TOO_SMALL, "64x14 pixels; at least 16x16 are needed")
+    smallest = make_clip(make_video(tmp_path / "smallest.mkv", "-c:v", "ffv1", size="1x1", source="color"), preset=preset)
+    assert smallest == Reject(Reason.TOO_SMALL, "1x1 pixels; at least 16x16 are needed")
     taken(make_video(tmp_path / "enough.mp4", frames=16), preset=preset)
 
 

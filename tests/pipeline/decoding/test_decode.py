@@ -103,14 +103,16 @@ def test_repeated_frames_fill_short_clips() -> None:
     assert (views[0, 0] != views[0, 1]).any()
 
 
-@pytest.mark.parametrize("rotation", [90, 180, 270])
+@pytest.mark.parametrize("rotation", [90, 180, 270, 360, 450, 540, 630])
 def test_rotation_turns_frames_counter_clockwise(rotation: int) -> None:
+    """And mirrors them before, from 360 on."""
     data = encode(NUMBERED[:2])
     upright = facts(data)
     turned = replace(upright, rotation=rotation)
-    if rotation != 180:
+    if rotation % 180:
         turned = replace(turned, width=upright.height, height=upright.width)
     plain = decode_frames(upright, data, np.array([1]))[0]
+    plain = np.fliplr(plain) if rotation >= 360 else plain
     np.testing.assert_array_equal(decode_frames(turned, data, np.array([1]))[0], np.rot90(plain, rotation // 90))
     view = np.empty((1, 1, 32, 32, 3), np.uint8)
     decode_libav(ClipRequest(turned, data, np.array([1]), np.array([[0, 0, turned.width, turned.height]])), view)

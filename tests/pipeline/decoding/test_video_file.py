@@ -63,6 +63,18 @@ def test_crops_are_of_what_is_shown(tmp_path: Path) -> None:
     assert replace(video, pixel_aspect=1.0).boxes((32, 32), 1).tolist() == [[32, 0, 64, 64]]
 
 
+def test_a_mirrored_video_is_seen_as_players_show_it(tmp_path: Path) -> None:
+    """By the matrix of its track header (ISO 14496-12, 8.3.2), as front cameras write it."""
+    data = bytearray(encode([numbered_frame(37)] * 3))
+    matrix = data.index(b"tkhd") + 44
+    data[matrix : matrix + 4] = (-(1 << 16)).to_bytes(4, "big", signed=True)
+    (path := tmp_path / "x.mp4").write_bytes(data)
+    video = read_video(path)
+    assert (video.clip.rotation, video.clip.width, video.clip.height) == (360, 128, 64)
+    frame = video.views(np.array([[1]]), np.array([[0, 0, 128, 64]]), (64, 128))[0, 0]
+    assert read_number(frame[:, ::-1]) == 37
+
+
 def test_what_is_no_video_or_is_damaged(tmp_path: Path) -> None:
     whole = encode(NUMBERED, options=B_FRAMES)
     damaged = bytearray(whole)
