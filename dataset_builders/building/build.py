@@ -43,14 +43,16 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
     can put right."""
     plan = make_plan(build)
     if not len(plan.requests) and not build.url and not build.out.exists():
-        raise _nothing_to_take(build)
+        raise _nothing_to_take(build, plan)
     if not build.url and not (build.out / ".build").is_dir() and not ray:
         try_ffmpeg(build)  # before anything is written
+    for note in dict.fromkeys(note for part in plan.parts.values() for note in part.notes):
+        print(f"note: {note}")
     claim(build.out, build.url)
     with BuildState(build.out, Hold.SHARE if share else Hold.ALONE) as state, open_store(build, state) as store:
         if build.url and not state.jobs:
             if not len(plan.requests):
-                raise _nothing_to_take(build)
+                raise _nothing_to_take(build, plan)
             if not ray:
                 try_ffmpeg(build)
         if not build.url and not share:
@@ -89,9 +91,11 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
         return 0
 
 
-def _nothing_to_take(build: Build) -> ValueError:
+def _nothing_to_take(build: Build, plan: Plan) -> ValueError:
     where = ", ".join(os.fsdecode(root) for source in build.sources for root in source.roots().values())
-    return ValueError(f"there is no file to take in {where}")
+    why = [f"{name}: {number:,} {what}" for name, part in plan.parts.items() for what, number in part.counts.items() if number]
+    notes = [note for part in plan.parts.values() for note in part.notes]
+    return ValueError("\n  ".join([f"there is no file to take in {where}", *notes, *why]))
 
 
 def open_store(build: Build, state: BuildState) -> Store | nullcontext[None]:

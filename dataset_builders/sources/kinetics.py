@@ -1,5 +1,6 @@
 """Kinetics-400/600/700: from the official lists and the folders that people have to the clips that are wanted."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,9 +11,10 @@ import pyarrow.compute as pc
 
 from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
 from dataset_builders.sources import k710
-from dataset_builders.sources.annotations import AnyPath
-from dataset_builders.sources.kinetics_files import Files, Version, explain, match_files, numbers
+from dataset_builders.sources.annotations import AnyPath, shown
+from dataset_builders.sources.kinetics_files import Files, Version, explain, kinetics_roots, match_files, numbers
 from dataset_builders.sources.kinetics_lists import list_paths, read_annotations, read_classes
+from dataset_builders.sources.listing import nothing_found
 
 
 def plan(
@@ -97,6 +99,12 @@ def plan(
         untested = [f"K{version}" for version in sorted(versions) if not counts[f"rows of K{version} test"]]
         if untested:
             notes.append(f"No test list of {', '.join(untested)} is given, so training videos that are in it stay.")
+    if len(row) == 0 and len(without):
+        first, version = every_row["youtube_id"][int(without[0])].as_py(), int(every_row["version"][int(without[0])].as_py())
+        where = f"{shown(list_paths(name, version, versions[version].annotations)[0])}:1"
+        places = [os.fsdecode(folder) for folder in kinetics_roots(versions).values()]
+        wanted = f"the id {first!r} in a name such as {first}_000010_000020.mp4"
+        notes.append(nothing_found(name, ", ".join(places), files.paths.to_pylist(), where, wanted))
     whole = int(np.isnan(files.start[file[row]]).sum())
     if whole and not untrimmed:
         notes.append(

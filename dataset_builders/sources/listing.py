@@ -6,6 +6,7 @@ people convert videos and sort them into folders of their own.
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,13 @@ import pyarrow.compute as pc
 
 from dataset_builders.media.image_names import IMAGES
 from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
-from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, shown
+from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, read_lines, shown
 from dataset_builders.sources.folder import list_files, walk
+
+VIDEOS = (
+    *(b".mp4", b".m4v", b".mov", b".mkv", b".webm", b".avi", b".wmv", b".flv"),
+    *(b".mpg", b".mpeg", b".ts", b".m2ts", b".3gp", b".ogv", b".asf", b".vob"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,23 @@ def stems(listing: Listing) -> list[bytes]:
         if (dot := name.rfind(b".")) > 0:
             names[place] = name[:dot]
     return names
+
+
+def without_extension(name: str) -> str:
+    """Without that of a video, if it has one: some lists name files where others name ids."""
+    stem, extension = os.path.splitext(name)
+    return stem if os.fsencode(extension.lower()) in VIDEOS else name
+
+
+def nothing_found(name: str, folder: AnyPath, files: Sequence[bytes], where: str, wanted: str) -> str:
+    """A note for a source whose lists match nothing. `where` is FILE:LINE of what its lists name first (in JSON, the number of
+    an entry), `files` those in the folder, `wanted` what was looked for in it."""
+    file = where.rpartition(":")[0]
+    with suppress(ValueError):
+        first = next((line for line in read_lines(file) if line.strip()), "")
+        where = f"{where} (the file begins with {first[:120]!r})"
+    there = f"which holds {len(files):,} others, such as {shown(files[0])!r}" if files else "which holds no file"
+    return f"{name}: nothing that its lists name is there. {where}: {wanted} was looked for in {shown(folder)}, {there}"
 
 
 def match(name: str, ids: Sequence[str] | pa.Array, listing: Listing) -> tuple[np.ndarray, list[pa.Table]]:
@@ -166,7 +189,14 @@ def plan_entries(
     counts = {"listed": listed, "found": len(taken), **count_reasons(tables)}
     if others_found:
         counts["of other splits"] = others_found
-    return SourcePlan(requests=requests, dropped=pa.concat_tables(tables), counts=counts, files=files or {})
+    notes = []
+    if missing and not taken:
+        first = next(entry for entry, _ in pairs if entry.split in splits)
+        wanted = f"a file {first.id}.* or a folder {first.id} of images"
+        notes.append(nothing_found(name, folder, listing.paths, first.where, wanted))
+    elif dropped and not taken:
+        notes.append(f"{name}: its lists have nothing that can be read: {dropped[0].detail}")
+    return SourcePlan(requests=requests, dropped=pa.concat_tables(tables), counts=counts, files=files or {}, notes=tuple(notes))
 
 
 def count_reasons(tables: Sequence[pa.Table]) -> dict[str, int]:

@@ -33,7 +33,8 @@ from dataset_builders.sources.annotations import (
     settle,
     shown,
 )
-from dataset_builders.sources.listing import existing_folder, plan_entries
+from dataset_builders.sources.listing import existing_folder, plan_entries, without_extension
+from dataset_builders.sources.rows import read_rows
 
 RATE = 12.0
 SAMPLING = "seconds:0.166666"  # 2/12 s, rounded down: at 0.166667 a view would be 32.0001 frames long and miss the last start
@@ -69,6 +70,7 @@ def plan(
     for split, files in zip(SPLITS, (train, val, test), strict=True):
         for file in as_files(files):
             for line, video, label in _read(file):
+                video = without_extension(video) if is_text(video) else video
                 if not is_text(video) or "/" in video:
                     lines.append(malformed(file, line, split, f"{video!r} is no id of a video"))
                 elif label is not None and (not is_text(label) or (labels is not None and label not in known)):
@@ -92,10 +94,8 @@ def plan(
 def _read(file: AnyPath) -> Iterator[tuple[int, Any, Any]]:
     """(line, id, class name or None) of each entry; for JSON, the entry's number takes the line's place."""
     if not shown(file).lower().endswith(".json"):
-        for number, line in enumerate(read_lines(file), start=1):
-            if line.strip():
-                first, _, second = line.partition(";")
-                yield number, first.strip(), second.strip() or None
+        for number, _, (video, *label) in read_rows(file, most=2):
+            yield number, video, "".join(label) or None
         return
     entries = read_json(file)
     if not isinstance(entries, list):

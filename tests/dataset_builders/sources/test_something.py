@@ -126,3 +126,13 @@ def test_real_annotations(shared: Path, tmp_path: Path) -> None:
     assert test.counts == {"listed": 200, "found": 1, "no_file": 199, "not_listed": 3}
     assert test.requests["label"].to_pylist() == [None]
     assert set(test.dropped["reason"].to_pylist()) == {Drop.NO_FILE, Drop.NOT_LISTED}
+
+
+def test_ids_with_extensions_quotes_and_commas(folder: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.json", [{"id": "2.webm", "template": "Closing [something]"}])
+    assert something.plan("v2", folder=folder, train=train).requests["source_id"].to_pylist() == ["2"]
+    for text in ('"1";"Closing, or not; something"\n', '"1","Closing, or not; something"\n', "1;Closing, or not; something\n"):
+        planned = something.plan("v1", folder=folder, train=write(tmp_path / "train.csv", text))
+        assert planned.requests["label"].to_pylist() == ["Closing, or not; something"]
+    (note,) = something.plan("v1", folder=folder, train=write(tmp_path / "train.csv", "77;Closing\n")).notes
+    assert "begins with '77;Closing'" in note and "a file 77.* or a folder 77" in note and "'1.webm'" in note
