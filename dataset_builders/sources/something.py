@@ -4,7 +4,8 @@ Annotation files, by their extension:
 
 - V2, `something-something-v2-{train,validation,test}.json`: `[{"id": "74225", "label": "spinning cube that ...", "template":
   "Spinning [something] that ...", "placeholders": ["cube"]}, ...]`, in the test file only the id. The class is the template
-  without its brackets: so `something-something-v2-labels.json` spells it, `{"Approaching something ...": "0", ...}`.
+  without its brackets: so `something-something-v2-labels.json` spells it, `{"Approaching something ...": "0", ...}`. In lists
+  whose entries have no template, as others write them, the label is the class.
 - V1, `something-something-v1-{train,validation,test}.csv`: `id;label`, in the test file only the id; the labels file has a
   class a line. V2's `test-answers.csv` looks the same, and can be given for the test file.
 
@@ -16,6 +17,7 @@ second it takes the very frames of stride 2 (tested), and copies that were conve
 """
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 from dataset_builders.plan import SourcePlan
@@ -79,7 +81,7 @@ def plan(
                 else:
                     lines.append(Entry(video, split, label, shown(file), line))
     entries, dropped = settle(lines)
-    return plan_entries(
+    planned = plan_entries(
         name,
         root,
         entries,
@@ -89,6 +91,13 @@ def plan(
         by_kind={"rate": (float(rate), None)},
         files={f"label_map_{name}.json": classes} if classes is not None else None,
     )
+
+    bare = [entry for entry in entries if entry.label is None and entry.split in splits and entry.split != "test"]
+    if not bare:
+        return planned
+    note = f"{name}: {len(bare):,} entries of train and val have no class, such as {bare[0].where}; their clips get none"
+    counts = {**planned.counts, "entries of train and val without a class": len(bare)}
+    return replace(planned, counts=counts, notes=(*planned.notes, note))
 
 
 def _read(file: AnyPath) -> Iterator[tuple[int, Any, Any]]:
@@ -104,7 +113,7 @@ def _read(file: AnyPath) -> Iterator[tuple[int, Any, Any]]:
         if not isinstance(entry, dict):
             yield number, None, None
             continue
-        video, template = entry.get("id"), entry.get("template")
+        video, template = entry.get("id"), entry.get("template") or entry.get("label")
         if isinstance(template, str):
             template = template.replace("[", "").replace("]", "")
         yield number, str(video) if isinstance(video, int) else video, template
