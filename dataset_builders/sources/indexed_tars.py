@@ -88,9 +88,7 @@ def plan(name: str, *, pattern: AnyPath, split: str = "train", sampling: str = S
     notes = []
     if alone and bare:
         told = f"{len(alone):,} .json, .cls or .txt belong to no video, such as {shown(alone[0])!r}, and {bare:,} videos"
-        notes.append(
-            f"{name}: {told} have none: labels may be missing. WebDataset's rule is KEY.mp4 and KEY.json, side by side"
-        )
+        notes.append(f"{name}: {told} have none: labels may be missing. WebDataset has KEY.mp4 and KEY.json side by side")
     if repeated:
         notes.append(f"{name}: {len(repeated):,} videos have the name of one before them in their tar, and are left out")
     return SourcePlan(requests=requests_table(columns), dropped=dropped, counts=counts, notes=tuple(notes))

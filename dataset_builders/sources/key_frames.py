@@ -243,7 +243,7 @@ def _find_movies(name: str, root: bytes, ids: Sequence[str], trimmed: bool) -> t
         else:
             rest.append(path)
     whole = Listing([*rest, *listing.paths[listing.num_files :]], len(rest))
-    places, others = match(name, list(ids), whole)
+    places, others, _ = match(name, list(ids), whole)
     found: dict[str, Movie] = {}
     for movie, place in zip(ids, places.tolist(), strict=True):
         if os.fsencode(movie) in pieces:

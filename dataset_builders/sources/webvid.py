@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
+from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table, spares_table
 from dataset_builders.sources.annotations import SPLITS, AnyPath, DroppedEntry, Files, as_files, malformed, shown
 from dataset_builders.sources.choice import check_number, choose
 from dataset_builders.sources.listing import count_reasons, dropped_entries, existing_folder, list_videos, match, nothing_found
@@ -55,7 +55,7 @@ def plan(
             bad += rejected
     rows, repeated, leaked = _settle(pa.concat_tables(tables))
     listing = list_videos(root)
-    place_of_row, other_files = match(name, rows["videoid"].combine_chunks(), listing)
+    place_of_row, other_files, others = match(name, rows["videoid"].combine_chunks(), listing)
     split = rows["split"].to_numpy(zero_copy_only=False)
     wanted = np.isin(split, list(splits))
     there = (place_of_row >= 0) & wanted
@@ -95,7 +95,9 @@ def plan(
         where = f"{shown([*as_files(train), *as_files(val)][0])}:2"
         looked_for = f"a file {rows['videoid'][int(np.argmax(wanted))].as_py()}.*"
         notes.append(nothing_found(name, root, listing.paths, where, looked_for))
-    return SourcePlan(requests=requests, dropped=pa.concat_tables(dropped), counts=counts, notes=tuple(notes))
+    pairs = [(row, path) for row, place in enumerate(place_of_row[places].tolist()) for path in others.get(place, ())]
+    spares = spares_table(name, pairs)
+    return SourcePlan(requests=requests, dropped=pa.concat_tables(dropped), counts=counts, notes=tuple(notes), spares=spares)
 
 
 def _dropped_rows(name: str, rows: pa.Table, reason: Drop, detail: str) -> pa.Table:
