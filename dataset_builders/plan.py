@@ -7,7 +7,7 @@ are Arrow, because a hybrid has 1.35 million rows; what every source shares (key
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -53,6 +53,8 @@ DROPPED_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+# a file that may take the place of a request's, of the same kind; of one request in the order in which they are tried
+SPARE_SCHEMA = pa.schema([("request", pa.int64()), ("root", pa.string()), ("path", pa.binary())])
 
 
 class Drop(StrEnum):
@@ -79,6 +81,7 @@ class SourcePlan:
     # JSON files to write beside the manifest: {"label_map_710.json": [...]}
     files: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # sentences that a user must read
+    spares: pa.Table | None = None  # SPARE_SCHEMA: other files of the videos, among the dropped ones
     # of clips about a key frame, by their source_id: BOX_SCHEMA of pipeline.storage.key_frames_writer without the key
     boxes: pa.Table | None = None
     actions: tuple[Action, ...] = ()  # what the people in them may do
@@ -91,6 +94,7 @@ class Plan:
     requests: pa.Table
     dropped: pa.Table
     parts: Mapping[str, SourcePlan]
+    spares: pa.Table  # requests with `instead`, the key of one of `requests`: asked for if that gives nothing, see spares.py
 
     @property
     def sources(self) -> list[str]:
@@ -131,7 +135,31 @@ def assemble(parts: Mapping[str, SourcePlan], max_seconds: float) -> Plan:
         columns = {name: twice[name] for name in ("source", "root", "path", "split", "source_id")}
         dropped.append(dropped_table({**columns, "reason": str(Drop.DUPLICATE), "detail": "is asked for twice"}, len(twice)))
         requests = requests.filter(pa.array(~repeated))
-    return Plan(requests=requests, dropped=pa.concat_tables(dropped), parts=parts)
+    spares = _spares(requests, parts)
+    return Plan(requests=requests, dropped=pa.concat_tables(dropped), parts=parts, spares=spares)
+
+
+def _spares(requests: pa.Table, parts: Mapping[str, SourcePlan]) -> pa.Table:
+    """The spares of sources as requests with keys of their own, and the key of the request that they are for."""
+    tables = [requests.slice(0, 0).append_column("instead", pa.array([], pa.string()))]
+    for part in parts.values():
+        if part.spares is None or not len(part.spares):
+            continue
+        rows = part.requests.take(part.spares["request"])
+        instead = pa.array(clip_keys(rows), pa.string())
+        for column in ("root", "path"):
+            rows = rows.set_column(rows.schema.get_field_index(column), column, part.spares[column])
+        clips = pc.index_in(instead, value_set=requests["key"].combine_chunks())
+        clips = requests["clips"].combine_chunks().take(clips)
+        rows = rows.add_column(0, "key", pa.array(clip_keys(rows), pa.string())).add_column(1, "clips", clips)
+        tables.append(rows.append_column("instead", instead).filter(pc.is_valid(clips)))
+    return pa.concat_tables(tables)
+
+
+def spares_table(root: str, pairs: Sequence[tuple[int, bytes]]) -> pa.Table:
+    """(row of a request, path of a file) -> SPARE_SCHEMA."""
+    requests, paths = [request for request, _ in pairs], [path for _, path in pairs]
+    return pa.table([requests, pa.array([root] * len(pairs), pa.string()), pa.array(paths, pa.binary())], schema=SPARE_SCHEMA)
 
 
 def expected_clips(requests: pa.Table, max_seconds: float) -> pa.Array:

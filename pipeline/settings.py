@@ -42,7 +42,7 @@ def setting(
 def toml_table(file: Path) -> dict[str, Any]:
     """Of a user's --config FILE. Raises ValueError where it cannot be read."""
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"--config {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

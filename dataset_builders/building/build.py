@@ -14,12 +14,14 @@ from dataclasses import replace
 from functools import partial
 
 from dataset_builders.building.attempts import Tally
+from dataset_builders.building.duplicates import find_duplicates
 from dataset_builders.building.encode import encode, try_ffmpeg
 from dataset_builders.building.finish import _say_tried, finish, renew_dropped
 from dataset_builders.building.jobs import BuildState, Hold
 from dataset_builders.building.plan_text import describe
 from dataset_builders.building.request import Build
 from dataset_builders.building.retries import attempts, requests_again, strike_resolved
+from dataset_builders.building.spares import with_spares
 from dataset_builders.building.store import Store, claim
 from dataset_builders.media.rejects import MACHINE, Reason
 from dataset_builders.plan import Plan, assemble
@@ -34,7 +36,9 @@ def make_plan(build: Build) -> Plan:
         parts[source.name] = source.plan()
         if (took := time.perf_counter() - began) > 2:
             print(f"{source.name}: {len(parts[source.name].requests)} requests planned in {took:.0f} s", file=sys.stderr)
-    return assemble(parts, build.encoding.max_seconds)
+    plan = assemble(parts, build.encoding.max_seconds)
+    roots = {root: path for source in build.sources for root, path in source.roots().items()}
+    return find_duplicates(plan, roots, build.drop_duplicates)
 
 
 def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = None, retry: Collection[Reason] = MACHINE) -> int:
@@ -43,19 +47,24 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
     can put right."""
     plan = make_plan(build)
     if not len(plan.requests) and not build.url and not build.out.exists():
-        raise _nothing_to_take(build)
+        raise _nothing_to_take(build, plan)
     if not build.url and not (build.out / ".build").is_dir() and not ray:
         try_ffmpeg(build)  # before anything is written
+    for note in dict.fromkeys(note for part in plan.parts.values() for note in part.notes):
+        print(f"note: {note}")
     claim(build.out, build.url)
     with BuildState(build.out, Hold.SHARE if share else Hold.ALONE) as state, open_store(build, state) as store:
         if build.url and not state.jobs:
             if not len(plan.requests):
-                raise _nothing_to_take(build)
+                raise _nothing_to_take(build, plan)
             if not ray:
                 try_ffmpeg(build)
         if not build.url and not share:
             state.begin_anew()
         build = replace(build, encoding=state.going_on(build.encoding))
+        given = plan
+        if share is None or state.finished():  # shares that are at work must come to the same plan
+            plan = with_spares(state, given)
         again = partial(requests_again, plan=plan, reasons=retry, alone=share is None)
         for source, (number, example) in state.extend(plan, build.options(), build.clips_per_shard, again).items():
             print(f"{source}: {number} files of an earlier build are gone, such as {example!r}; their clips stay")
@@ -74,9 +83,16 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
         if ray:
             from dataset_builders.building.ray_cluster import encode_on_ray  # an optional extra
 
-            tally = encode_on_ray(ray, state, todo, build, committed)
+            work = partial(encode_on_ray, ray)
         else:
-            tally = encode(state, todo, build, committed)
+            work = encode
+        tally = work(state, todo, build, committed)
+        while share is None and len((more := with_spares(state, given)).requests) > len(plan.requests):
+            number = len(more.requests) - len(plan.requests)
+            print(f"{number} files gave nothing, and another file of the same video is there: these are tried now")
+            plan = more
+            state.extend(plan, build.options(), build.clips_per_shard)
+            tally.add(work(state, attempts(state, state.jobs, plan, ()), build, committed))
         if store:
             store.wait()
         if share is None and state.finished() and not tally.changed:
@@ -89,9 +105,11 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
         return 0
 
 
-def _nothing_to_take(build: Build) -> ValueError:
+def _nothing_to_take(build: Build, plan: Plan) -> ValueError:
     where = ", ".join(os.fsdecode(root) for source in build.sources for root in source.roots().values())
-    return ValueError(f"there is no file to take in {where}")
+    why = [f"{name}: {number:,} {what}" for name, part in plan.parts.items() for what, number in part.counts.items() if number]
+    notes = [note for part in plan.parts.values() for note in part.notes]
+    return ValueError("\n  ".join([f"there is no file to take in {where}", *notes, *why]))
 
 
 def open_store(build: Build, state: BuildState) -> Store | nullcontext[None]:
@@ -111,6 +129,7 @@ def finish_shares(build: Build) -> int:
             raise not_begun
         build = replace(build, encoding=state.going_on(build.encoding))
         state.agree_on_options(build.options())
+        plan = with_spares(state, plan)
         if state.finished():
             return say_complete(state, build, renewed=renew_dropped(state, build, plan, store))
         if store:

@@ -52,7 +52,7 @@ BOUNDS |= {"max_seconds": (1, 10**6), "clips_per_shard": (1, 10**6), "workers": 
 BOUNDS |= {"time_limit": (1, 10**7), "memory_limit": (0.5, 10**4)}
 ENCODING = ("preset", "short_side", "gop", "canvas", "max_seconds", "min_frames")
 RUNNING = ("workers", "time_limit", "memory_limit")
-OPTIONS = ("out", "work", *ENCODING, *RUNNING, "clips_per_shard")
+OPTIONS = ("out", "work", *ENCODING, *RUNNING, "clips_per_shard", "drop_duplicates")
 LABELLED = ("folder", "frames", "instagram")  # flags of sources whose folders may name classes
 NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
@@ -345,6 +345,8 @@ def arguments(description: str | None, kinds: Collection[str]) -> argparse.Argum
     add("--min-frames", type=int, metavar="FRAMES", help=f"shorter ones are rejected ({defaults.min_frames})")
     add("--sampling", metavar="RULE", help="distance of the frames that training takes, seconds:S or stride:N, of all sources")
     clips = Build.__dataclass_fields__["clips_per_shard"].default
+    twice = "leave out files with the bytes of another one, which they may leak to; reads those of equal sizes once more"
+    add("--drop-duplicates", action="store_true", default=None, help=twice)
     add("--clips-per-shard", type=int, metavar="N", help=f"about how many make one shard ({clips})")
     add = parser.add_argument_group("how the build runs").add_argument
     add("--workers", type=int, metavar="N", help=f"processes; the cores this one may use ({usable_cores()})")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_builders.building.attempts import Tally
+from dataset_builders.building.duplicates import equal_clips
 from dataset_builders.building.jobs import BuildState, write_table
 from dataset_builders.building.request import Build
 from dataset_builders.building.store import Store
@@ -131,6 +132,7 @@ def describe_dataset(
         "totals": totals,
         "versions": [{**entry, "tools": made_with} for entry, made_with in zip_longest(versions, known, fillvalue=tools)],
         "rejects": dict(sorted(counted(rejects["reason"]).items())),
+        "duplicates": dict(zip(("clips", "in_training_and_held_out"), equal_clips(state.dataset), strict=True)),
     }
     write_durably(file, (json.dumps(description, indent=1) + "\n").encode())
 
@@ -141,6 +143,12 @@ def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, r
     print(f"taken     {totals['clips']:>8} clips, {totals['seconds'] / 3600:.2f} hours, {totals['bytes'] / 2**20:,.1f} MiB")
     for line in class_lines(dataset):
         print(f"classes   {line}")
+    equal, both = equal_clips(dataset)
+    if equal:
+        leak = f", {both} of them in training and in validation or test" if both else ""
+        print(
+            f"equal     {again:>8} clips have the bytes of another{leak}; --drop-duplicates, in a new DATASET, leaves them out"
+        )
     rejects = pq.read_table(dataset / "rejects.parquet", columns=["path", "reason", "detail"])
     print(f"rejected  {len(rejects):>8} files or parts of files")
     reasons = Counter(counted(rejects["reason"]))

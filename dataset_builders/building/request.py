@@ -33,6 +33,8 @@ class Build:
     limits: Limits = field(default_factory=Limits)
     url: str | None = None
     """where the dataset shall be, if not on a file system: see store.py"""
+    drop_duplicates: bool = False
+    """leave out files that are there under another name, see duplicates.py"""
 
     @property
     def place(self) -> str:

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from dataset_builders.sources.annotations import AnyPath, malformed, read_bytes, read_json, read_lines, shown
+from dataset_builders.sources.annotations import AnyPath, malformed, read_bytes, read_json, shown
 from dataset_builders.sources.boxes import LATEST, BoxCheck, numbers
+from dataset_builders.sources.rows import read_rows
 from pipeline.storage.key_frames import stamp
 
 HEADER = "movie,second,x1,y1,x2,y2,...,score"
@@ -84,10 +85,7 @@ def image_key(text: object) -> tuple[str, float] | None:
 
 
 def _of_csv(file: AnyPath, check: BoxCheck) -> Iterator[Found]:
-    for line, text in enumerate(read_lines(file), start=1):
-        if not text.strip():
-            continue
-        movie, *values = (value.strip() for value in text.split(","))
+    for line, text, (movie, *values) in read_rows(file):
         found = numbers([*values[:5], values[-1]]) if movie and len(values) in (6, 7, 8) else None
         if found is None:
             check.dropped.append(malformed(file, line, "val", f"{text!r} is no row {HEADER}"))

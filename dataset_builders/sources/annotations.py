@@ -1,5 +1,6 @@
 """Annotation files: their lines, and what is left when one video is listed more than once."""
 
+import codecs
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -60,8 +61,15 @@ def read_bytes(file: AnyPath) -> bytes:
 
 
 def read_text(file: AnyPath) -> str:
-    """A text file as UTF-8 without byte order mark; bytes that are not UTF-8 become lone surrogates (see os.fsencode)."""
-    return read_bytes(file).decode("utf-8-sig", "surrogateescape")
+    """A text file without its byte order mark, UTF-8 or what that says; bytes that are not UTF-8 become lone surrogates (see
+    os.fsencode). Raises ValueError if it cannot be read."""
+    data = read_bytes(file)
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-8-sig", "surrogateescape")
+    try:
+        return data.decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"annotation file {shown(file)} begins as UTF-16 and is none: {error.reason}") from None
 
 
 def read_lines(file: AnyPath) -> list[str]:

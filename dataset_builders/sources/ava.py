@@ -22,10 +22,11 @@ from dataset_builders.sources.annotations import (
     as_files,
     is_text,
     malformed,
-    read_lines,
     shown,
 )
+from dataset_builders.sources.boxes import numbers
 from dataset_builders.sources.listing import existing_folder, plan_entries
+from dataset_builders.sources.rows import read_rows
 
 BEGIN, END = 900.0, 1800.0  # seconds of the film
 RATE = 30.0
@@ -58,7 +59,7 @@ def plan(
         raise ValueError(
             f"source {name}: no movie in {files}; the file ava_train_v2.2.csv with rows like 'ID,0902,...' is needed"
         )
-    others, more = _read_movies(file_names, "val", lambda line: line.strip().rpartition(".")[0], "no name of a file")
+    others, more = _read_movies(file_names, "val", lambda cells: cells[0].rpartition(".")[0], "no name of a file")
     training = {entry.id for entry in entries}
     begin = 0.0 if trimmed else BEGIN
     planned = plan_entries(
@@ -74,24 +75,23 @@ def plan(
 
 
 def _read_movies(
-    files: Files, split: str, movie_of: Callable[[str], str], wanted: str
+    files: Files, split: str, movie_of: Callable[[list[str]], str], wanted: str
 ) -> tuple[list[Entry], list[DroppedEntry]]:
     """The distinct movies of files, in the order in which they appear, and the lines in which `movie_of` finds none."""
     entries: dict[str, Entry] = {}
     bad = []
     for file in as_files(files):
-        for number, line in enumerate(read_lines(file), start=1):
-            movie = movie_of(line)
+        for number, line, cells in read_rows(file):
+            movie = movie_of(cells)
             if movie in entries:  # 837,000 rows name 235 movies
                 continue
             if is_text(movie) and "/" not in movie:
                 entries[movie] = Entry(movie, split, None, shown(file), number)
-            elif line.strip():
+            else:
                 bad.append(malformed(file, number, "train", f"{line!r} is {wanted}"))
     return list(entries.values()), bad
 
 
-def _annotated(line: str) -> str:
-    """The movie of an annotation, empty if it is none. An id may begin with "-" or "_", and has no comma."""
-    movie, _, rest = line.partition(",")
-    return movie.strip() if not rest or rest.partition(",")[0].strip().isdigit() else ""
+def _annotated(cells: list[str]) -> str:
+    """The movie of an annotation, empty if it is none. An id may begin with "-" or "_"."""
+    return cells[0] if len(cells) == 1 or numbers(cells[1:2]) else ""

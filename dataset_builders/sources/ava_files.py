@@ -17,11 +17,11 @@ from dataset_builders.sources.annotations import (
     as_files,
     is_text,
     malformed,
-    read_lines,
     read_text,
     shown,
 )
 from dataset_builders.sources.boxes import LATEST, BoxCheck, Sides, numbers
+from dataset_builders.sources.rows import read_rows
 from pipeline.storage.action_list import parse_actions
 from pipeline.storage.key_frames import NONE, Action, stamp
 
@@ -65,12 +65,11 @@ def read_annotations(files: Files, split: str, actions: dict[int, str], check: B
     """The people in the files of a split. What is wrong with rows is said in `check.dropped`, row by row."""
     found, persons = Annotated(), dict[tuple[Image, tuple[str, ...]], Person | None]()
     for file in as_files(files):
-        for line, text in enumerate(read_lines(file), start=1):
-            movie, *values = (value.strip() for value in text.split(","))
+        for line, text, (movie, *values) in read_rows(file):
             values = values if any(values[1:]) else values[:1]  # of a second without people some have empty columns
             given = numbers(values[:6]) if is_text(movie) and "/" not in movie and len(values) in (1, 6, 7) else None
             if given is None or not 0 <= given[0] < LATEST:
-                if text.strip() and not (line == 1 and numbers(values[:1]) is None):  # a header is none
+                if not (line == 1 and numbers(values[:1]) is None):  # a header is none
                     check.dropped.append(malformed(file, line, split, f"{text!r} is no row {ROW}"))
                 continue
             image = movie, given[0]
@@ -109,11 +108,10 @@ def read_excluded(files: Files, check: BoxCheck) -> dict[Image, str]:
     """Images that official lists leave out -> the line that says so."""
     found: dict[Image, str] = {}
     for file in as_files(files):
-        for line, text in enumerate(read_lines(file), start=1):
-            movie, *values = (value.strip() for value in text.split(","))
+        for line, text, (movie, *values) in read_rows(file):
             if movie and len(values) == 1 and (second := numbers(values)) and 0 <= second[0] < LATEST:
                 found[movie, second[0]] = f"{shown(file)}:{line}"
-            elif text.strip():
+            else:
                 check.dropped.append(malformed(file, line, "val", f"{text!r} is no row movie,second"))
     return found
 

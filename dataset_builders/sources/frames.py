@@ -11,12 +11,8 @@ from dataset_builders.media.image_names import IMAGES, image_names, image_number
 from dataset_builders.plan import Drop, SourcePlan, requests_table
 from dataset_builders.sources.annotations import AnyPath, is_text
 from dataset_builders.sources.folder import mixed_splits, walk
-from dataset_builders.sources.listing import count_reasons, dropped_files, existing_folder
+from dataset_builders.sources.listing import VIDEOS, count_reasons, dropped_files, existing_folder
 
-VIDEOS = (
-    *(b".mp4", b".m4v", b".mov", b".mkv", b".webm", b".avi", b".wmv", b".flv"),
-    *(b".mpg", b".mpeg", b".ts", b".m2ts", b".3gp", b".ogv", b".asf", b".vob"),
-)
 SAMPLING = "seconds:0.133333"
 
 

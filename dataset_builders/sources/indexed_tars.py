@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from braceexpand import braceexpand
 from tqdm import tqdm
 
-from dataset_builders.plan import DROPPED_SCHEMA, SourcePlan, requests_table
-from dataset_builders.sources.annotations import AnyPath
+from dataset_builders.plan import Drop, SourcePlan, requests_table
+from dataset_builders.sources.annotations import AnyPath, shown
 from dataset_builders.sources.folder import SAMPLING
+from dataset_builders.sources.listing import count_reasons, dropped_files
 from dataset_builders.tars.headers import check_plain
 from dataset_builders.tars.members import is_utf8, list_videos
 from pipeline.storage import files
@@ -66,14 +67,28 @@ def plan(name: str, *, pattern: AnyPath, split: str = "train", sampling: str = S
     """
     folder, tars = find_tars(pattern)
     paths: list[bytes] = []
-    faults = 0
+    repeated: list[bytes] = []
+    alone: list[bytes] = []
+    faults = bare = 0
     with ThreadPoolExecutor(REQUESTS if is_url(os.fsdecode(folder)) else 1) as pool:
         listed = pool.map(list_videos, [os.fsdecode(os.path.join(folder, tar)) for tar in tars])
-        for tar, (videos, fault) in zip(tars, tqdm(listed, desc=name, unit="tar", total=len(tars), disable=None), strict=True):
-            paths += [tar + b"/" + os.fsencode(member) for member in videos]
-            if fault:
+        for tar, found in zip(tars, tqdm(listed, desc=name, unit="tar", total=len(tars), disable=None), strict=True):
+            for of_all, members in ((paths, found.videos), (repeated, found.repeated), (alone, found.alone)):
+                of_all += [tar + b"/" + os.fsencode(member) for member in members]
+            bare += sum(not video.side_files for video in found.videos.values())
+            if found.fault:
                 paths.append(tar)
                 faults += 1
     columns = {"source": name, "root": name, "path": paths, "kind": "member", "split": split, "sampling": sampling}
-    counts = {"tars": len(tars), "found": len(paths) - faults} | ({"faulty tars": faults} if faults else {})
-    return SourcePlan(requests=requests_table(columns), dropped=DROPPED_SCHEMA.empty_table(), counts=counts)
+    detail = "the tar has a video of this name before it"
+    dropped = dropped_files(name, repeated, Drop.DUPLICATE, detail)
+    counts = {"tars": len(tars), "found": len(paths) - faults, "faulty tars": faults, **count_reasons([dropped])}
+    counts |= {"videos without .json, .cls or .txt": bare, ".json, .cls and .txt that belong to no video": len(alone)}
+    counts = {what: number for what, number in counts.items() if number or what in ("tars", "found")}
+    notes = []
+    if alone and bare:
+        told = f"{len(alone):,} .json, .cls or .txt belong to no video, such as {shown(alone[0])!r}, and {bare:,} videos"
+        notes.append(f"{name}: {told} have none: labels may be missing. WebDataset has KEY.mp4 and KEY.json side by side")
+    if repeated:
+        notes.append(f"{name}: {len(repeated):,} videos have the name of one before them in their tar, and are left out")
+    return SourcePlan(requests=requests_table(columns), dropped=dropped, counts=counts, notes=tuple(notes))

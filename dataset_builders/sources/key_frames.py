@@ -176,12 +176,14 @@ class _Read:
         counts |= {"of these found": len(rows), "people annotated in these": len(boxes), **reasons}
         if self.check.cut:
             counts["boxes cut at the frame's edge"] = self.check.cut
-        notes = () if any(action.evaluated for action in self.actions) else ("no action of the list counts in the mean",)
+        notes = [] if any(action.evaluated for action in self.actions) else ["no action of the list counts in the mean"]
+        if not rows:
+            notes.append(f"{self.name}: nothing that its lists name is there: {dropped[-1].id}, {dropped[-1].detail}")
         return SourcePlan(
             requests=requests,
             dropped=pa.concat_tables(tables),
             counts=counts,
-            notes=notes,
+            notes=tuple(notes),
             boxes=_boxes_table(boxes),
             actions=self.actions,
         )
@@ -241,7 +243,7 @@ def _find_movies(name: str, root: bytes, ids: Sequence[str], trimmed: bool) -> t
         else:
             rest.append(path)
     whole = Listing([*rest, *listing.paths[listing.num_files :]], len(rest))
-    places, others = match(name, list(ids), whole)
+    places, others, _ = match(name, list(ids), whole)
     found: dict[str, Movie] = {}
     for movie, place in zip(ids, places.tolist(), strict=True):
         if os.fsencode(movie) in pieces:

@@ -1,5 +1,6 @@
 """Kinetics-400/600/700: from the official lists and the folders that people have to the clips that are wanted."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
+from dataset_builders.plan import SPARE_SCHEMA, Drop, SourcePlan, dropped_table, requests_table, spares_table
 from dataset_builders.sources import k710
-from dataset_builders.sources.annotations import AnyPath
-from dataset_builders.sources.kinetics_files import Files, Version, explain, match_files, numbers
+from dataset_builders.sources.annotations import AnyPath, shown
+from dataset_builders.sources.kinetics_files import Files, Version, explain, kinetics_roots, match_files, numbers
 from dataset_builders.sources.kinetics_lists import list_paths, read_annotations, read_classes
+from dataset_builders.sources.listing import nothing_found
 
 
 def plan(
@@ -97,6 +99,12 @@ def plan(
         untested = [f"K{version}" for version in sorted(versions) if not counts[f"rows of K{version} test"]]
         if untested:
             notes.append(f"No test list of {', '.join(untested)} is given, so training videos that are in it stay.")
+    if len(row) == 0 and len(without):
+        first, version = every_row["youtube_id"][int(without[0])].as_py(), int(every_row["version"][int(without[0])].as_py())
+        where = f"{shown(list_paths(name, version, versions[version].annotations)[0])}:1"
+        places = [os.fsdecode(folder) for folder in kinetics_roots(versions).values()]
+        wanted = f"the id {first!r} in a name such as {first}_000010_000020.mp4"
+        notes.append(nothing_found(name, ", ".join(places), files.paths.to_pylist(), where, wanted))
     whole = int(np.isnan(files.start[file[row]]).sum())
     if whole and not untrimmed:
         notes.append(
@@ -104,7 +112,34 @@ def plan(
             "whole YouTube videos, say so (untrimmed)."
         )
     labels = _label_files(merged, label_map is not None)
-    return SourcePlan(requests=requests, dropped=pa.concat_tables(dropped), counts=counts, files=labels, notes=tuple(notes))
+    return SourcePlan(
+        requests=requests,
+        dropped=pa.concat_tables(dropped),
+        counts=counts,
+        files=labels,
+        notes=tuple(notes),
+        spares=_spares(chosen, row, files, untrimmed),
+    )
+
+
+def _spares(chosen: "_Choice", row: np.ndarray, files: Files, untrimmed: bool) -> pa.Table:
+    """For the requests of these rows, files of the same part of the video that no row takes."""
+    free = np.flatnonzero(~files.among(chosen.file[row]) & (files.video >= 0))
+    video, start = chosen.video[row], chosen.every_row["start"].to_numpy()[row]
+    tables = [spares_table("", [])]
+    while len(free):
+        found = match_files(video, start, files.video[free], files.start[free])
+        request = np.flatnonzero(found >= 0)
+        if not len(request):
+            break
+        file = free[found[request]]
+        free = np.setdiff1d(free, file)
+        if untrimmed:  # then a name without times means a whole video, of which a part is asked for
+            same = np.isnan(files.start[file]) == np.isnan(files.start[chosen.file[row[request]]])
+            request, file = request[same], file[same]
+        columns = files.columns(file, chosen.every_row["version"].to_numpy()[row[request]])
+        tables.append(pa.table([pa.array(request), columns["root"], columns["path"]], schema=SPARE_SCHEMA))
+    return pa.concat_tables(tables)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from dataset_builders.sources import k710
-from dataset_builders.sources.annotations import AnyPath, is_text, read_bytes, read_json, read_lines, shown
+from dataset_builders.sources.annotations import AnyPath, is_text, read_json, read_lines, read_text, shown
+from dataset_builders.sources.rows import separator
 
 ID = "[A-Za-z0-9_-]{11}"
 NUMBER = r"[0-9]{1,7}(?:\.[0-9]+)?"
@@ -39,9 +40,11 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "validate", "validation"), "val"),
     **dict.fromkeys(("test", "testing", "holdout"), "test"),
 }
-# One CSV row: fields with commas between; quotes stand around a whole field or not at all. What this refuses could make a
-# CSV parser swallow the rows that follow.
-CSV_ROW = rb'^(?:"(?:[^"]|"")*"|[^",]*)(?:,(?:"(?:[^"]|"")*"|[^",]*))*$'
+# One CSV row: quotes stand around a whole field or not at all. What this refuses could make a CSV parser swallow the rows that
+# follow. The mark between fields takes the comma's place.
+CSV_ROW = r'^(?:"(?:[^"]|"")*"|[^",]*)(?:,(?:"(?:[^"]|"")*"|[^",]*))*$'
+# what stands before an id where a column has addresses, or a spreadsheet was kept from taking "-id" for a formula
+BEFORE_ID = r"^(?:'|https?://\S*(?:[?&]v=|/))"
 
 
 def list_paths(name: str, version: int, annotations: Sequence[AnyPath]) -> list[bytes]:
@@ -77,9 +80,7 @@ def read_annotations(path: AnyPath) -> tuple[pa.Table, list[str]]:
     JSON: entry) and value. Raises ValueError if the file is no such list at all.
     400,000 rows take 1 s as CSV, 3 s and 0.3 GiB as JSON.
     """
-    data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{shown(path)} is UTF-16; save it as UTF-8")
+    data = read_text(path).encode("utf-8", "surrogateescape")
     name = os.path.basename(shown(path))
     texts, places, malformed = (_read_json if data.lstrip()[:1] in (b"{", b"[") else _read_csv)(data, name)
     table, sentences = _understand(texts, places, malformed, name)
@@ -91,7 +92,8 @@ def read_annotations(path: AnyPath) -> tuple[pa.Table, list[str]]:
 def _read_csv(data: bytes, name: str) -> tuple[dict[str, pa.ChunkedArray], np.ndarray, dict[int, str]]:
     """Columns as text, their line numbers, and what is malformed by line."""
     lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-    sound = np.array(pc.match_substring_regex(pa.array(lines, pa.binary()), CSV_ROW.decode()))
+    mark = separator(line.decode(errors="replace") for line in lines)
+    sound = np.array(pc.match_substring_regex(pa.array(lines, pa.binary()), CSV_ROW.replace(",", mark)))
     malformed = {int(index) + 1: f"{_shown(lines[index])} has an unpaired quote" for index in np.flatnonzero(~sound)}
     try:
         data.decode()
@@ -114,7 +116,7 @@ def _read_csv(data: bytes, name: str) -> tuple[dict[str, pa.ChunkedArray], np.nd
     table = pyarrow.csv.read_csv(
         BytesIO(b"\n".join([lines[place - 1] for place in places]) + b"\n"),
         read_options=pyarrow.csv.ReadOptions(use_threads=False, autogenerate_column_names=True),
-        parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip, ignore_empty_lines=False),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=mark, invalid_row_handler=skip, ignore_empty_lines=False),
         convert_options=pyarrow.csv.ConvertOptions(
             strings_can_be_null=False, column_types={f"f{index}": pa.string() for index in range(100)}
         ),
@@ -190,7 +192,7 @@ def _understand(
         good[bad] = False
 
     columns: dict[str, Any] = {}
-    columns["youtube_id"] = pc.utf8_trim_whitespace(texts["youtube_id"])
+    columns["youtube_id"] = pc.replace_substring_regex(pc.utf8_trim_whitespace(texts["youtube_id"]), BEFORE_ID, "")
     refuse(~_matches(columns["youtube_id"], f"^{ID}$"), "youtube_id", "is not 11 characters of A-Z a-z 0-9 _ -")
     seconds = {}
     for column in ("start", "end"):

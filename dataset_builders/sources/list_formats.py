@@ -5,9 +5,10 @@
   `total` are wanted, from the one with number `start` in its name: `ssv2/182040 1 58`, `ava/ID 9601 300`.
 - `folder total label`, for fine-tuning on folders of frames: the first `total` images.
 - `csv`: the first line names the columns: `path` and, optional, `label` and `split` (train, val, test); others are ignored.
+  Other names for these are known, see HEADINGS.
 
-All but the last have no header, and space, comma or tab between the fields. The official code splits at every space; here a
-path may hold some, because the numbers stand at the end.
+All but the last have no header, and space, comma, tab or semicolon between the fields. The official code splits at every space;
+here a path may hold some, because the numbers stand at the end; or quotes stand around it.
 """
 
 import csv
@@ -18,11 +19,16 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dataset_builders.sources.annotations import AnyPath, is_text, read_lines, read_text, shown
+from dataset_builders.sources.rows import NUMBER, cells, cut_number, quoted, separator
 
 Columns = Literal["path label", "path start total", "folder total label", "csv"]
 COLUMNS: tuple[Columns, ...] = get_args(Columns)
-_NUMBER = re.compile(r"-?[0-9]{1,9}").fullmatch
-_NAME = re.compile(r"(.*) *[,\t] *([^,\t]*)", re.DOTALL).fullmatch
+HEADINGS = {
+    "path": ("path", "video_path", "filepath", "file_path", "filename", "file_name", "file", "video", "video_name", "video_id"),
+    "label": ("label", "class", "class_name", "label_name", "category", "action", "label_id", "class_id"),
+    "split": ("split", "subset"),
+}
+_NAME = re.compile(r"(.*) *[,\t;] *([^,\t;]*)", re.DOTALL).fullmatch
 _SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -69,14 +75,19 @@ def _columns(file: AnyPath, lines: list[str]) -> Columns:
     lines = [line.strip() for line in lines if line.strip()]
     if not lines:
         return "path label"
-    if "path" in re.split("[,\t]", lines[0].lower()):
+    header = [cell.lower() for cell in cells(lines[0], separator(lines[:1]))]
+    if {"youtube_id", "time_start"} <= {*header}:
+        told = f"{shown(file)}: the first line {lines[0]!r} is that of a list of Kinetics, which says parts of videos"
+        raise ValueError(f"{told}; give it as --k400 VIDEOS LISTS (or --k600, --k700)")
+    if "path" in (places := _places(header)) and ("path" in header or len(places) > 1):
         return "csv"
-    sample = lines[:: 1 + len(lines) // 1000]
-    cut = [_cut_number(line) for line in sample]
-    num_pairs = sum(number is not None and _cut_number(rest)[1] is not None for rest, number in cut)
+    plain = [line.replace('"', "") for line in lines]
+    sample = plain[:: 1 + len(plain) // 1000]
+    cut = [cut_number(line) for line in sample]
+    num_pairs = sum(number is not None and cut_number(rest)[1] is not None for rest, number in cut)
     if 2 * num_pairs <= len(sample):
         return "path label"
-    if any(line.endswith(("\t-1", " -1", ",-1")) for line in lines):
+    if any(line.endswith(("\t-1", " -1", ",-1", ";-1")) for line in plain):
         return "path start total"
     raise ValueError(
         f"{shown(file)}: the first line {lines[0]!r} ends with two numbers, which can mean 'path start total' (pre-training) "
@@ -84,28 +95,25 @@ def _columns(file: AnyPath, lines: list[str]) -> Columns:
     )
 
 
-def _cut_number(text: str) -> tuple[str, int | None]:
-    """`"a b.mp4, 3"` -> ("a b.mp4", 3); without a number at the end, the text and None."""
-    place = max(text.rfind(" "), text.rfind(","), text.rfind("\t"))
-    if place < 0 or not _NUMBER(text, place + 1):
-        return text, None
-    rest = text[:place].rstrip(" \t")
-    if text[place] != "," and rest.endswith(","):
-        rest = rest[:-1].rstrip(" \t")
-    return rest, int(text[place + 1 :])
+def _places(header: list[str]) -> dict[str, int]:
+    """Where the columns are that a header names."""
+    found = {column: [header.index(name) for name in names if name in header] for column, names in HEADINGS.items()}
+    return {column: places[0] for column, places in found.items() if places}
 
 
 def _parse(number: int, text: str, columns: Columns, classes: list[str] | None) -> Line:
     """Raises ValueError with what is wrong with the line."""
-    path, second = _cut_number(text)
+    row = quoted(text)
     if columns == "path label":
-        if path and second is not None:
-            return Line(number, path, class_name(str(second), classes))
-        named = _NAME(text)
-        if not named or not named[1]:
+        if row is None:
+            path, label = cut_number(text)
+            named = _NAME(text)
+            row = [path, str(label)] if label is not None else [part.strip() for part in named.groups()] if named else []
+        if len(row) != 2 or not row[0]:
             raise ValueError(f"{text!r} is not 'path label'")
-        return Line(number, named[1].rstrip(), class_name(named[2], classes))
-    path, first = _cut_number(path)
+        return Line(number, row[0], class_name(row[1], classes))
+    path, second = cut_number(text if row is None else " ".join(row))
+    path, first = cut_number(path)
     if not path or first is None or second is None:
         raise ValueError(f"{text!r} is not '{columns}' with two numbers at the end")
     if columns == "folder total label":
@@ -120,13 +128,13 @@ def _parse(number: int, text: str, columns: Columns, classes: list[str] | None) 
 
 
 def _read_csv(file: AnyPath, classes: list[str] | None) -> Iterator[Line | BadLine]:
+    """Here a field in quotes may go on in the next line."""
     text = read_text(file)
-    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator([text.partition("\n")[0]]))
     header = [cell.strip().lower() for cell in next(rows, [])]
-    if "path" not in header:
+    places = _places(header)
+    if "path" not in places:
         raise ValueError(f"{shown(file)}: the first line {header} names no column 'path'")
-    places = {str(column): header.index(column) for column in ("path", "label", "split") if column in header}
     number = rows.line_num + 1
     while True:
         try:
@@ -161,10 +169,11 @@ def class_name(text: str, classes: list[str] | None) -> str:
     """A label as it stands in a list -> the name of the class. Raises ValueError for one that is none."""
     if classes is None:
         if is_text(text):
-            return text
+            number = NUMBER(text)
+            return number[1] if number else text
         raise ValueError(f"{text!r} is no label")
-    if text.isascii() and text.isdigit() and int(text) < len(classes):
-        return classes[int(text)]
+    if (number := NUMBER(text)) and 0 <= int(number[1]) < len(classes):
+        return classes[int(number[1])]
     if text in classes:
         return text
     raise ValueError(f"label {text!r} is neither one of the {len(classes)} class names nor a number below {len(classes)}")

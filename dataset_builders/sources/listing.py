@@ -6,6 +6,7 @@ people convert videos and sort them into folders of their own.
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset_builders.media.image_names import IMAGES
-from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
-from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, shown
+from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table, spares_table
+from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, read_lines, shown
 from dataset_builders.sources.folder import list_files, walk
+
+VIDEOS = (
+    *(b".mp4", b".m4v", b".mov", b".mkv", b".webm", b".avi", b".wmv", b".flv"),
+    *(b".mpg", b".mpeg", b".ts", b".m2ts", b".3gp", b".ogv", b".asf", b".vob"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +84,28 @@ def stems(listing: Listing) -> list[bytes]:
     return names
 
 
-def match(name: str, ids: Sequence[str] | pa.Array, listing: Listing) -> tuple[np.ndarray, list[pa.Table]]:
-    """Distinct ids -> (place in the listing of each, int64, -1 without a file; rows for all other files of the source `name`).
+def without_extension(name: str) -> str:
+    """Without that of a video, if it has one: some lists name files where others name ids."""
+    stem, extension = os.path.splitext(name)
+    return stem if os.fsencode(extension.lower()) in VIDEOS else name
+
+
+def nothing_found(name: str, folder: AnyPath, files: Sequence[bytes], where: str, wanted: str) -> str:
+    """A note for a source whose lists match nothing. `where` is FILE:LINE of what its lists name first (in JSON, the number of
+    an entry), `files` those in the folder, `wanted` what was looked for in it."""
+    file = where.rpartition(":")[0]
+    with suppress(ValueError):
+        first = next((line for line in read_lines(file) if line.strip()), "")
+        where = f"{where} (the file begins with {first[:120]!r})"
+    there = f"which holds {len(files):,} others, such as {shown(files[0])!r}" if files else "which holds no file"
+    return f"{name}: nothing that its lists name is there. {where}: {wanted} was looked for in {shown(folder)}, {there}"
+
+
+def match(
+    name: str, ids: Sequence[str] | pa.Array, listing: Listing
+) -> tuple[np.ndarray, list[pa.Table], dict[int, list[bytes]]]:
+    """Distinct ids -> (place in the listing of each, int64, -1 without a file; rows for all other files of the source `name`;
+    by the chosen place, further files of the same kind with that id).
 
     Of several files of an id the first counts: a video before a folder of frames.
     """
@@ -92,11 +118,19 @@ def match(name: str, ids: Sequence[str] | pa.Array, listing: Listing) -> tuple[n
     chosen = np.full(len(wanted), -1)
     chosen[unique] = listed[first]
     repeated = [listing.paths[place] for place in np.delete(listed, first)]
+    spares: dict[int, list[bytes]] = {}
+    for place, meaning in zip(np.delete(listed, first).tolist(), np.delete(meant, first).tolist(), strict=True):
+        if (place < listing.num_files) == (chosen[meaning] < listing.num_files):
+            spares.setdefault(int(chosen[meaning]), []).append(listing.paths[place])
     unlisted = [listing.paths[place] for place in np.flatnonzero(np.asarray(id_of.is_null()))]
-    return chosen, [
-        dropped_files(name, repeated, Drop.DUPLICATE, "a file of the same name is taken already"),
-        dropped_files(name, unlisted, Drop.NOT_LISTED, "no annotation file lists it"),
-    ]
+    return (
+        chosen,
+        [
+            dropped_files(name, repeated, Drop.DUPLICATE, "a file of the same name is taken already"),
+            dropped_files(name, unlisted, Drop.NOT_LISTED, "no annotation file lists it"),
+        ],
+        spares,
+    )
 
 
 def dropped_files(name: str, paths: list[bytes], reason: Drop, detail: str | list[str]) -> pa.Table:
@@ -133,7 +167,7 @@ def plan_entries(
     """
     names = {os.fsencode(entry.id) for entry in entries}
     listing = list_videos(folder, lambda parent, directory: directory in names)
-    places, other_files = match(name, [entry.id for entry in entries], listing)
+    places, other_files, others = match(name, [entry.id for entry in entries], listing)
     pairs = list(zip(entries, places.tolist(), strict=True))
     taken = [(entry, place) for entry, place in pairs if place >= 0 and entry.split in splits]
     frames = pa.array([place >= listing.num_files for _, place in taken], pa.bool_())
@@ -166,7 +200,22 @@ def plan_entries(
     counts = {"listed": listed, "found": len(taken), **count_reasons(tables)}
     if others_found:
         counts["of other splits"] = others_found
-    return SourcePlan(requests=requests, dropped=pa.concat_tables(tables), counts=counts, files=files or {})
+    notes = []
+    if missing and not taken:
+        first = next(entry for entry, _ in pairs if entry.split in splits)
+        wanted = f"a file {first.id}.* or a folder {first.id} of images"
+        notes.append(nothing_found(name, folder, listing.paths, first.where, wanted))
+    elif dropped and not taken:
+        notes.append(f"{name}: its lists have nothing that can be read: {dropped[0].detail}")
+    spares = spares_table(name, [(row, path) for row, (_, place) in enumerate(taken) for path in others.get(place, ())])
+    return SourcePlan(
+        requests=requests,
+        dropped=pa.concat_tables(tables),
+        counts=counts,
+        files=files or {},
+        notes=tuple(notes),
+        spares=spares,
+    )
 
 
 def count_reasons(tables: Sequence[pa.Table]) -> dict[str, int]:

@@ -8,6 +8,7 @@ official code: below `SomethingV2` frames are 12 a second and sampled at stride 
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 
@@ -31,12 +32,15 @@ from dataset_builders.sources.annotations import (
 from dataset_builders.sources.frames import check_rate
 from dataset_builders.sources.list_formats import COLUMNS, BadLine, Columns, Line, read_list
 from dataset_builders.sources.listing import (
+    VIDEOS,
     Listing,
     count_reasons,
     dropped_entries,
     dropped_files,
     existing_folder,
     list_videos,
+    nothing_found,
+    without_extension,
 )
 
 SAMPLING = "stride:4"
@@ -94,29 +98,34 @@ def plan(
         raise ValueError(f"source {name}: columns {columns!r} are not known; allowed are {', '.join(map(repr, COLUMNS))}")
     bases = roots(name, folder=folder, train=train, val=val, test=test)
     classes = [line.strip() for line in read_lines(labels)] if labels is not None else None
-    lines: dict[Entry, tuple[Line, tuple[str, bytes] | None]] = {}
     places = _Places(name, bases, beside=folder is None, replace=replace or ("", ""))
     dropped: list[DroppedEntry] = []
+    listed: list[tuple[str, str, Line, tuple[str, bytes] | None]] = []
     for split, files in zip(SPLITS, (train, val, test), strict=True):
         for file in as_files(files):
             where, own = shown(file), _folder_of(file)
             for line in read_list(file, columns, classes):
                 if isinstance(line, BadLine):
                     dropped.append(malformed(file, line.number, split, line.detail))
-                    continue
-                place, identity = places.find(own, line.path)
-                identity += "" if line.start is None else f" {line.start}"
-                lines[Entry(identity, line.split or split, line.label, where, line.number)] = line, place
-    num_listed = len(lines) + len(dropped)
-    kept, repeated = settle(lines)
-    wanted = {place[1] for _, place in lines.values() if place}
+                else:
+                    listed.append((where, line.split or split, line, places.find(own, line.path)))
+    num_listed = len(listed) + len(dropped)
+    wanted = {place[1] for *_, place in listed if place}
     listing = Listing([], 0)
     if not places.anywhere:
         listing = list_videos(bases[name], lambda parent, directory: os.path.join(parent, directory) in wanted)
     found = dict.fromkeys(((name, path) for path in listing.paths[: listing.num_files]), False)
     found |= dict.fromkeys(((name, path) for path in listing.paths[listing.num_files :]), True)
     # what no folder was listed for, or was entered by another name, a link to a directory, is looked for by its name
-    found |= _look(bases, {place for _, place in lines.values() if place and place not in found})
+    found |= _look(bases, {place for *_, place in listed if place and place not in found})
+    renamed = _with_extension(bases, {place for *_, place in listed if place and place not in found}, name, listing)
+    found |= dict.fromkeys(renamed.values(), False)
+    lines: dict[Entry, tuple[Line, tuple[str, bytes] | None]] = {}
+    for where, split, line, place in listed:
+        place = renamed.get(place, place) if place else None
+        identity = (places.identity(place) if place else line.path) + ("" if line.start is None else f" {line.start}")
+        lines[Entry(identity, split, line.label, where, line.number)] = line, place
+    kept, repeated = settle(lines)
     items: list[Item] = []
     missing: list[DroppedEntry] = []
 
@@ -151,17 +160,27 @@ def plan(
         },
         len(items),
     )
-    unlisted = [path for path in listing.paths if path not in wanted]
+    taken = {place[1] for _, place in lines.values() if place}
+    unlisted = [path for path in listing.paths if path not in taken]
     tables = [
         dropped_entries(name, [replaced(entry, id=entry.id and shown(entry.id)) for entry in dropped]),
         dropped_files(name, unlisted, Drop.NOT_LISTED, "no list has it"),
     ]
     counts = {"listed": num_listed, "found": len(items), **count_reasons(tables)}
+    if renamed:
+        counts["files with another extension than listed, or one at all"] = len(renamed)
     notes = []
-    if kept and not items:
-        notes.append(f"{name}: nothing of what the lists have is usable; the first line: {dropped[0].detail}")
+    if not items and kept:
+        line, place = lines[kept[0]]
+        root, path = place or (name, os.fsencode(line.path))
+        looked_for = f"{shown(path)!r}, with any extension,"
+        notes.append(nothing_found(name, bases[root], listing.paths, kept[0].where, looked_for))
+        if dropped[0].reason != Drop.NO_FILE or place is None:
+            notes[0] = f"{name}: nothing of what the lists have is usable; the first line: {dropped[0].detail}"
         if places.anywhere and any(place and place[0] != name for _, place in lines.values()):
             notes.append(f"{name}: relative paths are taken from the list's own folder; --list-root names another")
+    elif not items and dropped:
+        notes.append(f"{name}: its lists have nothing that can be read: {dropped[0].detail}")
     return SourcePlan(requests=requests, dropped=pa.concat_tables(tables), counts=counts, notes=tuple(notes))
 
 
@@ -197,31 +216,56 @@ class _Places:
         self._identities: dict[bytes, str] = {}
         self._real: dict[bytes, bytes] = {}  # the folders of videos
 
-    def find(self, own: bytes, text: str) -> tuple[tuple[str, bytes] | None, str]:
-        """None in place of (root, path) for a path that does not lie in the folder that was given."""
+    def find(self, own: bytes, text: str) -> tuple[str, bytes] | None:
+        """None in place of (root, path) for a path that does not lie in the folder that was given. A backslash is a slash,
+        unless there is a file with it in its name."""
         old, new = self._replace
         given = os.fsencode(new + text.removeprefix(old) if text.startswith(old) else text)
         in_list = self._beside and not given.startswith(b"/")
         base = own if in_list else self._bases[self._name]
+        if b"\\" in given and not os.path.lexists(os.path.join(base, given)):
+            given = given.replace(b"\\", b"/")
         absolute = b"/" + os.path.normpath(os.path.join(base, given)).lstrip(b"/")  # of two leading slashes both would stay
         near = f"{self._name}:list"
         if in_list and near in self._bases:
-            place = near, os.path.relpath(absolute, self._bases[near])
-        else:
-            prefix = self._bases[self._name].rstrip(b"/") + b"/"
-            if not absolute.startswith(prefix) or absolute == prefix:
-                return None, text
-            place = self._name, absolute[len(prefix) :]
-        return place, self._identity(absolute, place[1])
+            return near, os.path.relpath(absolute, self._bases[near])
+        prefix = self._bases[self._name].rstrip(b"/") + b"/"
+        return (self._name, absolute[len(prefix) :]) if absolute.startswith(prefix) and absolute != prefix else None
 
-    def _identity(self, absolute: bytes, path: bytes) -> str:
+    def identity(self, place: tuple[str, bytes]) -> str:
         """A list may name a video by an absolute path and another by a relative one: then the first spelling counts."""
+        root, path = place
         if not self.anywhere:
             return os.fsdecode(path)
-        folder, name = os.path.split(absolute)
+        folder, name = os.path.split(os.path.normpath(os.path.join(self._bases[root], path)))
         if folder not in self._real:
             self._real[folder] = os.path.realpath(folder)
         return self._identities.setdefault(os.path.join(self._real[folder], name), os.fsdecode(path))
+
+
+def _with_extension(
+    bases: Mapping[str, bytes], missing: set[tuple[str, bytes]], name: str, listing: Listing
+) -> dict[tuple[str, bytes], tuple[str, bytes]]:
+    """Places that are not there -> the videos that have another extension, or one at all, beside them; an id, a name without a
+    folder, is found anywhere in the listed folder. Of several the first counts, in the order of their bytes."""
+    of_folder: dict[tuple[str, bytes], list[bytes]] = {}
+    for root, path in sorted(missing):
+        of_folder.setdefault((root, os.path.dirname(path)), []).append(os.path.basename(path))
+    anywhere: dict[bytes, bytes] = {}
+    for path in listing.paths[: listing.num_files] if missing else ():
+        if path.lower().endswith(VIDEOS):
+            anywhere.setdefault(os.path.splitext(os.path.basename(path))[0], path)
+    found = {}
+    for (root, folder), names in of_folder.items():
+        with suppress(OSError):
+            beside = sorted(file for file in os.listdir(os.path.join(bases[root], folder)) if file.lower().endswith(VIDEOS))
+            by_stem = {os.path.splitext(file)[0]: os.path.join(folder, file) for file in reversed(beside)}
+            if root == name and not folder:
+                by_stem = anywhere | by_stem
+            for file in names:
+                if other := by_stem.get(file) or by_stem.get(os.fsencode(without_extension(os.fsdecode(file)))):
+                    found[root, os.path.join(folder, file)] = root, other
+    return found
 
 
 def _look(bases: Mapping[str, bytes], places: set[tuple[str, bytes]]) -> dict[tuple[str, bytes], bool]:

@@ -4,7 +4,8 @@ Annotation files, by their extension:
 
 - V2, `something-something-v2-{train,validation,test}.json`: `[{"id": "74225", "label": "spinning cube that ...", "template":
   "Spinning [something] that ...", "placeholders": ["cube"]}, ...]`, in the test file only the id. The class is the template
-  without its brackets: so `something-something-v2-labels.json` spells it, `{"Approaching something ...": "0", ...}`.
+  without its brackets: so `something-something-v2-labels.json` spells it, `{"Approaching something ...": "0", ...}`. In lists
+  whose entries have no template, as others write them, the label is the class.
 - V1, `something-something-v1-{train,validation,test}.csv`: `id;label`, in the test file only the id; the labels file has a
   class a line. V2's `test-answers.csv` looks the same, and can be given for the test file.
 
@@ -16,6 +17,7 @@ second it takes the very frames of stride 2 (tested), and copies that were conve
 """
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 from dataset_builders.plan import SourcePlan
@@ -33,7 +35,8 @@ from dataset_builders.sources.annotations import (
     settle,
     shown,
 )
-from dataset_builders.sources.listing import existing_folder, plan_entries
+from dataset_builders.sources.listing import existing_folder, plan_entries, without_extension
+from dataset_builders.sources.rows import read_rows
 
 RATE = 12.0
 SAMPLING = "seconds:0.166666"  # 2/12 s, rounded down: at 0.166667 a view would be 32.0001 frames long and miss the last start
@@ -69,6 +72,7 @@ def plan(
     for split, files in zip(SPLITS, (train, val, test), strict=True):
         for file in as_files(files):
             for line, video, label in _read(file):
+                video = without_extension(video) if is_text(video) else video
                 if not is_text(video) or "/" in video:
                     lines.append(malformed(file, line, split, f"{video!r} is no id of a video"))
                 elif label is not None and (not is_text(label) or (labels is not None and label not in known)):
@@ -77,7 +81,7 @@ def plan(
                 else:
                     lines.append(Entry(video, split, label, shown(file), line))
     entries, dropped = settle(lines)
-    return plan_entries(
+    planned = plan_entries(
         name,
         root,
         entries,
@@ -88,14 +92,19 @@ def plan(
         files={f"label_map_{name}.json": classes} if classes is not None else None,
     )
 
+    bare = [entry for entry in entries if entry.label is None and entry.split in splits and entry.split != "test"]
+    if not bare:
+        return planned
+    note = f"{name}: {len(bare):,} entries of train and val have no class, such as {bare[0].where}; their clips get none"
+    counts = {**planned.counts, "entries of train and val without a class": len(bare)}
+    return replace(planned, counts=counts, notes=(*planned.notes, note))
+
 
 def _read(file: AnyPath) -> Iterator[tuple[int, Any, Any]]:
     """(line, id, class name or None) of each entry; for JSON, the entry's number takes the line's place."""
     if not shown(file).lower().endswith(".json"):
-        for number, line in enumerate(read_lines(file), start=1):
-            if line.strip():
-                first, _, second = line.partition(";")
-                yield number, first.strip(), second.strip() or None
+        for number, _, (video, *label) in read_rows(file, most=2):
+            yield number, video, "".join(label) or None
         return
     entries = read_json(file)
     if not isinstance(entries, list):
@@ -104,7 +113,7 @@ def _read(file: AnyPath) -> Iterator[tuple[int, Any, Any]]:
         if not isinstance(entry, dict):
             yield number, None, None
             continue
-        video, template = entry.get("id"), entry.get("template")
+        video, template = entry.get("id"), entry.get("template") or entry.get("label")
         if isinstance(template, str):
             template = template.replace("[", "").replace("]", "")
         yield number, str(video) if isinstance(video, int) else video, template

@@ -12,15 +12,15 @@ Videos are found by name with any extension, or as folders `NAME/` of frames.
 """
 
 import os
-import re
 from collections.abc import Iterable
 
 from dataset_builders.plan import SourcePlan
 from dataset_builders.sources.annotations import AnyPath, DroppedEntry, Entry, is_text, malformed, read_lines, settle, shown
 from dataset_builders.sources.frames import check_rate
 from dataset_builders.sources.listing import existing_folder, plan_entries
+from dataset_builders.sources.rows import path_and_number
 
-HMDB51_SPLITS = {"0": "unused", "1": "train", "2": "test"}
+HMDB51_SPLITS: dict[int | None, str] = {0: "unused", 1: "train", 2: "test"}
 
 
 def plan_ucf101(
@@ -39,10 +39,10 @@ def plan_ucf101(
     for split, kind in (("train", b"trainlist"), ("test", b"testlist")):
         file = os.path.join(lists, b"%s%02d.txt" % (kind, number))
         for line, text in enumerate(read_lines(file), start=1):
-            path, _, index = text.strip().partition(" ")
+            path, index = path_and_number(text)
             label, _, video = path.partition("/")
             stem = os.path.splitext(video)[0]
-            right = index.strip() == str(classes.index(label) + 1) if label in classes and split == "train" else not index
+            right = index == (classes.index(label) + 1 if label in classes and split == "train" else None)
             if label in classes and is_text(stem) and "/" not in stem and right:
                 entries.append(Entry(stem, split, label, shown(file), line))
             elif path:
@@ -69,9 +69,10 @@ def plan_hmdb51(
     for label in classes:
         path = os.path.join(lists, os.fsencode(label + ending))
         for line, text in enumerate(read_lines(path), start=1):
-            found = re.fullmatch(r"(.+)\.[A-Za-z0-9]{1,4} +([012])", text.strip())
-            if found and is_text(found[1]) and "/" not in found[1]:
-                entries.append(Entry(found[1], HMDB51_SPLITS[found[2]], label, shown(path), line))
+            video, part = path_and_number(text)
+            stem, extension = os.path.splitext(video)
+            if part in HMDB51_SPLITS and extension and is_text(stem) and "/" not in stem:
+                entries.append(Entry(stem, HMDB51_SPLITS[part], label, shown(path), line))
             elif text.strip():
                 entries.append(malformed(path, line, "train", f"{text!r} is not 'NAME.avi 0', 1 (training) or 2 (test)"))
     return _plan(name, folder, entries, classes, rate, sampling)

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table
+from dataset_builders.plan import Drop, SourcePlan, dropped_table, requests_table, spares_table
 from dataset_builders.sources.annotations import SPLITS, AnyPath, DroppedEntry, Files, as_files, malformed, shown
 from dataset_builders.sources.choice import check_number, choose
-from dataset_builders.sources.listing import count_reasons, dropped_entries, existing_folder, list_videos, match
+from dataset_builders.sources.listing import count_reasons, dropped_entries, existing_folder, list_videos, match, nothing_found
+from dataset_builders.sources.rows import separator
 
 NUMBER = 250_000
 SAMPLING = "stride:4"
@@ -54,7 +55,7 @@ def plan(
             bad += rejected
     rows, repeated, leaked = _settle(pa.concat_tables(tables))
     listing = list_videos(root)
-    place_of_row, other_files = match(name, rows["videoid"].combine_chunks(), listing)
+    place_of_row, other_files, others = match(name, rows["videoid"].combine_chunks(), listing)
     split = rows["split"].to_numpy(zero_copy_only=False)
     wanted = np.isin(split, list(splits))
     there = (place_of_row >= 0) & wanted
@@ -90,7 +91,13 @@ def plan(
     notes = []
     if number is not None and "train" in splits and (short := number - len(candidates)) > 0:
         notes.append(f"{name}: {number:,} training videos were asked for and {len(candidates):,} are there: {short:,} fewer")
-    return SourcePlan(requests=requests, dropped=pa.concat_tables(dropped), counts=counts, notes=tuple(notes))
+    if not len(taken) and wanted.any():
+        where = f"{shown([*as_files(train), *as_files(val)][0])}:2"
+        looked_for = f"a file {rows['videoid'][int(np.argmax(wanted))].as_py()}.*"
+        notes.append(nothing_found(name, root, listing.paths, where, looked_for))
+    pairs = [(row, path) for row, place in enumerate(place_of_row[places].tolist()) for path in others.get(place, ())]
+    spares = spares_table(name, pairs)
+    return SourcePlan(requests=requests, dropped=pa.concat_tables(dropped), counts=counts, notes=tuple(notes), spares=spares)
 
 
 def _dropped_rows(name: str, rows: pa.Table, reason: Drop, detail: str) -> pa.Table:
@@ -125,10 +132,14 @@ def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[DroppedEntry]]:
 
     try:
         with open(file, "rb") as opened:
+            mark = separator([opened.readline().decode(errors="replace")])
+            opened.seek(0)
             table = pyarrow.csv.read_csv(
                 opened,
                 read_options=pyarrow.csv.ReadOptions(use_threads=False),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=wrong_columns),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=mark, newlines_in_values=True, invalid_row_handler=wrong_columns
+                ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     # not string: a row that is not UTF-8 must not cost the whole file
                     column_types={"videoid": pa.binary(), "duration": pa.binary()},

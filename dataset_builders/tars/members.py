@@ -24,6 +24,7 @@ VIDEO_EXTENSIONS = (
     *("mpeg", "mpg", "mts", "ogv", "ts", "video", "webm", "wmv"),
 )
 MAX_SIDE_FILE = 1 << 20  # bytes of KEY.json, KEY.cls, KEY.txt; larger ones are not what this is for
+SIDE_FILES = ("json", "cls", "txt")  # the label is that of the first of them that has one
 SPLITS = ("train", "val", "test")
 
 
@@ -33,6 +34,16 @@ class Video:
 
     member: Member
     side_files: tuple[tuple[str, Member], ...]  # (json, cls or txt; the member)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a tar holds."""
+
+    videos: dict[str, Video]  # by name, in their order
+    fault: RejectedError | None  # what is wrong with the tar as a whole
+    repeated: tuple[str, ...]  # names of videos that are there again
+    alone: tuple[str, ...]  # side files that belong to no video
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,31 +62,54 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def list_videos(file: str | os.PathLike[str]) -> tuple[dict[str, Video], RejectedError | None]:
-    """A tar -> (its videos by name, in their order; what is wrong with the tar as a whole).
-
-    WebDataset's rule, members side by side whose names agree up to the first dot, says which .json, .cls and .txt belong to
-    a video; one that agrees up to its last dot comes first. Of two members with one name the first counts. Raises OSError.
+def list_videos(file: str | os.PathLike[str]) -> Listed:
+    """WebDataset's rule, members side by side whose names agree up to the first dot, says which .json, .cls and .txt (in either
+    case) belong to a video; one that agrees up to its last dot comes first. One that lies apart belongs to the video of its
+    name, if there is no second of its own. Of two members with one name the first counts. Raises OSError.
     """
     members, fault = read_remote_members(os.fspath(file)) if is_url(file) else read_members(file)
-    videos: dict[str, Video] = {}
+    found: dict[str, tuple[Member, dict[str, Member]]] = {}  # videos with their side files by kind
+    repeated: list[str] = []
+    apart: dict[str, list[Member]] = {}
     for _, run in groupby(members, lambda member: _sample_key(member.name)):
         sample = list(run)
-        beside = {member.name: member for member in sample}
+        beside: dict[str, Member] = {}
         for member in sample:
-            stem, extension = os.path.splitext(member.name)
-            if extension[1:].lower() not in VIDEO_EXTENSIONS or member.name in videos:
+            if _extension(member.name) in SIDE_FILES:
+                beside.setdefault(os.path.splitext(member.name)[0] + "." + _extension(member.name), member)
+        of_nobody = set(beside)
+        for member in sample:
+            if _extension(member.name) not in VIDEO_EXTENSIONS:
                 continue
-            side_files = []
-            for kind in ("json", "cls", "txt"):
-                found = beside.get(f"{stem}.{kind}") or beside.get(f"{_sample_key(member.name)}.{kind}")
-                if found:
-                    side_files.append((kind, found))
-            videos[member.name] = Video(member, tuple(side_files))
+            names = {kind: f"{os.path.splitext(member.name)[0]}.{kind}" for kind in SIDE_FILES}
+            names = {kind: name if name in beside else f"{_sample_key(member.name)}.{kind}" for kind, name in names.items()}
+            of_nobody -= {*names.values()}
+            if member.name in found:
+                repeated.append(member.name)
+            else:
+                found[member.name] = member, {kind: beside[name] for kind, name in names.items() if name in beside}
+        for name in of_nobody:
+            apart.setdefault(name, []).append(beside[name])
+    for name, (_, side_files) in found.items() if apart else ():
+        for kind in SIDE_FILES:
+            far = apart.get(f"{os.path.splitext(name)[0]}.{kind}", ())
+            if kind not in side_files and len(far) == 1:
+                side_files[kind] = far[0]
+    taken = {id(member) for _, side_files in found.values() for member in side_files.values()}
+    alone = [member.name for some in apart.values() for member in some if id(member) not in taken]
+    videos = {name: Video(member, tuple(sorted(side.items(), key=_order))) for name, (member, side) in found.items()}
     if not fault and not videos:
         wanted = ", ".join(VIDEO_EXTENSIONS)
         fault = RejectedError(Reason.NOT_VIDEO, f"none of its {len(members)} members has the extension of a video ({wanted})")
-    return videos, fault
+    return Listed(videos, fault, tuple(repeated), tuple(alone))
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1][1:].lower()
+
+
+def _order(side_file: tuple[str, Member]) -> int:
+    return SIDE_FILES.index(side_file[0])
 
 
 def _sample_key(name: str) -> str:
@@ -90,7 +124,7 @@ def _exists(url: str) -> bool:
 
 
 @lru_cache(maxsize=4)  # a worker's clips come tar by tar
-def _listed(file: str, state: tuple[int, int] | None) -> tuple[dict[str, Video], RejectedError | None]:
+def _listed(file: str, state: tuple[int, int] | None) -> Listed:
     return list_videos(file)
 
 
@@ -117,7 +151,8 @@ class MemberIndexer:
         """Find the member and what lies beside it, decode it whole; raises RejectedError, StorageError, OSError."""
         file, name = split_member(request.folder, request.path)
         state = None if is_url(file) else os.stat(file)
-        videos, fault = _listed(file, state and (state.st_mtime_ns, state.st_size))
+        listed = _listed(file, state and (state.st_mtime_ns, state.st_size))
+        videos, fault = listed.videos, listed.fault
         if name not in videos:
             if not name and fault:
                 raise RejectedError(fault.reason, fault.detail)  # a new one: this one is kept for the next request
@@ -188,11 +223,14 @@ def read_side_files(read: Callable[[Member], bytes], side_files: Sequence[tuple[
 
 def _from_json(content: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = {}
-    label = content.get("label")
+    given = label = content.get("label")
     if isinstance(label, list) and label and all(_text(name) is not None for name in label):
         known["label"] = json.dumps([_text(name) for name in label], ensure_ascii=False)
     elif (label := _text(label)) is not None:
         known["label"] = label
+    elif given not in (None, "", []):  # there is one
+        told = f"its label is {json.dumps(given)[:80]}; wanted is text, a number, or a list of these"
+        raise RejectedError(Reason.DAMAGED, f"the .json beside it cannot be read: {told}")
     if content.get("split") in SPLITS:
         known["split"] = content["split"]
     for name in ("source_id", "youtube_id", "videoid", "video_id", "id"):  # video2dataset writes "videoid"
@@ -207,7 +245,9 @@ def _from_json(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    """A string or whole number as UTF-8 can hold it (JSON can escape lone surrogates); None for anything else or nothing."""
-    if type(value) not in (int, str) or value == "":
+    """A string or number as UTF-8 can hold it (JSON can escape lone surrogates); None for anything else or nothing."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) not in (int, float, str) or value == "":
         return None
     return str(value).encode("utf-8", "replace").decode()

@@ -314,3 +314,16 @@ def test_a_video_is_cut_into_equal_clips(tmp_path: Path) -> None:
     assert [row["key"].split("-")[0] for row in rows] == ["long"] * 4 + ["short"]
     assert [row["start"] for row in rows] == [pytest.approx(i * 50 / 30, abs=0.02) for i in range(4)] + [None]
     assert len({row["key"] for row in rows}) == 5
+
+
+def test_when_nothing_is_found_the_error_says_what_was_looked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a TOML file may begin with a byte order mark."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "other.mp4").touch()
+    (tmp_path / "train.csv").write_text("a.mp4 1\n")
+    config = '\ufeffout = "out"\n[sources.own]\nkind = "lists"\nfolder = "videos"\ntrain = "train.csv"\n'
+    (tmp_path / "build.toml").write_text(config)
+    assert build_dataset.main(["--config", str(tmp_path / "build.toml")]) == 2
+    told = capsys.readouterr().err
+    assert "there is no file to take" in told and "begins with 'a.mp4 1'" in told and "own: 1 no_file" in told
+    assert not (tmp_path / "out").exists()

@@ -85,3 +85,12 @@ def test_real_annotations(shared: Path) -> None:
     assert [row for row in planned.dropped["source_id"].to_pylist() if row] == ["0f39OWEqJ24", "_-Z6wFjXtGQ"]
     assert ava.plan("ava", folder=like / "videos", train=files / "ava_test_v2.2.txt").counts["listed"] == 131
     assert ava.plan("ava", folder=like / "videos", train=files / "ava_val_v2.2_sample.csv").counts["listed"] == 1
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_lists_that_spreadsheets_saved(folder: Path, tmp_path: Path, mark: str) -> None:
+    rows = ["-5KQ66BBWC4", "902.0", "0.031", "0.162", "0.670", "0.995", "12", "0"]
+    (tmp_path / "train.csv").write_text("\ufeff" + mark.join(f'"{cell}"' for cell in rows) + "\r\n")
+    planned = ava.plan("ava", folder=folder, train=tmp_path / "train.csv")
+    assert planned.requests["source_id"].to_pylist() == ["-5KQ66BBWC4"]
+    assert not planned.notes and "malformed" not in planned.counts

@@ -94,7 +94,7 @@ def test_side_files_belong_to_the_video_they_lie_beside(tmp_path: Path, clips: l
         "v1.cls": b"both\n",
         "other.mp4": clips[2],
         "sound.wav": b"RIFF",
-        "other.json": b'{"label": "too far away"}',
+        "other.json": b'{"label": "apart"}',
         "bare.mp4": clips[0],
         "bare.json": b'[{"label": "not ours"}]',
         "several.mp4": clips[0],
@@ -106,7 +106,7 @@ def test_side_files_belong_to_the_video_they_lie_beside(tmp_path: Path, clips: l
     assert [tuple(row[name] for name in names) for row in rows] == [
         ("3", "val", 1.0, 2.5, "9"),
         ("both", "train", None, None, "v1"),
-        (None, "train", None, None, "other"),
+        ("apart", "train", None, None, "other"),
         (None, "train", None, None, "bare"),
         ('["épée", "7"]', "train", None, None, "several"),
     ]
@@ -118,6 +118,8 @@ def test_side_files_belong_to_the_video_they_lie_beside(tmp_path: Path, clips: l
         ("json", b'{"label": ', "the .json beside it cannot be read"),
         ("json", b"[" * 100_000, "the .json beside it cannot be read"),
         ("cls", b"\xff\xfe", "the .cls beside it cannot be read"),
+        ("json", b'{"label": {"name": "run"}}', 'its label is {"name": "run"}; wanted is text, a number, or a list of these'),
+        ("JSON", b'{"label": true}', "its label is true"),
         ("txt", b"x" * ((1 << 20) + 1), "1048577 bytes, more than 1048576"),
     ],
 )
@@ -126,6 +128,32 @@ def test_a_label_is_not_lost_in_silence(tmp_path: Path, clips: list[bytes], kind
     [reject] = index(tmp_path, "0.tar")
     assert isinstance(reject, Reject)
     assert detail in reject.detail
+
+
+def test_side_files_in_capitals_and_apart(tmp_path: Path, clips: list[bytes]) -> None:
+    """WebDataset takes .JSON for .json. Two of one name that lie apart may be anybody's: they are counted, and told of."""
+    members = {"CLIP.MP4": clips[0], "CLIP.JSON": b'{"label": 3.0}', "a.b.mp4": clips[0], "1.mp4": clips[1], "2.mp4": clips[2]}
+    members |= {"a.b.json": b'{"label": "run"}', "1.cls": b"7", "no.json": b"{}"}
+    (tmp_path / "0.tar").write_bytes(tar_bytes(members))
+    rows = [result.row for result in index(tmp_path, "0.tar") if isinstance(result, IndexedClip)]
+    assert [row["label"] for row in rows] == ["3", "run", "7", None]
+    planned = plan("own", pattern=tmp_path / "0.tar")
+    told = {"videos without .json, .cls or .txt": 1, ".json, .cls and .txt that belong to no video": 1}
+    assert planned.counts == {"tars": 1, "found": 4, **told}
+    assert "such as '0.tar/no.json', and 1 videos have none" in planned.notes[0]
+
+    end = -(-len(clips[0]) // 512) * 512 + 512
+    one, two = (
+        tar_bytes({"a.mp4": clips[0]}, tarfile.USTAR_FORMAT)[:end],
+        tar_bytes({"x.mp4": clips[0]}, tarfile.USTAR_FORMAT)[:end],
+    )
+    side = [tar_bytes({"a.cls": text}, tarfile.USTAR_FORMAT)[:1024] for text in (b"1", b"2")]
+    (tmp_path / "1.tar").write_bytes(one + two + side[0] + two + side[1] + bytes(1024))
+    planned = plan("own", pattern=tmp_path / "1.tar")
+    assert [row["path"] for row in planned.requests.to_pylist()] == [b"1.tar/a.mp4", b"1.tar/x.mp4"]
+    assert [(row["path"], row["reason"]) for row in planned.dropped.to_pylist()] == [(b"1.tar/x.mp4", "duplicate")]
+    assert planned.counts[".json, .cls and .txt that belong to no video"] == 2
+    assert any("1 videos have the name of one before them" in note for note in planned.notes)
 
 
 def test_labels_that_utf8_cannot_hold(tmp_path: Path, clips: list[bytes]) -> None:
@@ -330,7 +358,8 @@ def test_a_tar_that_changes_after_the_plan(tmp_path: Path, clips: list[bytes]) -
 
 def test_listing_reads_headers_only(tmp_path: Path, clips: list[bytes]) -> None:
     (tmp_path / "0.tar").write_bytes(tar_bytes({"a.mp4": clips[0], "a.json": b"{}", "b.mp4": clips[1]}))
-    videos, fault = list_videos(tmp_path / "0.tar")
+    listed = list_videos(tmp_path / "0.tar")
+    videos, fault = listed.videos, listed.fault
     assert fault is None
     assert list(videos) == ["a.mp4", "b.mp4"]
     assert [kind for kind, _ in videos["a.mp4"].side_files] == ["json"]

@@ -50,6 +50,31 @@ def test_csv_of_every_year(tmp_path: Path) -> None:
     assert table["split"].to_pylist() == ["val", "val"] and table["start"].null_count == 2 and not malformed
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_lists_that_spreadsheets_saved(tmp_path: Path, mark: str) -> None:
+    """Marks between the fields, quotes, UTF-16, an apostrophe before a "-", addresses for ids: all mean the same rows."""
+    header, ids = ["label", "youtube_id", "time_start", "time_end"], [f"'{A}", f"https://www.youtube.com/watch?v={B}"]
+    rows = [header, *(['"yoga, or ""so"""', id, "1.5", "11.0"] for id in ids)]
+    path = tmp_path / "train.csv"
+    path.write_bytes("\r\n".join(mark.join(row) for row in rows).encode("utf-16"))
+    table, malformed = read_annotations(path)
+    assert not malformed
+    columns = ("youtube_id", "start", "end", "label")
+    assert [tuple(row[name] for name in columns) for row in table.to_pylist()] == [
+        (A, 1.5, 11.0, 'yoga, or "so"'),
+        (B, 1.5, 11.0, 'yoga, or "so"'),
+    ]
+
+
+def test_when_nothing_matches_the_list_and_the_folder_are_quoted(tmp_path: Path) -> None:
+    folder, path = tmp_path / "videos", csv(tmp_path / "train.csv", f"yoga,{A},0,10,train")
+    folder.mkdir()
+    (folder / "other.mp4").touch()
+    notes = plan("k", versions={400: Version(annotations=[path], folder=folder)}).notes
+    (note,) = [note for note in notes if A in note]
+    assert "begins with 'label,youtube_id," in note and f"{A}_000010_000020.mp4" in note and "'other.mp4'" in note
+
+
 def test_malformed_rows_are_named_by_line_and_value(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     rows = [
@@ -138,7 +163,8 @@ def test_json(tmp_path: Path) -> None:
             b'{"database": {}}',
             "no row that can be understood; the first of 1: list.csv line 1: .*neither annotations nor subset",
         ),
-        ("youtube_id".encode("utf-16"), "UTF-16"),
+        ("youtube_id\n".encode("utf-16"), "no split column"),
+        (b"\xff\xfea", "begins as UTF-16 and is none"),
     ],
 )
 def test_files_that_are_no_list(tmp_path: Path, content: bytes, message: str) -> None:

@@ -26,6 +26,13 @@ def write(tmp_path: Path, text: str | bytes) -> Path:
         ("a b.mp4,playing squash", Line(1, "a b.mp4", "playing squash")),
         ("a b.mp4\tplaying squash", Line(1, "a b.mp4", "playing squash")),
         ("-i.mp4 0", Line(1, "-i.mp4", "0")),
+        ("a b.mp4;3", Line(1, "a b.mp4", "3")),
+        ("a.mp4,3.0", Line(1, "a.mp4", "3")),
+        ('"a, b.mp4",3', Line(1, "a, b.mp4", "3")),
+        ('"a ""b"".mp4" "3"', Line(1, 'a "b".mp4', "3")),
+        ('"a b.mp4";"cooking, frying"', Line(1, "a b.mp4", "cooking, frying")),
+        ('a 5".mp4 3', Line(1, 'a 5".mp4', "3")),
+        ('"open.mp4 3', Line(1, '"open.mp4', "3")),
     ],
 )
 def test_path_and_label(tmp_path: Path, text: str, line: Line) -> None:
@@ -41,6 +48,7 @@ def test_path_and_label(tmp_path: Path, text: str, line: Line) -> None:
         ("a b/ID 9601 300", Line(1, "a b/ID", start=9601, total=300)),
         ("a b/ID,9601,300", Line(1, "a b/ID", start=9601, total=300)),
         ("folder\t0\t16", Line(1, "folder", start=0, total=16)),
+        ('"a, b","9601","300"', Line(1, "a, b", start=9601, total=300)),
     ],
 )
 def test_path_start_and_total(tmp_path: Path, text: str, line: Line) -> None:
@@ -93,7 +101,7 @@ def test_csv_with_a_header(tmp_path: Path) -> None:
     assert isinstance(line, Line)
     assert (os.fsencode(line.path), line.label) == (b"latin\xe9,x.mp4", "run")
     with pytest.raises(ValueError, match="names no column 'path'"):
-        list(read_list(write(tmp_path, "file,label\n"), "csv", None))
+        list(read_list(write(tmp_path, "what,label\n"), "csv", None))
 
 
 def test_an_open_quote_costs_no_crash(tmp_path: Path) -> None:
@@ -102,3 +110,10 @@ def test_an_open_quote_costs_no_crash(tmp_path: Path) -> None:
     assert lines[0] == Line(2, "a.mp4", "run")
     assert isinstance(lines[1], BadLine)
     assert lines[1].number == 3
+
+
+def test_other_headings_and_a_list_of_another_kind(tmp_path: Path) -> None:
+    lines = list(read_list(write(tmp_path, '\ufeffvideo;class\n"a;b.mp4";run\n'), None, None))
+    assert lines == [Line(2, "a;b.mp4", "run")]
+    with pytest.raises(ValueError, match=r"the first line 'label,youtube_id,time_start' .*give it as --k400"):
+        list(read_list(write(tmp_path, "label,youtube_id,time_start\nrun,x,1\n"), None, None))

@@ -41,10 +41,11 @@ def test_stems_keep_all_but_the_last_extension_of_files() -> None:
 def test_match_finds_each_id_once() -> None:
     files = [b"1.mp4", b"1.webm", b"2/3.mp4", b"9.txt", b"latin\xe9.mp4"]
     listing = Listing([*files, b"2", b"frames/1"], len(files))
-    chosen, (repeated, unlisted) = match("own", ["3", "1", "4", "2"], listing)
+    chosen, (repeated, unlisted), spares = match("own", ["3", "1", "4", "2"], listing)
     assert chosen.tolist() == [2, 0, -1, 5]
     assert repeated["path"].to_pylist() == [b"1.webm", b"frames/1"]  # another file, and a folder of frames
     assert unlisted["path"].to_pylist() == [b"9.txt", b"latin\xe9.mp4"]
+    assert spares == {0: [b"1.webm"]}  # of the same kind
     assert match("own", ["a"], Listing([], 0))[0].tolist() == [-1]
     assert match("own", [], Listing([b"a"], 1))[1][1]["path"].to_pylist() == [b"a"]
 

@@ -50,7 +50,7 @@ def test_an_official_pre_training_list(folder: Path, tmp_path: Path) -> None:
         ("not_listed", None, b"gaps", "no list has it"),  # a folder of frames is one video
     ]
     assert planned.counts == {"listed": 7, "found": 6, "not_listed": 3, "duplicate": 1}
-    chosen = lists.plan("old", folder=folder, train=write(tmp_path, "SomethingV2/182040 1 58\na 0 -1"), sampling="stride:3")
+    chosen = lists.plan("old", folder=folder, train=write(tmp_path, "SomethingV2/182040 1 58\nnone 0 -1"), sampling="stride:3")
     assert chosen.requests["sampling"].to_pylist() == ["stride:3"]
 
 
@@ -215,3 +215,23 @@ def test_a_list_of_real_clips(shared: Path, tmp_path: Path) -> None:
     assert planned.counts == {"listed": len(clips), "found": len(clips)}
     paths = [os.path.join(os.fsencode(shared), b"clips/videos", path) for path in planned.requests["path"].to_pylist()]
     assert paths == [os.fsencode(path) for path in clips]
+
+
+def test_ids_other_extensions_and_backslashes_find_their_files(folder: Path, tmp_path: Path) -> None:
+    """And a leak is one whatever a list calls the video; a backslash that is in a file's name stays."""
+    (folder / "odd\\c.mp4").touch()
+    train = write(tmp_path, "a 0\nk400/extra.avi 1\nmy clips\\b 1.mp4 2\nodd\\c.mp4 3\nk400/none 4\n")
+    planned = lists.plan("own", folder=folder, train=train, val=write(tmp_path, "k400/extra.mp4 1", "val.csv"))
+    rows = [(row["path"], row["split"], row["label"]) for row in planned.requests.to_pylist()]
+    paths = [(b"k400/a.mp4", "0"), (b"my clips/b 1.mp4", "2"), (rb"odd\c.mp4", "3")]
+    assert rows == [*((path, "train", label) for path, label in paths), (b"k400/extra.mp4", "val", "1")]
+    assert (planned.counts["leak"], planned.counts["no_file"]) == (1, 1)
+    assert planned.counts["files with another extension than listed, or one at all"] == 2
+    beside = lists.plan("own", train=write(folder / "k400", "a 0\nextra.avi 1\n"))
+    assert beside.requests["path"].to_pylist() == [b"a.mp4", b"extra.mp4"]
+
+
+def test_when_nothing_matches_the_list_and_the_folder_are_quoted(folder: Path, tmp_path: Path) -> None:
+    (note,) = lists.plan("own", folder=folder, train=write(tmp_path, "nobody/x.mp4 1\n")).notes
+    assert "begins with 'nobody/x.mp4 1'" in note and f"'nobody/x.mp4', with any extension, was looked for in {folder}" in note
+    assert "others, such as 'k400/a.mp4'" in note

@@ -126,3 +126,24 @@ def test_real_annotations(shared: Path, tmp_path: Path) -> None:
     assert test.counts == {"listed": 200, "found": 1, "no_file": 199, "not_listed": 3}
     assert test.requests["label"].to_pylist() == [None]
     assert set(test.dropped["reason"].to_pylist()) == {Drop.NO_FILE, Drop.NOT_LISTED}
+
+
+def test_ids_with_extensions_quotes_and_commas(folder: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.json", [{"id": "2.webm", "template": "Closing [something]"}])
+    assert something.plan("v2", folder=folder, train=train).requests["source_id"].to_pylist() == ["2"]
+    for text in ('"1";"Closing, or not; something"\n', '"1","Closing, or not; something"\n', "1;Closing, or not; something\n"):
+        planned = something.plan("v1", folder=folder, train=write(tmp_path / "train.csv", text))
+        assert planned.requests["label"].to_pylist() == ["Closing, or not; something"]
+    (note,) = something.plan("v1", folder=folder, train=write(tmp_path / "train.csv", "77;Closing\n")).notes
+    assert "begins with '77;Closing'" in note and "a file 77.* or a folder 77" in note and "'1.webm'" in note
+
+
+def test_lists_without_templates_have_classes_and_what_has_none_is_told(folder: Path, tmp_path: Path) -> None:
+    entries = [{"id": "1", "label": "Closing [something]"}, {"id": "2", "label": "Juggling something"}, {"id": "8"}]
+    train, labels = write(tmp_path / "train.json", entries), write(tmp_path / "labels.json", LABELS)
+    planned = something.plan("v2", folder=folder, train=train, labels=labels)
+    assert planned.requests["label"].to_pylist() == ["Closing something", None]
+    assert (planned.counts["malformed"], planned.counts["entries of train and val without a class"]) == (1, 1)
+    assert f"1 entries of train and val have no class, such as {train}:3" in planned.notes[0]
+    test = something.plan("v2", folder=folder, test=write(tmp_path / "test.json", [{"id": "8"}]))
+    assert not test.notes and "entries of train and val without a class" not in test.counts

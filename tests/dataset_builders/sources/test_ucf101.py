@@ -87,3 +87,15 @@ def test_real_annotations_of_hmdb51(shared: Path, tmp_path: Path) -> None:
     splits = planned.dropped["split"].to_pylist()
     assert (splits.count("train"), splits.count("test")) == (210, 90)
     assert planned.files["label_map_hmdb.json"] == ["brush_hair", "cartwheel", "wave"]
+
+
+def test_tabs_quotes_and_backslashes(lists: Path, tmp_path: Path) -> None:
+    (lists / "trainlist02.txt").write_text('Archery\\v_Archery_g08_c01.avi\t1\n"YoYo/v_YoYo_g08_c01.avi",2\n')
+    videos = touch(tmp_path / "videos", "v_Archery_g08_c01.avi", "v_YoYo_g08_c01.avi", "a_climb_0.avi")
+    planned = ucf101.plan_ucf101("ucf", folder=videos, annotations=lists, number=2)
+    assert planned.requests["label"].to_pylist() == ["Archery", "YoYo"]
+    (lists / "climb_test_split1.txt").write_text("a_climb_0.avi\t1\r\n")
+    assert ucf101.plan_hmdb51("hmdb", folder=videos, annotations=lists).requests["label"].to_pylist() == ["climb"]
+    (lists / "climb_test_split1.txt").write_text("a_climb_0.avi,7\n")
+    (note,) = ucf101.plan_hmdb51("hmdb", folder=videos, annotations=lists).notes
+    assert "nothing that can be read" in note and "'a_climb_0.avi,7' is not" in note
