@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -80,12 +80,11 @@ def run(build: Build, share: tuple[int, int] | None = None, ray: str | None = No
             doing = {attempt.job for attempt in todo}
             store.catch_up(job for job in jobs if job not in doing)
         committed = store.add if store else lambda job: None
+        work: Callable[..., Tally] = encode
         if ray:
             from dataset_builders.building.ray_cluster import encode_on_ray  # an optional extra
 
             work = partial(encode_on_ray, ray)
-        else:
-            work = encode
         tally = work(state, todo, build, committed)
         while share is None and len((more := with_spares(state, given)).requests) > len(plan.requests):
             number = len(more.requests) - len(plan.requests)

@@ -172,9 +172,9 @@ def encode(
         log = _run(source, info, options, timing, target, encoder, muxing, cuts)
     log.check(info.num_packets, joined=info.container == SPLICED)
     # how many of a window's frames came nobody knows: the others that it was decoded from count, too, and gaps are filled
-    gaps = info.window or log.frames_decoded < info.num_packets
-    suspect = log.marked_packets or (gaps and info.codec in (*SILENT, "hevc"))
-    suspect = suspect or (log.first_error and (gaps or not info.constant_rate))
+    gaps = bool(info.window) or log.frames_decoded < info.num_packets
+    suspect = bool(log.marked_packets) or (gaps and info.codec in (*SILENT, "hevc"))
+    suspect = suspect or (bool(log.first_error) and (gaps or not info.constant_rate))
     if suspect and isinstance(source, bytes) and (lost := lost_of_source(source, info)):
         raise RejectedError(Reason.DAMAGED, lost)
     if log.frames_encoded < options.min_frames:

@@ -113,10 +113,10 @@ def _read(file: AnyPath) -> Iterator[tuple[int, Any, Any]]:
         if not isinstance(entry, dict):
             yield number, None, None
             continue
-        video, template = entry.get("id"), entry.get("template") or entry.get("label")
+        name, template = entry.get("id"), entry.get("template") or entry.get("label")
         if isinstance(template, str):
             template = template.replace("[", "").replace("]", "")
-        yield number, str(video) if isinstance(video, int) else video, template
+        yield number, str(name) if isinstance(name, int) else name, template
 
 
 def _read_labels(file: AnyPath) -> list[str]:
