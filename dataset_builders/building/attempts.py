@@ -13,7 +13,6 @@ from itertools import chain
 from typing import Any
 
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from dataset_builders.building.jobs import Attempt, BuildState, Job
 from dataset_builders.executors import Failure
@@ -21,6 +20,7 @@ from dataset_builders.media.clip import EncodedClip
 from dataset_builders.media.rejects import MACHINE, Reason
 from dataset_builders.tars.members import IndexedClip
 from dataset_builders.tars.writer import ShardWriter, tar_members
+from pipeline.progress import Progress
 from pipeline.storage import files
 from pipeline.storage.manifest_writer import REJECT_SCHEMA
 
@@ -59,17 +59,17 @@ class Tally:
         return f"{number} earlier reject{'s' * (number > 1)} tried again: {', '.join(came)}"
 
 
-class Progress(ExitStack):
-    """A bar per source: requests, rate, time left, rejects. Off when stderr is no terminal."""
+class Bars(ExitStack):
+    """One per source: requests, rate, time left, rejects."""
 
     def __init__(self, attempts: Iterable[Attempt]) -> None:
         super().__init__()
         totals = Counter[str]()
         for attempt in attempts:
             totals[attempt.job.source] += attempt.num_requests
-        self._bars: dict[str, tqdm] = {}
+        self._bars: dict[str, Progress] = {}
         for i, (source, total) in enumerate(totals.items()):
-            bar = tqdm(total=total, unit="file", desc=source, position=i, disable=None, dynamic_ncols=True)
+            bar = Progress(total=total, unit="file", desc=source, position=i, dynamic_ncols=True)
             self._bars[source] = self.enter_context(bar)
         self._rejects = Counter[str]()
 
@@ -169,7 +169,7 @@ def write_shard(
     state: BuildState,
     attempt: Attempt,
     results: Iterator[list[Any] | None],
-    progress: Progress,
+    progress: Bars,
     saw: Callable[[Mapping[str, Any], bool, list[dict[str, Any]]], None],
     before_commit: Callable[[], None],
 ) -> Tally:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
-from dataset_builders.building.attempts import Progress, Tally, write_shard
+from dataset_builders.building.attempts import Bars, Tally, write_shard
 from dataset_builders.building.common_fault import CommonFault, clip_requests
 from dataset_builders.building.jobs import Attempt, BuildState, Job
 from dataset_builders.building.request import Build
@@ -52,7 +52,7 @@ def encode(
         for request in clip_requests(state.requests(attempt.job), roots)
         if attempt.tried is None or request.key in attempt.tried
     )
-    with closing(work(worker, requests, sum(one.num_requests for one in attempts))) as results, Progress(attempts) as progress:
+    with closing(work(worker, requests, sum(one.num_requests for one in attempts))) as results, Bars(attempts) as progress:
         for attempt in attempts:
             tally.add(write_shard(state, attempt, results, progress, fault.saw, fault.before_commit))
             committed(attempt.job)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import sys
+import time
 from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +14,7 @@ import av
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from dataset_builders.building.attempts import Tally
 from dataset_builders.building.duplicates import equal_clips
@@ -36,6 +39,8 @@ def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = No
     if missing := [job.name for job in jobs if not state.is_done(job)]:
         listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
         raise ValueError(f"{len(missing)} of {len(jobs)} shards are not finished: {listed}; run their shares (--job I/N) again")
+    manifest = state.dataset / "manifest.parquet"
+    kept = read_versions(manifest)[-1]["rows"] if manifest.exists() else 0
     versions = write_manifest(state.dataset, state.parts(jobs))
     totals, shards, rejects = state.totals(jobs)
     report = describe_all(state, build, plan, store, versions, totals)
@@ -44,8 +49,11 @@ def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = No
         store.put_finished()
     again = "the same command tries" if tally else "the shares of --job, run once more, try"
     shown = f"{build.url}/{report.name}" if store else str(report)
-    summarise(state.dataset, build.place, totals, len(versions), shown, again)
+    summarise(state.dataset, build.place, totals, len(versions), shown, again, kept)
     _say_tried(tally)
+    print(f"took      {tqdm.format_interval(time.monotonic() - build.began):>8}")
+    if totals["clips"]:
+        print(f"next      tubecell pretrain RECIPE --data {shlex.quote(build.place)} --out RUN")
     return 0 if totals["clips"] else 1
 
 
@@ -137,17 +145,20 @@ def describe_dataset(
     write_durably(file, (json.dumps(description, indent=1) + "\n").encode())
 
 
-def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, report: str, again: str) -> None:
+def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, report: str, again: str, kept: int = 0) -> None:
     """What a user wants to know at the end; `dataset` is the folder, `place` what the user calls it, `again` what tries
-    once more."""
-    print(f"taken     {totals['clips']:>8} clips, {totals['seconds'] / 3600:.2f} hours, {totals['bytes'] / 2**20:,.1f} MiB")
+    once more; `kept` clips were there before."""
+    new = f" ({totals['clips'] - kept} new, {kept} kept)" if kept else ""
+    print(
+        f"taken     {totals['clips']:>8} clips{new}, {totals['seconds'] / 3600:.2f} hours, {totals['bytes'] / 2**20:,.1f} MiB"
+    )
     for line in class_lines(dataset):
         print(f"classes   {line}")
     equal, both = equal_clips(dataset)
     if equal:
         leak = f", {both} of them in training and in validation or test" if both else ""
         print(
-            f"equal     {again:>8} clips have the bytes of another{leak}; --drop-duplicates, in a new DATASET, leaves them out"
+            f"equal     {equal:>8} clips have the bytes of another{leak}; --drop-duplicates, in a new DATASET, leaves them out"
         )
     rejects = pq.read_table(dataset / "rejects.parquet", columns=["path", "reason", "detail"])
     print(f"rejected  {len(rejects):>8} files or parts of files")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dataset_builders.building.attempts import Progress, Tally
+from dataset_builders.building.attempts import Bars, Tally
 from dataset_builders.building.jobs import Attempt, BuildState, Hold, Job
 from dataset_builders.building.request import Build
 from pipeline.children import ROOT
@@ -46,7 +46,7 @@ def encode_on_ray(
         task = ray.remote(num_cpus=1, max_retries=RETRIES)(encode_one)
         alone = replace(build, limits=replace(build.limits, workers=1))
         running = {task.remote(state.dataset, attempt, alone): attempt for attempt in attempts}
-        with Progress(attempts) as progress:
+        with Bars(attempts) as progress:
             while running:
                 [reference], _ = ray.wait(list(running), num_returns=1)
                 attempt = running.pop(reference)

@@ -1,5 +1,6 @@
 """What a user asks for: a dataset, what it is made of, and how a build of it runs."""
 
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class Build:
     """where the dataset shall be, if not on a file system: see store.py"""
     drop_duplicates: bool = False
     """leave out files that are there under another name, see duplicates.py"""
+    began: float = field(default_factory=time.monotonic, compare=False)
+    """when"""
 
     @property
     def place(self) -> str:

@@ -5,13 +5,12 @@ Their order is that of image_names.py; numbers may begin anywhere and have gaps.
 
 import os
 
-from tqdm import tqdm
-
 from dataset_builders.media.image_names import IMAGES, image_names, image_number
 from dataset_builders.plan import Drop, SourcePlan, requests_table
 from dataset_builders.sources.annotations import AnyPath, is_text
 from dataset_builders.sources.folder import mixed_splits, walk
 from dataset_builders.sources.listing import VIDEOS, count_reasons, dropped_files, existing_folder
+from pipeline.progress import Progress
 
 SAMPLING = "seconds:0.133333"
 
@@ -34,7 +33,7 @@ def plan(
     found: list[tuple[bytes, int]] = []
     gaps = passed_over = 0
     others: list[tuple[bytes, str]] = []
-    for parent, _, names in tqdm(walk(existing_folder(folder)), desc=name, unit=" folders", disable=None):
+    for parent, _, names in Progress(walk(existing_folder(folder)), desc=name, unit="folder"):
         images = image_names(names)
         num_videos = sum(file.lower().endswith(VIDEOS) for file in names)
         if images and num_videos:

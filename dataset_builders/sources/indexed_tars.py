@@ -10,7 +10,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from braceexpand import braceexpand
-from tqdm import tqdm
 
 from dataset_builders.plan import Drop, SourcePlan, requests_table
 from dataset_builders.sources.annotations import AnyPath, shown
@@ -18,6 +17,7 @@ from dataset_builders.sources.folder import SAMPLING
 from dataset_builders.sources.listing import count_reasons, dropped_files
 from dataset_builders.tars.headers import check_plain
 from dataset_builders.tars.members import is_utf8, list_videos
+from pipeline.progress import Progress
 from pipeline.storage import files
 from pipeline.storage.remote import is_url
 
@@ -72,7 +72,7 @@ def plan(name: str, *, pattern: AnyPath, split: str = "train", sampling: str = S
     faults = bare = 0
     with ThreadPoolExecutor(REQUESTS if is_url(os.fsdecode(folder)) else 1) as pool:
         listed = pool.map(list_videos, [os.fsdecode(os.path.join(folder, tar)) for tar in tars])
-        for tar, found in zip(tars, tqdm(listed, desc=name, unit="tar", total=len(tars), disable=None), strict=True):
+        for tar, found in zip(tars, Progress(listed, desc=name, unit="tar", total=len(tars)), strict=True):
             for of_all, members in ((paths, found.videos), (repeated, found.repeated), (alone, found.alone)):
                 of_all += [tar + b"/" + os.fsencode(member) for member in members]
             bare += sum(not video.side_files for video in found.videos.values())

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dataset_builders.plan import Drop, SourcePlan, requests_table
 from dataset_builders.sources.annotations import AnyPath
 from dataset_builders.sources.choice import check_number, ranks
 from dataset_builders.sources.folder import own_folder
 from dataset_builders.sources.listing import count_reasons, dropped_files, existing_folder, list_videos
+from pipeline.progress import Progress
 
 NUMBER = 250_000
 SAMPLING = "stride:4"
@@ -102,7 +102,7 @@ def _choose(
     repeated: dict[int, str] = {}
     first_place: dict[tuple[str, int], int] = {}
     order = iter(np.argsort(ranks(videos, seed), kind="stable").tolist())
-    with ThreadPoolExecutor(16) as pool, tqdm(total=min(number, len(videos)), desc="metadata", disable=None) as bar:
+    with ThreadPoolExecutor(16) as pool, Progress(total=min(number, len(videos)), unit="file", desc="metadata") as bar:
         while batch := [place for _, place in zip(range(min(number - len(chosen), 4096)), order, strict=False)]:
             posts = pool.map(lambda place: read_post(root, videos[place], metadata), batch)
             for place, post in zip(batch, posts, strict=True):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from dataclasses import replace as replaced
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from dataset_builders.media.image_names import image_names, image_number
 from dataset_builders.plan import Drop, SourcePlan, requests_table
@@ -42,6 +41,7 @@ from dataset_builders.sources.listing import (
     nothing_found,
     without_extension,
 )
+from pipeline.progress import Progress
 
 SAMPLING = "stride:4"
 BATCH = 256  # paths that a thread looks for at a time
@@ -324,7 +324,7 @@ def _find_images(bases: Mapping[str, bytes], items: list[Item]) -> tuple[list[It
 
     found: list[Item | str] = list(items)
     with ThreadPoolExecutor(16) as pool:
-        for results in tqdm(pool.map(find, of_folder), total=len(of_folder), desc="folders", disable=None):
+        for results in Progress(pool.map(find, of_folder), total=len(of_folder), unit="folder", desc="looking"):
             for place, result in results:
                 found[place] = result
     dropped = [

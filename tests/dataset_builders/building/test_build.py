@@ -2,6 +2,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -177,7 +178,11 @@ def test_files_added_later_make_a_new_version(undisturbed: Path, videos: Path, t
     (tmp_path / "other").mkdir()
     make_video(tmp_path / "other" / "x.mp4")
     assert build(dataset, f"v={folder}", f"w={tmp_path / 'other'}") == 0
-    assert "1 files of an earlier build are gone, such as '0.mp4'" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 files of an earlier build are gone, such as '0.mp4'" in said
+    assert re.search(r"^taken +14 clips \(2 new, 12 kept\), ", said, re.M)
+    assert re.search(r"^took +00:\d\d\nnext +tubecell pretrain RECIPE --data \S+/dataset --out RUN\n\Z", said, re.M)
+    assert re.search(r"^equal +\d+ clips have the bytes of another; --drop-duplicates", said, re.M)
     assert {name: content for name, content in tree(dataset).items() if name in before and name.startswith("shards/")} == {
         name: content for name, content in before.items() if name.startswith("shards/")
     }
