@@ -23,7 +23,7 @@ STEPS = {5: 300, 20: 400, 100: 800}  # of fine-tuning, by percent of the labels
 RATES = ("1.2e-2", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
 HOW = ("--loader.workers", "1")  # a cell has a core or two
 SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to start a process that writes
-TUNED_RATE, SCRATCH_RATE = RATES[:2]  # what the two chose with all labels: that of cells that choose none
+USUAL_RATE = RATES[0]  # what both chose with all labels: that of cells that choose none
 COMPLETE = "complete"  # a file of a run that is over
 READ_AT = 20  # percent of the labels that ablations are read at
 PRETRAIN_STEPS, SHORT_STEPS = 3000, 1000  # the latter for ablations
@@ -164,13 +164,13 @@ def one_frame(data: Data, runner: Runner) -> tuple[str, float]:
     """ "one frame", and top-1 of a classifier of the same size that sees one frame of a clip: what the set gives away without
     motion. It has all labels, and as many steps as `longer`."""
     flags = ("--model.num-frames", "1", "--model.tubelet-size", "1")
-    cell = finetuning("one-frame", data.all, LONG, SCRATCH_RATE, 0, None, flags)
+    cell = finetuning("one-frame", data.all, LONG, USUAL_RATE, 0, None, flags)
     return "one frame", runner.figures(testing(cell, data.all))["test_top1"]
 
 
 def longer(data: Data, share: int, runner: Runner) -> tuple[str, float]:
     """ "longer, SHARE", and top-1 from scratch with as many steps as pre-training and fine-tuning have together, at most."""
-    cell = finetuning(f"longer/{share}", labelled(data.generated, share, 0), LONG, SCRATCH_RATE, 0, None)
+    cell = finetuning(f"longer/{share}", labelled(data.generated, share, 0), LONG, USUAL_RATE, 0, None)
     return f"longer, {share}", runner.figures(testing(cell, data.all))["test_top1"]
 
 
@@ -225,6 +225,7 @@ VARIANTS = (
     Variant("targets", "normalised pixels, smooth L1", ("--loss", "smooth-l1"), 68.6),
     Variant("targets", "plain pixels, squared", ("--target", "plain-pixels")),
 )
+REAL_STEPS = 200  # of fine-tuning on 36 real clips
 STUDENT_SHARE = 20  # percent of the clips that a student sees
 
 
@@ -251,7 +252,7 @@ def ablation(data: Data, variant: Variant, seed: int) -> Callable[[Runner], Abla
         rate = runner.figures(encoder)["views_per_second"]
         dataset = labelled(data.generated, READ_AT, seed)
         tuned = finetuning(
-            f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], TUNED_RATE, seed, encoder, evaluate=False
+            f"ablation/{variant.name}/{seed}", dataset, STEPS[READ_AT], USUAL_RATE, seed, encoder, evaluate=False
         )
         top1 = runner.figures(testing(tuned, data.all))["test_top1"]
         return Ablated(variant, top1, rate, *costs(encoder))
@@ -289,9 +290,9 @@ def distillation(data: Data, taught: bool, seed: int) -> Callable[[Runner], Comp
 
     def trial(runner: Runner) -> Compared:
         dataset, which = labelled(data.generated, STUDENT_SHARE, seed), "distilled" if taught else "from labels"
-        teacher = classifier(data, "pretrained", 100, seed, TUNED_RATE)
+        teacher = classifier(data, "pretrained", 100, seed, USUAL_RATE)
         name = f"student/{which.replace(' ', '-')}/{seed}"
-        student = finetuning(name, dataset, STEPS[100], SCRATCH_RATE, seed, None, STUDENT)
+        student = finetuning(name, dataset, STEPS[100], USUAL_RATE, seed, None, STUDENT)
         if taught:
             words = ("distill", *student.words[1:], "--teacher", teacher)
             student = replace(student, words=words)
@@ -312,8 +313,7 @@ def real_clips(data: Data, method: str, fold: int) -> Callable[[Runner], Compare
         if method == "real too":
             assert encoder is not None
             encoder = pretraining(dataset, f"real-{fold}", 0, SHORT_STEPS, ("--init", encoder))
-        rate, steps = TUNED_RATE if encoder else SCRATCH_RATE, 200
-        tuned = finetuning(name.replace(" ", "-"), dataset, steps, rate, 0, encoder, spread, evaluate=False)
+        tuned = finetuning(name.replace(" ", "-"), dataset, REAL_STEPS, USUAL_RATE, 0, encoder, spread, evaluate=False)
         found = runner.figures(testing(tuned, dataset, ("--views", "2x1", "--sparse")))
         return Compared(method, found["test_top1"], int(found["clips"]))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.evidence import tables
 from benchmarks.evidence.clips import MOTIONS, SHARES, TEST, TRAIN, VAL
-from benchmarks.evidence.grid import LONG, PRETRAIN_STEPS, RATES, READ_AT, SHORT_STEPS, STEPS, STUDENT_SHARE, TUNED_RATE
+from benchmarks.evidence.grid import LONG, PRETRAIN_STEPS, RATES, READ_AT, SHORT_STEPS, STEPS, STUDENT_SHARE, USUAL_RATE
 from pipeline.storage.files import write_durably
 
 Found = Mapping[str, Sequence[Any]]  # by part
@@ -85,7 +85,7 @@ def write_ablations(folder: Path, found: Found) -> list[Path]:
     text = [
         "# The papers' ablations in small",
         f"Each row is {SHORT_STEPS:,} steps of pre-training with one thing changed, then fine-tuning with {READ_AT} % of the "
-        f"labels at one learning rate ({TUNED_RATE}), tested on {TEST:,} clips: the standard error of a figure is "
+        f"labels at one learning rate ({USUAL_RATE}), tested on {TEST:,} clips: the standard error of a figure is "
         f"{100 * error:.1f} points by the test's clips alone, and seeds differ by more. Bold is the default. MMAC are executed "
         "forward products of a view of pre-training, activations what its backward pass needs in fp32; views/s were measured "
         "beside another cell: ratios within a table mean more than the numbers. The papers' figures are of ViT-B on "

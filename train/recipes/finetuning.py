@@ -92,7 +92,7 @@ def micro() -> FinetuneConfig:
     """0.2 M parameters on 8 frames of 32 px (what `micro` pre-trains): 400 steps of 32 views. Everything here is ours. A model
     as small as that has noise enough in the crops, and what moves to the left must not be mirrored. It begins to tell classes
     apart all at once: after 150 steps so, after 250 with a head of 0.001 or rates that decay by layer; with two views of a clip
-    not at all within 400, of 32 views each (seeds 1 and 2 of `tubecell learning`: 23 and 20 % instead of 67)."""
+    not at all within 400, of 32 views each (seed 1 of `tubecell learning`: 23 % instead of 67)."""
     return FinetuneConfig(
         model=MODELS["micro"],
         steps=400,
