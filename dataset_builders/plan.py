@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.storage.columns import DROPPED, in_memory
 from pipeline.storage.key_frames import Action
 
 REQUEST_SCHEMA = pa.schema(
@@ -40,19 +41,10 @@ REQUEST_SCHEMA = pa.schema(
         ("num_images", pa.int32()),  # for "frames": images to take; null: all from there
         ("at", pa.float64()),  # seconds of the file, like start: of the frame that the clip is about; null: it has none
         ("sampling", pa.string()),  # "stride:4" or "seconds:0.133333", see pipeline.manifest.parse_sampling
+        ("extra", pa.string()),  # a JSON object of what the annotations say besides; null where they do not
     ]
 )
-DROPPED_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("root", pa.string()),  # null where there is no file
-        ("path", pa.binary()),  # null where there is no file
-        ("split", pa.string()),
-        ("source_id", pa.string()),
-        ("reason", pa.string()),  # one of Drop
-        ("detail", pa.string()),
-    ]
-)
+DROPPED_SCHEMA = in_memory(DROPPED)
 # a file that may take the place of a request's, of the same kind; of one request in the order in which they are tried
 SPARE_SCHEMA = pa.schema([("request", pa.int64()), ("root", pa.string()), ("path", pa.binary())])
 

@@ -17,12 +17,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataset_builders import build_unlabeled_hybrid
+from dataset_builders import build_unlabeled_hybrid, verify
 from pipeline.loader import ClipLoader
 from pipeline.sampling.recipe import SamplingRecipe
+from pipeline.storage.columns import read_rows
 from pipeline.storage.manifest import Manifest
 from tests.dataset_builders.small_videos import tree
 from tests.train.trainers import Trainer, be_rank, lines, no_fault
@@ -151,6 +153,7 @@ def test_a_field_of_newer_code_is_refused(older: Path) -> None:
 def test_a_dataset_is_done_and_a_half_built_one_becomes_the_same(older: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--folder", "own=videos", "--clips-per-shard", "4", "--workers", "1"]
     whole = tree(older / "dataset")
+    assert verify.main(["dataset"]) == 0
     assert build_unlabeled_hybrid.main([*options, "--out", "dataset"]) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert tree(older / "dataset") == whole
@@ -160,8 +163,14 @@ def test_a_dataset_is_done_and_a_half_built_one_becomes_the_same(older: Path, ca
     assert said in capsys.readouterr().out
     finished = tree(older / "half-built")
     assert finished["shards/own-000000.tar"] == first
-    for name in whole.keys() - {"dataset.json"}:  # which names the folder
+    tables = {name for name in whole if name.endswith(".parquet") and "/" not in name}  # of format 2
+    for name in whole.keys() - {"dataset.json"} - tables:  # dataset.json names the folder
         assert finished[name] == whole[name], name
+    for name in tables:
+        was, now = read_rows(older / "dataset" / name), read_rows(older / "half-built" / name)
+        assert now.select(was.column_names).equals(was), name
+        assert pq.read_schema(older / "dataset" / name).field("path").type == pa.binary()
+        assert pq.read_schema(older / "half-built" / name).field("path").type == pa.string()
     assert Manifest("half-built").fingerprint == Manifest("dataset").fingerprint
     assert json.loads(finished["dataset.json"])["options"]["preset"] == "h264-plain"
     for asked, told in (("h264-fast", True), ("h264-plain", False)):  # the command of then, and who knows today's name
@@ -182,8 +191,10 @@ def test_a_dataset_grows_by_the_same_command(older: Path) -> None:
     assert build_unlabeled_hybrid.main(["--folder", "own=videos", "--clips-per-shard", "4", "--out", "dataset"]) == 0
     assert [version["rows"] for version in Manifest("dataset").versions] == [12, 13]
     assert Manifest("dataset", 1).fingerprint == before
-    rows = {row["path"]: row["content_hash"] for row in pq.read_table("dataset/manifest.parquet").to_pylist()}
+    rows = {row["path"]: row["content_hash"] for row in read_rows(Path("dataset/manifest.parquet")).to_pylist()}
     assert rows[b"new.mp4"] == rows[b"clip03.mp4"]  # by FFmpeg's arguments of then
+    assert pq.read_schema("dataset/manifest.parquet").field("path").type == pa.string()
+    assert verify.main(["dataset"]) == 0
 
 
 def test_options_that_older_code_did_not_know_had_their_default(older: Path, capsys: pytest.CaptureFixture[str]) -> None:

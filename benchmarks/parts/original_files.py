@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from benchmarks.parts.generated_dataset import run_builder
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.media.probe import VideoInfo, probe
 from dataset_builders.media.rejects import RejectedError
 from dataset_builders.media.transcode import Timing, Wanted
+from pipeline.storage.columns import read_rows
 from pipeline.storage.manifest import Manifest
 
 LONGEST = 300.0  # seconds; longer files would be cut, and building clips of 40 films takes hours
@@ -56,7 +56,7 @@ def dataset_files(dataset: Path) -> list[bytes]:
     description = dataset / "dataset.json"
     sources = json.loads(description.read_text())["sources"] if description.is_file() else {}
     folders = {root: os.fsencode(path) for source in sources.values() for root, path in source.get("folders", {}).items()}
-    table = pq.read_table(dataset / "manifest.parquet", columns=["root", "path", "start"])
+    table = read_rows(dataset / "manifest.parquet", ["root", "path", "start"])
     rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
     paths = {os.path.join(folders[root], path) for root, path, start in rows if start is None and root in folders}
     if not (there := sorted(path for path in paths if os.path.isfile(path))):
@@ -127,6 +127,6 @@ def _build(videos: Path, preset: str, dataset: Path) -> Built:
     began = time.perf_counter()
     run_builder(build_unlabeled_hybrid.main, "--folder", f"original={videos}", "--out", dataset, "--preset", preset)
     seconds = time.perf_counter() - began
-    table = pq.read_table(dataset / "manifest.parquet", columns=["size", "path"])
+    table = read_rows(dataset / "manifest.parquet", ["size", "path"])
     names = {os.fsdecode(path).rpartition("/")[2] for path in table["path"].to_pylist()}
     return Built(dataset, len(table), pc.sum(table["size"]).as_py() or 0, seconds, names)

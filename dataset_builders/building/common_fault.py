@@ -113,7 +113,7 @@ class CommonFault:
 
     def _others(self, source: str, root: str) -> list[ClipRequest]:
         """Requests of a folder, spread over all that were ever planned."""
-        requests = pa.concat_tables([pq.read_table(file) for file in self._state.first_plans()])
+        requests = pa.concat_tables([pq.read_table(file) for file in self._state.first_plans()], promote_options="default")
         requests = requests.filter((pc.field("source") == source) & (pc.field("root") == root))
         return list(clip_requests(requests.take(_spread(range(len(requests)), OPENED)), self._roots))
 

@@ -27,6 +27,7 @@ from dataset_builders.media.rejects import MACHINE
 from dataset_builders.pages.counts import class_lines, counted
 from dataset_builders.plan import Drop, Plan
 from dataset_builders.report import write_report
+from pipeline.storage.columns import DROPPED, read_rows, to_disk
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.manifest_writer import write_manifest
@@ -79,7 +80,7 @@ def renew_dropped(state: BuildState, build: Build, plan: Plan, store: Store | No
     if not all(len(part.requests) for part in plan.parts.values()):
         return False
     file = state.dataset / "dropped.parquet"
-    before = pq.read_table(file) if file.exists() else plan.dropped.slice(0, 0)
+    before = read_rows(file) if file.exists() else plan.dropped.slice(0, 0)
     changed, unlisted = False, 0
     for name in plan.sources:
         was, now = (table.filter(pc.field("source") == name) for table in (before, plan.dropped))
@@ -100,9 +101,9 @@ def write_dropped(dataset: Path, plan: Plan) -> None:
     file = dataset / "dropped.parquet"
     tables = [plan.dropped]
     if file.exists():
-        before = pq.read_table(file)
+        before = read_rows(file)
         tables.insert(0, before.filter(pc.invert(pc.is_in(before["source"], value_set=pa.array(plan.sources, pa.string())))))
-    write_table(file, pa.concat_tables(tables))
+    write_table(file, to_disk(pa.concat_tables(tables), DROPPED))
 
 
 def describe_dataset(
@@ -160,7 +161,7 @@ def summarise(dataset: Path, place: str, totals: dict[str, Any], version: int, r
         print(
             f"equal     {equal:>8} clips have the bytes of another{leak}; --drop-duplicates, in a new DATASET, leaves them out"
         )
-    rejects = pq.read_table(dataset / "rejects.parquet", columns=["path", "reason", "detail"])
+    rejects = read_rows(dataset / "rejects.parquet", ["path", "reason", "detail"])
     print(f"rejected  {len(rejects):>8} files or parts of files")
     reasons = Counter(counted(rejects["reason"]))
     for reason, count in reasons.most_common():

@@ -19,8 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from dataset_builders.building.build import open_store
 from dataset_builders.building.encode import encode
 from dataset_builders.building.jobs import BuildState, Hold, Job
@@ -29,6 +27,7 @@ from dataset_builders.building.retries import anew
 from dataset_builders.building.store import Store, claim
 from dataset_builders.checking.recheck import failed_keys, one_line, recheck, repair
 from dataset_builders.checking.shard_checker import Fault
+from pipeline.storage.columns import read_rows
 from pipeline.storage.files import sync_directory
 
 MADE_ANEW = {Fault.SHARD, Fault.TAR, Fault.INDEX, Fault.RANGE, Fault.MEMBER, Fault.CONTENT, Fault.SIDE_FILE}
@@ -80,7 +79,7 @@ def make_anew(jobs: Sequence[Job], state: BuildState, build: Build, store: Store
         for job in jobs:
             shard = f"shards/{job.name}.tar"
             filters = [("shard", "==", shard)]
-            wanted = pq.read_table(state.dataset / "manifest.parquet", columns=[*HELD, "path"], filters=filters).to_pylist()
+            wanted = read_rows(state.dataset / "manifest.parquet", [*HELD, "path"], filters).to_pylist()
             [(made, rejects)] = aside.parts([job])  # without what was rejected when the shard was first made
             if why := difference(wanted, made.to_pylist(), rejects.to_pylist()):
                 print(f"left      {shard} as it is: made anew, {why}")

@@ -32,6 +32,7 @@ from pipeline.keyed import sample_rows
 from pipeline.machine import usable_cores
 from pipeline.progress import Progress
 from pipeline.storage import files
+from pipeline.storage.columns import iter_rows
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.manifest_writer import SCHEMA, Fingerprint
 from pipeline.storage.remote import is_url
@@ -117,7 +118,7 @@ def _rows(manifest: Path, places: np.ndarray | None, keys: frozenset[str] | None
     """The rows at these places, those of these clips, or all."""
     value_set = pa.array(sorted(keys), pa.string()) if keys is not None else None
     first = 0
-    for batch in pq.ParquetFile(manifest).iter_batches(BATCH, columns=SCHEMA.names):
+    for batch in iter_rows(manifest, SCHEMA.names, BATCH):
         following = first + len(batch)
         if places is not None:
             inside = places[np.searchsorted(places, first) : np.searchsorted(places, following)] - first

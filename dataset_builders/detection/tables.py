@@ -22,6 +22,7 @@ from dataset_builders.detection.proposals import Detection
 from dataset_builders.plan import Plan, dropped_table
 from dataset_builders.sources.annotations import DroppedEntry
 from dataset_builders.sources.ava_files import Image, image_of
+from pipeline.storage.columns import DROPPED, read_rows, to_disk
 from pipeline.storage.key_frames import ACTIONS, BOXES, NONE, Action
 from pipeline.storage.key_frames_writer import BOX_SCHEMA, KEY_FRAME_SCHEMA, write_key_frames
 
@@ -177,6 +178,7 @@ def _tell(dataset: Path, dropped: Sequence[DroppedEntry]) -> Counter[str]:
         "detail": [entry.detail for entry in dropped],
     }
     table, file = dropped_table({"source": SOURCE_OF_DETECTIONS, **columns}, len(dropped)), dataset / "dropped.parquet"
-    before = pq.read_table(file)
-    write_table(file, pa.concat_tables([before.filter(pc.not_equal(before["source"], SOURCE_OF_DETECTIONS)), table]))
+    before = read_rows(file)
+    before = before.filter(pc.not_equal(before["source"], SOURCE_OF_DETECTIONS))
+    write_table(file, to_disk(pa.concat_tables([before, table]), DROPPED))
     return Counter(table["reason"].to_pylist())

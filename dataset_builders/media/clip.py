@@ -26,6 +26,7 @@ class ClipRequest:
     first_frame: int | None = None  # of a folder of images: place of the first one that is wanted, from 0
     num_images: int | None = None  # None: all from there
     at: float | None = None  # seconds of the file, like `start`: of the frame that the clip is about, which must be in it
+    extra: str | None = None  # JSON of what the annotations say besides
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ def manifest_row(request: ClipRequest, clip: VerifiedClip, data: bytes, min_fram
         raise RejectedError(Reason.TOO_SHORT, f"{clip.num_frames} frames decode; --min-frames is {min_frames}")
     if min(clip.width, clip.height) < 16:
         raise RejectedError(Reason.TOO_SMALL, f"{clip.width}x{clip.height} pixels; at least 16x16 are needed")
-    asked = {name: getattr(request, name) for name in ("key", "source", "split", "label", "sampling", "path", "source_id")}
+    names = ("key", "source", "split", "label", "sampling", "path", "source_id", "extra")
+    asked = {name: getattr(request, name) for name in names}
     return {**asked, **asdict(clip), "start": None, "end": None, "content_hash": content_hash(data)}
 
 

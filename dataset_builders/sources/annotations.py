@@ -23,6 +23,7 @@ class Entry:
     label: str | None
     file: str  # the annotation file, and the line in it, from 1
     line: int
+    extra: str | None = None  # what it says besides, see `columns.as_extra`
 
     @property
     def where(self) -> str:

@@ -4,7 +4,7 @@
 - `path start total`, for pre-training: `k400/clip.mp4 0 -1` is a video file, any other total a folder of frames of which
   `total` are wanted, from the one with number `start` in its name: `ssv2/182040 1 58`, `ava/ID 9601 300`.
 - `folder total label`, for fine-tuning on folders of frames: the first `total` images.
-- `csv`: the first line names the columns: `path` and, optional, `label` and `split` (train, val, test); others are ignored.
+- `csv`: the first line names the columns: `path` and, optional, `label` and `split` (train, val, test); others go into `extra`.
   Other names for these are known, see HEADINGS.
 
 All but the last have no header, and space, comma, tab or semicolon between the fields. The official code splits at every space;
@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 from dataset_builders.sources.annotations import AnyPath, is_text, read_lines, read_text, shown
 from dataset_builders.sources.rows import NUMBER, cells, cut_number, quoted, separator
+from pipeline.storage.columns import as_extra
 
 Columns = Literal["path label", "path start total", "folder total label", "csv"]
 COLUMNS: tuple[Columns, ...] = get_args(Columns)
@@ -42,6 +43,7 @@ class Line:
     split: str | None = None  # None: what the whole list is for
     start: int | None = None  # number in the name of the first image; None: the first there is
     total: int | None = None  # images; -1 for a video file
+    extra: str | None = None  # the other columns of a CSV file, see `columns.as_extra`
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +148,25 @@ def _read_csv(file: AnyPath, classes: list[str] | None) -> Iterator[Line | BadLi
             return
         if any(cell.strip() for cell in cells):
             try:
-                yield _parse_cells(number, cells, len(header), places, classes)
+                yield _parse_cells(number, cells, header, places, classes)
             except ValueError as error:
                 yield BadLine(number, str(error))
         number = rows.line_num + 1
 
 
-def _parse_cells(number: int, cells: list[str], num_columns: int, places: dict[str, int], classes: list[str] | None) -> Line:
+def _parse_cells(number: int, cells: list[str], header: list[str], places: dict[str, int], classes: list[str] | None) -> Line:
     """Raises ValueError with what is wrong with the row."""
-    if len(cells) != num_columns:
-        raise ValueError(f"{cells!r} has {len(cells)} columns instead of {num_columns}")
+    if len(cells) != len(header):
+        raise ValueError(f"{cells!r} has {len(cells)} columns instead of {len(header)}")
     values = {column: cells[place] for column, place in places.items()}
     if not values["path"]:
         raise ValueError(f"{cells!r} has no path")
     label, split = values.get("label", "").strip(), values.get("split", "").strip()
     if split and split.lower() not in _SPLITS:
         raise ValueError(f"split {split!r} is not known; allowed are train, val and test")
-    return Line(number, values["path"], class_name(label, classes) if label else None, _SPLITS.get(split.lower()))
+    extra = as_extra({name: cells[place] for place, name in enumerate(header) if name and place not in places.values()})
+    name = class_name(label, classes) if label else None
+    return Line(number, values["path"], name, _SPLITS.get(split.lower()), extra=extra)
 
 
 def class_name(text: str, classes: list[str] | None) -> str:

@@ -183,6 +183,7 @@ def plan_entries(
             "split": [entry.split for entry, _ in taken],
             "label": [entry.label for entry, _ in taken],
             "source_id": [entry.id for entry, _ in taken],
+            "extra": [entry.extra for entry, _ in taken],
             **columns,
             **either,
         },

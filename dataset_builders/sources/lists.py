@@ -156,6 +156,7 @@ def plan(
             "kind": ["frames" if item.is_folder else "video" for item in items],
             "split": [item.entry.split for item in items],
             "label": [item.entry.label for item in items],
+            "extra": [item.line.extra for item in items],
             "seconds": [item.num_images / item.rate if item.num_images and item.rate else None for item in items],
         },
         len(items),

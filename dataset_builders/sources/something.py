@@ -37,6 +37,7 @@ from dataset_builders.sources.annotations import (
 )
 from dataset_builders.sources.listing import existing_folder, plan_entries, without_extension
 from dataset_builders.sources.rows import read_rows
+from pipeline.storage.columns import as_extra
 
 RATE = 12.0
 SAMPLING = "seconds:0.166666"  # 2/12 s, rounded down: at 0.166667 a view would be 32.0001 frames long and miss the last start
@@ -71,7 +72,7 @@ def plan(
     lines: list[Entry | DroppedEntry] = []
     for split, files in zip(SPLITS, (train, val, test), strict=True):
         for file in as_files(files):
-            for line, video, label in _read(file):
+            for line, video, label, extra in _read(file):
                 video = without_extension(video) if is_text(video) else video
                 if not is_text(video) or "/" in video:
                     lines.append(malformed(file, line, split, f"{video!r} is no id of a video"))
@@ -79,7 +80,7 @@ def plan(
                     what = f"{label!r} is no class" + (f" of {shown(labels)}" if labels is not None else "")
                     lines.append(malformed(file, line, split, what, video))
                 else:
-                    lines.append(Entry(video, split, label, shown(file), line))
+                    lines.append(Entry(video, split, label, shown(file), line, extra))
     entries, dropped = settle(lines)
     planned = plan_entries(
         name,
@@ -100,23 +101,25 @@ def plan(
     return replace(planned, counts=counts, notes=(*planned.notes, note))
 
 
-def _read(file: AnyPath) -> Iterator[tuple[int, Any, Any]]:
-    """(line, id, class name or None) of each entry; for JSON, the entry's number takes the line's place."""
+def _read(file: AnyPath) -> Iterator[tuple[int, Any, Any, str | None]]:
+    """(line, id, class name or None, the sentence that was acted and its objects) of each entry; for JSON, the entry's number
+    takes the line's place."""
     if not shown(file).lower().endswith(".json"):
         for number, _, (video, *label) in read_rows(file, most=2):
-            yield number, video, "".join(label) or None
+            yield number, video, "".join(label) or None, None
         return
     entries = read_json(file)
     if not isinstance(entries, list):
         raise ValueError(f'{shown(file)}: is no list of videos; train, val and test files have the form [{{"id": ...}}, ...]')
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
-            yield number, None, None
+            yield number, None, None, None
             continue
         name, template = entry.get("id"), entry.get("template") or entry.get("label")
         if isinstance(template, str):
             template = template.replace("[", "").replace("]", "")
-        yield number, str(name) if isinstance(name, int) else name, template
+        extra = as_extra({of: entry.get(of) for of in ("label", "placeholders")}) if entry.get("template") else None
+        yield number, str(name) if isinstance(name, int) else name, template, extra
 
 
 def _read_labels(file: AnyPath) -> list[str]:

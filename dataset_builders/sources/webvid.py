@@ -21,9 +21,11 @@ from dataset_builders.sources.annotations import SPLITS, AnyPath, DroppedEntry, 
 from dataset_builders.sources.choice import check_number, choose
 from dataset_builders.sources.listing import count_reasons, dropped_entries, existing_folder, list_videos, match, nothing_found
 from dataset_builders.sources.rows import separator
+from pipeline.storage.columns import as_extra
 
 NUMBER = 250_000
 SAMPLING = "stride:4"
+BESIDE = ("name", "page_dir", "contentUrl")  # into `extra`; `name` is the caption
 _DURATION = re.compile(rb"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?")
 
 
@@ -72,6 +74,7 @@ def plan(
         "split": taken["split"],
         "source_id": taken["videoid"],
         "seconds": taken["seconds"],
+        "extra": [_extra(row) for row in taken.select(BESIDE).to_pylist()],
     }
     requests = requests_table(columns | {"source": name, "root": name, "kind": "video", "sampling": sampling})
     dropped = [
@@ -130,6 +133,7 @@ def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[DroppedEntry]]:
         bad.append(malformed(file, row.number, split, what))
         return "skip"
 
+    columns = ["videoid", "duration", *BESIDE]
     try:
         with open(file, "rb") as opened:
             mark = separator([opened.readline().decode(errors="replace")])
@@ -142,8 +146,8 @@ def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[DroppedEntry]]:
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     # not string: a row that is not UTF-8 must not cost the whole file
-                    column_types={"videoid": pa.binary(), "duration": pa.binary()},
-                    include_columns=["videoid", "duration"],
+                    column_types=dict.fromkeys(columns, pa.binary()),
+                    include_columns=columns,
                     include_missing_columns=True,
                 ),
             )
@@ -160,8 +164,13 @@ def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[DroppedEntry]]:
             line += number <= line
         bad.append(malformed(file, line, split, f"videoid {table['videoid'][place].as_py()!r} is no id"))
     table = table.filter(valid)
-    columns = {"videoid": table["videoid"].cast(pa.string()), "seconds": _seconds(table["duration"])}
-    return pa.table(columns | {"split": pa.repeat(pa.scalar(split), len(table))}), bad
+    known = {"videoid": table["videoid"].cast(pa.string()), "seconds": _seconds(table["duration"])}
+    beside = {name: table[name] for name in BESIDE}
+    return pa.table(known | {"split": pa.repeat(pa.scalar(split), len(table))} | beside), bad
+
+
+def _extra(row: dict[str, bytes | None]) -> str | None:
+    return as_extra({name: (text or b"").decode("utf-8", "replace") for name, text in row.items()})
 
 
 def _seconds(durations: pa.ChunkedArray) -> pa.Array:

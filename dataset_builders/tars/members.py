@@ -16,6 +16,8 @@ from dataset_builders.media.rejects import Reason, RejectedError
 from dataset_builders.tars.headers import Member, read_members
 from dataset_builders.tars.remote import read_remote_members
 from pipeline.storage import files, remote
+from pipeline.storage.columns import as_extra
+from pipeline.storage.manifest_writer import SCHEMA
 from pipeline.storage.remote import StorageError, WrongBytesError, is_url
 
 # what of a tar is taken for a video; WebDataset has no rule, and a tar holds text, sound and pictures beside them
@@ -26,6 +28,8 @@ VIDEO_EXTENSIONS = (
 MAX_SIDE_FILE = 1 << 20  # bytes of KEY.json, KEY.cls, KEY.txt; larger ones are not what this is for
 SIDE_FILES = ("json", "cls", "txt")  # the label is that of the first of them that has one
 SPLITS = ("train", "val", "test")
+IDS = ("source_id", "youtube_id", "videoid", "video_id", "id")  # video2dataset writes "videoid"
+NAMED = {*SCHEMA.names, *IDS}  # of a JSON: columns of their own, or of the dataset that a tar of ours is of
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +201,14 @@ def member_reader(file: str) -> Iterator[Callable[[Member], bytes]]:
 
 
 def read_side_files(read: Callable[[Member], bytes], side_files: Sequence[tuple[str, Member]]) -> dict[str, Any]:
-    """What lies beside a video -> columns of the manifest that it knows: split, label, source_id, start, end.
+    """What lies beside a video -> columns of the manifest that it knows: split, label, source_id, start, end, extra.
 
     The label is the JSON's "label" (a list stays one, as JSON), else the text of the .cls, else that of the .txt (a class name
-    or a caption). Other members stay in the tar for readers of WebDataset. Raises RejectedError(damaged) for text that cannot
-    be read: a label that is lost in silence would be worse.
+    or a caption). What else the JSON says, and a text that is no label, is `extra`. Other members stay in the tar for readers
+    of WebDataset. Raises RejectedError(damaged) for text that cannot be read: a label lost in silence would be worse.
     """
     known: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     for kind, member in side_files:
         if member.size > MAX_SIDE_FILE or member.problem:
             detail = member.problem.detail if member.problem else f"it has {member.size} bytes, more than {MAX_SIDE_FILE}"
@@ -216,9 +221,14 @@ def read_side_files(read: Callable[[Member], bytes], side_files: Sequence[tuple[
         if kind != "json":
             if content and "label" not in known:
                 known["label"] = content
+            elif content != known.get("label"):
+                extra[kind] = content
         elif isinstance(content, dict):
             known |= _from_json(content)
-    return known
+            of_ours = content.get("extra")
+            extra |= {name: value for name, value in content.items() if name not in NAMED}
+            extra |= of_ours if isinstance(of_ours, dict) else {}
+    return known | {"extra": as_extra(extra)}
 
 
 def _from_json(content: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +243,7 @@ def _from_json(content: dict[str, Any]) -> dict[str, Any]:
         raise RejectedError(Reason.DAMAGED, f"the .json beside it cannot be read: {told}")
     if content.get("split") in SPLITS:
         known["split"] = content["split"]
-    for name in ("source_id", "youtube_id", "videoid", "video_id", "id"):  # video2dataset writes "videoid"
+    for name in IDS:
         if (value := _text(content.get(name))) is not None:
             known["source_id"] = value
             break

@@ -74,6 +74,8 @@ def side_file(row: dict[str, Any]) -> bytes:
     names = ("key", "source", "split", "label", "num_frames", "fps", "width", "height", "codec", "duration", "rotation")
     content = {name: row[name] for name in (*names, "sampling", "source_id", "start", "end", "content_hash")}
     content["path"] = row["path"].decode("utf-8", "backslashreplace")
+    if row.get("extra") is not None:
+        content["extra"] = json.loads(row["extra"])
     return (json.dumps(content, ensure_ascii=True, sort_keys=True) + "\n").encode()
 
 

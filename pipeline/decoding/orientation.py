@@ -29,7 +29,7 @@ Type._missing_ = classmethod(_unknown_type)  # type: ignore[assignment]
 def rotation_of(frame: av.VideoFrame) -> int:
     """What the file says of a decoded frame, in its display matrix or by EXIF: the nearest of the eight ways."""
     # not `frame.side_data`: the frame would hold it, and it the frame, until Python looks for circles
-    data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
+    data = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
     if data is None:
         return 0
     a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])  # the pixel (p, q) is shown at (a p + c q, b p + d q), y downwards

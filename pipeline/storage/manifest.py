@@ -1,4 +1,4 @@
-"""The manifest: one row per clip of a dataset. What the columns mean stands in `manifest_writer`.
+"""The manifest: one row per clip of a dataset. What the columns mean stands in `columns`.
 
     DATASET/
       shards/NAME-000000.tar   plain WebDataset: KEY.mp4 + KEY.json per clip
@@ -31,7 +31,8 @@ from pipeline.storage import files, remote
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 2  # of the manifest; a reader refuses others
+FORMAT = 3  # of the manifest; a reader refuses newer ones: a clip's `rotation` may be 360, which format 2 did not know
+OLDEST_FORMAT = 2  # that is read: see `columns`
 METADATA_KEY = b"tubecell"
 # what the loader reads by row or as whole columns; the rest stays in the parquet file, for people and tools
 CACHED = [
@@ -199,9 +200,10 @@ def _describe(manifest: Path) -> dict[str, Any]:
 
     metadata = (pq.read_metadata(manifest).metadata or {}).get(METADATA_KEY)
     description = json.loads(metadata) if metadata else {}
-    if (found := description.get("format")) != FORMAT:
-        hint = "build the dataset again in another folder" if isinstance(found, int) and found < FORMAT else "update tubecell"
-        raise ValueError(f"{manifest} has manifest format {found}; this tubecell reads format {FORMAT}: {hint}")
+    if not isinstance(found := description.get("format"), int) or not OLDEST_FORMAT <= found <= FORMAT:
+        old = isinstance(found, int) and found < OLDEST_FORMAT
+        hint = "build the dataset again in another folder" if old else "update tubecell"
+        raise ValueError(f"{manifest} has manifest format {found}; this tubecell reads {OLDEST_FORMAT} to {FORMAT}: {hint}")
     return description
 
 

@@ -1,9 +1,9 @@
-"""Writes a manifest: its columns, its fingerprint, and the versions of a dataset that grows. `manifest` reads it."""
+"""Writes a manifest: its fingerprint, and the versions of a dataset that grows. `manifest` reads it, `columns` explains it."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,51 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.storage.columns import MANIFEST, REJECTS, Column, in_memory, on_disk, to_disk
 from pipeline.storage.manifest import FORMAT, METADATA_KEY, read_versions
 
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),  # unique, without dots: the WebDataset sample key
-        ("source", pa.string()),
-        ("split", pa.string()),  # "train", "val" or "test"
-        ("label", pa.string()),  # class name, null without labels; of several a JSON list: ["clap", "wave"]
-        ("shard", pa.string()),  # path relative to the dataset, or a URL
-        ("offset", pa.int64()),  # of the encoded clip's first byte in the shard
-        ("size", pa.int64()),  # bytes
-        ("num_frames", pa.int32()),  # counted by decoding the whole clip
-        ("fps", pa.float64()),  # frames per second; the mean rate where frames are not equally spaced
-        ("width", pa.int32()),  # pixels as displayed, that is after `rotation`
-        ("height", pa.int32()),
-        ("codec", pa.string()),  # FFmpeg's name: h264, vp9, mjpeg ...
-        ("duration", pa.float64()),  # seconds
-        ("rotation", pa.int16()),  # degrees counter-clockwise to turn a decoded frame by; 360 more: to be mirrored before
-        ("matrix", pa.string()),  # YCbCr matrix: bt601, bt709, bt2020
-        ("range", pa.string()),  # "limited" or "full"
-        ("sampling", pa.string()),  # "stride:4" or "seconds:0.133333", see `parse_sampling`
-        ("keyframes", pa.list_(pa.int32())),  # presentation indices of the frames a decoder can start at
-        ("pts_start", pa.int64()),  # time stamp of frame 0, in the stream's time base
-        ("pts_step", pa.int64()),  # time stamp distance of consecutive frames; 0 where it is not constant
-        ("root", pa.string()),  # name of the folder that the source file was found in, as dataset.json lists them
-        ("path", pa.binary()),  # of the source file in it: bytes, because a Linux path need not be UTF-8
-        ("source_id", pa.string()),  # YouTube id and the like, null without one
-        ("start", pa.float64()),  # seconds in the source file where a cut clip begins and ends, null if it is whole
-        ("end", pa.float64()),
-        ("content_hash", pa.string()),  # XXH3-128 of the encoded clip, hexadecimal
-    ]
-)
-REJECT_SCHEMA = pa.schema(
-    [
-        ("root", pa.string()),
-        ("path", pa.binary()),
-        ("source", pa.string()),
-        ("split", pa.string()),
-        ("source_id", pa.string()),
-        ("start", pa.float64()),  # seconds in the source file where a rejected piece begins and ends, null for a whole file
-        ("end", pa.float64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
+SCHEMA, REJECT_SCHEMA = in_memory(MANIFEST), in_memory(REJECTS)
 ROW_GROUP = 1 << 16  # rows that are held in memory while a manifest is written
 
 
@@ -71,12 +30,11 @@ def write_manifest(root: Path, parts: Iterable[tuple[pa.Table, pa.Table]]) -> li
     manifest = root / "manifest.parquet"
     versions = read_versions(manifest) if manifest.exists() else []
     digest, prefix = hashlib.blake2b(digest_size=16), _Prefix(root, versions)
-    with _ParquetFile(manifest, SCHEMA) as rows, _ParquetFile(root / "rejects.parquet", REJECT_SCHEMA) as rejects:
+    with _ParquetFile(manifest, MANIFEST) as rows, _ParquetFile(root / "rejects.parquet", REJECTS) as rejects:
         for table, rejected in parts:
-            rows.write(table)
-            rejects.write(rejected)
             prefix.update(table)
-            for batch in table.combine_chunks().to_batches():
+            rejects.write(rejected)
+            for batch in rows.write(table).to_batches():
                 digest.update(batch.serialize())
         versions = prefix.finish()
         rows.add_metadata({"format": FORMAT, "versions": versions, "digest": digest.hexdigest()})
@@ -159,10 +117,11 @@ class _Prefix:
 class _ParquetFile:
     """A parquet file under a temporary name, written in large row groups; it disappears unless it is committed."""
 
-    def __init__(self, file: Path, schema: pa.Schema) -> None:
+    def __init__(self, file: Path, columns: Sequence[Column]) -> None:
         self._file, self.temporary = file, file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        schema = on_disk(columns)
         self._writer = pq.ParquetWriter(self.temporary, schema, compression="zstd")
-        self._schema, self._waiting, self._rows = schema, [schema.empty_table()], 0
+        self._columns, self._waiting, self._rows = columns, [schema.empty_table()], 0
 
     def __enter__(self) -> Self:
         return self
@@ -171,11 +130,14 @@ class _ParquetFile:
         self.close()
         self.temporary.unlink(missing_ok=True)
 
-    def write(self, table: pa.Table) -> None:
-        self._waiting.append(table.select(self._schema.names).cast(self._schema))
+    def write(self, table: pa.Table) -> pa.Table:
+        """Rows as in memory -> as they are written."""
+        written = to_disk(table.combine_chunks(), self._columns)
+        self._waiting.append(written)
         self._rows += len(table)
         if self._rows >= ROW_GROUP:
             self._flush()
+        return written
 
     def _flush(self) -> None:
         # whole groups only: bytes must not depend on how rows arrive

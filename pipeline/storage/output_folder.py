@@ -6,6 +6,7 @@ A folder tells by its files what it is, so a run or a dataset that was begun whe
 import json
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from pipeline.storage import remote
 
@@ -66,7 +67,8 @@ def _sources(data: AnyPath, out: AnyPath) -> Iterator[tuple[str, bytes]]:
     if remote.is_url(described) or not os.path.exists(described) or not os.path.exists(manifest):
         return
     import pyarrow.compute as pc  # late: most that ask write no run
-    import pyarrow.parquet as pq
+
+    from pipeline.storage.columns import iter_rows  # it brings pyarrow, too
 
     with open(described, "rb") as file:
         sources = json.load(file).get("sources", {})
@@ -75,8 +77,8 @@ def _sources(data: AnyPath, out: AnyPath) -> Iterator[tuple[str, bytes]]:
             searched = about.get("kind") != "index" and not root.endswith(":list") and folder != "/"
             if not searched or not lies_in(out, os.fsencode(folder)):
                 continue
-            for batch in pq.ParquetFile(manifest).iter_batches(1 << 16, columns=["root", "path"]):
-                paths = batch["path"].filter(pc.equal(batch["root"], root))
+            for rows in iter_rows(Path(manifest), ["root", "path"]):
+                paths = rows["path"].filter(pc.equal(rows["root"], root))
                 if len(paths):
                     if os.path.exists(os.path.join(os.fsencode(folder), paths[0].as_py())):
                         yield name, os.fsencode(folder)

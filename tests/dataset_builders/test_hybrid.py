@@ -5,11 +5,11 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.media.decode_check import verify
+from pipeline.storage.columns import read_rows
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
 
@@ -68,13 +68,13 @@ def test_five_sources(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "3 into 270 clips" in plan  # what AVA's lists promise of its three movies
     assert not dataset.exists()
     assert build_unlabeled_hybrid.main(["--config", str(config)]) == 0
-    rows = pq.read_table(dataset / "manifest.parquet").to_pylist()
+    rows = read_rows(dataset / "manifest.parquet").to_pylist()
     assert Counter(row["source"] for row in rows) == {"kinetics": 1, "ssv2": 3, "ava": 6, "webvid": 2, "instagram": 3}
     assert {row["num_frames"] for row in rows if row["source"] == "ava"} == {300}
     assert {row["fps"] for row in rows if row["source"] == "ava"} == {30.0}
     assert {row["label"] for row in rows if row["source"] == "ssv2"} == {"Pushing something"}
     assert [row["source_id"] for row in rows if row["source"] == "instagram"] == ["Babc0", "Babc1", "Babc2"]
-    dropped = Counter(row["reason"] for row in pq.read_table(dataset / "dropped.parquet").to_pylist())
+    dropped = Counter(row["reason"] for row in read_rows(dataset / "dropped.parquet").to_pylist())
     assert dropped["no_file"] >= 18 and dropped["duplicate"] == 2
     manifest, reader = Manifest(dataset), ShardReader(dataset)
     assert manifest.sources == ["kinetics", "ssv2", "ava", "webvid", "instagram"]

@@ -19,8 +19,8 @@ from small_videos import make_video, tree
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.media.presets import PRESETS
 from dataset_builders.sources.folder import list_files
+from pipeline.storage.columns import MANIFEST, on_disk, read_rows
 from pipeline.storage.manifest import Manifest, content_hash
-from pipeline.storage.manifest_writer import SCHEMA
 
 SCRIPT = Path(build_unlabeled_hybrid.__file__)
 
@@ -34,11 +34,11 @@ def build(dataset: Path, *folders: str, **options: object) -> int:
 
 
 def rows_of(dataset: Path) -> list[dict]:
-    return pq.read_table(dataset / "manifest.parquet").to_pylist()
+    return read_rows(dataset / "manifest.parquet").to_pylist()
 
 
 def rejects_of(dataset: Path) -> list[dict]:
-    return pq.read_table(dataset / "rejects.parquet").to_pylist()
+    return read_rows(dataset / "rejects.parquet").to_pylist()
 
 
 def assert_sound(dataset: Path, folders: dict[str, Path]) -> None:
@@ -61,8 +61,8 @@ def assert_sound(dataset: Path, folders: dict[str, Path]) -> None:
 def test_a_build_end_to_end(videos: Path, undisturbed: Path) -> None:
     assert_sound(undisturbed, {"v": videos})
     table = pq.read_table(undisturbed / "manifest.parquet")
-    assert table.schema.remove_metadata() == SCHEMA
-    rows = table.to_pylist()
+    assert table.schema.remove_metadata() == on_disk(MANIFEST).remove_metadata()
+    rows = rows_of(undisturbed)
     assert len(rows) == 12
     assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
     assert {row["path"]: row["reason"] for row in rejects_of(undisturbed)} == {

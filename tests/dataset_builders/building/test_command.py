@@ -17,6 +17,7 @@ from dataset_builders.building.command import arguments as arguments_of
 from dataset_builders.building.command import make_build
 from dataset_builders.plan import clip_keys
 from dataset_builders.sources.kinds import KINDS, Source
+from pipeline.storage.columns import read_rows
 from pipeline.storage.manifest import Manifest
 
 SCRIPT = Path(build_unlabeled_hybrid.__file__)
@@ -71,12 +72,12 @@ def test_a_plan_touches_nothing(kinetics: Path, tmp_path: Path, capsys: pytest.C
 def test_kinetics_from_a_file(kinetics: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = tmp_path / "dataset"
     assert build_labeled_hybrid.main(["--config", str(toml(kinetics, dataset))]) == 0
-    rows = pq.read_table(dataset / "manifest.parquet").to_pylist()
+    rows = read_rows(dataset / "manifest.parquet").to_pylist()
     assert [(row["source_id"], row["label"], row["split"]) for row in rows] == [
         (youtube_id, "air drumming", "train") for youtube_id in IDS[:4]
     ]
     assert {row["root"] for row in rows} == {"k400", "k700"}
-    dropped = {(row["source_id"], row["reason"]) for row in pq.read_table(dataset / "dropped.parquet").to_pylist()}
+    dropped = {(row["source_id"], row["reason"]) for row in read_rows(dataset / "dropped.parquet").to_pylist()}
     assert {(IDS[4], "no_file"), (IDS[5], "leak"), (IDS[2], "duplicate")} <= dropped
     assert json.loads((dataset / "label_map_k710.json").read_bytes()) == ["air drumming"]
     described = json.loads((dataset / "dataset.json").read_bytes())["sources"]["k710"]
@@ -309,7 +310,7 @@ def test_a_video_is_cut_into_equal_clips(tmp_path: Path) -> None:
     make_video(folder / "long.mp4", frames=200)  # 6.7 s
     make_video(folder / "short.mp4", frames=60)
     assert build_unlabeled_hybrid.main(["--folder", f"v={folder}", "--out", str(dataset), "--max-seconds", "2"]) == 0
-    rows = pq.read_table(dataset / "manifest.parquet").to_pylist()
+    rows = read_rows(dataset / "manifest.parquet").to_pylist()
     assert [row["num_frames"] for row in rows] == [50, 50, 50, 50, 60]
     assert [row["key"].split("-")[0] for row in rows] == ["long"] * 4 + ["short"]
     assert [row["start"] for row in rows] == [pytest.approx(i * 50 / 30, abs=0.02) for i in range(4)] + [None]

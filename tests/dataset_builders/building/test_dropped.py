@@ -13,6 +13,7 @@ from some_unreadable import NAMES
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.plan import dropped_table
 from pipeline.storage import files
+from pipeline.storage.columns import read_rows
 from tests.pipeline.s3_server import BUCKET, S3Server
 
 pytestmark = pytest.mark.usefixtures("halfway")
@@ -50,7 +51,7 @@ def test_what_older_code_told_of_the_machine_is_taken_out(home: Path, mount, cap
     assert build(home, dataset) == 0
     clean = tree(dataset)
     file, described = dataset / "dropped.parquet", json.loads(clean["dataset.json"])
-    old = as_older_code(pq.read_table(file), described)
+    old = as_older_code(read_rows(file), described)
     number = len(old) - 2
     for more in ([], ["--finish"]):
         pq.write_table(old, file)
@@ -77,7 +78,7 @@ def test_what_older_code_told_of_the_machine_is_taken_out(home: Path, mount, cap
     (dataset / "dataset.json").write_text(json.dumps(described))
     assert build(home, dataset, lists=("own",)) == 0
     assert told(number) in capsys.readouterr().out
-    assert {row["source"] for row in pq.read_table(file).to_pylist()} == {"own", "more"}
+    assert {row["source"] for row in read_rows(file).to_pylist()} == {"own", "more"}
     assert json.loads((dataset / "dataset.json").read_bytes()) == json.loads(clean["dataset.json"])
     with (home / "own.csv").open("a") as listed:
         listed.write("/nowhere/x.mp4 0 -1\n")
@@ -94,7 +95,7 @@ def test_behind_a_url(home: Path, s3: S3Server, monkeypatch, capsys: pytest.Capt
     names = [name for name in files.listed(url) if name != "report.html"]
     clean = {name: files.read(f"{url}/{name}") for name in names}
     described = json.loads(clean["dataset.json"])
-    pq.write_table(as_older_code(pq.read_table(home / "a" / "dropped.parquet"), described), home / "older.parquet")
+    pq.write_table(as_older_code(read_rows(home / "a" / "dropped.parquet"), described), home / "older.parquet")
     files.upload(home / "older.parquet", f"{url}/dropped.parquet")
     files.write_durably(f"{url}/dataset.json", json.dumps(described).encode())
     s3.clear()

@@ -4,12 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from small_videos import make_video, tree
 
 from dataset_builders import build_unlabeled_hybrid
 from dataset_builders.building.repair import difference
+from pipeline.storage.columns import read_rows
 
 
 def repair(dataset: Path, videos: Path, failures: Path, *more: str) -> int:
@@ -21,7 +21,7 @@ def repair(dataset: Path, videos: Path, failures: Path, *more: str) -> int:
 def rotten(undisturbed: Path, tmp_path: Path) -> Path:
     """A clip of the first shard has changed, the second shard is lost; a run complains of them and of a clip of the third."""
     dataset = shutil.copytree(undisturbed, tmp_path / "dataset")
-    rows = pq.read_table(dataset / "manifest.parquet").to_pylist()
+    rows = read_rows(dataset / "manifest.parquet").to_pylist()
     shard = bytearray((dataset / rows[1]["shard"]).read_bytes())
     shard[rows[1]["offset"] + 50] ^= 1
     (dataset / rows[1]["shard"]).write_bytes(shard)
@@ -36,7 +36,7 @@ def test_damaged_shards_are_made_anew(
 ) -> None:
     failures = tmp_path / "failures.jsonl"
     changed = shutil.copytree(videos, tmp_path / "changed")
-    sources = [row["path"].decode() for row in pq.read_table(undisturbed / "manifest.parquet").to_pylist()]
+    sources = [row["path"].decode() for row in read_rows(undisturbed / "manifest.parquet").to_pylist()]
     make_video(changed / sources[0], frames=30)
     (changed / sources[4]).unlink()
     before = tree(rotten)

@@ -16,6 +16,7 @@ from dataset_builders.executors import Failure
 from dataset_builders.media.rejects import MACHINE, Reason, retried
 from dataset_builders.plan import SourcePlan, assemble, dropped_table, requests_table
 from pipeline.storage import files
+from pipeline.storage.columns import read_rows
 from pipeline.storage.manifest import Manifest, content_hash
 from pipeline.storage.manifest_writer import SCHEMA
 from tests.pipeline.s3_server import BUCKET, S3Server
@@ -24,11 +25,11 @@ pytestmark = pytest.mark.usefixtures("halfway")
 
 
 def rows_of(dataset: Path) -> list[dict]:
-    return pq.read_table(dataset / "manifest.parquet").to_pylist()
+    return read_rows(dataset / "manifest.parquet").to_pylist()
 
 
 def rejects_of(dataset: Path) -> dict[str, str]:
-    rejects = pq.read_table(dataset / "rejects.parquet").to_pylist()
+    rejects = read_rows(dataset / "rejects.parquet").to_pylist()
     assert len({reject["path"] for reject in rejects}) == len(rejects)
     return {os.fsdecode(reject["path"]): reject["reason"] for reject in rejects}
 

@@ -5,6 +5,7 @@ import pytest
 from small_videos import make_video
 
 from dataset_builders import build_dataset
+from pipeline.storage.columns import read_rows
 
 
 @pytest.mark.parametrize("kind", ["something", "kinetics"])
@@ -24,9 +25,9 @@ def test_a_broken_file_does_not_hide_the_sound_one(tmp_path: Path, capsys: pytes
     command = [flag, str(tmp_path / "videos"), str(tmp_path / lists), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert build_dataset.main(command) == 0
     assert "another file of the same video is there: these are tried now" in capsys.readouterr().out
-    (clip,) = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    (clip,) = read_rows(tmp_path / "out" / "manifest.parquet").to_pylist()
     assert (clip["path"].decode(), clip["label"]) == (f"c/{name}", "yoga")
-    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet")
+    rejects = read_rows(tmp_path / "out" / "rejects.parquet")
     assert sorted(rejects["path"].to_pylist()) == [f"{folder}/{name}".encode() for folder in "ab"]
     assert not len(pq.read_table(tmp_path / "out" / "dropped.parquet"))
     assert build_dataset.main(command) == 0

@@ -9,7 +9,6 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from small_videos import tree
 
@@ -26,6 +25,7 @@ from dataset_builders.tars.members import IndexedClip, MemberIndexer
 from pipeline.loader import ClipLoader
 from pipeline.sampling import SamplingRecipe
 from pipeline.storage import files
+from pipeline.storage.columns import read_rows
 from tests.pipeline.s3_server import BUCKET, S3Server
 
 SCRIPT = Path(build_unlabeled_hybrid.__file__)
@@ -92,7 +92,7 @@ def test_killed_and_continued_on_another_machine_it_gives_the_same_bytes(
             assert not loader.failures
     assert all(bool((a == b).all()) for a, b in zip(*batches, strict=True))
 
-    [victim, *_] = pq.read_table(undisturbed / "manifest.parquet").to_pylist()
+    [victim, *_] = read_rows(undisturbed / "manifest.parquet").to_pylist()
     rotten = bytearray(files.read(f"{url}/{victim['shard']}"))
     rotten[victim["offset"] + 50] ^= 1
     files.write_durably(f"{url}/{victim['shard']}", bytes(rotten))
@@ -157,7 +157,7 @@ def test_tars_behind_a_url_are_indexed_there(undisturbed: Path, tmp_path: Path, 
         [result] = indexer(ClipRequest(indexed_tars.root(pattern), path, "own", "key"))
         taken.append(result)
     good = [result.row for result in taken if isinstance(result, IndexedClip)]
-    before = pq.read_table(undisturbed / "manifest.parquet").to_pylist()
+    before = read_rows(undisturbed / "manifest.parquet").to_pylist()
     for name in ("content_hash", "offset", "size", "num_frames", "keyframes", "label", "split"):
         assert [row[name] for row in good[:12]] == [row[name] for row in before]
     assert {row["shard"] for row in good[:12]} == {f"{url}/old/v-00000{number}.tar" for number in range(3)}

@@ -12,6 +12,7 @@ from dataset_builders.checking.recheck import main, recheck, repair
 from dataset_builders.checking.shard_checker import Checker, ClipTask, Fault, Finding, ShardTask
 from dataset_builders.tars.headers import read_members
 from pipeline.keyed import sample_rows
+from pipeline.storage.columns import read_rows
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.manifest_writer import SCHEMA
 
@@ -36,7 +37,7 @@ def dataset(tmp_path: Path, pristine: Path) -> Path:
 
 
 def rows_of(dataset: Path) -> list[dict]:
-    return pq.read_table(dataset / "manifest.parquet").to_pylist()
+    return read_rows(dataset / "manifest.parquet").to_pylist()
 
 
 def check(dataset: Path, decode: bool = True) -> list[Finding]:

@@ -13,6 +13,7 @@ from torchvision import models
 from dataset_builders import build_detection
 from dataset_builders.detection import detector as detectors
 from pipeline.decoding.decode import decode_frames
+from pipeline.storage.columns import read_rows
 from pipeline.storage.key_frames import KeyFrames
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
@@ -101,7 +102,7 @@ def test_boxes_lie_beside_the_clips(built: Path) -> None:
 
 
 def test_bad_input_is_named_and_counted(built: Path) -> None:
-    rejects = pq.read_table(built / "rejects.parquet").to_pylist()
+    rejects = read_rows(built / "rejects.parquet").to_pylist()
     assert [(row["source_id"], row["reason"]) for row in rejects] == [
         ("whole-movie,0006", "too_short"),
         ("whole-movie,0060", "too_short"),
@@ -109,7 +110,7 @@ def test_bad_input_is_named_and_counted(built: Path) -> None:
     ]
     assert "the annotated second, 6 s of the file, is not in it: frames are there from 4.93 s to 6.00 s" in rejects[0]["detail"]
     assert "there is no piece for second 905" in rejects[2]["detail"]
-    dropped = [(row["source"], row["reason"], row["source_id"]) for row in pq.read_table(built / "dropped.parquet").to_pylist()]
+    dropped = [(row["source"], row["reason"], row["source_id"]) for row in read_rows(built / "dropped.parquet").to_pylist()]
     assert dropped == [
         ("ava", "empty_box", "whole-movie,0002"),
         ("ava", "no_file", "not-there_1,0002"),

@@ -51,7 +51,13 @@ def test_tars_of_webdataset_are_indexed_where_they_lie(tmp_path: Path, clips: li
         with TarWriter(str(tmp_path / f"{number:03d}.tar")) as writer:
             for i, data in enumerate(clips):
                 sample = {"__key__": f"clip{i}", "webm" if i == 3 else "mp4": data, "txt": f"caption {i}"}
-                more = {"cls": 7} if i == 1 else {"json": {"label": "juggling", "videoid": "-id"}} if i == 2 else {}
+                more = (
+                    {"cls": 7}
+                    if i == 1
+                    else {"json": {"label": "juggling", "videoid": "-id", "licence": "CC0"}}
+                    if i == 2
+                    else {}
+                )
                 writer.write({**sample, **more})
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     folder, tars = find_tars(str(tmp_path / "{000..001}.tar"))
@@ -68,6 +74,12 @@ def test_tars_of_webdataset_are_indexed_where_they_lie(tmp_path: Path, clips: li
     assert [row["num_frames"] for row in rows[:4]] == [16, 17, 18, 20]
     assert [row["codec"] for row in rows[:4]] == ["h264", "h264", "h264", "vp8"]
     assert [row["label"] for row in rows[:4]] == ["caption 0", "7", "juggling", "caption 3"]
+    assert [row["extra"] for row in rows[:4]] == [
+        None,
+        '{"txt": "caption 1"}',
+        '{"licence": "CC0", "txt": "caption 2"}',
+        None,
+    ]
     assert [row["source_id"] for row in rows[:4]] == ["clip0", "clip1", "-id", "clip3"]
     assert rows[6]["path"] == b"001.tar/clip2.mp4"
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

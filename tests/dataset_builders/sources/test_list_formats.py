@@ -91,7 +91,8 @@ def test_csv_with_a_header(tmp_path: Path) -> None:
         'Split,label,path,more\nval,run,"a, b\nc.mp4",x\n,,d.mp4,\nVALIDATION,1,e.mp4,\nnope,run,f.mp4,\ntrain,run\n,run,,\n\n'
     )
     lines = list(read_list(write(tmp_path, text), None, CLASSES))
-    assert lines[:3] == [Line(2, "a, b\nc.mp4", "run", "val"), Line(4, "d.mp4"), Line(5, "e.mp4", "walk", "val")]
+    first = Line(2, "a, b\nc.mp4", "run", "val", extra='{"more": "x"}')
+    assert lines[:3] == [first, Line(4, "d.mp4"), Line(5, "e.mp4", "walk", "val")]
     assert [(line.number, line.detail) for line in lines[3:] if isinstance(line, BadLine)] == [
         (6, "split 'nope' is not known; allowed are train, val and test"),
         (7, "['train', 'run'] has 2 columns instead of 4"),

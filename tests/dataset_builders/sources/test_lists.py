@@ -116,10 +116,10 @@ def test_other_spellings_of_a_path_are_the_same_video(folder: Path, tmp_path: Pa
 
 
 def test_csv_lists_have_splits_of_their_own(folder: Path, tmp_path: Path) -> None:
-    text = 'path,label,split\n"my clips/b 1.mp4",run,val\nk400/a.mp4,walk,\nk400/a.mp4,walk,nope\n'
+    text = 'path,label,split,licence\n"my clips/b 1.mp4",run,val,CC0\nk400/a.mp4,walk,,\nk400/a.mp4,walk,nope,\n'
     planned = lists.plan("own", folder=folder, train=write(tmp_path, text))
-    rows = [(row["path"], row["split"], row["label"]) for row in planned.requests.to_pylist()]
-    assert rows == [(b"my clips/b 1.mp4", "val", "run"), (b"k400/a.mp4", "train", "walk")]
+    rows = [(row["path"], row["split"], row["label"], row["extra"]) for row in planned.requests.to_pylist()]
+    assert rows == [(b"my clips/b 1.mp4", "val", "run", '{"licence": "CC0"}'), (b"k400/a.mp4", "train", "walk", None)]
     assert planned.counts["malformed"] == 1
 
 

@@ -51,6 +51,11 @@ def test_v2(folder: Path, tmp_path: Path) -> None:
         (b"2.webm", "video", "train", "Pushing something onto something", "2", None, "seconds:0.166666"),
         (b"3", "frames", "train", "Closing something", "3", 12.0, "seconds:0.166666"),
     ]
+    assert planned.requests["extra"].to_pylist() == [
+        '{"label": "closing a box", "placeholders": ["a box"]}',
+        '{"label": "pushing it"}',
+        None,
+    ]
     assert set(planned.requests["root"].to_pylist()) == {"ssv2"}
     dropped = {(row["reason"], row["source_id"] or row["path"]): row["detail"] for row in planned.dropped.to_pylist()}
     assert dropped.pop(("malformed", "5")) == f"{train}:6: 'Juggling something' is no class of {labels}"

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ def test_rows_with_files_are_taken(tmp_path: Path) -> None:
     planned = webvid.plan("webvid", folder=folder, train=train, val=val)
     assert planned.requests.schema == REQUEST_SCHEMA
     assert planned.dropped.schema == DROPPED_SCHEMA
+    extra = {"name": 'Red, "quoted" and\nlong', "page_dir": "000001_000050", "contentUrl": "https://example.invalid/x.mp4"}
+    assert [json.loads(text) for text in planned.requests["extra"].to_pylist()] == [extra] * 3
     columns = ("path", "split", "source_id", "seconds", "label")
     assert [tuple(row[name] for name in columns) for row in planned.requests.to_pylist()] == [
         (b"000001_000050/5.mp4", "train", "5", 65.0, None),

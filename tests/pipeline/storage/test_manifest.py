@@ -26,7 +26,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (opened.split.tolist(), opened.splits) == ([0] * 5, ["train"])
     clip = opened.clip(3)
     assert (clip.key, clip.offset, clip.size, clip.keyframes) == ("clip-3", 1536, 403, (0, 32))
-    assert pq.read_table(tmp_path / "manifest.parquet")["path"][0].as_py() == b"not utf-8 \xff.mp4"
+    table = pq.read_table(tmp_path / "manifest.parquet")
+    assert (table["path"][0].as_py(), table["path_bytes"][0].as_py()) == (r"not utf-8 \xff.mp4", b"not utf-8 \xff.mp4")
     assert pq.read_table(tmp_path / "rejects.parquet")["reason"].to_pylist() == ["too_short"]
 
 
