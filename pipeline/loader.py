@@ -624,10 +624,11 @@ class ClipLoader:
         if len(self._ledger) >= 2 * MOST_REMEMBERED:
             self._forget()
         delivered = self._ready * self.clips
-        if self.num_failures > max(16, self.max_failure_share * delivered) and not self.sampler.finite:
+        faults = self.num_failures - self._reasons[Failure.REMOVED]  # which is none
+        if faults > max(16, self.max_failure_share * delivered) and not self.sampler.finite:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self._reasons.most_common())
             raise LoaderError(
-                f"{self.num_failures} clips failed among the first {delivered} of rank {self.rank}, more than "
+                f"{faults} clips failed among the first {delivered} of rank {self.rank}, more than "
                 f"{self.max_failure_share:.0%}: {reasons}; the last: {failed.key}: {failed.detail}"
             )
 

@@ -20,10 +20,10 @@ from train.recipes.pretraining import RECIPES
 from train.stages.pretraining import autoencoder_cost
 
 STEPS = {5: 300, 20: 400, 100: 800}  # of fine-tuning, by percent of the labels
-RATES = ("1.2e-2", "2.4e-2", "4.8e-2")  # base learning rates that a method may choose from
+RATES = ("6e-3", "1.2e-2", "2.4e-2")  # base learning rates that a method may choose from
 HOW = ("--loader.workers", "1")  # a cell has a core or two
 SHORT = (*HOW, "--save-in-background", "False")  # and a short one no time to start a process that writes
-USUAL_RATE = RATES[0]  # what both chose with all labels: that of cells that choose none
+USUAL_RATE = RATES[1]  # what both chose with all labels: that of cells that choose none
 COMPLETE = "complete"  # a file of a run that is over
 READ_AT = 20  # percent of the labels that ablations are read at
 PRETRAIN_STEPS, SHORT_STEPS = 3000, 1000  # the latter for ablations

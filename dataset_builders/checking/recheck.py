@@ -169,6 +169,8 @@ def repair(dataset: Path, finding: Finding) -> str:
     if finding.what is Fault.UNKNOWN_KEY:
         return "nothing is wrong with this dataset; give the one that the run was trained on"
     why = "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was built)"
+    if finding.what is Fault.REMOVED:
+        return f"tubecell remove-clips {shlex.quote(str(dataset))} --keys {finding.key} --yes"
     if finding.what is Fault.DECODING:
         tars = shlex.quote(f"NAME={files.origin(dataset) or dataset}/{finding.shard}")
         return (

@@ -35,6 +35,7 @@ class Fault(StrEnum):
     SIDE_FILE = "side_file"  # the KEY.json beside it says something else than the manifest
     DECODING = "decoding"  # it does not decode, or only by crashing or hanging
     COLUMNS = "columns"  # it decodes to something else than the manifest says
+    REMOVED = "removed"  # the clip was removed, but its bytes were not overwritten
     UNKNOWN_KEY = "unknown_key"  # a training run complains of a clip that this dataset does not have
 
 
@@ -134,7 +135,11 @@ class Checker:
         whole = -(-size // BLOCK) * BLOCK  # with the zeros that fill its last block
         with open(file, "rb", buffering=0) as opened:
             shard_size = os.fstat(opened.fileno()).st_size
-            if offset < 0 or size <= 0 or offset + size > shard_size:
+            if size == 0:
+                if ours and any(str(name).split(".", 1)[0] == key for name in _members(file, os.stat(file).st_mtime_ns)):
+                    yield Finding(Fault.REMOVED, shard, key, "no bytes: the clip was removed", "they are there still")
+                return
+            if offset < 0 or size < 0 or offset + size > shard_size:
                 there = f"bytes {offset} to {offset + size}"
                 yield Finding(Fault.RANGE, shard, key, there, f"the shard has {shard_size} bytes")
                 return
@@ -209,7 +214,8 @@ def _check_member(row: dict[str, Any], member: Member | None, header: bytes) -> 
         if not is_ours(shard):
             return  # a long name or size stands elsewhere; the bytes are the clip's, and the tar is reported as broken
     named, path = member.name.split(".", 1)[0], b"/" + os.fsencode(member.name)
-    right = named == key if is_ours(shard) else row["path"].endswith(path)
+    # a shard of ours has keys for names, in a subset of its dataset as well; a tar that was indexed has the source's
+    right = named == key or (not is_ours(shard) and row["path"].endswith(path))
     if not right or member.size != size:
         wanted = f"{key}.*" if is_ours(shard) else row["path"].decode("utf-8", "backslashreplace")
         found = f"{member.name.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')}, {member.size} bytes"

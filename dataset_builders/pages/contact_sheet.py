@@ -63,7 +63,7 @@ def take_pictures(dataset: Path, fingerprint: str) -> list[Picture]:
     first = 0
     for batch in file.iter_batches(columns=columns):
         inside = chosen[(chosen >= first) & (chosen < first + len(batch))] - first
-        rows += batch.take(pa.array(inside)).to_pylist()
+        rows += [row for row in batch.take(pa.array(inside)).to_pylist() if row["size"]]  # without removed ones
         first += len(batch)
     pictures: list[Picture] = []
     try:

@@ -37,6 +37,7 @@ class Failure(StrEnum):
     MISSING_FRAMES = "missing_frames"  # it decodes, but not to the frames the manifest promises
     TIMEOUT = "timeout"  # decoding took longer than the limit and was killed
     CRASH = "crash"  # decoding killed its process
+    REMOVED = "removed"  # its bytes were taken out of the dataset, see dataset_builders/remove_clips.py
 
 
 class DecodeError(Exception):

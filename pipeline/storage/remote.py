@@ -81,6 +81,10 @@ class WrongBytesError(StorageError):
     """The storage answered; what it holds there is not what the manifest says."""
 
 
+class RemovedClipError(WrongBytesError):
+    """The manifest says that the clip's bytes were removed."""
+
+
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a URL, also one that `Path` has made `s3:/bucket` of."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)) is not None

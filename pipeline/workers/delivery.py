@@ -21,7 +21,7 @@ from pipeline.sampling.sampler import Sampler
 from pipeline.sampling.samples import ClipSamples
 from pipeline.stage_meters import ClipMeter
 from pipeline.storage.manifest import Clip, Manifest
-from pipeline.storage.remote import StorageError, WrongBytesError
+from pipeline.storage.remote import RemovedClipError, StorageError, WrongBytesError
 from pipeline.storage.shards import ShardReader
 from pipeline.storage.watch import Unreadable
 from pipeline.workers.ring import Ring, Slot
@@ -118,7 +118,8 @@ class ClipDelivery:
                     request = ClipRequest(clip, data, sample.frames[0], sample.boxes[0], meter, operations)
                     self._fill(request, slot, task.place)
                 except OSError as error:
-                    raise DecodeError(Failure.READ, str(error)) from error
+                    reason = Failure.REMOVED if isinstance(error, RemovedClipError) else Failure.READ
+                    raise DecodeError(reason, str(error)) from error
                 slot.rows[task.place], slot.repeated[task.place] = clip.row, sample.repeated[0]
                 meter.write(slot.records[task.place], task.worker)
                 return

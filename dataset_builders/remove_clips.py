@@ -1,0 +1,149 @@
+"""Remove clips for good, as licences and consent ask: their bytes are overwritten, and no training reads them any more.
+
+    tubecell remove-clips DATASET --keys KEYS.txt                           says what would be removed
+    tubecell remove-clips DATASET --where "source_id = 'x'" --yes           removes it
+
+The condition is SQL's WHERE over the columns of manifest.parquet (DuckDB evaluates it); KEYS.txt has a key a line.
+
+In the shards their bytes, and the side files' beside them, become zeros and get a name that readers of WebDataset pass over.
+Their rows stay, with a `size` of 0: so fingerprint, versions and the place of every other clip stay what they are, and a run on
+the dataset goes on. At the positions of removed clips it takes substitutes, as for clips that do not decode; evaluations leave
+them out. The build does not make them again. `tubecell subset DATASET --out NEW` makes a dataset without the rows.
+
+Not reached: the videos that the dataset was built from, copies of it, and what was computed of the clips (features, logits).
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    if not __package__:  # a script: its own folder leads the path, where the checkout is to
+        sys.path[: 1 - sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
+    from pipeline.console import prepare
+
+    prepare()
+
+import argparse
+import contextlib
+import os
+import tarfile
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_builders.building.jobs import BuildState, write_table
+from dataset_builders.checking.shard_checker import is_ours
+from dataset_builders.report import write_report
+from dataset_builders.tars.headers import BLOCK, read_members
+from dataset_builders.tars.writer import dali_index
+from dataset_builders.where import chosen_rows
+from pipeline.console import exit_status
+from pipeline.progress import Progress
+from pipeline.storage.columns import read_rows
+from pipeline.storage.files import origin, write_durably
+from pipeline.storage.manifest import Manifest
+from pipeline.storage.manifest_writer import write_manifest
+from pipeline.storage.remote import on_disk
+
+SKIPPED = "__removed__"  # webdataset passes over names that begin with such a word
+
+
+def remove_clips(dataset: Path, where: str | None, keys: str | None, sure: bool) -> int:
+    """Returns the exit status. What was stopped halfway is finished by the same command. Raises ValueError if there is no
+    dataset on this disk, nothing says which clips, or a build is at work."""
+    manifest = Manifest(dataset)
+    if origin(dataset):
+        raise ValueError(
+            f"{dataset} is the mirror of a dataset behind a URL; remove clips of a copy on a disk, and upload that"
+        )
+    if where is None and keys is None:
+        raise ValueError("say which clips: --keys or --where")
+    rows = read_rows(dataset / "manifest.parquet")
+    chosen = chosen_rows(rows, where, keys)
+    taken = rows.filter(pa.array(chosen))
+    foreign = sorted({shard for shard in taken["shard"].to_pylist() if not is_ours(shard)})
+    for row in taken.slice(0, 10).to_pylist():
+        print(f"  {row['key']}  {row['path'].decode('utf-8', 'backslashreplace')}")
+    if len(taken) > 10:
+        print(f"  ... {len(taken) - 10:,} more")
+    print(f"{len(taken):,} of {len(manifest):,} clips")
+    if foreign:
+        told = f"some lie in {len(foreign)} tars that were there before, such as {foreign[0]}"
+        print(f"{told}: no training on this dataset reads them, but their bytes stay there")
+    if not sure:
+        print("nothing is removed yet; --yes removes them, and nothing brings them back")
+        return 0
+    with contextlib.ExitStack() as stack:
+        state = stack.enter_context(BuildState(dataset)) if (dataset / ".build").is_dir() else None
+        if chosen.any():
+            if state:
+                _mark_markers(state, frozenset(taken["key"].to_pylist()))
+            write_manifest(dataset, [(_emptied(rows, chosen), read_rows(dataset / "rejects.parquet"))])
+        erased = erase(dataset)
+    write_report(dataset)
+    print(f"removed: the bytes of {erased:,} clips are overwritten")
+    return 0
+
+
+def _emptied(rows: pa.Table, chosen: np.ndarray) -> pa.Table:
+    sizes = np.where(chosen, 0, rows["size"].to_numpy())
+    return rows.set_column(rows.column_names.index("size"), "size", pa.array(sizes, pa.int64()))
+
+
+def _mark_markers(state: BuildState, keys: frozenset[str]) -> None:
+    """What the manifest is written from when the dataset grows."""
+    wanted = pa.array(sorted(keys), pa.string())
+    for job in state.jobs:
+        file = state.marker(job).with_suffix(".parquet")
+        if file.exists():
+            rows = pq.read_table(file)
+            chosen = np.isin(rows["key"].to_numpy(), wanted.to_numpy(zero_copy_only=False))
+            if chosen.any():
+                write_table(file, _emptied(rows, chosen))
+
+
+def erase(dataset: Path) -> int:
+    """Overwrite the bytes of all clips that the manifest says were removed, where they are there still -> how many."""
+    rows = read_rows(dataset / "manifest.parquet", ["key", "shard", "size"], [("size", "==", 0)])
+    gone: dict[str, set[str]] = {}
+    for key, shard in zip(rows["key"].to_pylist(), rows["shard"].to_pylist(), strict=True):
+        if is_ours(shard):
+            gone.setdefault(shard, set()).add(key)
+    erased = 0
+    for shard, keys in Progress(gone.items(), desc="erasing", unit="shard"):
+        file = dataset / shard
+        members, broken = read_members(file)
+        if broken:
+            raise ValueError(f"{file}: {broken.detail}; `tubecell verify {dataset}` says how to repair it; then run this again")
+        found = [member for member in members if member.name.split(".", 1)[0] in keys]
+        with open(file, "r+b", buffering=0) as opened:
+            for member in found:
+                info = tarfile.TarInfo.frombuf(os.pread(opened.fileno(), BLOCK, member.offset - BLOCK), "utf-8", "strict")
+                info.name = f"{SKIPPED}/{member.name.split('.', 1)[0][-12:]}"  # the hash of a key, and no part of a file's name
+                # the bytes first: after the name nothing would find them again
+                os.pwrite(opened.fileno(), bytes(-(-member.size // BLOCK) * BLOCK), member.offset)
+                os.fsync(opened.fileno())
+                os.pwrite(opened.fileno(), info.tobuf(tarfile.USTAR_FORMAT), member.offset - BLOCK)
+            os.fsync(opened.fileno())
+        erased += len({member.name.split(".", 1)[0] for member in found})
+        left = [(member.name, member.offset, member.size) for member in read_members(file)[0] if "." in member.name]
+        write_durably(file.with_suffix(".idx"), dali_index(left).encode())
+    return erased
+
+
+@exit_status()
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=on_disk, metavar="DATASET", help="folder with manifest.parquet")
+    parser.add_argument("--where", metavar="SQL", help="a condition; those that it is true of are removed")
+    parser.add_argument("--keys", metavar="FILE", help="a file with a key a line, or keys with commas between")
+    parser.add_argument("--yes", action="store_true", help="remove them; without it they are listed")
+    args = parser.parse_args(words)
+    return remove_clips(args.dataset, args.where, args.keys, args.yes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
