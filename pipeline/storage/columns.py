@@ -68,7 +68,7 @@ REJECTS = (
     Column("source_id", pa.string(), "YouTube id and the like, null without one"),
     Column("start", pa.float64(), _PART.format("what was rejected")),
     Column("end", pa.float64(), "likewise, where it ends"),
-    Column("reason", pa.string(), "one word; the README lists them"),
+    Column("reason", pa.string(), "one word: docs/columns.md lists them"),
     Column("detail", pa.string(), "what was found"),
 )
 DROPPED = (
@@ -77,7 +77,7 @@ DROPPED = (
     _FILE[2],
     Column("split", pa.string(), "train, val or test"),
     Column("source_id", pa.string(), "YouTube id and the like, null without one"),
-    Column("reason", pa.string(), "one word; the README lists them"),
+    Column("reason", pa.string(), "one word: docs/columns.md lists them"),
     Column("detail", pa.string(), "why, with the line of the list where there is one"),
 )
 

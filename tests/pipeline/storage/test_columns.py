@@ -6,7 +6,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage.columns import MANIFEST, REJECTS, as_extra, in_memory, iter_rows, on_disk, read_rows, to_disk
+from dataset_builders.media.rejects import Reason
+from dataset_builders.plan import Drop
+from pipeline.storage.columns import DROPPED, MANIFEST, REJECTS, as_extra, in_memory, iter_rows, on_disk, read_rows, to_disk
+from pipeline.storage.key_frames_writer import BOX_SCHEMA, KEY_FRAME_SCHEMA
 
 PATHS = [b"plain.mp4", "déjà/vü.mp4".encode(), b"latin\xe9.mp4", rb"latin\xe9.mp4", None, b""]
 
@@ -51,3 +54,17 @@ def test_extra_is_json_that_any_table_can_hold(values: dict, kept: dict | None) 
     text = as_extra(values)
     assert pa.array([text], pa.string())[0].as_py() == text
     assert (text and json.loads(text)) == kept
+
+
+def test_the_page_says_what_every_column_and_reason_is() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "columns.md").read_text()
+    parts = dict(part.split(".parquet", 1) for part in page.split("\n## ")[1:4])
+    for name, columns in (("manifest", MANIFEST), ("rejects", REJECTS), ("dropped", DROPPED)):
+        rows = [line for line in parts[name].splitlines() if line.startswith("| `")]
+        assert rows == [f"| `{column.name}` | {column.type} | {column.about} |" for column in columns]
+    for name, reasons in (("rejects", Reason), ("dropped", Drop)):
+        assert [line.split("`")[1] for line in parts[name].splitlines() if line.startswith("- `")] == [*reasons]
+    for schema in (KEY_FRAME_SCHEMA, BOX_SCHEMA):
+        assert "".join(f"| `{name}` |" for name in schema.names) in "".join(
+            line[: line.index("|", 2) + 1] for line in page.split("\n## ")[4].splitlines() if line.startswith("| `")
+        )
