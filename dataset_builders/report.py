@@ -18,6 +18,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from dataset_builders.pages import sections
 from dataset_builders.pages.contact_sheet import take_pictures
 from dataset_builders.pages.counts import SourceCounts, count_dataset
@@ -26,6 +28,8 @@ from pipeline.report.page import render
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import read_versions
 from pipeline.storage.remote import on_disk
+
+TOOK = "took.json"  # in .build: how long the last build was at it
 
 
 def write_report(dataset: Path) -> Path:
@@ -41,8 +45,10 @@ def write_report(dataset: Path) -> Path:
     listed = {name: SourceCounts() for name in described.get("sources", {})}  # in its order, and those that gave nothing
     counts.sources = listed | counts.sources
     pictures = take_pictures(dataset, versions[-1]["fingerprint"]) if versions[-1]["rows"] else []
+    file = dataset / ".build" / TOOK
+    took = tqdm.format_interval(json.loads(file.read_bytes())["seconds"]) if file.exists() else ""
     target, template = dataset / "report.html", Path(__file__).with_name("report.html")
-    values = sections.values(counts, described, versions, pictures)
+    values = sections.values(counts, described, versions, pictures, took)
     write_durably(target, render(template, "dataset", dataset.resolve().name, "Dataset report", **values).encode())
     return target
 

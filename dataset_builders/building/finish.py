@@ -26,7 +26,7 @@ from dataset_builders.media.ffmpeg_process import ffmpeg_path
 from dataset_builders.media.rejects import MACHINE
 from dataset_builders.pages.counts import class_lines, counted
 from dataset_builders.plan import Drop, Plan
-from dataset_builders.report import write_report
+from dataset_builders.report import TOOK, write_report
 from pipeline.storage.columns import DROPPED, read_rows, to_disk
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import read_versions
@@ -44,6 +44,8 @@ def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = No
     kept = read_versions(manifest)[-1]["rows"] if manifest.exists() else 0
     versions = write_manifest(state.dataset, state.parts(jobs))
     totals, shards, rejects = state.totals(jobs)
+    took = time.monotonic() - build.began
+    write_durably(state.root / TOOK, json.dumps({"seconds": round(took, 1)}).encode())
     report = describe_all(state, build, plan, store, versions, totals)
     state.finish(jobs, totals, shards, rejects)
     if store:
@@ -52,7 +54,7 @@ def finish(state: BuildState, build: Build, plan: Plan, store: Store | None = No
     shown = f"{build.url}/{report.name}" if store else str(report)
     summarise(state.dataset, build.place, totals, len(versions), shown, again, kept)
     _say_tried(tally)
-    print(f"took      {tqdm.format_interval(time.monotonic() - build.began):>8}")
+    print(f"took      {tqdm.format_interval(took):>8}")
     if totals["clips"]:
         print(f"next      tubecell pretrain RECIPE --data {shlex.quote(build.place)} --out RUN")
     return 0 if totals["clips"] else 1

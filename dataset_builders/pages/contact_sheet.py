@@ -58,7 +58,7 @@ def take_pictures(dataset: Path, fingerprint: str) -> list[Picture]:
     """The middle frames of up to 24 clips that the fingerprint chooses, in the order of the manifest."""
     file = pq.ParquetFile(dataset / "manifest.parquet")
     chosen = sample_rows(file.metadata.num_rows, CLIPS, fingerprint)
-    columns = [name for name in (*Clip.__dataclass_fields__, "source", "duration") if name != "row"]
+    columns = [name for name in (*Clip.__dataclass_fields__, "source", "split", "label", "duration") if name != "row"]
     rows: list[dict[str, Any]] = []
     first = 0
     for batch in file.iter_batches(columns=columns):

@@ -13,11 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.storage.columns import iter_rows
+from pipeline.storage.manifest import parse_sampling
 from pipeline.storage.manifest_writer import SCHEMA
 
 FILE = ["source", "root", "path"]
-COLUMNS = [*FILE, "split", "label", "size", "fps", "width", "height", "codec", "duration"]
+COLUMNS = [*FILE, "split", "label", "size", "num_frames", "fps", "width", "height", "codec", "duration", "sampling"]
 TENTHS = 36_001  # durations are counted in tenths of a second, those over an hour together: 288 kB
+VIEW = 16  # frames of the papers' views
+FEW = 20  # rejects, or dropped entries, that a report shows one by one
 OCTAVE = 4  # bins of sizes: a quarter of a doubling, from one byte to a tebibyte
 
 
@@ -57,8 +60,10 @@ class DatasetCounts:
     rates: Counter[float] = field(default_factory=Counter)  # frames per second, to two digits
     durations: np.ndarray = field(default_factory=lambda: np.zeros(TENTHS, np.int64))  # by tenths of a second
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(40 * OCTAVE, np.int64))  # by log2 of bytes, in quarters
-    rejects: dict[str, Example] = field(default_factory=dict)  # reason -> the first
-    drops: dict[str, Example] = field(default_factory=dict)
+    short: int = 0  # clips with fewer frames than a view of VIEW frames reaches over, at their own sampling
+    removed: int = 0  # clips whose bytes were removed
+    rejects: dict[str, list[Example]] = field(default_factory=dict)  # reason -> the first ones
+    drops: dict[str, list[Example]] = field(default_factory=dict)
 
     @property
     def total(self) -> SourceCounts:
@@ -150,6 +155,8 @@ def _add_clips(counts: DatasetCounts, rows: pa.Table) -> None:
     _add(counts, rows["source"], **clips, seconds=rows["duration"], bytes=rows["size"])
     counts.labels += count_labels(rows)
     counts.splits.update(counted(rows["split"]))
+    counts.short += int((_array(rows["num_frames"]) < _reach(rows)).sum())
+    counts.removed += int((_array(rows["size"]) == 0).sum())
     counts.codecs.update(counted(rows["codec"]))
     size, duration = _array(rows["size"]), _array(rows["duration"])
     sizes, often = np.unique(_array(rows["width"]).astype(np.int64) << 32 | _array(rows["height"]), return_counts=True)
@@ -161,6 +168,15 @@ def _add_clips(counts: DatasetCounts, rows: pa.Table) -> None:
     counts.durations += np.bincount(np.clip(duration * 10, 0, TENTHS - 1).astype(np.int64), minlength=TENTHS)
     places = (np.log2(np.maximum(size, 1)) * OCTAVE).astype(np.int64)
     counts.sizes += np.bincount(np.minimum(places, len(counts.sizes) - 1), minlength=len(counts.sizes))
+
+
+def _reach(rows: pa.Table) -> np.ndarray:
+    """Frames from the first to the last of a view, and one step more: what the sampler asks of a clip."""
+    sampling = rows["sampling"].combine_chunks().dictionary_encode()
+    steps = [parse_sampling(text) for text in sampling.dictionary.to_pylist()]
+    codes = sampling.indices.to_numpy()
+    stride, interval = (np.array([step[place] for step in steps], np.float64)[codes] for place in (0, 1))
+    return VIEW * np.where(stride > 0, stride, interval * _array(rows["fps"]))
 
 
 def _add_files(counts: DatasetCounts, rows: pa.Table, *, last: bool = False) -> pa.Table:
@@ -179,7 +195,7 @@ def _add_files(counts: DatasetCounts, rows: pa.Table, *, last: bool = False) -> 
     return rows.slice(begins[len(clips)])
 
 
-def _add_reasons(counts: DatasetCounts, file: Path, examples: dict[str, Example], what: str) -> None:
+def _add_reasons(counts: DatasetCounts, file: Path, examples: dict[str, list[Example]], what: str) -> None:
     if not file.exists():
         return
     for batch in iter_rows(file, ["source", "path", "reason", "detail"]):
@@ -187,9 +203,14 @@ def _add_reasons(counts: DatasetCounts, file: Path, examples: dict[str, Example]
         for row in groups.aggregate([([], "count_all")]).to_pylist():
             reason = row["reason"] or ""
             getattr(_source(counts, row["source"]), what)[reason] += row["count_all"]
-            if reason not in examples:
-                first = batch.slice(pc.index(batch["reason"], row["reason"]).as_py(), 1).to_pylist()[0]
-                examples[reason] = Example(first["source"] or "", first["path"], first["detail"] or "")
+            known = examples.setdefault(reason, [])
+            if more := FEW - len(known):
+                of_it = batch.filter(
+                    pc.and_(pc.equal(batch["reason"], row["reason"]), pc.equal(batch["source"], row["source"]))
+                )
+                known += [
+                    Example(row["source"] or "", one["path"], one["detail"] or "") for one in of_it.slice(0, more).to_pylist()
+                ]
 
 
 def _array(column: pa.Array) -> np.ndarray:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from dataset_builders.media.presets import called_now
 from dataset_builders.pages.contact_sheet import Picture
-from dataset_builders.pages.counts import OCTAVE, TENTHS, DatasetCounts, classes, quantile
+from dataset_builders.pages.counts import FEW, OCTAVE, TENTHS, VIEW, DatasetCounts, classes, quantile
 from dataset_builders.paper import TABLE_8
 from pipeline.report.charts import histogram
 from pipeline.report.page import colour, share
@@ -28,7 +28,11 @@ TOLD = ("counts", "notes", "folders", "requested", "taken", "rejected", "dropped
 
 
 def values(
-    counts: DatasetCounts, described: Mapping[str, Any], versions: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]
+    counts: DatasetCounts,
+    described: Mapping[str, Any],
+    versions: Sequence[Mapping[str, Any]],
+    pictures: Sequence[Picture],
+    took: str = "",
 ) -> dict[str, Any]:
     """For the template: what has to be computed or drawn."""
     total, told, made = counts.total, described.get("sources", {}), described.get("versions", [])
@@ -65,6 +69,10 @@ def values(
             (f"Resolution ({len(counts.resolutions):,} different)", *_longest(counts.resolutions, "{0[0]} × {0[1]}")),
             ("Codec", *_longest(counts.codecs, "{}")),
         ],
+        "few": FEW,
+        "took": took,
+        "duplicates": described.get("duplicates", {}),
+        "view": VIEW,
         "failed": sum(not picture.jpeg for picture in pictures),
         "base64": lambda jpeg: base64.b64encode(jpeg).decode(),
     }

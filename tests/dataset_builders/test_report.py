@@ -83,7 +83,7 @@ def test_counts(tmp_path: Path) -> None:
     total = counts.total
     assert (total.clips, total.bytes, total.seconds) == (80_014, 80_014 << 16, 800_140.0)
     assert dict(total.rejected) == {"damaged": 2, "too_short": 1, "crash": 1}
-    assert counts.rejects["damaged"].path == b"0"
+    assert [one.path for one in counts.rejects["damaged"]] == [b"0", b"1"]
     assert counts.sources["b"].rejected["too_short"] == 1
     assert counts.durations[100] == 80_014
     assert dict(counts.rates) == {30.0: 80_014}
@@ -220,3 +220,24 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     finish(tmp_path, [])
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+
+
+def test_what_one_wants_to_know_of_the_clips(tmp_path: Path) -> None:
+    """Few rejects are all named; clips too short for a view, removed ones, equal ones, and how long the build took."""
+    rows = [made_up(0, num_frames=64), made_up(1, num_frames=63), made_up(2, sampling="seconds:0.1", num_frames=47, size=0)]
+    rejects = [{"source": "own", "path": b"%d.avi" % i, "reason": "damaged", "detail": f"detail {i}"} for i in range(20)]
+    finish(tmp_path, rows, rejects)
+    (tmp_path / ".build").mkdir()
+    (tmp_path / ".build" / "took.json").write_text('{"seconds": 3725.0}')
+    described = json.loads((tmp_path / "dataset.json").read_text())
+    told = {**described, "duplicates": {"clips": 3, "in_training_and_held_out": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(told))
+    text = page_of(tmp_path).text
+    assert "2 of 3 clips (66.7 %) are shorter than a view of 16 frames at their sampling" in text
+    assert "3 clips have the bytes of another one, and 1 of them are in training and in validation or test" in text
+    assert "1 clips were removed for good" in text
+    assert "1:02:05 the last build took" in text
+    assert all(f"own: {i}.avi detail {i}" in text for i in range(20))
+    finish(tmp_path, rows, [*rejects, {"source": "own", "path": b"last.avi", "reason": "crash", "detail": ""}])
+    text = page_of(tmp_path).text
+    assert "damaged 20 95.2 % own: 0.avi detail 0" in text and "1.avi" not in text and "own: last.avi" in text
