@@ -159,7 +159,7 @@ def test_impossible_options_are_named(flags: list[str], message: str, capsys: py
 @pytest.mark.slow
 def test_the_whole_grid_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every part, of a few clips and steps; then the tables alone, from the record."""
-    for name, value in {"TRAIN": 60, "VAL": 20, "TEST": 20, "SHARES": {5: 2, 20: 3, 100: 6}}.items():
+    for name, value in {"TRAIN": 80, "VAL": 20, "TEST": 20, "SHARES": {5: 4, 20: 5, 100: 8}}.items():
         monkeypatch.setattr(clips, name, value)
     monkeypatch.setattr(grid, "STEPS", {5: 2, 20: 2, 100: 2})
     monkeypatch.setattr(grid, "PRETRAIN_STEPS", 3)
