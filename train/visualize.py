@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw what a run has learned: RUN/loss.png and, of pre-training that predicts pixels, RUN/reconstruction.png.
 
-    tubecell visualize RUN [--clips 6] [--frames 4]
+    tubecell visualize RUN [--clips 6] [--frames 4] [--data DATASET]
 
 What the picture shows: see train/stages/reconstructions.py. (A run makes them itself with --reconstruct-every.)
 """
@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,11 +32,12 @@ from pipeline.decoding.decode import DecodeError
 from pipeline.sampling import SamplingRecipe
 from pipeline.settings import read
 from pipeline.storage.manifest import Manifest
-from pipeline.storage.remote import on_disk
+from pipeline.storage.remote import is_url, on_disk
 from train.checkpoint import state as checkpoints
 from train.checkpoint.weights import load_model
 from train.config import read_config, read_stage
 from train.pictures import ACCENT, MUTED, draw_images, plt, save
+from train.run.folder import ENVIRONMENT
 from train.stages.reconstructions import centre_views, reconstruct, rows_of, title_of
 
 
@@ -45,11 +47,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("run", type=on_disk, metavar="RUN", help="folder of a run")
     parser.add_argument("--clips", type=int, default=6, help="clips in the picture (default: 6)")
     parser.add_argument("--frames", type=int, default=4, help="frames of each, equally spaced (default: 4)")
+    parser.add_argument("--data", metavar="DATASET", help="where the run's dataset lies now, if it was moved")
     options = parser.parse_args(arguments)
     draw_loss(options.run)
     print(f"loss curve       {options.run / 'loss.png'}")
     if predicts_pixels(options.run):
-        draw_reconstruction(options.run, options.clips, options.frames)
+        draw_reconstruction(options.run, options.clips, options.frames, options.data)
         print(f"reconstruction   {options.run / 'reconstruction.png'}")
 
 
@@ -92,8 +95,19 @@ def draw_loss(run: Path) -> None:
     save(figure, run / "loss.png")
 
 
-def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
-    """RUN's newest checkpoint and dataset -> RUN/reconstruction.png. Raises ValueError if the run has no checkpoint."""
+def place_of(data: str, run: Path) -> str:
+    """Where the dataset of a run lies: its command may have said so relative to another folder. Raises ValueError if it is not
+    there."""
+    starts = json.loads((run / ENVIRONMENT).read_text()) if (run / ENVIRONMENT).exists() else []
+    places = [data] if is_url(data) else [data, *(os.path.join(start["folder"], data) for start in starts if "folder" in start)]
+    if found := next((place for place in places if is_url(place) or os.path.exists(place)), None):
+        return found
+    raise ValueError(f"the dataset of {run} is not at {' or '.join(dict.fromkeys(places))}; say with --data where it lies now")
+
+
+def draw_reconstruction(run: Path, num_clips: int, num_frames: int, data: str | None = None) -> None:
+    """RUN's newest checkpoint and dataset, which may lie at `data` now -> RUN/reconstruction.png. Raises ValueError if the run
+    has no checkpoint, or the dataset is not there, or another one."""
     checkpoint = checkpoints.latest(run / "checkpoints")
     if checkpoint is None:
         raise ValueError(f"{run} has no checkpoint yet; train first: tubecell pretrain RECIPE --data DATASET --out {run}")
@@ -103,7 +117,13 @@ def draw_reconstruction(run: Path, num_clips: int, num_frames: int) -> None:
     sizes = {name.removeprefix("model."): value for name, value in config.items() if name.startswith("model.")}
     model = VideoMAE(read(ModelConfig, sizes, f"{run / 'config.json'}, model,"))
     load_model(checkpoint, model)
-    views = centre_views(Manifest(config["data"], state.version), recipe, num_clips)
+    manifest = Manifest(data or place_of(config["data"], run), state.version)
+    if manifest.fingerprint != state.dataset:
+        raise ValueError(
+            f"{manifest.place} is not the dataset of {run}: its fingerprint is {manifest.fingerprint[:8]}, not "
+            f"{state.dataset[:8]}; say with --data where that lies"
+        )
+    views = centre_views(manifest, recipe, num_clips)
     title = title_of(f"{run.name}, step {int(checkpoint.name.split('-')[1])}", recipe)
     draw_images(run / "reconstruction.png", rows_of(reconstruct(model, recipe, views)), num_frames, title)
 

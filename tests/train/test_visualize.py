@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -125,3 +126,22 @@ def test_errors_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert visualize.main([str(tmp_path)]) == 2
     assert "train first: tubecell STAGE" in capsys.readouterr().err
     assert visualize.main([]) == 2
+
+
+def test_a_dataset_that_was_moved_or_named_from_another_folder(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(dataset, tmp_path / "here" / "data")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(Path("data"), tmp_path / "run", "--steps", "2")
+    config = tmp_path / "run" / "config.json"
+    assert json.loads(config.read_text())["data"] == "data"
+    monkeypatch.chdir(tmp_path / "there")
+    assert visualize.main([str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "reconstruction.png").unlink()
+    (tmp_path / "here" / "data").rename(tmp_path / "moved")
+    assert visualize.main([str(tmp_path / "run")]) == 2
+    assert f"is not at data or {tmp_path}/here/data; say with --data where it lies now" in capsys.readouterr().err
+    assert visualize.main([str(tmp_path / "run"), "--data", str(tmp_path / "moved"), "--clips", "2"]) == 0
+    assert (tmp_path / "run" / "reconstruction.png").exists()

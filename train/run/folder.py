@@ -237,6 +237,7 @@ def environment(manifest: Dataset, split: str, ranks: Ranks) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "folder": str(Path.cwd()),  # that relative paths of the command begin in
         "tubecell": version(),
         "commit": git_commit(),
         "dataset": {
