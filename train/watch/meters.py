@@ -17,6 +17,23 @@ from pipeline.console import may_fail
 from pipeline.progress import Progress
 from train.watch.json_lines import JsonLines, keep_lines
 
+GROUPS = {
+    "optimizer": ("lr", "grad_norm", "clip_ratio", "skipped", "loss_scale"),
+    "speed": (
+        *(
+            "seconds",
+            "views_per_second",
+            "views_per_second_of",
+            "tflops",
+            "mfu",
+            "hfu",
+            "gemm_share",
+            "data_wait",
+            "memory_gib",
+        ),
+        *("slowest_rank", "slowest_behind"),
+    ),
+}
 TENSORBOARD, WANDB = "TensorBoard's file", "Weights & Biases"
 
 
@@ -80,7 +97,8 @@ class Meters:
             if isinstance(parts, dict):
                 scalars |= {f"{name}/{part}": value for part, value in parts.items()}
         step = scalars.pop("step")
-        scalars = {name: value for name, value in scalars.items() if isinstance(value, int | float) and name != "time"}
+        numbers = {name: value for name, value in scalars.items() if isinstance(value, int | float) and name != "time"}
+        scalars = {f"{group_of(name)}/{name}": value for name, value in numbers.items()}
         if self._tensorboard:
             with may_fail(TENSORBOARD):
                 for name, value in scalars.items():
@@ -130,6 +148,11 @@ class Meters:
         if self._wandb:
             with may_fail(WANDB):
                 self._wandb.finish()
+
+
+def group_of(name: str) -> str:
+    """Under which of its headings TensorBoard shows a figure of a line."""
+    return next((group for group, names in GROUPS.items() if name.partition("/")[0] in names), "train")
 
 
 def console_line(values: dict[str, Any]) -> str:

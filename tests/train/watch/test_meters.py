@@ -125,11 +125,12 @@ def test_a_run_that_goes_on_writes_over_what_it_did_not_save(tmp_path: Path, cap
     meters.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path / "metrics.jsonl")] == [(10, 0.5), (20, 0.5), (30, 0.25)]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 0.5), (20, 0.5), (30, 0.25)]
-    assert [event.value for event in events.Scalars("views_per_second_of/own")] == [20.0] * 3
-    assert [event.step for event in events.Scalars("mfu")] == [10, 20]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 0.5), (20, 0.5), (30, 0.25)]
+    assert [event.value for event in events.Scalars("speed/views_per_second_of/own")] == [20.0] * 3
+    assert [event.step for event in events.Scalars("speed/mfu")] == [10, 20]
     assert events.Images("reconstruction")[0].width == 6
-    assert "slowest_host" not in events.Tags()["scalars"]
+    assert not [tag for tag in events.Tags()["scalars"] if "slowest_host" in tag]
+    assert {tag.partition("/")[0] for tag in events.Tags()["scalars"]} == {"train", "optimizer", "speed"}
     assert "step 30/100 · loss 0.25" in capsys.readouterr().out
 
 
