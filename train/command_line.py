@@ -16,6 +16,7 @@ import argparse
 import ast
 import difflib
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -31,6 +32,7 @@ from pipeline.settings import RENAMED, fields_of, flag, flag_name, renamed, toml
 from pipeline.storage.remote import is_url
 from train.config import LoopConfig
 from train.recipes.book import SCRIPTS, RecipeBook, as_in_script
+from train.watch.last_words import leave_last_words
 
 Config = TypeVar("Config", bound=LoopConfig)
 FIRST = (  # what --help shows, the rest is for --help-all
@@ -138,7 +140,10 @@ def from_command_line(recipes: Mapping[str, Callable[[], Config]], arguments: Se
             raise SystemExit(0)
         return _resolved(recipes, recipe, translated(arguments[bool(recipe) :]), prog)
     except ValueError as error:
-        print(f"{prog.split()[-1].removesuffix('.py')}: {error}", file=sys.stderr)
+        told = f"{prog.split()[-1].removesuffix('.py')}: {error}"
+        if os.environ.get("RANK", "0") == "0":  # all ranks have the same words
+            print(told, file=sys.stderr)
+        leave_last_words(told)
         raise SystemExit(2) from None
 
 

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
 from pipeline.console import check_printed, may_fail, open_streams
 from pipeline.loader import LoaderError
 from pipeline.sampling.order import order_of
@@ -31,6 +29,7 @@ from train.run.dry_run import beginning, describe
 from train.run.folder import RunFolder
 from train.run.run import Run, RunFailedError
 from train.stage import Stage
+from train.watch.last_words import leave_last_words
 from train.watch.meters import check_wandb
 
 FAULTS = ValueError, OSError, RunFailedError, LoaderError  # said in a line
@@ -74,7 +73,7 @@ def run(
             go(stage, config, ranks, startup, given, recipe_of(arguments, config.config), tell)
         return 0
     except FAULTS as error:
-        get_error_handler().record_exception(error)
+        leave_last_words(f"{type(error).__name__}: {error}")
         return say_fault(stage.name, config, error)
 
 

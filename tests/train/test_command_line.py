@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -217,3 +219,14 @@ def test_every_field_says_what_it_is_and_can_be_said() -> None:
     for group in {name.rpartition(".")[0] for name in fields_of(config)}:
         owner = value_of(config, group) if group else config
         assert all(field_texts(type(owner)).get(name) for name in fields_of(owner) if "." not in name), group
+
+
+@pytest.mark.slow
+def test_torchrun_s_last_words_are_what_is_wrong(tmp_path: Path) -> None:
+    """Once, and without a traceback of ours."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train.pretrain"]
+    done = subprocess.run([*command, "vit-b-hybri", "--dry-run"], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    told = "pretrain: there is no recipe 'vit-b-hybri'; perhaps vit-b-hybrid"
+    assert done.returncode == 1
+    assert done.stderr.count(told) >= 1  # rank 0 may be ended before it has said so
+    assert f"traceback : {told}" in done.stderr and "command_line.py" not in done.stderr
