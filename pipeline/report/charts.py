@@ -76,7 +76,7 @@ def lines(
     low, high = np.quantile(np.concatenate([curve.y for curve in curves]), [0.005, 0.995]).tolist()
     low, high = min(low, *(mean.min() for mean in means)), max(high, *(mean[len(mean) // 20 :].max() for mean in means))
     right = max(curve.x[-1] for curve in curves) or 1.0
-    axes = _axes(540, 230, 52, 10, 12, 32)
+    axes = _axes(540, 230, 56, 28, 12, 32)  # room for half of "400,000" beyond the right end
     if log:
         axes.set_yscale("log")
         logarithmic = LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=9)
@@ -91,7 +91,7 @@ def lines(
         axes.set(ylim=(ticks[0], ticks[-1]), yticks=ticks)
     axes.set(xlim=(0, right))
     axes.xaxis.set(major_locator=MaxNLocator(5, steps=ROUND), major_formatter=lambda value, _: f"{value:,g}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %" if percent else f"{value:.4g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %" if percent else tick(value))
     axes.set_xlabel(x_name, loc="right", color=_ink("soft"), labelpad=3)
     axes.grid(axis="y", color=_ink("line"))
     for curve, mean in zip(curves, means, strict=True):
@@ -106,6 +106,16 @@ def lines(
         told = [f"{name}: {value:.1%}" if percent else f"{name}: {value:.5g}" for name, value in values]
         tips.append(Markup("\n").join(map(shown, [f"{x_name} {x:,.4g}", *told])))
     return _svg(axes, ", ".join(curve.name for curve in curves), tips)
+
+
+def tick(value: float) -> str:
+    """A number in at most eight characters, which is what fits beside an axis."""
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.4g}"
+    if 1e4 <= abs(value) < 1e7:
+        return f"{value:,.0f}" if abs(value) < 1e6 else f"{value / 1e6:.3g} M"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def choices(names: Sequence[str], curves: Mapping[str, np.ndarray], x_name: str) -> Markup:
