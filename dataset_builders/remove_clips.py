@@ -10,7 +10,11 @@ Their rows stay, with a `size` of 0: so fingerprint, versions and the place of e
 the dataset goes on. At the positions of removed clips it takes substitutes, as for clips that do not decode; evaluations leave
 them out. The build does not make them again. `tubecell subset DATASET --out NEW` makes a dataset without the rows.
 
-Not reached: the videos that the dataset was built from, copies of it, and what was computed of the clips (features, logits).
+A run that is at work now takes them for damaged, and stops when they are many: start it again. A subset of the dataset empties
+its rows by its own command, given again.
+
+Not reached: the videos that the dataset was built from; copies, clip caches (TUBECELL_CACHE) and subsets' reports; what was
+computed of the clips, pictures of runs, features, logits; and what the rows say besides: path, label, id, boxes.
 """
 
 import sys
@@ -32,14 +36,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataset_builders.building.jobs import BuildState, write_table
 from dataset_builders.checking.shard_checker import is_ours
 from dataset_builders.report import write_report
 from dataset_builders.tars.headers import BLOCK, read_members
-from dataset_builders.tars.writer import dali_index
-from dataset_builders.where import chosen_rows
+from dataset_builders.tars.writer import REMOVED, dali_index
+from dataset_builders.where import chosen_rows, read_keys
 from pipeline.console import exit_status
 from pipeline.progress import Progress
 from pipeline.storage.columns import read_rows
@@ -47,8 +52,6 @@ from pipeline.storage.files import origin, write_durably
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.manifest_writer import write_manifest
 from pipeline.storage.remote import on_disk
-
-SKIPPED = "__removed__"  # webdataset passes over names that begin with such a word
 
 
 def remove_clips(dataset: Path, where: str | None, keys: str | None, sure: bool) -> int:
@@ -59,10 +62,15 @@ def remove_clips(dataset: Path, where: str | None, keys: str | None, sure: bool)
         raise ValueError(
             f"{dataset} is the mirror of a dataset behind a URL; remove clips of a copy on a disk, and upload that"
         )
-    if where is None and keys is None:
-        raise ValueError("say which clips: --keys or --where")
     rows = read_rows(dataset / "manifest.parquet")
-    chosen = chosen_rows(rows, where, keys)
+    before = int(pc.sum(pc.equal(rows["size"], 0)).as_py() or 0)
+    if where is None and keys is None:
+        if not (before and sure):
+            raise ValueError("say which clips: --keys or --where")
+        print(f"{before:,} clips were removed before: what is left of their bytes is looked for")
+    chosen = np.zeros(len(rows), bool)
+    if where is not None or keys is not None:
+        chosen = chosen_rows(rows, where, None if keys is None else read_keys(keys, [rows]))
     taken = rows.filter(pa.array(chosen))
     foreign = sorted({shard for shard in taken["shard"].to_pylist() if not is_ours(shard)})
     for row in taken.slice(0, 10).to_pylist():
@@ -82,10 +90,12 @@ def remove_clips(dataset: Path, where: str | None, keys: str | None, sure: bool)
             if state:
                 _mark_markers(state, frozenset(taken["key"].to_pylist()))
             write_manifest(dataset, [(_emptied(rows, chosen), read_rows(dataset / "rejects.parquet"))])
-        erased = erase(dataset)
+        erased, faults = erase(dataset)
     write_report(dataset)
-    print(f"removed: the bytes of {erased:,} clips are overwritten")
-    return 0
+    print(f"removed: the bytes of {erased:,} clips are overwritten; runs that are at work must be started again")
+    for fault in faults:
+        print(f"left: {fault}", file=sys.stderr)
+    return int(bool(faults))
 
 
 def _emptied(rows: pa.Table, chosen: np.ndarray) -> pa.Table:
@@ -105,33 +115,43 @@ def _mark_markers(state: BuildState, keys: frozenset[str]) -> None:
                 write_table(file, _emptied(rows, chosen))
 
 
-def erase(dataset: Path) -> int:
-    """Overwrite the bytes of all clips that the manifest says were removed, where they are there still -> how many."""
+def erase(dataset: Path) -> tuple[int, list[str]]:
+    """Overwrite the bytes of all clips that the manifest says were removed, where they are there still -> (how many; shards
+    that could not be looked through, and why)."""
     rows = read_rows(dataset / "manifest.parquet", ["key", "shard", "size"], [("size", "==", 0)])
     gone: dict[str, set[str]] = {}
     for key, shard in zip(rows["key"].to_pylist(), rows["shard"].to_pylist(), strict=True):
         if is_ours(shard):
             gone.setdefault(shard, set()).add(key)
-    erased = 0
+    erased, faults = 0, []
     for shard, keys in Progress(gone.items(), desc="erasing", unit="shard"):
-        file = dataset / shard
-        members, broken = read_members(file)
-        if broken:
-            raise ValueError(f"{file}: {broken.detail}; `tubecell verify {dataset}` says how to repair it; then run this again")
-        found = [member for member in members if member.name.split(".", 1)[0] in keys]
-        with open(file, "r+b", buffering=0) as opened:
-            for member in found:
-                info = tarfile.TarInfo.frombuf(os.pread(opened.fileno(), BLOCK, member.offset - BLOCK), "utf-8", "strict")
-                info.name = f"{SKIPPED}/{member.name.split('.', 1)[0][-12:]}"  # the hash of a key, and no part of a file's name
-                # the bytes first: after the name nothing would find them again
-                os.pwrite(opened.fileno(), bytes(-(-member.size // BLOCK) * BLOCK), member.offset)
-                os.fsync(opened.fileno())
-                os.pwrite(opened.fileno(), info.tobuf(tarfile.USTAR_FORMAT), member.offset - BLOCK)
+        if not (dataset / shard).exists():
+            continue  # nothing is in it
+        try:
+            erased += _erase(dataset / shard, keys)
+        except (OSError, ValueError) as error:
+            faults.append(f"{dataset / shard}: {error}; see `tubecell verify {dataset}`, then give this command again")
+    return erased, faults
+
+
+def _erase(file: Path, keys: set[str]) -> int:
+    """Raises ValueError for a broken tar, OSError if it cannot be written."""
+    members, broken = read_members(file)
+    if broken:
+        raise ValueError(broken.detail)
+    found = [member for member in members if member.name.split(".", 1)[0] in keys]
+    with open(file, "r+b", buffering=0) as opened:
+        for member in found:
+            info = tarfile.TarInfo.frombuf(os.pread(opened.fileno(), BLOCK, member.offset - BLOCK), "utf-8", "strict")
+            info.name = f"{REMOVED}/{member.name.split('.', 1)[0][-12:]}"  # the hash of a key, and no part of a file's name
+            # the bytes first: after the name nothing would find them again
+            os.pwrite(opened.fileno(), bytes(-(-member.size // BLOCK) * BLOCK), member.offset)
             os.fsync(opened.fileno())
-        erased += len({member.name.split(".", 1)[0] for member in found})
-        left = [(member.name, member.offset, member.size) for member in read_members(file)[0] if "." in member.name]
-        write_durably(file.with_suffix(".idx"), dali_index(left).encode())
-    return erased
+            os.pwrite(opened.fileno(), info.tobuf(tarfile.USTAR_FORMAT), member.offset - BLOCK)
+        os.fsync(opened.fileno())
+    left = [(member.name, member.offset, member.size) for member in read_members(file)[0] if "." in member.name]
+    write_durably(file.with_suffix(".idx"), dali_index(left).encode())
+    return len({member.name.split(".", 1)[0] for member in found})
 
 
 @exit_status()

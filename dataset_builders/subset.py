@@ -6,8 +6,9 @@
 
 The condition is SQL's WHERE over the columns of manifest.parquet (DuckDB evaluates it). No byte of a clip is read or copied, so
 it takes seconds; the datasets must stay where they are. What is made is a dataset like any other, with a fingerprint of its
-own. The same command again, when DATASET has grown, adds what is new as a version. A clip that several have, with the same
-bytes, is there once; one that was removed (`tubecell remove-clips`) is in none.
+own. The same command again adds what the datasets have got since, as a version, and empties the rows of clips that were
+removed from them (`tubecell remove-clips`); what it has stays. A clip that several have, by key and bytes, is there once; the
+same file under two sources' names is not seen, but for equal bytes, which are counted.
 """
 
 import sys
@@ -31,16 +32,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataset_builders.building.duplicates import equal_clips
 from dataset_builders.pages.counts import counted
 from dataset_builders.report import write_report
-from dataset_builders.where import chosen_rows
+from dataset_builders.where import chosen_rows, read_keys
 from pipeline.console import exit_status
+from pipeline.storage import files
 from pipeline.storage.columns import read_rows
 from pipeline.storage.files import write_durably
-from pipeline.storage.key_frames import ACTIONS, BOXES, KEY_FRAMES, Action
+from pipeline.storage.key_frames import ACTIONS, BOXES, KEY_FRAMES, Action, local_table
 from pipeline.storage.key_frames_writer import write_key_frames
 from pipeline.storage.manifest import Manifest
-from pipeline.storage.manifest_writer import REJECT_SCHEMA, write_manifest
+from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA, write_manifest
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from pipeline.version import version
@@ -51,8 +54,8 @@ OF_A_SUBSET = "subset"  # in dataset.json
 def subset(places: Sequence[str], out: Path, where: str | None = None, keys: str | None = None) -> int:
     """Write OUT of the chosen clips of datasets, folders or URLs, in their order -> how many there are.
 
-    Raises ValueError if one is no dataset, the condition none, two clips have one key and different bytes, or OUT is something
-    else already.
+    Raises ValueError if one is no dataset, the condition none, two clips have one key and different bytes, two datasets other
+    classes under one name, or OUT is something else already.
     """
     file = out / "dataset.json"
     described = json.loads(file.read_bytes()) if file.exists() else {}
@@ -63,32 +66,56 @@ def subset(places: Sequence[str], out: Path, where: str | None = None, keys: str
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"--out {out}: there is something else in it; give a new folder")
     bases = [Manifest(place) for place in places]
-    tables = [_chosen(base, where, keys) for base in bases]
+    whole = [_with_places(base) for base in bases]
+    wanted = None if keys is None else read_keys(keys, whole)
+    tables = [rows.filter(pa.array(chosen_rows(rows, where, wanted))) for rows in whole]
     for table, base in zip(tables, bases, strict=True):
         print(f"{len(table):>9} of {len(base)} clips of {base.place}")
-    rows = _once(pa.concat_tables(tables))
+    before = _kept(out, whole)
+    rows = _once(pa.concat_tables([before, *tables], promote_options="default"), len(before))
     if not len(rows):
         raise ValueError("no clip is chosen: there would be nothing in the dataset")
+    classes, frames = _class_lists(bases), _key_frames(bases, rows["key"])
     out.mkdir(parents=True, exist_ok=True)
+    described |= _description(bases, tables, where, rows)
+    write_durably(file, (json.dumps(described, indent=1) + "\n").encode())  # first: it says whose folder this is
+    for name, content in classes.items():
+        write_durably(out / name, content)
+    if frames:
+        write_key_frames(out, *frames)
     versions = write_manifest(out, [(rows, REJECT_SCHEMA.empty_table())])
-    _write_key_frames(bases, rows["key"], out)
-    write_durably(file, (json.dumps(_description(bases, tables, where, rows, versions), indent=1) + "\n").encode())
+    described |= {
+        "versions": [{**entry, "tools": {"tubecell": version()}} for entry in versions],
+        "duplicates": dict(zip(("clips", "in_training_and_held_out"), equal_clips(out), strict=True)),
+    }
+    write_durably(file, (json.dumps(described, indent=1) + "\n").encode())
     write_report(out)
-    return len(rows)
+    return int(pc.sum(pc.greater(rows["size"], 0)).as_py())
 
 
-def _chosen(base: Manifest, where: str | None, keys: str | None) -> pa.Table:
+def _with_places(base: Manifest) -> pa.Table:
     """Rows of a dataset, whose shards have names that lead there from anywhere."""
-    rows = read_rows(base.root / "manifest.parquet")
-    rows = rows.filter(pa.array(chosen_rows(rows, where, keys)))
+    rows = read_rows(base.root / "manifest.parquet").slice(0, len(base))
     home = base.place if "://" in base.place else str(Path(base.place).resolve())
     shards = rows["shard"].combine_chunks().dictionary_encode()
     names = [name if "://" in name or name.startswith("/") else f"{home}/{name}" for name in shards.dictionary.to_pylist()]
     return rows.set_column(rows.column_names.index("shard"), "shard", pa.array(names, pa.string()).take(shards.indices))
 
 
-def _once(rows: pa.Table) -> pa.Table:
-    """Without the clips that are there before, in another dataset."""
+def _kept(out: Path, whole: Sequence[pa.Table]) -> pa.Table:
+    """What OUT has, without the bytes of what was removed from the datasets since; none if it is new."""
+    if not (out / "manifest.parquet").exists():
+        return SCHEMA.empty_table()
+    rows = read_rows(out / "manifest.parquet")
+    known = pa.concat_tables([table.select(["key", "size"]) for table in whole])
+    here = known.filter(pc.field("size") > 0)["key"].combine_chunks()
+    gone = known.filter(pc.field("size") == 0)["key"].combine_chunks()
+    empty = pc.and_(pc.is_in(rows["key"], value_set=gone), pc.invert(pc.is_in(rows["key"], value_set=here)))
+    return rows.set_column(rows.column_names.index("size"), "size", pc.if_else(empty, 0, rows["size"]))
+
+
+def _once(rows: pa.Table, known: int) -> pa.Table:
+    """Without the clips that are there before, in another dataset, or among the first `known` rows."""
     keys = rows["key"].combine_chunks().dictionary_encode().indices.to_numpy()
     _, first, of = np.unique(keys, return_index=True, return_inverse=True)
     if len(first) == len(rows):
@@ -96,34 +123,59 @@ def _once(rows: pa.Table) -> pa.Table:
     hashes, same = rows["content_hash"].to_numpy(), np.arange(len(rows)) == first[of]
     if (other := np.flatnonzero(hashes != hashes[first[of]])).size:
         a, b = (rows.slice(int(place), 1).to_pylist()[0] for place in (first[of][other[0]], other[0]))
-        told = f"clip {a['key']} has other bytes in {a['shard']} than in {b['shard']}"
-        raise ValueError(f"{told}: they were encoded differently; choose one of them by --where")
-    print(f"{len(rows) - len(first):>9} clips are in several of them, with the same bytes: once is enough")
+        told = f"key {a['key']} is of one clip in {a['shard']} and of another, or one encoded otherwise, in {b['shard']}"
+        raise ValueError(f"{told}: leave one of them out by --where, or build one with another name of its source")
+    if repeated := int((~same).sum()) - int((first[of][~same] < known).sum()):
+        print(f"{repeated:>9} clips are in several of them, with the same bytes: once is enough")
     return rows.filter(pa.array(same))
 
 
-def _write_key_frames(bases: Sequence[Manifest], keys: pa.ChunkedArray, out: Path) -> None:
-    """Tables of boxes, where the datasets have some."""
-    there = [base.root for base in bases if (base.root / KEY_FRAMES).exists()]
-    if not there:
-        return
-    frames, boxes = (
-        pa.concat_tables([pq.read_table(root / name) for root in there]).combine_chunks() for name in (KEY_FRAMES, BOXES)
-    )
-    frames, boxes = (table.filter(pc.is_in(table["key"], value_set=keys.combine_chunks())) for table in (frames, boxes))
-    actions = {action["id"]: Action(**action) for root in there for action in json.loads((root / ACTIONS).read_bytes())}
-    write_key_frames(out, frames, boxes, list(actions.values()))
+def _class_lists(bases: Sequence[Manifest]) -> dict[str, bytes]:
+    """The lists of classes beside the datasets' manifests, whose order is that of official heads."""
+    found: dict[str, bytes] = {}
+    for base in bases:
+        home = base.place if "://" in base.place else base.root
+        names = files.listed(base.place) if "://" in base.place else [file.name for file in base.root.glob("label_*.json")]
+        for name in names:
+            if name.startswith("label_") and name.endswith(".json"):
+                content = files.read(f"{home}/{name}")
+                if found.setdefault(name, content) != content:
+                    raise ValueError(
+                        f"{base.place}/{name} lists other classes than another of the datasets: make subsets apart"
+                    )
+    return found
 
 
-def _description(
-    bases: Sequence[Manifest], tables: Sequence[pa.Table], where: str | None, rows: pa.Table, versions: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """dataset.json."""
+def _key_frames(bases: Sequence[Manifest], keys: pa.ChunkedArray) -> tuple[pa.Table, pa.Table, list[Action]] | None:
+    """Key frames and boxes of these clips, each from the first dataset that has it, and the actions; None without any."""
+    wanted, frames, boxes, actions = keys.combine_chunks(), [], [], dict[int, Action]()
+    for base in bases:
+        file, of_boxes, of_actions = (local_table(base, name) for name in (KEY_FRAMES, BOXES, ACTIONS))
+        if not file.exists():
+            continue
+        here = pq.read_table(file)
+        here = here.filter(pc.is_in(here["key"], value_set=wanted))
+        wanted = wanted.filter(pc.invert(pc.is_in(wanted, value_set=here["key"].combine_chunks())))
+        frames.append(here)
+        found = pq.read_table(of_boxes)
+        boxes.append(found.filter(pc.is_in(found["key"], value_set=here["key"].combine_chunks())))
+        for action in (Action(**action) for action in json.loads(of_actions.read_bytes())):
+            if (other := actions.setdefault(action.id, action)).name != action.name:
+                raise ValueError(f"action {action.id} is {other.name!r} in one dataset and {action.name!r} in {base.place}")
+    return (pa.concat_tables(frames), pa.concat_tables(boxes), list(actions.values())) if frames else None
+
+
+def _description(bases: Sequence[Manifest], tables: Sequence[pa.Table], where: str | None, rows: pa.Table) -> dict[str, Any]:
+    """dataset.json, without versions. A root that two datasets have elsewhere has no folder."""
     known: dict[str, Any] = {}
     for base in bases:
         file = base.root / "dataset.json"
         for name, about in (json.loads(file.read_bytes()).get("sources", {}) if file.exists() else {}).items():
-            known.setdefault(name, {"kind": about.get("kind"), "folders": about.get("folders", {})})
+            folders = known.setdefault(name, {"kind": about.get("kind"), "folders": {}})["folders"]
+            for root, folder in about.get("folders", {}).items():
+                folders[root] = folder if folders.get(root, folder) == folder else ""
+    for about in known.values():
+        about["folders"] = {root: folder for root, folder in about["folders"].items() if folder}
     return {
         "sources": {name: {**known.get(name, {}), "taken": taken} for name, taken in counted(rows["source"]).items()},
         OF_A_SUBSET: [
@@ -131,7 +183,6 @@ def _description(
             for base, table in zip(bases, tables, strict=True)
         ],
         "totals": {"clips": len(rows), "bytes": pc.sum(rows["size"]).as_py(), "seconds": pc.sum(rows["duration"]).as_py()},
-        "versions": [{**entry, "tools": {"tubecell": version()}} for entry in versions],
     }
 
 

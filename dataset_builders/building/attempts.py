@@ -2,7 +2,7 @@
 
 Of a job that was done before only some requests are tried. What there is of the others is copied from the shard as it was, so
 that it comes out as if all had been taken at once, and is copied only once a new clip is there. A shard that a published
-manifest names is made again with exactly the clips that it had.
+manifest names is made again with exactly the clips that it had, and with zeros where clips were removed for good.
 """
 
 import os
@@ -124,8 +124,9 @@ class Kept:
 class Shard:
     """Gets the clips of a job in their order: new ones, and those that are kept, which wait for the first new one."""
 
-    def __init__(self, state: BuildState, job: Job, kept: Kept) -> None:
-        self._state, self._job, self._kept = state, job, kept
+    def __init__(self, state: BuildState, job: Job, kept: Kept, places: Mapping[str, Mapping[str, Any]]) -> None:
+        """`places`: rows by key of a shard some of whose clips were removed; the others come to lie where they lay."""
+        self._state, self._job, self._kept, self._places = state, job, kept, places
         self._writer: ShardWriter | None = None
         self._waiting: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []  # of clips that stay where they lie
@@ -152,13 +153,18 @@ class Shard:
             self._writer = ShardWriter(self._state.dataset, self._job.name)
             waiting, self._waiting = self._waiting, []
             self.keep(waiting)
-        self._writer.add(EncodedClip(clip.data, clip.extension, row))
+        self._writer.add(EncodedClip(clip.data, clip.extension, row), (self._places.get(row["key"]) or {}).get("offset"))
 
     def finish(self) -> tuple[list[dict[str, Any]], int]:
         """(rows of all clips, bytes of the shard)"""
         if self._writer is None:
-            return [*self._rows, *self._waiting], self._kept.size
-        return [*self._rows, *self._writer.finish()], self._writer.size
+            rows, size = [*self._rows, *self._waiting], self._kept.size
+        else:
+            rows, size = [*self._rows, *self._writer.finish()], self._writer.size
+        if self._places:
+            made = {row["key"]: row for row in rows}
+            rows = [made.get(key, dict(row)) for key, row in self._places.items() if key in made or not row["size"]]
+        return rows, size
 
     def abandon(self) -> None:
         if self._writer:
@@ -181,7 +187,7 @@ def write_shard(
     job, kept, tally = attempt.job, Kept(state, attempt), Tally()
     first = attempt.tried is None
     again = state.is_repeated(job) and not state.marker(job).exists() if first else attempt.held is None
-    shard = Shard(state, job, kept)
+    shard = Shard(state, job, kept, attempt.rows)
     rejects: list[dict[str, Any]] = []
     try:
         for request in state.requests(job).select(COLUMNS).to_pylist():
@@ -199,7 +205,7 @@ def write_shard(
                 elif result.row["key"] in before:
                     shard.keep([before.pop(result.row["key"])])
                 elif attempt.held is not None and result.row["key"] not in attempt.held:
-                    left_out = True
+                    left_out |= result.row["key"] not in attempt.rows  # else it was removed
                 elif result.row["key"] not in attempt.elsewhere:
                     shard.add(result, request["root"])
                     new = True

@@ -24,7 +24,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from itertools import pairwise
@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from dataset_builders.media.presets import EncodeOptions, begun_with
 from dataset_builders.plan import Plan
 from pipeline.settings import completed, renamed
+from pipeline.storage.columns import read_rows
 from pipeline.storage.file_lock import lock
 from pipeline.storage.files import write_durably
 from pipeline.storage.manifest_writer import REJECT_SCHEMA, SCHEMA
@@ -71,6 +72,8 @@ class Attempt:
     job: Job
     tried: frozenset[str] | None = None  # keys of requests; what an earlier attempt made of the others stays
     held: Mapping[str, str] | None = None  # of a shard that a manifest names: its clips, key -> content hash, and no others
+    # of such a shard, if clips of it were removed for good: all its rows by key, in order, those with a size of 0 among them
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     elsewhere: frozenset[str] = frozenset()  # keys of clips in earlier shards: those of files that failed halfway
     exact: bool = True  # whether it is an error if `held` does not come out
 
@@ -324,14 +327,13 @@ class BuildState:
                 found.setdefault(clip if clip in self._latest else clip.rpartition("-")[0], []).append(clip)
         return found
 
-    def held(self, job: Job) -> dict[str, str]:
-        """The clips of a job that a manifest names: key -> content hash."""
+    def held(self, job: Job) -> dict[str, dict[str, Any]]:
+        """The clips of a job that a manifest names, removed ones among them: key -> row."""
         filters = pc.field("shard") == f"shards/{job.name}.tar"
         if self.is_indexed(job):
             own = [key for key in self.keys(job) if not self.is_tried_later(job, key)]
             filters = pc.field("key").isin(pa.array(own, pa.string()))
-        rows = pq.read_table(self.dataset / "manifest.parquet", columns=["key", "content_hash"], filters=filters)
-        return dict(zip(rows["key"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
+        return {row["key"]: row for row in read_rows(self.dataset / "manifest.parquet", filters=filters).to_pylist()}
 
     def commit(self, job: Job, rows: list[dict[str, Any]], rejects: list[dict[str, Any]], shard_size: int) -> None:
         """Note that a job is finished; its shard, of `shard_size` bytes or none at all, must be on the disk."""

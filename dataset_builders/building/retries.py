@@ -67,13 +67,15 @@ def attempts(state: BuildState, jobs: Sequence[Job], plan: Plan, reasons: Collec
 
 def anew(state: BuildState, job: Job, exact: bool = True) -> Attempt:
     """To make the shard of a published job again: with the clips that it had, and without asking for what it never had."""
-    held = state.held(job)
+    rows = state.held(job)
+    held = {key: row["content_hash"] for key, row in rows.items() if row["size"]}
     never: set[str] = set()
     if state.marker(job).exists():
         rejects = state.rejects(job)
         never = {key for keys in state.rejected_requests(job, rejects) for key in keys}
-    parts = {*held, *(key.rpartition("-")[0] for key in held)}
-    return Attempt(job, frozenset({*state.keys(job)} - (never - parts)), held, exact=exact)
+    parts, removed = ({*keys, *(key.rpartition("-")[0] for key in keys)} for keys in (held, rows.keys() - held.keys()))
+    tried = {*state.keys(job)} - ((never | removed) - parts)
+    return Attempt(job, frozenset(tried), held, rows=rows if removed else {}, exact=exact)
 
 
 def _rejected(state: BuildState, job: Job, reasons: Collection[Reason]) -> set[str]:

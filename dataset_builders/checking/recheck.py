@@ -64,15 +64,17 @@ def recheck(
     try:
         yield from _check_description(dataset, versions)
         yield from _check_fingerprints(manifest, versions)
-        shards = counted(pq.read_table(manifest, columns=["shard"])["shard"])
+        rows = pq.read_table(manifest, columns=["shard", "size"])
+        # clips that are there; of removed ones no shard needs to tell
+        shards = dict.fromkeys(pc.unique(rows["shard"]).to_pylist(), 0) | counted(rows.filter(pc.field("size") != 0)["shard"])
     except (pa.ArrowException, OSError) as error:
         yield Finding(Fault.DATASET, "", "", "a manifest.parquet that can be read", str(error).splitlines()[0])
         return
     remote = {shard for shard in shards if is_remote(dataset, shard)}
     missing = {shard for shard in shards if shard not in remote and not (dataset / shard).is_file()}
-    for shard in shards:
-        if shard in missing:
-            yield Finding(Fault.SHARD, shard, "", f"a tar with {shards[shard]} clips", "no such file")
+    for shard, clips in shards.items():
+        if shard in missing and clips:
+            yield Finding(Fault.SHARD, shard, "", f"a tar with {clips} clips", "no such file")
     total = versions[-1]["rows"]
     wanted = None if sample is None else sample_rows(total, sample, versions[-1]["fingerprint"])
     number = len(keys) if keys is not None else total if wanted is None else len(wanted)
@@ -169,8 +171,10 @@ def repair(dataset: Path, finding: Finding) -> str:
     if finding.what is Fault.UNKNOWN_KEY:
         return "nothing is wrong with this dataset; give the one that the run was trained on"
     why = "the bytes are those of the build: the decoder has changed since (dataset.json says with which versions it was built)"
-    if finding.what is Fault.REMOVED:
-        return f"tubecell remove-clips {shlex.quote(str(dataset))} --keys {finding.key} --yes"
+    if finding.what is Fault.REMOVED and not is_ours(finding.shard):
+        return "run the command of `tubecell subset` again, which leaves it out"
+    if finding.what is Fault.REMOVED or (finding.what is Fault.INDEX and _has_removed(dataset)):
+        return f"tubecell remove-clips {shlex.quote(str(dataset))} --yes"
     if finding.what is Fault.DECODING:
         tars = shlex.quote(f"NAME={files.origin(dataset) or dataset}/{finding.shard}")
         return (
@@ -194,6 +198,10 @@ def repair(dataset: Path, finding: Finding) -> str:
         return f"restore {finding.shard} from a copy: the state of its build (.build) is not here to make it again"
     outdated = [shard, shard.with_suffix(".idx"), *done]
     return f"rm -f {shlex.join(map(str, outdated))}; then {again}, which makes this shard anew"
+
+
+def _has_removed(dataset: Path) -> bool:
+    return not pc.all(pc.greater(pq.read_table(dataset / "manifest.parquet", columns=["size"])["size"], 0)).as_py()
 
 
 @exit_status(RuntimeError)

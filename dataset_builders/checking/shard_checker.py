@@ -14,7 +14,7 @@ from typing import Any
 from dataset_builders.media.decode_check import VerifiedClip, verify
 from dataset_builders.media.rejects import RejectedError
 from dataset_builders.tars.headers import BLOCK, Member, read_members
-from dataset_builders.tars.writer import dali_index, side_file
+from dataset_builders.tars.writer import REMOVED, dali_index, side_file
 from pipeline.storage import files
 from pipeline.storage.manifest import Clip, content_hash
 from pipeline.storage.remote import StorageError, WrongBytesError, is_missing
@@ -35,7 +35,7 @@ class Fault(StrEnum):
     SIDE_FILE = "side_file"  # the KEY.json beside it says something else than the manifest
     DECODING = "decoding"  # it does not decode, or only by crashing or hanging
     COLUMNS = "columns"  # it decodes to something else than the manifest says
-    REMOVED = "removed"  # the clip was removed, but its bytes were not overwritten
+    REMOVED = "removed"  # the clip was removed, but its bytes were not overwritten, or the manifest does not say so
     UNKNOWN_KEY = "unknown_key"  # a training run complains of a clip that this dataset does not have
 
 
@@ -55,7 +55,7 @@ class ShardTask:
     """A shard to be looked at as a tar."""
 
     shard: str
-    num_clips: int  # rows of the manifest that lie in it
+    num_clips: int  # rows of the manifest that lie in it, without removed ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Checker:
             return
         if not is_ours(task.shard):
             return
-        keys = {member.name.split(".", 1)[0] for member in members}
+        keys = {member.name.split(".", 1)[0] for member in members if not member.name.startswith(REMOVED)}
         if len(keys) != task.num_clips:
             yield Finding(Fault.TAR, task.shard, "", f"{task.num_clips} clips, as in the manifest", f"{len(keys)} in the tar")
         index = Path(file).with_suffix(".idx")
@@ -129,7 +129,8 @@ class Checker:
     def _clip(self, row: dict[str, Any]) -> Iterator[Finding]:
         shard, key, offset, size = row["shard"], row["key"], row["offset"], row["size"]
         if is_remote(self.dataset, shard):
-            yield from self._remote(row)
+            if size:
+                yield from self._remote(row)
             return
         file, ours = os.path.join(self.dataset, shard), is_ours(shard)
         whole = -(-size // BLOCK) * BLOCK  # with the zeros that fill its last block
@@ -146,7 +147,10 @@ class Checker:
             data = os.pread(opened.fileno(), whole, offset)
             header = os.pread(opened.fileno(), BLOCK, max(0, offset - BLOCK))
             members = _members(file, os.stat(file).st_mtime_ns)
-            yield from _check_member(row, members.get(offset), header)
+            if (member := members.get(offset)) and member.name.startswith(REMOVED):
+                yield Finding(Fault.REMOVED, shard, key, "the bytes of the clip", "it was removed from its shard")
+                return
+            yield from _check_member(row, member, header)
             if ours and (beside := members.get(f"{key}.json")):
                 text = os.pread(opened.fileno(), -(-beside.size // BLOCK) * BLOCK, beside.offset)
                 if wrong := _side_file_differs(row, text[: beside.size], text[beside.size :]):

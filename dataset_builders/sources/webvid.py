@@ -9,7 +9,7 @@ copy is the same for everybody, and that from a partial copy changes little as t
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +74,7 @@ def plan(
         "split": taken["split"],
         "source_id": taken["videoid"],
         "seconds": taken["seconds"],
-        "extra": [_extra(row) for row in taken.select(BESIDE).to_pylist()],
+        "extra": pa.array(_beside([*as_files(train), *as_files(val)], taken["videoid"]), pa.string()),
     }
     requests = requests_table(columns | {"source": name, "root": name, "kind": "video", "sampling": sampling})
     dropped = [
@@ -133,7 +133,6 @@ def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[DroppedEntry]]:
         bad.append(malformed(file, row.number, split, what))
         return "skip"
 
-    columns = ["videoid", "duration", *BESIDE]
     try:
         with open(file, "rb") as opened:
             mark = separator([opened.readline().decode(errors="replace")])
@@ -146,8 +145,8 @@ def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[DroppedEntry]]:
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     # not string: a row that is not UTF-8 must not cost the whole file
-                    column_types=dict.fromkeys(columns, pa.binary()),
-                    include_columns=columns,
+                    column_types={"videoid": pa.binary(), "duration": pa.binary()},
+                    include_columns=["videoid", "duration"],
                     include_missing_columns=True,
                 ),
             )
@@ -165,12 +164,32 @@ def _read(file: AnyPath, split: str) -> tuple[pa.Table, list[DroppedEntry]]:
         bad.append(malformed(file, line, split, f"videoid {table['videoid'][place].as_py()!r} is no id"))
     table = table.filter(valid)
     known = {"videoid": table["videoid"].cast(pa.string()), "seconds": _seconds(table["duration"])}
-    beside = {name: table[name] for name in BESIDE}
-    return pa.table(known | {"split": pa.repeat(pa.scalar(split), len(table))} | beside), bad
+    return pa.table(known | {"split": pa.repeat(pa.scalar(split), len(table))}), bad
 
 
-def _extra(row: dict[str, bytes | None]) -> str | None:
-    return as_extra({name: (text or b"").decode("utf-8", "replace") for name, text in row.items()})
+def _beside(files: Sequence[AnyPath], ids: pa.ChunkedArray) -> list[str | None]:
+    """`extra` of these ids, by a second reading in pieces: of millions of captions those that are wanted are in memory."""
+    wanted, found = ids.cast(pa.binary()).combine_chunks(), dict[bytes, str | None]()
+    columns = ["videoid", *BESIDE]
+    for file in files:
+        with open(file, "rb") as opened:
+            mark = separator([opened.readline().decode(errors="replace")])
+            opened.seek(0)
+            reader = pyarrow.csv.open_csv(
+                opened,
+                read_options=pyarrow.csv.ReadOptions(use_threads=False),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=mark, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=dict.fromkeys(columns, pa.binary()), include_columns=columns, include_missing_columns=True
+                ),
+            )
+            for batch in reader:
+                for row in batch.filter(pc.is_in(batch["videoid"], value_set=wanted)).to_pylist():
+                    texts = {name: (row[name] or b"").decode("utf-8", "replace") for name in BESIDE}
+                    found.setdefault(row["videoid"], as_extra(texts))
+    return [found.get(video) for video in wanted.to_pylist()]
 
 
 def _seconds(durations: pa.ChunkedArray) -> pa.Array:

@@ -17,7 +17,6 @@ from dataset_builders.tars.headers import Member, read_members
 from dataset_builders.tars.remote import read_remote_members
 from pipeline.storage import files, remote
 from pipeline.storage.columns import as_extra
-from pipeline.storage.manifest_writer import SCHEMA
 from pipeline.storage.remote import StorageError, WrongBytesError, is_url
 
 # what of a tar is taken for a video; WebDataset has no rule, and a tar holds text, sound and pictures beside them
@@ -29,7 +28,6 @@ MAX_SIDE_FILE = 1 << 20  # bytes of KEY.json, KEY.cls, KEY.txt; larger ones are 
 SIDE_FILES = ("json", "cls", "txt")  # the label is that of the first of them that has one
 SPLITS = ("train", "val", "test")
 IDS = ("source_id", "youtube_id", "videoid", "video_id", "id")  # video2dataset writes "videoid"
-NAMED = {*SCHEMA.names, *IDS}  # of a JSON: columns of their own, or of the dataset that a tar of ours is of
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +223,19 @@ def read_side_files(read: Callable[[Member], bytes], side_files: Sequence[tuple[
                 extra[kind] = content
         elif isinstance(content, dict):
             known |= _from_json(content)
-            of_ours = content.get("extra")
-            extra |= {name: value for name, value in content.items() if name not in NAMED}
-            extra |= of_ours if isinstance(of_ours, dict) else {}
+            extra |= _beside(content, known)
     return known | {"extra": as_extra(extra)}
+
+
+def _beside(content: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """What of a JSON went into no column. In a tar of ours it has its own name, and all else is of the other dataset."""
+    if "content_hash" in content:
+        of_ours = content.get("extra")
+        return of_ours if isinstance(of_ours, dict) else {}
+    used = known.get("source_id")
+    ids = [name for name in IDS if used is not None and _text(content.get(name)) == used]
+    taken = {"label", "split", "start", "end"} & known.keys() | {*ids}
+    return {name: value for name, value in content.items() if name not in taken}
 
 
 def _from_json(content: dict[str, Any]) -> dict[str, Any]:

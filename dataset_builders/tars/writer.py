@@ -4,6 +4,7 @@ A shard is written under a temporary name and renamed when it is whole and on th
 exists in part. Its bytes depend on the clips alone: times, owners, modes and order are fixed.
 """
 
+import io
 import json
 import os
 import platform
@@ -14,6 +15,9 @@ from typing import Any
 
 from dataset_builders.media.clip import EncodedClip
 from pipeline.storage.files import sync_directory, write_durably
+
+BLOCK = tarfile.BLOCKSIZE
+REMOVED = "__removed__"  # where clips were that were removed for good: webdataset passes over names that begin so
 
 
 class ShardWriter:
@@ -32,9 +36,16 @@ class ShardWriter:
         # names are ASCII and below 100 bytes, so USTAR's plain 512-byte headers suffice
         self._tar = TarWriter(self._file, user="tubecell", group="tubecell", mode=0o644, mtime=0, encoder=False)
 
-    def add(self, clip: EncodedClip) -> None:
-        """Append a clip and its side file."""
+    def add(self, clip: EncodedClip, offset: int | None = None) -> None:
+        """Append a clip and its side file; where its data shall begin at `offset`, after as many zeros as that takes."""
         row = clip.row
+        if offset is not None:
+            beside = side_file(row) if clip.extension > "json" else None
+            begin = offset - BLOCK - (0 if beside is None else BLOCK + -(-len(beside) // BLOCK) * BLOCK)
+            if (gap := begin - self._tar.tarstream.offset) > 0:
+                filler = tarfile.TarInfo(f"{REMOVED}/gap")
+                filler.size = gap - BLOCK
+                self._tar.tarstream.addfile(filler, io.BytesIO(bytes(filler.size)))
         self._rows[f"{row['key']}.{clip.extension}"] = row
         self._tar.write({"__key__": row["key"], "json": side_file(row), clip.extension: clip.data})
 
@@ -89,6 +100,8 @@ def dali_index(members: list[tuple[str, int, int]]) -> str:
     """Members of a tar, those of one sample side by side -> text of the index that `fn.readers.webdataset` reads."""
     samples: dict[str, list[str]] = {}
     for name, offset, size in members:
+        if name.startswith(REMOVED):
+            continue
         key, extension = name.split(".", 1)
         samples.setdefault(key, []).append(f"{extension} {offset} {size} {name}")
     return "".join(f"{line}\n" for line in [f"v1.2 {len(samples)}", *(" ".join(parts) for parts in samples.values())])

@@ -83,12 +83,14 @@ DROPPED = (
 
 
 def as_extra(values: Mapping[str, Any]) -> str | None:
-    """What is known of a clip besides, values of JSON by name -> `extra`: without those that are empty, or over 1 KiB."""
-    # JSON may escape half of a surrogate pair, which UTF-8 cannot hold: it is escaped again
-    texts = {name: json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace") for name, value in values.items()}
-    fit = [name for name, text in texts.items() if len(text) <= MAX_EXTRA and values[name] not in (None, "", [], {})]
-    pairs = [json.dumps(name).encode() + b": " + texts[name] for name in fit]
-    return "{" + b", ".join(pairs).decode() + "}" if pairs else None
+    """What is known of a clip besides, values of JSON by name -> `extra`: without those that are empty, or over 1 KiB. Numbers
+    that are none become null, and half of a surrogate pair, as a caption that was cut off may have, a replacement character."""
+    known = {name: value for name, value in values.items() if value not in (None, "", [], {})}
+    plain = json.loads(json.dumps(known), parse_constant=lambda _: None)
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in plain.items()}
+    fit = {name: plain[name] for name, text in texts.items() if len(text.encode("utf-8", "replace")) <= MAX_EXTRA}
+    text = json.dumps(fit, ensure_ascii=False)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if fit else None
 
 
 def in_memory(columns: Sequence[Column]) -> pa.Schema:

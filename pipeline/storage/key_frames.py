@@ -65,7 +65,7 @@ class KeyFrames:
 
     def __init__(self, manifest: Manifest) -> None:
         """Raises ValueError if the dataset has no key frames, or their tables cannot be read."""
-        self.manifest, tables = manifest, {name: _local(manifest, name) for name in (KEY_FRAMES, BOXES, ACTIONS)}
+        self.manifest, tables = manifest, {name: local_table(manifest, name) for name in (KEY_FRAMES, BOXES, ACTIONS)}
         try:
             read = {name: file.read_bytes() for name, file in tables.items()}
         except OSError as error:
@@ -172,7 +172,7 @@ def _whole(manifest: Manifest, name: str) -> Iterator[None]:
         ) from None
 
 
-def _local(manifest: Manifest, name: str) -> Path:
+def local_table(manifest: Manifest, name: str) -> Path:
     """The file of a dataset; of one behind a URL a copy, by the version that is there now."""
     home = files.origin(manifest.root)
     if home is None:

@@ -5,6 +5,7 @@ import tarfile
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_videos import make_video
 
@@ -12,7 +13,9 @@ from dataset_builders import build_unlabeled_hybrid, remove_clips, subset, verif
 from pipeline.loader import ClipLoader
 from pipeline.sampling.recipe import SamplingRecipe
 from pipeline.storage.columns import read_rows
+from pipeline.storage.key_frames import Action, KeyFrames
 from pipeline.storage.manifest import Manifest
+from tests.key_frame_tables import box, key_frame, write_tables
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +30,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def build(home: Path, out: Path) -> int:
+def build(home: Path, out: Path, *more: str) -> int:
     return build_unlabeled_hybrid.main(
-        ["--folder", f"a={home / 'a'}", "--folder", f"b={home / 'b'}", "--out", str(out), "--preset", "copy"]
+        ["--folder", f"a={home / 'a'}", "--folder", f"b={home / 'b'}", "--out", str(out), "--preset", "copy", *more]
     )
 
 
@@ -95,7 +98,7 @@ def test_what_was_stopped_halfway_is_found_and_finished(
     assert verify.main([str(dataset)]) == 1
     told = capsys.readouterr().out
     assert "expected no bytes: the clip was removed, found they are there still" in told
-    assert f"tubecell remove-clips {dataset} --keys {key} --yes" in told
+    assert f"tubecell remove-clips {dataset} --yes" in told
     assert remove_clips.main([str(dataset), "--keys", key, "--yes"]) == 0
     assert verify.main([str(dataset)]) == 0
 
@@ -104,6 +107,8 @@ def test_what_was_stopped_halfway_is_found_and_finished(
     ("arguments", "told"),
     [
         ((), "say which clips: --keys or --where"),
+        (("--keys", "nowhere.txt"), "there is no such file"),
+        (("--where", "end > 3"), '"end"'),
         (("--keys", "x-1"), "1 of the 1 keys are of no clip; the first is 'x-1'"),
         (("--where", "colour = 1"), "colour.*It is SQL's WHERE over the columns key, source, split"),
         (("--where", "true) OR (size"), "--where"),
@@ -147,3 +152,70 @@ def test_subsets_and_merges(home: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert subset.main(given) == 2
         assert told in capsys.readouterr().err
     assert not (home / "none").exists()
+
+
+def test_a_lost_shard_is_made_again_without_what_was_removed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the others lay, whether the removed video is still there or not; also by --repair."""
+    dataset = home / "dataset"
+    shard = dataset / "shards" / "a-000000.tar"
+    assert remove_clips.main([str(dataset), "--where", "source = 'a' AND path <> '2.mp4'", "--yes"]) == 0
+    before = read_rows(dataset / "manifest.parquet")
+    for name in ("0.mp4", "1.mp4"):
+        for again in (f"rm {name}", "repair"):
+            shard.unlink()
+            if again == "repair":
+                (home / "failures.jsonl").write_text(json.dumps({"key": before["key"][2].as_py()}) + "\n")
+                assert build(home, dataset, "--repair", str(home / "failures.jsonl")) == 0
+            else:
+                (home / "a" / name).unlink()
+                assert build(home, dataset) == 0
+            assert read_rows(dataset / "manifest.parquet").equals(before)
+            assert verify.main([str(dataset)]) == 0, capsys.readouterr().out
+            with tarfile.open(shard) as tar:
+                assert [name.startswith("__removed__/") for name in tar.getnames()] == [True, False, False]
+
+
+def test_a_broken_shard_does_not_keep_the_bytes_of_others(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = home / "dataset"
+    (dataset / "shards" / "a-000000.tar").write_bytes(b"no tar" * 1000)
+    assert remove_clips.main([str(dataset), "--where", "path = '1.mp4'", "--yes"]) == 1
+    said = capsys.readouterr()
+    assert "the bytes of 1 clips are overwritten" in said.out and "a-000000.tar" in said.err and removed(dataset) == 2
+    (dataset / "shards" / "a-000000.tar").unlink()
+    assert build(home, dataset) == 0
+    assert remove_clips.main([str(dataset), "--yes"]) == 0
+    assert verify.main([str(dataset)]) == 0
+
+
+def test_a_subset_learns_of_what_was_removed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, command = home / "dataset", [str(home / "dataset"), "--out", str(home / "subset")]
+    (dataset / "label_map_a.json").write_text('["b", "a"]')
+    assert subset.main(command) == 0
+    fingerprint = Manifest(home / "subset").fingerprint
+    assert (home / "subset" / "label_map_a.json").read_text() == '["b", "a"]'
+    assert remove_clips.main([str(dataset), "--where", "path = '1.mp4'", "--yes"]) == 0
+    assert verify.main([str(home / "subset")]) == 1
+    assert "run the command of `tubecell subset` again" in capsys.readouterr().out
+    make_video(home / "a" / "9.mp4", frames=30)
+    assert build(home, dataset) == 0
+    assert subset.main(command) == 0
+    assert "5 clips: " in capsys.readouterr().out
+    assert [version["rows"] for version in Manifest(home / "subset").versions] == [6, 7]
+    assert Manifest(home / "subset", 1).fingerprint == fingerprint and removed(home / "subset") == 2
+    assert verify.main([str(home / "subset")]) == 0
+
+
+def test_boxes_are_those_of_the_clips_that_are_taken(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a clip in two datasets once; actions of one id and two names are refused."""
+    dataset = home / "dataset"
+    keys = [Manifest(dataset).clip(row).key for row in range(6)]
+    boxes = [box(key, "truth", (0.1, 0.1, 0.5, 0.5), [1]) for key in keys]
+    write_tables(dataset, [key_frame(key, frame=3) for key in keys], boxes, [Action(1, "run")])
+    assert subset.main([str(dataset), "--keys", ",".join(keys[:2]), "--out", str(home / "two")]) == 0
+    assert subset.main([str(home / "two"), str(dataset), "--out", str(home / "all")]) == 0
+    for name, number in (("two", 2), ("all", 6)):
+        frames = KeyFrames(Manifest(home / name))
+        assert len(frames.of_clips(np.arange(number), "truth")[0]) == number
+    write_tables(dataset, [key_frame(key, frame=3) for key in keys], boxes, [Action(1, "walk")])
+    assert subset.main([str(home / "two"), str(dataset), "--out", str(home / "other")]) == 2
+    assert "action 1 is 'run' in one dataset and 'walk' in" in capsys.readouterr().err

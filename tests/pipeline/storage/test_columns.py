@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,7 +48,10 @@ def test_a_table_of_format_2_is_read_as_well(tmp_path: Path) -> None:
         ({"name": "", "page": None, "tags": []}, None),
         ({"name": 'a "red" car', "views": 0}, {"name": 'a "red" car', "views": 0}),
         ({"name": "日本", "subtitles": "x" * 2000}, {"name": "日本"}),
-        ({"half": "\ud83d"}, {"half": "\ud83d"}),
+        (
+            {"half": "\ud83d hm", "whole": "\ud83d\ude00", "score": math.nan},
+            {"half": "\ufffd hm", "whole": "😀", "score": None},
+        ),
     ],
 )
 def test_extra_is_json_that_any_table_can_hold(values: dict, kept: dict | None) -> None:
