@@ -13,7 +13,7 @@ from pipeline.storage.files import write_durably
 Found = Mapping[str, Sequence[Any]]  # by part
 FLOORS = "a classifier of the clips' lengths and sizes alone is right about 58 %, one of the energy of motion about 68 %"
 ABLATIONS = {
-    "decoder-masks": "What the decoder leaves out, and what the loss compares (V2, Tables 1 and 2)",
+    "decoder-masks": "What the decoder leaves out, what the loss compares (V2, Tables 1, 2)",
     "masks": "What is hidden from the encoder (V1, Table 2b and Figure 5)",
     "decoder-depth": "Blocks of the decoder (V1, Table 2a)",
     "targets": "Targets and losses (V1, Table 2f)",
