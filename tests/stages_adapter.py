@@ -46,6 +46,7 @@ from tests.parity_adapter import finetune_config, to_uint8
 from train import augmentation
 from train.accuracy.neighbours import votes
 from train.accuracy.predictions import Predictions
+from train.accuracy.retrieval import belonging, text_to_video, video_to_text
 from train.accuracy.scores import ClipScores, Merged
 from train.augmentation import mixed, mixed_labels
 from train.classes import read_places
@@ -541,6 +542,19 @@ def attentive_probe(cfg, sd, tokens, dtype):
 def knn(train, train_labels, test, test_labels, ks, temperature, num_classes):
     found = votes(train, train_labels, test, test_labels, ks, temperature, num_classes)
     return {vote.k: (100 * vote.top1, 100 * vote.top5) for vote in found}
+
+
+def retrieval(sims, text_video):
+    return of_published(text_to_video(sims, belonging(text_video, sims.shape[1])))
+
+
+def retrieval_video_to_text(sims, text_video):
+    return of_published(video_to_text(sims, belonging(text_video, sims.shape[1]), text_video))
+
+
+def of_published(found):
+    shares = {f"R{k}": 100 * share for k, share in found.recall.items()}
+    return shares | {"MdR": found.median_rank, "MnR": found.mean_rank}
 
 
 # -------------------------------------------------------------------------------------------------------------- demos

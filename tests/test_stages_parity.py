@@ -23,6 +23,7 @@ ROOT = ADAPTER.parents[1]
 OTHER_COMMANDS = {"load_checkpoint", "hf_forward", "official_forward", "reconstruct", "official_recipe"}
 OTHER_COMMANDS |= {"tad_feature_starts", "tad_feature_input"}
 OTHER_COMMANDS |= {"ava_enlarge", "ava_jitter", "ava_boxes", "ava_clip_ids", "ava_result_boxes"}
+OTHER_COMMANDS |= {"retrieval", "retrieval_video_to_text"}  # of tests/train/test_retrieve.py
 OTHER_COMMANDS |= {"ava_forward", "ava_loss", "ava_scores", "ava_map"}
 FUNCTIONS = [
     *("load_checkpoint", "hf_forward", "official_forward", "load_for_finetune", "reconstruct"),
@@ -32,7 +33,7 @@ FUNCTIONS = [
     *("rrc_boxes", "crop_resize", "test_views", "val_box", "val_view", "merge_views", "mean_class_accuracy"),
     *("erasing_boxes", "erase", "mixup", "cutmix_box", "mixup_draws", "soft_target_loss", "label_smoothing_loss"),
     *("finetune_trajectory", "convert_head", "official_recipe", "tad_feature_starts", "tad_feature_input"),
-    *("attentive_probe", "knn", "distillation_loss"),
+    *("attentive_probe", "knn", "distillation_loss", "retrieval", "retrieval_video_to_text"),
     *("ava_enlarge", "ava_jitter", "ava_boxes", "ava_clip_ids", "ava_result_boxes"),
     *("tad_points", "tad_assign", "tad_focal_loss", "tad_diou_loss", "tad_losses", "tad_forward", "tad_decode", "tad_nms"),
     *("tad_seconds", "tad_item", "tad_truncate", "tad_fuse", "tad_map", "tad_lr"),
