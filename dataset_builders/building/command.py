@@ -42,7 +42,9 @@ from pipeline.storage.output_folder import is_dataset, is_run, lies_in, refusal,
 
 WITHOUT_BOXES = tuple(kind for kind in KINDS if kind not in DETECTION)
 # flags that take VIDEOS LISTS -> the source's kind; its name is the flag's
-OFFICIAL_FLAGS = {"ssv2": "something", "ssv1": "something"} | {name: name for name in ("ava", "webvid", "ucf101", "hmdb51")}
+OFFICIAL_FLAGS = {"ssv2": "something", "ssv1": "something"} | {
+    name: name for name in ("ava", "webvid", "msrvtt", "msvd", "ucf101", "hmdb51")
+}
 OFFICIAL_FLAGS |= {name: name for name in DETECTION}
 CALLED = {"ava-boxes": "ava"}  # flags, by another name where no other kind has that
 # flags that take NAME=PATH -> the source's kind

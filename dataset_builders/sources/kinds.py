@@ -15,6 +15,7 @@ from typing import Any
 from dataset_builders.plan import SourcePlan, together
 from dataset_builders.sources import (
     ava,
+    captions,
     folder,
     frames,
     indexed_tars,
@@ -40,6 +41,8 @@ KINDS: dict[str, Callable[..., SourcePlan]] = {
     "instagram": instagram.plan,
     "kinetics": kinetics.plan,
     "lists": lists.plan,
+    "msrvtt": captions.plan_msrvtt,
+    "msvd": captions.plan_msvd,
     "something": something.plan,
     "ucf101": ucf101.plan_ucf101,
     "webvid": webvid.plan,
@@ -76,6 +79,18 @@ OFFICIAL: dict[str, dict[str, tuple[str, ...]]] = {
         **ACTIONS,
     },
     "hmdb51": {"annotations": (".",)},
+    "msrvtt": {
+        "annotations": ("*videodatainfo*.json", "*.json"),
+        "train": ("*train*9k*.csv", "*train*.csv"),
+        "val": ("*val*.csv",),
+        "test": ("*JSFUSION*test*.csv", "*test*.csv"),
+    },
+    "msvd": {
+        "annotations": ("*escriptions.txt", "*corpus*.csv"),
+        "train": ("*train*.txt",),
+        "val": ("*val*.txt",),
+        "test": ("*test*.txt",),
+    },
     "something": {
         "train": ("*train.json", "*train*.json", "*train*.csv"),
         "val": ("*validation.json", "*validation*.json", "*validation*.csv"),

@@ -4,8 +4,9 @@
 - `path start total`, for pre-training: `k400/clip.mp4 0 -1` is a video file, any other total a folder of frames of which
   `total` are wanted, from the one with number `start` in its name: `ssv2/182040 1 58`, `ava/ID 9601 300`.
 - `folder total label`, for fine-tuning on folders of frames: the first `total` images.
-- `csv`: the first line names the columns: `path` and, optional, `label` and `split` (train, val, test); others go into `extra`.
-  Other names for these are known, see HEADINGS.
+- `csv`: the first line names the columns: `path` and, optional, `label` and `split` (train, val, test); others go into `extra`,
+  a `caption` as one of `captions`: rows that repeat path, label and split are further ones. Other names for these are known,
+  see HEADINGS.
 
 All but the last have no header, and space, comma, tab or semicolon between the fields. The official code splits at every space;
 here a path may hold some, because the numbers stand at the end; or quotes stand around it.
@@ -13,14 +14,15 @@ here a path may hold some, because the numbers stand at the end; or quotes stand
 
 import csv
 import io
+import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from dataset_builders.sources.annotations import AnyPath, is_text, read_lines, read_text, shown
 from dataset_builders.sources.rows import NUMBER, cells, cut_number, quoted, separator
-from pipeline.storage.columns import as_extra
+from pipeline.storage.columns import CAPTIONS, as_extra
 
 Columns = Literal["path label", "path start total", "folder total label", "csv"]
 COLUMNS: tuple[Columns, ...] = get_args(Columns)
@@ -28,6 +30,7 @@ HEADINGS = {
     "path": ("path", "video_path", "filepath", "file_path", "filename", "file_name", "file", "video", "video_name", "video_id"),
     "label": ("label", "class", "class_name", "label_name", "category", "action", "label_id", "class_id"),
     "split": ("split", "subset"),
+    "caption": ("caption", "sentence"),
 }
 _NAME = re.compile(r"(.*) *[,\t;] *([^,\t;]*)", re.DOTALL).fullmatch
 _SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
@@ -43,7 +46,8 @@ class Line:
     split: str | None = None  # None: what the whole list is for
     start: int | None = None  # number in the name of the first image; None: the first there is
     total: int | None = None  # images; -1 for a video file
-    extra: str | None = None  # the other columns of a CSV file, see `columns.as_extra`
+    extra: str | None = None  # the other columns of a CSV file, and captions, see `columns.as_extra`
+    caption: str | None = None  # of a row alone: those of a video are together in `extra`
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def read_list(file: AnyPath, columns: Columns | None, classes: list[str] | None)
     lines = read_lines(file)
     columns = columns or _columns(file, lines)
     if columns == "csv":
-        yield from _read_csv(file, classes)
+        yield from _together(_read_csv(file, classes))
         return
     for number, text in enumerate(lines, start=1):
         if text.strip():
@@ -129,6 +133,22 @@ def _parse(number: int, text: str, columns: Columns, classes: list[str] | None) 
     return Line(number, path, start=first if second > 0 else None, total=max(second, -1))
 
 
+def _together(lines: Iterable[Line | BadLine]) -> Iterator[Line | BadLine]:
+    """Rows of one video that have a caption each become one, in the place of the first."""
+    lines = list(lines)
+    captions: dict[tuple[str, str | None, str | None], list[str]] = {}
+    for line in lines:
+        if isinstance(line, Line) and line.caption is not None:
+            captions.setdefault((line.path, line.label, line.split), []).append(line.caption)
+    for line in lines:
+        if isinstance(line, BadLine) or line.caption is None:
+            yield line
+        elif found := captions.pop((line.path, line.label, line.split), None):
+            others = json.loads(line.extra) if line.extra else {}
+            extra = as_extra({CAPTIONS: list(dict.fromkeys(found)), **others})
+            yield replace(line, caption=None, extra=extra)
+
+
 def _read_csv(file: AnyPath, classes: list[str] | None) -> Iterator[Line | BadLine]:
     """Here a field in quotes may go on in the next line."""
     text = read_text(file)
@@ -165,8 +185,10 @@ def _parse_cells(number: int, cells: list[str], header: list[str], places: dict[
     if split and split.lower() not in _SPLITS:
         raise ValueError(f"split {split!r} is not known; allowed are train, val and test")
     extra = as_extra({name: cells[place] for place, name in enumerate(header) if name and place not in places.values()})
-    name = class_name(label, classes) if label else None
-    return Line(number, values["path"], name, _SPLITS.get(split.lower()), extra=extra)
+    name, caption = class_name(label, classes) if label else None, values.get("caption", "").strip()
+    if caption and not is_text(caption):
+        raise ValueError(f"{caption!r} is no caption")
+    return Line(number, values["path"], name, _SPLITS.get(split.lower()), extra=extra, caption=caption or None)
 
 
 def class_name(text: str, classes: list[str] | None) -> str:

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 PATH_BYTES = "path_bytes"
 MAX_EXTRA = 1 << 10  # bytes of a value in `extra`: whole subtitles stay in the annotations
+CAPTIONS = "captions"  # of `extra`: a list of sentences about the clip, each of the whole of it
+MAX_CAPTIONS = 1 << 16  # bytes of them: MSVD has up to 81 for a clip
 
 
 class Column(NamedTuple):
@@ -83,12 +85,14 @@ DROPPED = (
 
 
 def as_extra(values: Mapping[str, Any]) -> str | None:
-    """What is known of a clip besides, values of JSON by name -> `extra`: without those that are empty, or over 1 KiB. Numbers
-    that are none become null, and half of a surrogate pair, as a caption that was cut off may have, a replacement character."""
+    """What is known of a clip besides, values of JSON by name -> `extra`: without those that are empty, or over 1 KiB,
+    captions 64. Numbers that are none become null, and half of a surrogate pair, as a caption that was cut off may have, a
+    replacement character."""
     known = {name: value for name, value in values.items() if value not in (None, "", [], {})}
     plain = json.loads(json.dumps(known), parse_constant=lambda _: None)
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in plain.items()}
-    fit = {name: plain[name] for name, text in texts.items() if len(text.encode("utf-8", "replace")) <= MAX_EXTRA}
+    most = {name: MAX_CAPTIONS if name == CAPTIONS else MAX_EXTRA for name in texts}
+    fit = {name: plain[name] for name, text in texts.items() if len(text.encode("utf-8", "replace")) <= most[name]}
     text = json.dumps(fit, ensure_ascii=False)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if fit else None
 
