@@ -24,11 +24,13 @@ from model.layers import sinusoids
 from model.layouts import Mapped, from_hf, from_timm, is_hf, is_timm, unwrapped, without_owner
 from model.localizer_config import LocalizerConfig
 from model.localizer_weights import is_localizer
+from model.two_towers import PAIRED
 from model.videomae import VideoMAE
 from model.weight_files import WeightFile, read_weight_file
 
 Kind = Literal["autoencoder", "classifier", "detector", "encoder"]
 DETECT = "detect"  # the stage whose head is of boxes
+RETRIEVE = "retrieve"  # the stage whose model has a text tower besides
 AVA_CLASSES = 80
 HEAD_DIM = 64  # of an attention head, where no named model is so wide
 HF_FINAL_EPS = 1e-5  # of transformers' decoder.norm and fc_norm, whatever its configuration says
@@ -95,7 +97,7 @@ class Weights:
     def encoder(self) -> dict[str, Tensor]:
         """Without the decoder, and without the prefix `encoder.`: patch_embed.*, blocks.*; norm.* after pre-training, fc_norm.*
         of a classifier, and its head.*, but not a detector's."""
-        stack = ("encoder.", "decoder.", "encoder_to_decoder.", "mask_token", *(["head."] if self.detects else []))
+        stack = ("encoder.", "decoder.", "encoder_to_decoder.", "mask_token", *PAIRED, *(["head."] if self.detects else []))
         if any(name.startswith("encoder.") for name in self.tensors):
             return {n.removeprefix("encoder."): t for n, t in self.tensors.items() if n.startswith("encoder.")}
         return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(stack)}
@@ -207,6 +209,8 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
         more = f" and {len(missing) - 4} others" if len(missing) > 4 else ""
         raise ValueError(f"{place} ({layout}) lacks {', '.join(missing[:4])}{more}")
     for name in unknown:
+        if name.startswith(PAIRED) and file.metadata.get("stage") == RETRIEVE:
+            continue  # another run of that stage may begin with it
         mapped.left[name] = "has no place in the network"
         mapped.differs.append(f"it has {name} {tuple(mapped.tensors.pop(name).shape)}")
     for name, tensor in mapped.tensors.items():

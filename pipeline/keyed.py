@@ -10,7 +10,7 @@ import numpy as np
 # purposes: what a draw is for, mixed into its key so that draws for different ends are independent. No two draws from one key
 # may have one purpose: arithmetic 1 took the noise of tube i from mix(key, i), and so its phase was tube 5's noise.
 ORDER, FRAMES, CROP, MASK, DECODER_MASK, SUBSTITUTE, PASS, LANE, WINDOW, TUBES, RANKING, HIDDEN = range(1, 13)
-DEPTH, DROPOUT, MIXUP, ERASING, FLIP, RANDAUGMENT, BOXES = range(13, 20)
+DEPTH, DROPOUT, MIXUP, ERASING, FLIP, RANDAUGMENT, BOXES, CAPTION = range(13, 21)
 PART_LENGTH, PART_START = range(31, 33)  # of a sequence of features
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)

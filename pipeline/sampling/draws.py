@@ -29,7 +29,8 @@ class Draws:
     positions: np.ndarray  # int64 (B,)
 
     def keys(self, purpose: int) -> np.ndarray:
-        """A key per view -> uint64 (n,). `purpose` is one of keyed's: DEPTH, DROPOUT, MIXUP, ERASING, FLIP, RANDAUGMENT."""
+        """A key per view -> uint64 (n,). `purpose` is one of keyed's: DEPTH, DROPOUT, MIXUP, ERASING, FLIP, RANDAUGMENT or
+        CAPTION."""
         views = np.arange(self.recipe.views_per_clip)
         return keyed.mix(self.recipe.seed, purpose, self.epoch, self.positions[:, None], views).reshape(-1)
 
@@ -49,6 +50,10 @@ class Draws:
     def flips(self, rate: float) -> np.ndarray:
         """Bool (n,), whether a view is mirrored."""
         return keyed.unit(self.keys(keyed.FLIP)) < rate
+
+    def captions(self, counts: np.ndarray) -> np.ndarray:
+        """How many captions each view's clip has, at least 1, int64 (n,) -> which of them is taken, int64 (n,)."""
+        return keyed.below(self.keys(keyed.CAPTION), counts)
 
     def randaugment(self, how: RandAugment) -> np.ndarray:
         """Plans float64 (n, layers, 2), see `randaugment.plans`: those of `ClipSamples.operations`."""

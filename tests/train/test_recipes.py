@@ -24,6 +24,7 @@ from train.stages.detecting import DetectConfig, Detecting
 from train.stages.distilling import DistillConfig, Distilling
 from train.stages.finetuning import FinetuneConfig, Finetuning
 from train.stages.pretraining import PretrainConfig, Pretraining
+from train.stages.retrieving import RetrieveConfig
 
 
 @pytest.mark.parametrize(
@@ -440,6 +441,7 @@ def test_every_field_is_read() -> None:
         FinetuneConfig,
         DistillConfig,
         DetectConfig,
+        RetrieveConfig,
         AugmentConfig,
         Views,
         OptimConfig,

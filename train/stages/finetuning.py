@@ -110,14 +110,19 @@ class FinetuneConfig(RunConfig):
         return next(n for n in range(math.ceil(pairs / most), pairs + 1) if pairs % n == 0)
 
 
-def check_fine_tuning(config: Any, *dropped: str) -> None:
-    """What the configurations of stages that train a head on a trunk have in common; `dropped` are fields with probabilities.
-    Raises ValueError for values that cannot be."""
+def check_trunk(config: Any, *dropped: str) -> None:
+    """The same of stages without a head of classes. Raises ValueError for values that cannot be."""
     for name in dropped:
         if not 0 <= (value := getattr(config, name)) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 0 and less than 1")
     if not 0 < config.layer_decay <= 1:
         raise ValueError(f"--layer-decay {config.layer_decay} must be over 0 and at most 1")
+
+
+def check_fine_tuning(config: Any, *dropped: str) -> None:
+    """What the configurations of stages that train a head on a trunk have in common; `dropped` are fields with probabilities.
+    Raises ValueError for values that cannot be."""
+    check_trunk(config, *dropped)
     if not (math.isfinite(config.head_scale) and config.head_scale > 0):
         raise ValueError(f"--head-scale {config.head_scale} must be over 0")
     at_least_1(config, "expected_classes")

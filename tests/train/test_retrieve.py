@@ -1,0 +1,151 @@
+"""Retrieval: clips and captions of their motions, a text tower made on the spot, and what they find of each other."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.train.trainers import lines, losses, run, start
+from train.checkpoint.source import read_source
+from train.command_line import from_command_line
+from train.compute.memory import cost_of
+from train.recipes.retrieving import RECIPES
+from train.retrieval.held_out import figures_of
+from train.run.dry_run import describe
+from train.stages.retrieving import Retrieving
+
+FILE = Path(__file__).resolve().parents[2] / "train" / "retrieve.py"
+SAID = {
+    "slide-right": ("a shape moves to the right", "it slides right"),
+    "slide-left": ("a shape moves to the left", "it slides left"),
+    "fall": ("a shape falls down", "it moves down"),
+    "rise": ("a shape rises", "it moves up"),
+    "sway": ("a shape sways to the left and to the right", "it swings"),
+    "bob": ("a shape bobs up and down", "it moves up and down"),
+    "pulse": ("a shape swells and shrinks", "it pulses"),
+    "rest": ("a shape rests", "it does not move"),
+}
+CLIP = ("--size", "40x40", "--frames", "12", "--fps", "7.5")
+
+
+def make_tower(folder: Path, words: set[str]) -> Path:
+    """A text tower of 32 values a token, with a tokenizer of these words."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    numbers = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *sorted(words)])}
+    tokenizer = Tokenizer(WordLevel(numbers, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        folder
+    )
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BertConfig(vocab_size=len(numbers), max_position_embeddings=16, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = {word for said in SAID.values() for text in said for word in text.split()}
+    return make_tower(tmp_path_factory.mktemp("text") / "tower", words)
+
+
+def captioned(folder: Path, motions: int, train: int, val: int) -> Path:
+    """A dataset of generated clips, each with two sentences about its motion."""
+    from dataset_builders import build_dataset, generate_clips
+
+    rows = [("path", "caption", "split")]
+    for seed, (split, clips) in enumerate({"train": train, "val": val}.items()):
+        given = ("--clips", str(clips), "--motions", str(motions), "--seed", str(seed), *CLIP)
+        assert generate_clips.main(["--out", str(folder / split), *given]) == 0
+        files = sorted((folder / split).rglob("*.mp4"))
+        rows += [(str(file), text, split) for file in files for text in SAID[file.parent.name]]
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    given = ("--out", str(folder / "dataset"), "--preset", "copy", "--min-frames", "8", "--workers", "1")
+    assert build_dataset.main(["--list", f"own={folder / 'list.csv'}", *given]) == 0
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return captioned(tmp_path_factory.mktemp("captioned"), 4, 20, 8)
+
+
+def options(tower: Path) -> list[str]:
+    few = ("--views.views-per-step", "8", "--loader.workers", "1", "--log-every", "1", "--no-save-in-background")
+    return ["micro", "--text", str(tower), "--words", "12", *few]
+
+
+def test_what_is_refused(tower: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--text FOLDER is needed"):
+        Retrieving(RECIPES["micro"]())
+    with pytest.raises(ValueError, match=r"--text .*nothing must be a local folder"):
+        Retrieving(from_command_line(RECIPES, ["micro", "--text", str(tmp_path / "nothing")]))
+    config = from_command_line(RECIPES, ["micro", "--text", str(tower), "--compute.views-per-forward", "16"])
+    assert config.accumulation(2) == 1
+    with pytest.raises(ValueError, match=r"--compute\.views-per-forward 16 must be at least 32"):
+        config.accumulation(1)
+    stage = Retrieving(from_command_line(RECIPES, ["micro", "--text", str(tower)]))
+    with pytest.raises(ValueError, match="--words 32: the text tower takes 16 tokens at most"):
+        cost_of(stage)
+    with pytest.raises(ValueError, match="nothing to look for"):
+        figures_of(np.empty((0, 0)), np.empty((0, 4)), np.empty(0, np.int64), [])
+
+
+def test_dry_run(tower: Path) -> None:
+    stage = Retrieving(from_command_line(RECIPES, ["micro", "--text", str(tower), "--words", "12"]))
+    told = describe(stage, 1)
+    assert "1 blocks of 32, 12 tokens" in told and "most views a forward pass" in told
+    frozen = Retrieving(from_command_line(RECIPES, ["micro", "--text", str(tower), "--words", "12", "--freeze-text"]))
+    assert cost_of(frozen).gmac < cost_of(stage).gmac
+    assert cost_of(frozen).gmac + cost_of(frozen).frozen_gmac == pytest.approx(cost_of(stage).gmac)
+
+
+@pytest.mark.slow
+def test_ranks_kills_and_weights_to_begin_with(dataset: Path, tower: Path, tmp_path: Path) -> None:
+    given, steps = options(tower), ("--steps", "6", "--evaluate-every", "3", "--save-every", "2")
+    run(dataset, tmp_path / "one", *steps, program=FILE, given=given)
+    run(dataset, tmp_path / "two", *steps, program=FILE, given=given, ranks=2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    one, two = (lines(tmp_path / name / "evaluations.jsonl") for name in ("one", "two"))
+    assert (one[0]["clips"], one[0]["of"], one[0]["missing"]) == (8, 8, [])
+    assert one[0]["held_out_chance_r1"] == two[0]["held_out_chance_r1"] == 0.25  # two of the eight clips have a caption
+    trainer = start(dataset, tmp_path / "killed", *steps, program=FILE, given=given).until(3).send(signal.SIGKILL)
+    assert trainer.wait() == [-signal.SIGKILL]
+    run(dataset, tmp_path / "killed", *steps, program=FILE, given=given)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "one")
+    weights = read_source(tmp_path / "one")
+    assert "text.tower.embeddings.word_embeddings.weight" in weights.tensors and weights.kind == "encoder"
+    assert not any(name.startswith("text.") for name in weights.encoder())
+    again = ("--init", str(tmp_path / "one"), "--steps", "1", "--freeze", "2", "--freeze-text")
+    run(dataset, tmp_path / "again", *again, program=FILE, given=given)
+    after = read_source(tmp_path / "again").tensors
+    same = {name for name, tensor in after.items() if torch.equal(tensor, weights.tensors[name])}
+    assert {name for name in after if name.startswith(("text.", "blocks.0.", "blocks.1."))} <= same
+    assert "video_projection.weight" not in same
+    fingerprints = json.loads((tmp_path / "again" / "descent.json").read_text())
+    assert fingerprints[0]["stage"] == "retrieve"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_captions_of_motions_find_their_clips(tower: Path, tmp_path: Path) -> None:
+    """Eight motions, of which no frame tells any: a caption's share of the clips is an eighth."""
+    dataset, out = captioned(tmp_path, 8, 512, 80), tmp_path / "run"
+    given = ["micro", "--text", str(tower), "--words", "12", "--evaluate-every", "400", "--loader.workers", "1"]
+    said = run(dataset, out, program=FILE, given=given)
+    found = lines(out / "evaluations.jsonl")[-1]
+    print(said.splitlines()[-3:], found)
+    assert found["held_out_chance_r1"] == pytest.approx(1 / 8)
+    for way in ("text_to_video", "video_to_text"):
+        assert found[f"held_out_{way}_r1"] > 0.4, found
+        assert found[f"held_out_{way}_map"] > 0.25, found
