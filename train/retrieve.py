@@ -6,8 +6,8 @@
 
 TOWER is a local folder with a tokenizer and a model, as `save_pretrained` writes them. DATASET has captions: it is built of
 a CSV list with a column `caption`, or of --msrvtt, --msvd or --webvid. --evaluate-every 500 tells R@1, R@5, R@10, ranks and mAP
-of both directions on --evaluate-split. Interrupted, the same command goes on from the last checkpoint with the same batches, on
-any number of GPUs. RUN holds what one of `pretrain` does.
+of both directions on --evaluate-split, and RUN/retrieval.html shows what texts found. Interrupted, the same command goes on
+from the last checkpoint with the same batches, on any number of GPUs. RUN holds what one of `pretrain` does besides.
 """
 
 import sys

@@ -71,6 +71,7 @@ def captioned(folder: Path, motions: int, train: int, val: int) -> Path:
     with (folder / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     given = ("--out", str(folder / "dataset"), "--preset", "copy", "--min-frames", "8", "--workers", "1")
+    given += ("--sampling", "seconds:0.133333")  # each frame of them
     assert build_dataset.main(["--list", f"own={folder / 'list.csv'}", *given]) == 0
     return folder / "dataset"
 
@@ -119,6 +120,8 @@ def test_ranks_kills_and_weights_to_begin_with(dataset: Path, tower: Path, tmp_p
     one, two = (lines(tmp_path / name / "evaluations.jsonl") for name in ("one", "two"))
     assert (one[0]["clips"], one[0]["of"], one[0]["missing"]) == (8, 8, [])
     assert one[0]["held_out_chance_r1"] == two[0]["held_out_chance_r1"] == 0.25  # two of the eight clips have a caption
+    shown = (tmp_path / "two" / "retrieval.html").read_text()
+    assert all(text in shown for text in SAID["slide-left"]) and "data:image/jpeg" in shown
     trainer = start(dataset, tmp_path / "killed", *steps, program=FILE, given=given).until(3).send(signal.SIGKILL)
     assert trainer.wait() == [-signal.SIGKILL]
     run(dataset, tmp_path / "killed", *steps, program=FILE, given=given)

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,32 +14,38 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from pipeline.captions import Captions
-from pipeline.console import complain
+from pipeline.console import complain, may_fail
 from pipeline.sampling import EvaluationSampler
 from pipeline.sampling.splits import checked_split, rows_of_split
+from pipeline.storage.files import write_whole
 from pipeline.storage.manifest import Manifest
 from train.accuracy.retrieval import belonging, text_to_video, video_to_text
 from train.augmentation import on_device
 from train.compute.parallel import Ranks
 from train.parts import open_loader
+from train.retrieval.retrieval_page import found_by_texts, page
 from train.retrieval.text_folder import TextFolder
 from train.stage import ClipStage, Evaluation, Evaluator
 
 BEST = "held_out_text_to_video_r1"
+PAGE = "retrieval.html"  # of a run: what texts found in its last evaluation, of the running mean where there is one
 
 
 class HeldOutPairs:
     """An evaluator: every clip of `--evaluate-split` that has a caption once, in its middle view, and all captions of these. A
     caption that several clips have in the same words is right for each of them."""
 
-    def __init__(self, stage: ClipStage, ranks: Ranks, manifest: Manifest, captions: Captions, folder: TextFolder) -> None:
-        """Raises ValueError if there is no such clip."""
+    def __init__(
+        self, stage: ClipStage, ranks: Ranks, run: Path, manifest: Manifest, captions: Captions, folder: TextFolder
+    ) -> None:
+        """`PAGE` goes into the `run`'s folder. Raises ValueError if there is no such clip."""
         split = checked_split(stage.config.evaluate_split)
         rows = rows_of_split(manifest, split)
         self._rows = rows[captions.counts(rows) > 0]
         if not len(self._rows):
             raise ValueError(f"--evaluate-split {split}: none of its {len(rows)} clips of {manifest.place} has a caption")
         self._stage, self._ranks, self._captions, self._folder = stage, ranks, captions, folder
+        self._run, self._manifest, self._split = run, manifest, split
 
     def __call__(self, model: nn.Module, step: int) -> Evaluation:
         """Every rank makes as many forward passes as the others."""
@@ -64,8 +71,22 @@ class HeldOutPairs:
         text_TE = self._texts(model, [text for _, text in texts], share)
         videos_T, words = np.array([place for place, _ in texts], np.int64), [text for _, text in texts]
         video_VE = np.stack([video for _, video in every]) if every else np.empty((0, width), np.float32)
-        figures = ranks.first(partial(figures_of, text_TE, video_VE, videos_T, words))
+        seen = [row for row, _ in every]
+        figures = ranks.first(partial(self._judged, step, seen, text_TE, video_VE, videos_T, words))
         return Evaluation(figures, clips=len(every), of=len(self._rows), missing=[*chain(*ranks.gather(missing))])
+
+    def _judged(
+        self, step: int, rows: list[int], text_TE: np.ndarray, video_VE: np.ndarray, videos_T: np.ndarray, words: list[str]
+    ) -> Mapping[str, float]:
+        """The figures, for which rank 0 writes the page."""
+        figures, file = figures_of(text_TE, video_VE, videos_T, words), self._run / PAGE
+        if math.isfinite(figures[BEST]):
+            with may_fail(str(file)):
+                belongs_TV = belonging(videos_T, len(video_VE), words)
+                queries = found_by_texts(self._manifest, rows, words, text_TE, video_VE, belongs_TV)
+                text = page(self._run.name, step, self._split, figures, queries)
+                write_whole(file, lambda opened: opened.write(text.encode()))
+        return figures
 
     def _texts(self, model: nn.Module, texts: Sequence[str], at_once: int) -> np.ndarray:
         """Features of all, float32 (T, E), each made by one rank."""
@@ -106,9 +127,9 @@ def figures_of(text_TE: np.ndarray, video_VE: np.ndarray, videos_T: np.ndarray, 
 
 
 def held_out_pairs(
-    stage: ClipStage, ranks: Ranks, manifest: Manifest, captions: Captions, folder: TextFolder
+    stage: ClipStage, ranks: Ranks, run: Path, manifest: Manifest, captions: Captions, folder: TextFolder
 ) -> list[Evaluator]:
     """If `--evaluate-every` asks for it; the weights with which most texts find their video first are kept."""
     if not (every := stage.config.evaluate_every):
         return []
-    return [Evaluator(every, HeldOutPairs(stage, ranks, manifest, captions, folder), best=BEST)]
+    return [Evaluator(every, HeldOutPairs(stage, ranks, run, manifest, captions, folder), best=BEST)]

@@ -216,9 +216,10 @@ class Retrieving:
         )
 
     def evaluators(self, model: TwoTowers, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
-        """What texts and videos find of each other on clips with a caption; the weights with the best R@1 of texts are kept."""
+        """What texts and videos find of each other on clips with a caption, in figures and on a page; the weights with the best
+        R@1 of texts are kept."""
         assert self._captions is not None
-        return held_out_pairs(self, ranks, manifest, self._captions, self._folder)
+        return held_out_pairs(self, ranks, run, manifest, self._captions, self._folder)
 
 
 def number_of(text: str) -> int:
