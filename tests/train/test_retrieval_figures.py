@@ -27,6 +27,11 @@ def test_several_texts_of_a_video_and_several_videos_of_a_text() -> None:
     found = video_to_text(similarity_TV, belongs_TV, videos_T)
     ranks, precisions = zip(*map(looped, similarity_TV.T, belongs_TV.T, [videos_T] * 4), strict=True)
     assert found.mean_rank == pytest.approx(np.mean(ranks)) and found.mean_precision == pytest.approx(np.mean(precisions))
+    videos_T, texts = np.array([0, 1, 2, 3]), ["a", "a", "b", "c"]  # a wrong text counts once, whoever has it, too
+    similarity_TV = np.array([[0.0, 0, 3, 0], [0, 0, 3, 0], [0, 0, 2, 0], [1, 1, 1, 1]])
+    belongs_TV = belonging(videos_T, 4, texts)
+    assert video_to_text(similarity_TV, belongs_TV, videos_T, texts).mean_rank == (3 + 3 + 2 + 1) / 4
+    assert video_to_text(similarity_TV, belongs_TV, videos_T).mean_rank == (3 + 3 + 3 + 1) / 4
     assert [*found.figures()] == ["r1", "r5", "r10", "median_rank", "mean_rank", "map"]
 
 

@@ -41,10 +41,17 @@ def text_to_video(similarity_TV: np.ndarray, belongs_TV: np.ndarray) -> Retrieva
     return _retrieved(similarity_TV, belongs_TV, np.arange(similarity_TV.shape[1]))
 
 
-def video_to_text(similarity_TV: np.ndarray, belongs_TV: np.ndarray, videos_T: np.ndarray) -> Retrieval:
-    """Of every video the texts, where text t was written for the video in place `videos_T[t]`. Raises ValueError as
+def video_to_text(
+    similarity_TV: np.ndarray, belongs_TV: np.ndarray, videos_T: np.ndarray, texts: list[str] | None = None
+) -> Retrieval:
+    """Of every video the texts, where text t was written for the video in place `videos_T[t]`. Where the `texts` are given, one
+    that several videos have in the same words stands before others once, not once for each of them. Raises ValueError as
     `text_to_video` does."""
-    return _retrieved(similarity_TV.T, belongs_TV.T, videos_T)
+    group_T = np.asarray(videos_T)
+    if texts is not None:
+        _, same_T, number = np.unique(texts, return_inverse=True, return_counts=True)
+        group_T = np.where(number[same_T] > 1, len(belongs_TV.T) + same_T, group_T)
+    return _retrieved(similarity_TV.T, belongs_TV.T, group_T)
 
 
 def belonging(videos_T: np.ndarray, number: int, texts: list[str] | None = None) -> np.ndarray:

@@ -119,7 +119,7 @@ def figures_of(text_TE: np.ndarray, video_VE: np.ndarray, videos_T: np.ndarray, 
         similarity_TV = np.zeros_like(similarity_TV)
     found: dict[str, Any] = {
         "text_to_video": text_to_video(similarity_TV, belongs_TV),
-        "video_to_text": video_to_text(similarity_TV, belongs_TV, videos_T),
+        "video_to_text": video_to_text(similarity_TV, belongs_TV, videos_T, words),
     }
     figures = {f"held_out_{way}_{name}": value for way, each in found.items() for name, value in each.figures().items()}
     figures["held_out_chance_r1"] = float(belongs_TV.mean())
