@@ -128,6 +128,6 @@ class Ceiling(torch.autograd.Function):
         return value.clamp(max=COLDEST)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         (value,) = context.saved_tensors
         return torch.where((value >= COLDEST) & (gradient < 0), torch.zeros_like(gradient), gradient)

@@ -73,7 +73,7 @@ class _Gathered(torch.autograd.Function):
         return x_GE
 
     @staticmethod
-    def backward(context: Any, gradient_GE: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient_GE: Tensor) -> Tensor:
         gradient_GE = gradient_GE.contiguous()
         dist.all_reduce(gradient_GE)  # gloo scatters no sums
         return gradient_GE[rank() * context.size :][: context.size]

@@ -17,7 +17,7 @@ from pipeline.captions import Captions
 from pipeline.console import complain, may_fail
 from pipeline.sampling import EvaluationSampler
 from pipeline.sampling.splits import checked_split, rows_of_split
-from pipeline.storage.files import write_whole
+from pipeline.storage.files import write_durably
 from pipeline.storage.manifest import Manifest
 from train.accuracy.retrieval import belonging, text_to_video, video_to_text
 from train.augmentation import on_device
@@ -85,7 +85,7 @@ class HeldOutPairs:
                 belongs_TV = belonging(videos_T, len(video_VE), words)
                 queries = found_by_texts(self._manifest, rows, words, text_TE, video_VE, belongs_TV)
                 text = page(self._run.name, step, self._split, figures, queries)
-                write_whole(file, lambda opened: opened.write(text.encode()))
+                write_durably(file, text.encode())
         return figures
 
     def _texts(self, model: nn.Module, texts: Sequence[str], at_once: int) -> np.ndarray:
