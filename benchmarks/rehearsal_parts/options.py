@@ -27,6 +27,8 @@ class Options:
     """H100, H200 or A100: rate and memory by the data sheet."""
     shards: tuple[int, ...] = ()
     """Ranks that share one copy of the state, of each mesh; by default those of a node, and all."""
+    reshard: tuple[bool, ...] = (False, True)
+    """Each mesh with weights that stay gathered between forward and backward pass (False), or are gathered twice (True)."""
     mfu: float = 0.45
     """Share of the card's rate that computing alone reaches: assumed."""
     host_ms: float = 3.0
@@ -83,9 +85,9 @@ class Options:
 
     @property
     def meshes(self) -> list[Mesh]:
-        """Each with weights that stay gathered between the two passes, and without."""
+        """In the order of the flags."""
         shards = self.shards or tuple(dict.fromkeys((self.gpus, self.nodes * self.gpus)))
-        return [Mesh(shard=shard, reshard=reshard) for shard in shards for reshard in (False, True)]
+        return [Mesh(shard=shard, reshard=reshard) for shard in shards for reshard in self.reshard]
 
     def assumed(self) -> dict[str, Any]:
         """What nobody measured, by name."""
