@@ -40,15 +40,15 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def chart(scaling: Mapping[str, Any]) -> Any:
-    """Views/s over GPUs, a curve a mesh, and what they would do without waiting; None without."""
+    """Thousands of views/s over GPUs, a curve a mesh, and what they would do without waiting; None without."""
     if not scaling:
         return None
     curves = []
     for number, (name, rows) in enumerate(scaling.items()):
         gpus = np.array([row["GPUs"] for row in rows], float)
-        rate = np.array([row["views/s"] for row in rows])
+        rate = np.array([row["views/s"] / 1e3 for row in rows])
         curves.append(Curve(name=name, colour=f"c{number}", x=gpus, y=rate))
         if number == 0:
-            full = rows[0]["views/s"] / rows[0]["efficiency"] / rows[0]["GPUs"] * gpus
+            full = rate[0] / rows[0]["efficiency"] / rows[0]["GPUs"] * gpus
             ideal = Curve(name="if no GPU waited", colour="c7", x=gpus, y=full)
     return lines([*curves, ideal], "GPUs", noisy=False, zero=True), [(each.name, each.colour) for each in [*curves, ideal]]
