@@ -32,6 +32,7 @@ from pipeline.storage.manifest import Manifest
 
 LANES = 768  # 2⁸ · 3: served by 1, 2, 3, 4, 6, 8, 12, 16 ... ranks
 LANE_CLIPS = 16  # fewest clips of a lane, where the number of lanes is ours to choose
+CHECKED_AT_ONCE = 1 << 20  # rows, so that memory does not grow with them
 ROUNDING = 0.1  # most by which lanes may change a source's share of an epoch
 
 
@@ -93,9 +94,14 @@ class Order:
         places = self._permute(positions, self.num_positions, keyed.mix(self.recipe.seed, keyed.ORDER, epoch))
         return self._sources.rows(self._pass_places(epoch, places) if self.mixed else places)
 
-    def clips(self) -> np.ndarray:
-        """Rows of all clips that may be taken, source by source."""
-        return self._sources.rows(np.arange(int(self._sources.clips.sum())))
+    @property
+    def num_distinct(self) -> int:
+        """Clips that may be taken."""
+        return int(self._sources.clips.sum())
+
+    def clips(self, first: int = 0, end: int | None = None) -> np.ndarray:
+        """Rows of the clips that may be taken, source by source: all of them, or those from a place on, up to another."""
+        return self._sources.rows(np.arange(first, min(self.num_distinct, end or self.num_distinct)))
 
     def substitutes(self, epoch: int, positions: np.ndarray, attempts: np.ndarray) -> np.ndarray:
         """Rows that stand in for clips that could not be decoded -> (n,); attempt 1 for the clip itself, 2 for its substitute.
@@ -190,17 +196,29 @@ def order_of(manifest: Dataset, recipe: SamplingRecipe) -> Order:
 
 def check_reading_order(manifest: Manifest) -> None:
     """Raises ValueError if rows do not follow the shards: a lane would read here and there, not in long runs."""
-    shards = manifest.column("shard").combine_chunks().dictionary_encode()
-    codes, offsets = shards.indices.to_numpy(), manifest.column("offset").to_numpy()
-    changes = np.flatnonzero(np.diff(codes)) + 1
-    again = np.setdiff1d(np.arange(1, len(changes) + 1), np.unique(codes[np.r_[0, changes]], return_index=True)[1])
-    backwards = np.flatnonzero((np.diff(codes) == 0) & (np.diff(offsets) < 0)) + 1
-    if len(again) or len(backwards):
-        row = int(changes[again[0] - 1] if len(again) else backwards[0])
-        raise ValueError(
-            f"shuffle 'window' reads shards from beginning to end, but the rows of {manifest.place} do not follow them: row "
-            f"{row} goes back in {manifest.column('shard')[row].as_py()}; use shuffle 'global', or build the dataset anew"
-        )
+    shards, offsets = manifest.column("shard"), manifest.column("offset")
+    seen: set[str] = set()
+    last: tuple[str, int] = ("", -1)  # shard and offset of the row before
+    for begin in range(0, len(offsets), CHECKED_AT_ONCE):
+        names = shards.slice(begin, CHECKED_AT_ONCE).combine_chunks().dictionary_encode()
+        codes, places = names.indices.to_numpy(), offsets.slice(begin, CHECKED_AT_ONCE).to_numpy()
+        changes = np.r_[0, np.flatnonzero(np.diff(codes)) + 1]
+        bad = (np.flatnonzero((np.diff(codes) == 0) & (np.diff(places) < 0)) + 1).tolist()[:1]
+        for place in changes.tolist():
+            name = names.dictionary[int(codes[place])].as_py()
+            if place == 0 and name == last[0]:
+                bad += [0] if places[0] < last[1] else []
+            elif name in seen:
+                bad.append(place)
+                break
+            seen.add(name)
+        if bad:
+            row = begin + min(bad)
+            raise ValueError(
+                f"shuffle 'window' reads shards from beginning to end, but the rows of {manifest.place} do not follow them: "
+                f"row {row} goes back in {shards[row].as_py()}; use shuffle 'global', or build the dataset anew"
+            )
+        last = names.dictionary[int(codes[-1])].as_py(), int(places[-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.storage import files
-from pipeline.storage.manifest import Manifest, cached_file, write_arrow
+from pipeline.storage.manifest import Manifest, cached_file
+from pipeline.storage.manifest_cache import write_arrow
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,7 +17,6 @@ start threads, and a process that has some is not forked.
 import json
 import mmap
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 import xxhash
 
 from pipeline.storage import files, remote
+from pipeline.storage.manifest_cache import write_cache
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -209,7 +209,9 @@ def _describe(manifest: Path) -> dict[str, Any]:
 
 def open_cache(root: Path, name: str) -> tuple[Path, dict[str, _Place]]:
     """The file with the loader's columns, Arrow that all processes of a node map, and where each lies in it."""
-    file = cached_file(root, f"{name}.arrow", lambda file: _write_cache(root, file))
+    file = cached_file(
+        root, f"{name}.arrow", lambda file: write_cache(root / "manifest.parquet", file, CACHED, NAMES, parse_sampling)
+    )
     try:
         return file, _find_columns(file)
     except OSError as error:
@@ -237,52 +239,6 @@ def cached_file(root: Path, name: str, write: Callable[[Path], None]) -> Path:
     )
 
 
-def _write_cache(root: Path, file: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(root / "manifest.parquet", columns=[*CACHED, "sampling"], read_dictionary=[*NAMES, "sampling"])
-    table = table.unify_dictionaries().combine_chunks()
-    sampling = table["sampling"].combine_chunks()
-    steps = [parse_sampling(text) for text in sampling.dictionary.to_pylist()]
-    codes = sampling.indices.to_numpy()
-    hashes = pa.array([bytes.fromhex(text) for text in table["content_hash"].to_pylist()], pa.binary(16))
-    table = table.drop_columns(["sampling"]).set_column(CACHED.index("content_hash"), "content_hash", hashes)
-    table = table.append_column("stride", pa.array(np.array([s for s, _ in steps], np.int32)[codes]))
-    table = table.append_column("interval", pa.array(np.array([s for _, s in steps], np.float64)[codes]))
-    table = pa.table({name: _smaller(table[name].combine_chunks()) for name in table.column_names})
-    write_arrow(table.combine_chunks(), file)
-
-
-def write_arrow(table: "pa.Table", file: Path) -> None:
-    """Arrow that others map, in one batch. Raises OSError."""
-    import pyarrow as pa
-
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        with pa.ipc.new_file(temporary, table.schema) as writer:
-            writer.write_table(table)
-        temporary.flush()  # other ranks read it as soon as it has its name
-        os.chmod(temporary.name, 0o644)  # others use the dataset, too
-        os.replace(temporary.name, file)
-
-
-def _smaller(column: "pa.Array") -> "pa.Array":
-    """The same values in fewer bytes: 260 -> 190 MB for 1.35 million clips."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = column.type
-    if pa.types.is_dictionary(kind) and len(column.dictionary) < 1 << 15:
-        return pa.DictionaryArray.from_arrays(column.indices.cast(pa.int16()), column.dictionary)
-    if pa.types.is_list(kind):
-        return pa.ListArray.from_arrays(column.offsets, _smaller(column.values))
-    if pa.types.is_integer(kind) and len(column):
-        extremes = pc.min_max(column)
-        if extremes["min"].as_py() >= -(1 << 15) and extremes["max"].as_py() < 1 << 15:
-            return column.cast(pa.int16())
-    return column
-
-
 def _find_columns(file: Path) -> dict[str, _Place]:
     import pyarrow as pa
 
@@ -297,10 +253,11 @@ def _find_columns(file: Path) -> dict[str, _Place]:
         if pa.types.is_dictionary(kind):
             there = [array("u1", valid, -(-rows // 8))] if column.null_count else []
             return [*there, array(np.dtype(kind.index_type.to_pandas_dtype()).str, first, rows)], column.dictionary.to_pylist()
-        if pa.types.is_string(kind):
-            return [array("i4", first, rows + 1), array("u1", rest[0], rest[0].size if rest[0] else 0)], []
-        if pa.types.is_list(kind):
-            return [array("i4", first, rows + 1), *find(column.values)[0]], []
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            offsets = "i4" if pa.types.is_string(kind) else "i8"
+            return [array(offsets, first, rows + 1), array("u1", rest[0], rest[0].size if rest[0] else 0)], []
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return [array("i4" if pa.types.is_list(kind) else "i8", first, rows + 1), *find(column.values)[0]], []
         binary = pa.types.is_fixed_size_binary(kind)
         return [array(f"V{kind.byte_width}" if binary else np.dtype(kind.to_pandas_dtype()).str, first, rows)], []
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from pipeline.storage.columns import MANIFEST, REJECTS, Column, in_memory, on_disk, to_disk
 from pipeline.storage.manifest import FORMAT, METADATA_KEY, read_versions
@@ -46,15 +48,37 @@ def write_manifest(root: Path, parts: Iterable[tuple[pa.Table, pa.Table]]) -> li
 
 
 def _check_keys(file: Path, root: Path) -> None:
-    """On the finished file, because only the keys of one column are needed at once: about 45 bytes a clip."""
-    keys = pq.read_table(file, columns=["key"])["key"]
-    if pc.any(pc.match_substring(keys, ".")).as_py():
-        dotted = keys.filter(pc.match_substring(keys, "."))[0].as_py()
-        raise ValueError(f"{root}: key {dotted!r} holds a dot, which WebDataset takes for the beginning of the extension")
-    if pc.count_distinct(keys).as_py() < len(keys):
-        counts = pc.value_counts(keys.combine_chunks())
-        duplicate = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
-        raise ValueError(f"{root}: two clips have the key {duplicate!r}")
+    """On the finished file: of every key a number of 8 bytes is held, and the keys themselves only where two of those are
+    equal."""
+    with pq.ParquetFile(file) as written:
+
+        def keys() -> Iterator[pa.Array]:
+            for batch in written.iter_batches(ROW_GROUP, columns=["key"]):
+                yield batch.column("key")
+
+        numbers = np.empty(written.metadata.num_rows, np.uint64)
+        done = 0
+        for some in keys():
+            dotted = some.filter(pc.match_substring(some, "."))
+            if len(dotted):
+                raise ValueError(
+                    f"{root}: key {dotted[0].as_py()!r} holds a dot, which WebDataset takes for the beginning of the extension"
+                )
+            numbers[done : done + len(some)] = _numbers_of(some)
+            done += len(some)
+        numbers.sort()
+        equal = numbers[1:][numbers[1:] == numbers[:-1]]
+        if not len(equal):
+            return
+        found = Counter(key for some in keys() for key in some.filter(pa.array(np.isin(_numbers_of(some), equal))).to_pylist())
+        duplicate = next((key for key, times in found.items() if times > 1), None)  # or two keys have the same number
+        if duplicate is not None:
+            raise ValueError(f"{root}: two clips have the key {duplicate!r}")
+
+
+def _numbers_of(keys: pa.Array) -> np.ndarray:
+    """A hash of each."""
+    return np.array([xxhash.xxh3_64_intdigest(key) for key in keys.cast(pa.binary()).to_pylist()], np.uint64)
 
 
 class Fingerprint:

@@ -115,7 +115,7 @@ def test_a_cache_is_whole_when_it_gets_its_name(tmp_path: Path, monkeypatch: pyt
         seen.append(len(pa.ipc.open_file(pa.memory_map(source)).read_all()))
         replace(source, target)
 
-    monkeypatch.setattr("pipeline.storage.manifest.os.replace", look)
+    monkeypatch.setattr("pipeline.storage.manifest_cache.os.replace", look)
     assert len(Manifest(tmp_path)) == 5 and seen == [5]
 
 
@@ -147,3 +147,12 @@ def test_sampling_texts() -> None:
     for wrong in ("stride:0", "stride:1.5", "seconds:0", "seconds:-1", "every:2", "4", "seconds:nan"):
         with pytest.raises(ValueError, match="allowed are"):
             parse_sampling(wrong)
+
+
+def test_two_keys_with_one_number_are_two_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Duplicates are looked for by hashes, and found by the keys themselves."""
+    monkeypatch.setattr("pipeline.storage.manifest_writer.xxhash.xxh3_64_intdigest", len)
+    write_rows(tmp_path, ROWS)
+    assert len(Manifest(tmp_path)) == 5
+    with pytest.raises(ValueError, match="two clips have the key 'clip-3'"):
+        write_rows(tmp_path, [*ROWS, ROWS[3]])
