@@ -122,7 +122,7 @@ def trials_of(options: Options, data: grid.Data) -> dict[str, list[Callable[[Run
     trials: dict[str, list[Callable[[Runner], Any]]] = {
         "labels": grid.label_trials(data, seeds, options.shares, options.methods),
         "one-frame": [partial(grid.one_frame, data)],
-        "longer": [partial(grid.longer, data, share) for share in SHARES],
+        "longer": [partial(grid.longer, data, method, share) for method in ("scratch", "pretrained") for share in SHARES],
         "distillation": [grid.distillation(data, taught, seed) for taught in (False, True) for seed in seeds],
         "real": [grid.real_clips(data, method, fold) for method in grid.REAL_METHODS for fold in range(len(data.real))],
     }

@@ -168,10 +168,11 @@ def one_frame(data: Data, runner: Runner) -> tuple[str, float]:
     return "one frame", runner.figures(testing(cell, data.all))["test_top1"]
 
 
-def longer(data: Data, share: int, runner: Runner) -> tuple[str, float]:
-    """ "longer, SHARE", and top-1 from scratch with as many steps as pre-training and fine-tuning have together, at most."""
-    cell = finetuning(f"longer/{share}", labelled(data.generated, share, 0), LONG, USUAL_RATE, 0, None)
-    return f"longer, {share}", runner.figures(testing(cell, data.all))["test_top1"]
+def longer(data: Data, method: str, share: int, runner: Runner) -> tuple[str, float]:
+    """ "longer, METHOD, SHARE", and top-1 with as many steps of fine-tuning as pre-training and fine-tuning have together."""
+    encoder, name = (None, "longer") if method == "scratch" else (pretraining(data.all, "default", 0), f"longer-{method}")
+    cell = finetuning(f"{name}/{share}", labelled(data.generated, share, 0), LONG, USUAL_RATE, 0, encoder)
+    return f"longer, {method}, {share}", runner.figures(testing(cell, data.all))["test_top1"]
 
 
 # ------------------------------------------------------------------------------------------------ the papers' ablations

@@ -54,11 +54,16 @@ def write_learning(folder: Path, found: Found) -> list[Path]:
             f"A classifier of the same size that sees one frame of each clip, with all labels: {checks['one frame']:.1%} "
             f"(chance {tables.CHANCE:.0%})."
         ]
-    if long := {share: checks[f"longer, {share}"] for share in SHARES if f"longer, {share}" in checks}:
-        said = ", ".join(f"{top1:.1%} with {share} % of the labels" for share, top1 in long.items())
+    long = []
+    for method, called in (("scratch", "from scratch"), ("pretrained", "pre-trained")):
+        known = {share: checks[name] for share in SHARES if (name := f"longer, {method}, {share}") in checks}
+        if known:
+            long.append(f"{called} " + ", ".join(f"{top1:.1%} with {share} % of the labels" for share, top1 in known.items()))
+    if long:
         text += [
-            f"From scratch for {LONG:,} steps, as many as pre-training and fine-tuning have together (a step of pre-training "
-            f"is cheaper): {said}; seed 0."
+            f"Fine-tuned for {LONG:,} steps, as many as pre-training and fine-tuning have together (a step of pre-training is "
+            f"cheaper): {'; '.join(long)}; seed 0. So these motions can be learned from few labels, too, by who takes the "
+            "steps: what pre-training saves here is labelled steps."
         ]
     if compared := found.get("distillation"):
         text += ["## A small student, with and without its teacher", tables.compared_table(compared, "by seed")]

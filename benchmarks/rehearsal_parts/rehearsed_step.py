@@ -145,7 +145,7 @@ def trace_step(training: Training, ranks: Ranks, batch: Any) -> StepTrace:
     states = chain.from_iterable(state.values() for state in training.optimizer.state.values())
     held = [local(each) for each in (*training.model.parameters(), *states) if isinstance(each, Tensor)]
     held += [each for each in (batch.views, batch.visible, batch.decoded, batch.loss_weight) if each is not None]
-    training.draws = lambda batch: None  # type: ignore[assignment,method-assign,misc,return-value]  # masks are in the batch
+    training.draws = lambda batch: None  # type: ignore[assignment,method-assign,return-value]  # masks are in the batch
     with StepTrace(ranks.local_world_size, held) as trace:
         step(training, 1, next_batch)
     return trace

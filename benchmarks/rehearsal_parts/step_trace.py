@@ -74,7 +74,7 @@ class StepTrace(TorchDispatchMode):
             trace._set(storage._cdata, size, known=True)
             return done
 
-        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign,assignment]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

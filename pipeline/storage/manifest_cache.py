@@ -90,7 +90,7 @@ class _Array:
         return self.begin + items * self.kind.itemsize
 
     def write(self, values: np.ndarray, descriptor: int) -> None:
-        data = memoryview(np.ascontiguousarray(values, self.kind).view(np.uint8))
+        data = memoryview(np.ascontiguousarray(values, self.kind).view(np.uint8).data)
         while len(data):
             done = os.pwrite(descriptor, data, self.begin + self.written)
             self.written, data = self.written + done, data[done:]
@@ -285,7 +285,8 @@ class _Rates(_Names):
     def place(self, rows: int, end: int) -> int:
         self._codes = _Array(np.dtype(np.int32))
         rates = [self._parse(name) for name in self.places]
-        self._rates = np.array([stride for stride, _ in rates], np.int32), np.array([each for _, each in rates], np.float64)
+        strides, intervals = ([rate[place] for rate in rates] for place in (0, 1))
+        self._rates: list[np.ndarray] = [np.array(strides, np.int32), np.array(intervals, np.float64)]
         small = rows and self._rates[0].max() < SMALL
         self._arrays = _Array(np.dtype(np.int16 if small else np.int32)), _Array(np.dtype(np.float64))
         for array in self._arrays:
