@@ -34,7 +34,7 @@ TOLD = """  runs/quickstart/fine-tuned/held-out/examples.png   clips that it tol
 CLIPS, HELD_OUT = 192, 64
 SMALL = ("--size", "40x40", "--frames", "16", "--fps", "7.5")  # what the model sees: 8 frames of 32 px, 2/15 s apart
 METHODS = ("from-scratch", "fine-tuned")
-PRETRAINING, FINETUNING = 1200, 250  # steps of `micro`: minutes on two cores
+PRETRAINING, FINETUNING = 1000, 200  # steps of `micro`: minutes on two cores
 
 
 def main() -> int:
