@@ -1,17 +1,23 @@
 """What sampling costs a node, measured by the real code in a process of its own, and what it reads in an epoch.
 
-    python -m benchmarks.rehearsal_parts.data_plan DATASET 512 8 8192 global      # prints JSON
+    data_plan.py DATASET 512 8 8192 global      # prints JSON
 
 A loader's own parts but for decoding: the manifest, the sampler, the notices; then a step of each of the node's ranks, and the
 same from a state in mid-epoch. Memory is what a process adds of its own (USS), for two processes a rank, trainer and sidecar,
 and the mapped file once.
 """
 
-import json
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
+import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np

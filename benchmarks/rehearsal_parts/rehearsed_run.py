@@ -74,7 +74,7 @@ def measured_data(options: Options, clips: int, views: int) -> dict[str, Any]:
 
 
 def _alone(module: str, *words: object) -> Any:
-    command = [sys.executable, "-m", f"benchmarks.rehearsal_parts.{module}", *map(str, words)]
+    command = [sys.executable, "-m", f"{__package__}.{module}", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{module} failed: {done.stderr[-2000:]}")

@@ -1,8 +1,8 @@
 """One step of the real trainer at a world size that is not there: its memory, its collectives, its checkpoint, its time.
 
 The stage, the model, the mesh, the sharding, the loss, the guard and the optimizer are the trainer's own
-(`train.training.Training`, `train.loop.step`); only ranks and tensors are fake. Of a step of many passes the first and the last
-are run, and the first one's events counted as often as it takes.
+(train/training.py, train/loop.py); only ranks and tensors are fake. Of a step of many passes the first and the last are run,
+and the first one's events counted as often as it takes.
 """
 
 from collections.abc import Sequence

@@ -1,18 +1,24 @@
 """A dataset of made-up rows, as many as one likes, without clips: what a manifest of that size costs.
 
-    python -m benchmarks.rehearsal_parts.synthetic_manifest FOLDER 1348000      # writes it, and prints JSON
+    synthetic_manifest.py FOLDER 1348000      # writes it, and prints JSON
 
 The sources are the paper's in proportion (Table 8), the clips' sizes and lengths are drawn around those of 10 s at 30 fps; a
 row is arithmetic of its number, so any part can be made alone.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from pipeline.console import prepare
+
+    prepare()
+
 import json
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
