@@ -62,8 +62,8 @@ def write_learning(folder: Path, found: Found) -> list[Path]:
     if long:
         text += [
             f"Fine-tuned for {LONG:,} steps, as many as pre-training and fine-tuning have together (a step of pre-training is "
-            f"cheaper): {'; '.join(long)}; seed 0. So these motions can be learned from few labels, too, by who takes the "
-            "steps: what pre-training saves here is labelled steps."
+            f"cheaper): {'; '.join(long)}; seed 0. Where from scratch is ahead in this line, pre-training saves steps with "
+            "labels, and not labels: these motions are learned without it, by who takes the steps."
         ]
     if compared := found.get("distillation"):
         text += ["## A small student, with and without its teacher", tables.compared_table(compared, "by seed")]
