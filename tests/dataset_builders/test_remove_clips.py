@@ -175,6 +175,7 @@ def test_a_lost_shard_is_made_again_without_what_was_removed(home: Path, capsys:
                 assert [name.startswith("__removed__/") for name in tar.getnames()] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_broken_shard_does_not_keep_the_bytes_of_others(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = home / "dataset"
     (dataset / "shards" / "a-000000.tar").write_bytes(b"no tar" * 1000)
@@ -187,6 +188,7 @@ def test_a_broken_shard_does_not_keep_the_bytes_of_others(home: Path, capsys: py
     assert verify.main([str(dataset)]) == 0
 
 
+@pytest.mark.slow
 def test_a_subset_learns_of_what_was_removed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, command = home / "dataset", [str(home / "dataset"), "--out", str(home / "subset")]
     (dataset / "label_map_a.json").write_text('["b", "a"]')
