@@ -42,11 +42,9 @@ class Data:
         return self.generated / "all"
 
 
-def pretraining(
-    dataset: Path, variant: str, seed: int, steps: int = PRETRAIN_STEPS, flags: tuple["str | Cell", ...] = ()
-) -> Cell:
-    """An encoder."""
-    words = ("pretrain", "micro", "--data", dataset, "--seed", str(seed), "--steps", str(steps), *HOW, *flags)
+def pretraining(dataset: Path, variant: str, seed: int, steps: int | None = None, flags: tuple["str | Cell", ...] = ()) -> Cell:
+    """An encoder; by default of PRETRAIN_STEPS."""
+    words = ("pretrain", "micro", "--data", dataset, "--seed", str(seed), "--steps", str(steps or PRETRAIN_STEPS), *HOW, *flags)
     return Cell(f"pretrain/{variant}/{seed}", words, read.pretrained, COMPLETE)
 
 
