@@ -29,7 +29,6 @@ if __name__ == "__main__":
     prepare()
 
 import argparse
-import contextlib
 import os
 import tarfile
 from collections.abc import Sequence
@@ -57,11 +56,18 @@ from pipeline.storage.remote import on_disk
 def remove_clips(dataset: Path, where: str | None, keys: str | None, sure: bool) -> int:
     """Returns the exit status. What was stopped halfway is finished by the same command. Raises ValueError if there is no
     dataset on this disk, nothing says which clips, or a build is at work."""
-    manifest = Manifest(dataset)
+    Manifest(dataset)  # there is one, of a format that is known
     if origin(dataset):
         raise ValueError(
             f"{dataset} is the mirror of a dataset behind a URL; remove clips of a copy on a disk, and upload that"
         )
+    if sure and (dataset / ".build").is_dir():
+        with BuildState(dataset) as state:  # no build may be at work, from the first look to the last byte
+            return _remove(dataset, where, keys, sure, state)
+    return _remove(dataset, where, keys, sure, None)
+
+
+def _remove(dataset: Path, where: str | None, keys: str | None, sure: bool, state: BuildState | None) -> int:
     rows = read_rows(dataset / "manifest.parquet")
     before = int(pc.sum(pc.equal(rows["size"], 0)).as_py() or 0)
     if where is None and keys is None:
@@ -77,20 +83,18 @@ def remove_clips(dataset: Path, where: str | None, keys: str | None, sure: bool)
         print(f"  {row['key']}  {row['path'].decode('utf-8', 'backslashreplace')}")
     if len(taken) > 10:
         print(f"  ... {len(taken) - 10:,} more")
-    print(f"{len(taken):,} of {len(manifest):,} clips")
+    print(f"{len(taken):,} of {len(rows):,} clips")
     if foreign:
         told = f"some lie in {len(foreign)} tars that were there before, such as {foreign[0]}"
         print(f"{told}: no training on this dataset reads them, but their bytes stay there")
     if not sure:
         print("nothing is removed yet; --yes removes them, and nothing brings them back")
         return 0
-    with contextlib.ExitStack() as stack:
-        state = stack.enter_context(BuildState(dataset)) if (dataset / ".build").is_dir() else None
-        if chosen.any():
-            if state:
-                _mark_markers(state, frozenset(taken["key"].to_pylist()))
-            write_manifest(dataset, [(_emptied(rows, chosen), read_rows(dataset / "rejects.parquet"))])
-        erased, faults = erase(dataset)
+    if chosen.any():
+        if state:
+            _mark_markers(state, taken["key"].to_numpy())
+        write_manifest(dataset, [(_emptied(rows, chosen), read_rows(dataset / "rejects.parquet"))])
+    erased, faults = erase(dataset)
     write_report(dataset)
     print(f"removed: the bytes of {erased:,} clips are overwritten; runs that are at work must be started again")
     for fault in faults:
@@ -103,14 +107,13 @@ def _emptied(rows: pa.Table, chosen: np.ndarray) -> pa.Table:
     return rows.set_column(rows.column_names.index("size"), "size", pa.array(sizes, pa.int64()))
 
 
-def _mark_markers(state: BuildState, keys: frozenset[str]) -> None:
+def _mark_markers(state: BuildState, keys: np.ndarray) -> None:
     """What the manifest is written from when the dataset grows."""
-    wanted = pa.array(sorted(keys), pa.string())
     for job in state.jobs:
         file = state.marker(job).with_suffix(".parquet")
         if file.exists():
             rows = pq.read_table(file)
-            chosen = np.isin(rows["key"].to_numpy(), wanted.to_numpy(zero_copy_only=False))
+            chosen = np.isin(rows["key"].to_numpy(), keys)
             if chosen.any():
                 write_table(file, _emptied(rows, chosen))
 

@@ -14,6 +14,7 @@ from benchmarks.rehearsal_parts.timeline import Device, StepTime, step_time
 # seconds from kill -9 to the next step on two CPU cores, a small model, medians of 20 kills: benchmarks/results/
 # 2026-11-21-xeon2-faults.md; what grows with model and data is reckoned instead
 MEASURED = {"imports": 3.7, "process group": 0.2, "first batch": 0.2}
+FILLED = 0.9  # of a card that views may take
 MEASURED_IN = "benchmarks/results/2026-11-21-xeon2-faults.md"
 
 
@@ -42,11 +43,14 @@ def predict_step(found: RehearsedStep, links: Links, device: Device) -> StepTime
 
 def resized(found: RehearsedStep, cluster: Cluster, nodes: int, views_per_step: int) -> RehearsedStep:
     """The same passes on another number of nodes: groups over all nodes are over as many, and a step of the same batch has more
-    passes, or smaller ones. What a shard's padding changes is left out."""
+    passes, or smaller ones: as many views a pass as the card holds by the closed form. What a shard's padding changes is left
+    out."""
     most = found.plan.views
     ranks = nodes * cluster.gpus
     share = views_per_step // ranks
-    passes = max(1, math.ceil(share / 128))
+    kept = found.predicted.activations / most
+    fits = (cluster.card_bytes - (found.predicted.total - found.predicted.activations)) * FILLED / kept
+    passes = math.ceil(share / max(most, 1 << int(math.log2(max(fits, 1)))))
     scale = share / passes / most
     marks = [place for place, event in enumerate(found.events) if event.kind == "pass"]
     assert len(marks) == 1, "of one pass"

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.rehearsal_parts.fake_ranks import fake_ranks
 from benchmarks.rehearsal_parts.links import Links
 from benchmarks.rehearsal_parts.options import Options
+from benchmarks.rehearsal_parts.predictions import predict_step, scaling
 from benchmarks.rehearsal_parts.rehearsed_step import Cluster, Mesh, make_moments, rehearse
 from benchmarks.rehearsal_parts.restarts import Faults, best_interval, ettr, ettr_by_hand
 from benchmarks.rehearsal_parts.step_trace import Event
@@ -155,6 +156,8 @@ def test_ranks_that_are_not_there_take_the_trainers_step() -> None:
     assert found.local_parameters == pytest.approx(found.cost.sizes.whole / 2, rel=0.01)
     assert found.checkpoint_whole == 12 * found.cost.sizes.whole + 4 * len(found.cost.sizes.shapes)
     assert found.peak == pytest.approx(found.predicted.total, rel=0.1)
+    rates = [row["views/s"] for row in scaling(found, cluster(4, 2), LINKS, DEVICE, 128)]
+    assert rates == sorted(rates) and rates[-1] == pytest.approx(128 / predict_step(found, LINKS, DEVICE).total)
 
 
 def test_a_checkpoint_has_the_bytes_that_are_told() -> None:

@@ -1,6 +1,8 @@
 """Recipes of text-video retrieval. No paper of VideoMAE has one: everything here is ours. Learning rates are per 256 clips,
 each seen in one view with one of its captions."""
 
+from dataclasses import replace
+
 from model.config import MODELS, ModelConfig
 from pipeline.sampling import PlainViews
 from train.config import ComputeConfig, OptimConfig
@@ -29,21 +31,8 @@ def micro() -> RetrieveConfig:
 
 def tiny() -> RetrieveConfig:
     """0.6 M parameters on 8 frames of 64 px (what `tiny` pre-trains), and any small text tower: 400 steps of 16 clips."""
-    return RetrieveConfig(
-        model=MODELS["tiny"],
-        steps=400,
-        epochs=None,
-        views=PlainViews(views_per_step=16, views_per_clip=1),
-        optim=OptimConfig(base_lr=2.4e-2, base_min_lr=2.4e-4, betas=(0.9, 0.98), clip_grad=1.0),
-        frames="stride",
-        width=64,
-        text_lr=1.0,
-        layer_decay=1.0,
-        compute=ComputeConfig(precision="fp32"),
-        log_every=25,
-        save_every=100,
-        expected_clips=64,
-    )
+    views = PlainViews(views_per_step=16, views_per_clip=1)
+    return replace(micro(), model=MODELS["tiny"], views=views, log_every=25, save_every=100, expected_clips=64)
 
 
 def vit_b_own() -> RetrieveConfig:
