@@ -3,8 +3,8 @@
     data_plan.py DATASET 512 8 8192 global      # prints JSON
 
 A loader's own parts but for decoding: the manifest, the sampler, the notices; then a step of each of the node's ranks, and the
-same from a state in mid-epoch. Memory is what a process adds of its own (USS), for two processes a rank, trainer and sidecar,
-and the mapped file once.
+same from a state in mid-epoch. Memory is what a process adds of its own, for two processes a rank, trainer and sidecar. The
+columns are a file that all of them map: its pages are counted once, and beside that: the kernel may drop them.
 """
 
 import sys
@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import psutil
 
 from pipeline.sampling.notices import notices
 from pipeline.sampling.recipe import SamplingRecipe
@@ -41,8 +40,8 @@ def recipe_of(shuffle: str, world_size: int, views_per_step: int, seed: int = 0)
 
 def measure(dataset: str, world_size: int, gpus: int, views_per_step: int, shuffle: str) -> dict[str, Any]:
     """Seconds and bytes, by name."""
-    process, recipe = psutil.Process(), recipe_of(shuffle, world_size, views_per_step)
-    before = process.memory_full_info().uss
+    recipe = recipe_of(shuffle, world_size, views_per_step)
+    before = anonymous()
     found: dict[str, Any] = {"lanes": recipe.lanes}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -51,8 +50,6 @@ def measure(dataset: str, world_size: int, gpus: int, views_per_step: int, shuff
         found[name] = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
         return result
 
-    timed("first open, which makes the cache", lambda: Manifest(dataset))
-    found["peak of making the cache"] = process.memory_info().rss
     manifest = timed("open", lambda: Manifest(dataset))
     sampler = timed("sampler", lambda: TrainingSampler().of(manifest, recipe))
     timed("notices", lambda: notices(manifest, recipe))
@@ -73,13 +70,19 @@ def measure(dataset: str, world_size: int, gpus: int, views_per_step: int, shuff
         fresh.clips(7, positions, np.zeros_like(positions))
 
     timed("resume in mid-epoch", resume)
-    found["of a process"] = process.memory_full_info().uss - before
+    found["of a process"] = max(0, anonymous() - before)
     found["mapped"] = Path(manifest._file).stat().st_size
-    found["of a node"] = PROCESSES * gpus * max(0, found["of a process"]) + found["mapped"]
+    found["of a node"] = PROCESSES * gpus * found["of a process"]
     found |= balance(manifest, sampler, world_size, gpus)
     found |= requests(manifest, sampler, world_size, gpus)
     found["clips"], found["steps an epoch"] = len(manifest), sampler.epoch_end
     return found
+
+
+def anonymous() -> int:
+    """Bytes of this process that are no file's."""
+    rows = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(row.split()[1]) for row in rows if row.startswith("Anonymous:"))
 
 
 def balance(manifest: Manifest, sampler: TrainingSampler, world_size: int, gpus: int) -> dict[str, Any]:

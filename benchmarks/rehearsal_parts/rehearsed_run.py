@@ -63,7 +63,7 @@ def measured_data(options: Options, clips: int, views: int) -> dict[str, Any]:
     options.folder.mkdir(parents=True, exist_ok=True)
     dataset = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=options.folder))
     try:
-        found: dict[str, Any] = {"written": _alone("synthetic_manifest", dataset, clips)}
+        found: dict[str, Any] = _alone("synthetic_manifest", dataset, clips)
         found["bytes of the manifest"] = (dataset / "manifest.parquet").stat().st_size
         for shuffle in ("global", "window"):
             words = (dataset, options.cluster.ranks, options.gpus, views, shuffle)

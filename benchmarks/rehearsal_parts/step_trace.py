@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._tools.fake_collectives import CollectiveOp, collective_ops, sync_ops
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -62,23 +63,33 @@ class StepTrace(TorchDispatchMode):
         self._local, self._flops = local_world_size, flop_counter().flop_registry
         self._sizes: dict[int, int] = {}  # address of a storage -> its bytes
         self._watched: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._resize = torch.UntypedStorage.resize_
+        self._resize, self._shapes = torch.UntypedStorage.resize_, ShardingPropagator._propagate_tensor_meta_non_cached
+        self._imagined = False
         for tensor in held:
             self._see(tensor)
 
     def __enter__(self) -> Self:
-        trace, resize = self, self._resize
+        trace, resize, shapes = self, self._resize, self._shapes
 
         def resize_(storage: torch.UntypedStorage, size: int) -> Any:  # how FSDP2 frees gathered weights, and has them again
             done = resize(storage, size)
             trace._set(storage._cdata, size, known=True)
             return done
 
+        def imagined(*given: Any) -> Any:  # DTensor learns an operation's shapes from whole tensors, which no rank ever has
+            trace._imagined = True
+            try:
+                return shapes(*given)
+            finally:
+                trace._imagined = False
+
         torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign,assignment]
+        ShardingPropagator._propagate_tensor_meta_non_cached = imagined  # type: ignore[method-assign]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        ShardingPropagator._propagate_tensor_meta_non_cached = self._shapes  # type: ignore[method-assign]
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -86,6 +97,8 @@ class StepTrace(TorchDispatchMode):
             return NotImplemented  # what it does with its parts is seen
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if self._imagined:
+            return result
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._see(leaf)

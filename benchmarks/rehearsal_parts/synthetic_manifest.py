@@ -1,6 +1,6 @@
 """A dataset of made-up rows, as many as one likes, without clips: what a manifest of that size costs.
 
-    synthetic_manifest.py FOLDER 1348000      # writes it, and prints JSON
+    synthetic_manifest.py FOLDER 1348000      # writes it, opens it once, which makes its cache, and prints JSON
 
 The sources are the paper's in proportion (Table 8), the clips' sizes and lengths are drawn around those of 10 s at 30 fps; a
 row is arithmetic of its number, so any part can be made alone.
@@ -15,9 +15,8 @@ if __name__ == "__main__":
     prepare()
 
 import json
-import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -26,11 +25,13 @@ import pyarrow.compute as pc
 
 from dataset_builders.paper import TABLE_8
 from pipeline import keyed
+from pipeline.storage.manifest import Manifest
 from pipeline.storage.manifest_writer import REJECT_SCHEMA, ROW_GROUP, SCHEMA, write_manifest
 
 SHARD_CLIPS = 1 << 11  # of a shard: 700 MB
 SEED = 24
 SIZES = 150_000, 550_000  # bytes of a clip, evenly between
+HEADERS = 3 * 512  # in a tar, of a clip and its JSON, and the JSON
 FRAMES = 240, 360  # the same
 KEY_FRAMES = np.arange(0, 256, 32, dtype=np.int32)
 HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint8).reshape(256, 2)
@@ -58,7 +59,12 @@ def table(source: str, numbers: np.ndarray, begin: int) -> pa.Table:
     draw = keyed.mix(SEED, numbers)
     size = SIZES[0] + (draw % np.uint64(SIZES[1] - SIZES[0])).astype(np.int64)
     frames = FRAMES[0] + (draw >> np.uint64(32)).astype(np.int64) % (FRAMES[1] - FRAMES[0])
-    shard, place = np.divmod(numbers - begin, SHARD_CLIPS)
+    assert (numbers[0] - begin) % SHARD_CLIPS == 0
+    shard = (numbers - begin) // SHARD_CLIPS
+    starts = np.flatnonzero(np.r_[True, np.diff(shard) > 0])  # a group begins with a shard
+    taken = HEADERS + -(-size // 512) * 512
+    offset = taken.cumsum() - taken
+    offset -= np.repeat(offset[starts], np.diff(np.r_[starts, n]))
     names = [f"shards/{source}-{each:06d}.tar" for each in range(int(shard[0]), int(shard[-1]) + 1)]
     of_shard = pa.DictionaryArray.from_arrays(pa.array((shard - shard[0]).astype(np.int32)), pa.array(names))
 
@@ -74,7 +80,7 @@ def table(source: str, numbers: np.ndarray, begin: int) -> pa.Table:
         "source": same(source, pa.string()),
         "split": same("train", pa.string()),
         "shard": of_shard.cast(pa.string()),
-        "offset": pa.array(place * (SIZES[1] + 4096)),
+        "offset": pa.array(offset + 512),
         "size": pa.array(size),
         "num_frames": pa.array(frames.astype(np.int32)),
         "fps": same(12.0 if source == "something" else 30.0, pa.float64()),
@@ -96,11 +102,19 @@ def table(source: str, numbers: np.ndarray, begin: int) -> pa.Table:
     return pa.table([columns.get(field.name, pa.nulls(n, field.type)) for field in SCHEMA], SCHEMA)
 
 
-def main(words: list[str]) -> int:
+def _cost(work: Callable[[], object]) -> dict[str, float]:
+    """Seconds, and the most memory that this process has had by then. (getrusage's has the parent's in it.)"""
     began, cpu = time.perf_counter(), time.process_time()
-    write_synthetic(Path(words[0]), int(words[1]))
-    found = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
-    print(json.dumps(found | {"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    work()
+    seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return seconds | {"peak": next(1024 * int(row.split()[1]) for row in rows if row.startswith("VmHWM:"))}
+
+
+def main(words: list[str]) -> int:
+    folder, clips = Path(words[0]), int(words[1])
+    found = {"written": _cost(lambda: write_synthetic(folder, clips)), "cache": _cost(lambda: Manifest(folder))}
+    print(json.dumps(found))
     return 0
 
 

@@ -63,10 +63,10 @@ def assumptions(found: Mapping[str, Any]) -> Iterator[str]:
 
 def told_data(clips: int, data: Mapping[str, Any]) -> Iterator[str]:
     """What sampling costs."""
-    written = data["written"]
+    written, cache = data["written"], data["cache"]
     yield (
-        f"{clips:,} clips: manifest written in {written['cpu_seconds']:.1f} CPU s, at most {written['peak'] / GIB:.2f} GiB, "
-        f"{data['bytes of the manifest'] / 1e6:,.0f} MB"
+        f"{clips:,} clips: manifest written in {written['cpu_seconds']:.1f} CPU s, {data['bytes of the manifest'] / 1e6:,.0f} MB; "
+        f"its cache in {cache['cpu_seconds']:.1f} CPU s; at most {cache['peak'] / GIB:.2f} GiB"
     )
     for shuffle in ("global", "window"):
         each = data[shuffle]
@@ -74,7 +74,7 @@ def told_data(clips: int, data: Mapping[str, Any]) -> Iterator[str]:
         drawn, resumed = each["a step of the node's ranks"]["seconds"], each["resume in mid-epoch"]["seconds"]
         yield (
             f"  {shuffle}: opened in {opened:.3f} s, a step of the node's ranks {drawn:.3f} s, resumed in {resumed:.3f} s; "
-            f"{each['of a node'] / GIB:.2f} GiB a node"
+            f"{each['of a node'] / GIB:.2f} GiB a node beside the mapped columns ({each['mapped'] / GIB:.2f} GiB on disk)"
         )
         yield (
             f"    {each['GETs of a node and epoch']:,.0f} GETs, {each['bytes of a node and epoch'] / 1e9:,.0f} GB a node and "

@@ -1,9 +1,12 @@
-"""The rehearsal: its models by known answers, its trace by the trainer's closed forms."""
+"""The rehearsal: its models by known answers, its trace by the trainer's closed forms and by real ranks."""
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +18,11 @@ from benchmarks.rehearsal_parts.options import Options
 from benchmarks.rehearsal_parts.predictions import predict_step, scaling
 from benchmarks.rehearsal_parts.rehearsed_step import Cluster, Mesh, make_moments, rehearse
 from benchmarks.rehearsal_parts.restarts import Faults, best_interval, ettr, ettr_by_hand
-from benchmarks.rehearsal_parts.step_trace import Event
+from benchmarks.rehearsal_parts.step_trace import Event, collectives
 from benchmarks.rehearsal_parts.timeline import Device, step_time
+from tests.benchmarks import gloo_steps
 from train.checkpoint.state import state_of
-from train.recipes.pretraining import RECIPES
-from train.stages.pretraining import PretrainConfig, Pretraining
+from train.stages.pretraining import Pretraining
 from train.training import Training
 
 LINKS = Links(intra_gbs=100, inter_gbs=10, intra_us=0, inter_us=0)
@@ -124,27 +127,17 @@ def test_what_cannot_be_is_refused() -> None:
         Faults(mtbf=0, notice=0, restart=0, save_stall=0, write=0)
 
 
-def config(mesh: Mesh) -> PretrainConfig:
-    """The recipe "tiny", 2 views a pass on 4 ranks."""
-    tiny = RECIPES["tiny"]()
-    how: Any = {"shard": mesh.shard, "reshard_after_forward": mesh.reshard, "attention": "flash", "tokens": "reference"}
-    return replace(
-        tiny,
-        views=replace(tiny.views, views_per_step=8),
-        compute=replace(tiny.compute, views_per_forward=2, **how),
-    )
-
-
 def cluster(nodes: int, gpus: int) -> Cluster:
     return Cluster(nodes=nodes, gpus=gpus, card="H100", card_bytes=80e9)
 
 
-def test_ranks_that_are_not_there_take_the_trainers_step() -> None:
+@pytest.mark.parametrize("views", [2, 16])
+def test_ranks_that_are_not_there_take_the_trainers_step(views: int) -> None:
     """On 4 nodes of 2: weights travel within nodes, gradients of a shard between them; memory is within what is planned."""
     mesh = Mesh(shard=2, reshard=True)
-    settings = config(mesh)
-    compute = replace(settings.compute, precision="bf16", views_per_forward=16)
-    settings = replace(settings, views=replace(settings.views, views_per_step=128), compute=compute)
+    settings = gloo_steps.config(mesh)
+    compute = replace(settings.compute, precision="bf16", views_per_forward=views)
+    settings = replace(settings, views=replace(settings.views, views_per_step=8 * views), compute=compute)
     found = rehearse(settings, cluster(4, 2), mesh)
     groups = {(each.kind, each.ranks, each.nodes) for each in found.events if each.amount > 1000 and each.kind != "compute"}
     assert groups == {("all-gather", 2, 1), ("reduce-scatter", 2, 1), ("all-reduce", 4, 4)}
@@ -155,16 +148,31 @@ def test_ranks_that_are_not_there_take_the_trainers_step() -> None:
     assert flops == pytest.approx(found.views * found.cost.flops, rel=0.02)
     assert found.local_parameters == pytest.approx(found.cost.sizes.whole / 2, rel=0.01)
     assert found.checkpoint_whole == 12 * found.cost.sizes.whole + 4 * len(found.cost.sizes.shapes)
-    assert found.peak == pytest.approx(found.predicted.total, rel=0.1)
-    whole = scaling(found, cluster(4, 2), LINKS, DEVICE, 128)[-1]
-    assert whole["views/s"] == pytest.approx(128 / predict_step(found, LINKS, DEVICE).total)
+    # of few views state is most, and the closed form adds up what is not there at once
+    assert (0.9 if views > 2 else 0.7) < found.peak / found.predicted.total < 1.1
+    whole = scaling(found, cluster(4, 2), LINKS, DEVICE, 8 * views)[-1]
+    assert whole["views/s"] == pytest.approx(8 * views / predict_step(found, LINKS, DEVICE).total)
 
 
 def test_a_checkpoint_has_the_bytes_that_are_told() -> None:
     """By the trainer's own state dict."""
     mesh = Mesh(shard=2, reshard=False)
     with fake_ranks(1, 2) as ranks:
-        training = Training(Pretraining(config(mesh)), ranks, resumed=True)
+        training = Training(Pretraining(gloo_steps.config(mesh)), ranks, resumed=True)
         told = make_moments(training)
         tensors = [leaf for leaf in tree_leaves(state_of(training)) if isinstance(leaf, torch.Tensor)]
         assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == told
+
+
+@pytest.mark.slow
+def test_fake_ranks_send_what_real_ones_send(tmp_path: Path) -> None:
+    """Four processes with gloo, and torch's own counter: the same collectives, byte for byte, and the same peak of memory."""
+    command = [sys.executable, gloo_steps.__file__, str(tmp_path), "4"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for (mesh, passes), real in zip(gloo_steps.MESHES, torch.load(tmp_path / "4.pt", weights_only=True), strict=True):
+        fake = rehearse(gloo_steps.config(mesh, passes), cluster(1, 4), mesh)
+        assert fake.plan.passes == passes
+        assert dict(collectives(fake.events)) == real["collectives"]
+        assert sum(real["counts"].values()) == sum(real["collectives"].values())
+        assert fake.peak == pytest.approx(real["peak"], rel=0.005), mesh
