@@ -65,7 +65,7 @@ def told_data(clips: int, data: Mapping[str, Any]) -> Iterator[str]:
     """What sampling costs."""
     written, cache = data["written"], data["cache"]
     yield (
-        f"{clips:,} clips: manifest written in {written['cpu_seconds']:.1f} CPU s, {data['bytes of the manifest'] / 1e6:,.0f} MB; "
+        f"{clips:,} clips: manifest of {data['bytes of the manifest'] / 1e6:,.0f} MB in {written['cpu_seconds']:.1f} CPU s, "
         f"its cache in {cache['cpu_seconds']:.1f} CPU s; at most {cache['peak'] / GIB:.2f} GiB"
     )
     for shuffle in ("global", "window"):
