@@ -30,7 +30,7 @@ class TextTower(nn.Module):
     """A model of transformers. Its dropout never acts: it would be drawn from a generator that no position decides."""
 
     def __init__(self, tower: nn.Module, pooling: Pooling, buffers: Mapping[str, Tensor]) -> None:
-        """`buffers` by name, which no checkpoint holds. Raises ValueError for "pooled" of a model that pools nothing."""
+        """`buffers` by name, which no checkpoint holds."""
         super().__init__()
         self.tower, self.pooling, self._values = tower.eval(), pooling, dict(buffers)
 
@@ -48,8 +48,7 @@ class TextTower(nn.Module):
         """Tokens, int64, and which of them count -> (B, D): their mean, the first one's, or what the model itself pools."""
         told: Any = self.tower(input_ids=ids_BL, attention_mask=there_BL)
         if self.pooling == "pooled":
-            if (pooled_BD := getattr(told, "pooler_output", None)) is None:
-                raise ValueError('--pooling pooled: the text tower pools nothing; take "mean" or "first"')
+            pooled_BD: Tensor = told.pooler_output
             return pooled_BD
         x_BLD = told.last_hidden_state
         if self.pooling == "first":

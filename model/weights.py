@@ -65,6 +65,11 @@ class Weights:
         return "detector" if self.detects else kind_of(self.tensors)
 
     @property
+    def has_texts(self) -> bool:
+        """Whether it has a text tower besides."""
+        return self.metadata.get("stage") == RETRIEVE
+
+    @property
     def num_classes(self) -> int:
         """0 without a head."""
         return len(self.tensors["head.weight"]) if "head.weight" in self.tensors else 0
@@ -210,7 +215,7 @@ def understand(file: WeightFile, hints: Mapping[str, int | None] | None = None) 
         raise ValueError(f"{place} ({layout}) lacks {', '.join(missing[:4])}{more}")
     for name in unknown:
         if name.startswith(PAIRED) and file.metadata.get("stage") == RETRIEVE:
-            continue  # another run of that stage may begin with it
+            continue  # another run of that stage may begin with it, and it is evaluated
         mapped.left[name] = "has no place in the network"
         mapped.differs.append(f"it has {name} {tuple(mapped.tensors.pop(name).shape)}")
     for name, tensor in mapped.tensors.items():

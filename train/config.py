@@ -9,11 +9,11 @@ import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from model.config import MODELS, AttentionKernel, ModelConfig, TokenMethod
 from pipeline.sampling import PlainViews, SamplingRecipe
-from pipeline.settings import flag, flatten, renamed, setting
+from pipeline.settings import completed, fields_of, flag, flatten, renamed, setting, with_values
 from pipeline.storage.clip_cache import parse_size
 from pipeline.storage.dataset import Dataset
 from pipeline.storage.manifest import Manifest
@@ -394,6 +394,27 @@ def read_config(file: Path) -> dict[str, Any]:
     if values.get("data"):
         values["data"] = as_given(values["data"])  # older code lost a slash of a URL
     return values
+
+
+Config = TypeVar("Config", bound=LoopConfig)
+
+
+def configuration_of(run: Path, base: Config) -> Config:
+    """A run's, whole, as it was resolved; `base` is any configuration of the same stage. Raises ValueError for what only newer
+    code knows."""
+    file = run / "config.json"
+    before, fields = completed(read_config(file), base), fields_of(base)
+    if unknown := sorted(before.keys() - fields.keys()):
+        raise ValueError(f"{file} has {', '.join(unknown)}, which this tubecell does not know; update it")
+    found: Config = with_values(base, {name: typed(field.type, before[name]) for name, (field, _) in fields.items()})
+    return found
+
+
+def typed(kind: Any, value: Any) -> Any:
+    """What JSON made a list or a text of."""
+    if isinstance(value, list):
+        return tuple(typed(None, each) for each in value)
+    return Path(value) if isinstance(value, str) and Path in (kind, *get_args(kind)) else value
 
 
 def read_stage(file: Path) -> str:

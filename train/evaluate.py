@@ -31,13 +31,11 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.weights import Weights
@@ -56,7 +54,6 @@ from train.accuracy.accuracy_page import page
 from train.accuracy.examples import draw_examples
 from train.accuracy.predictions import Predictions
 from train.accuracy.scores import ClipScores, view_probabilities
-from train.compute.on_cpu import attend_plainly
 from train.compute.parallel import Ranks, started
 from train.demos import weights as released
 from train.predict import SPARSE_WINDOWS, VIEWS_AT_ONCE, class_names, count, windows_and_crops
@@ -115,7 +112,8 @@ def evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     """All ranks call it. Raises ValueError for weights, data and views that do not fit each other."""
     weights = released.read(options)  # on rank 0; the others know what it is
     if weights.kind != "classifier":
-        instead = ": `tubecell score-detections` takes it" if weights.kind == "detector" else ""
+        other = "score-detections" if weights.kind == "detector" else "retrieve evaluate" if weights.has_texts else None
+        instead = f": `tubecell {other}` takes it" if other else ""
         raise ValueError(f"{weights.place} has no head of classes of views: give weights of a fine-tuned model{instead}")
     manifest, split = Manifest(options.data), checked_split(options.split)
     rows = rows_of_split(manifest, split)
@@ -155,26 +153,13 @@ def evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     began = time.perf_counter()
     missing: Told = []
     if len(left):
-        model = model_of(weights, options, ranks)
+        model = released.on_ranks(weights, ranks, lambda whole: released.build(whole, options))
         chosen = None if columns is None else torch.tensor(columns, device=ranks.device)
         missing = [*chain(*ranks.gather(predict(model, recipe, left, names, chosen, predictions, options, ranks)))]
     ranks.gather(None)  # every part is written
     if ranks.rank == 0:
         report(options, manifest, predictions, names, asked, len(rows), missing, time.perf_counter() - began)
     ranks.gather(None)
-
-
-def model_of(weights: Weights, options: argparse.Namespace, ranks: Ranks) -> nn.Module:
-    """On this rank's device, with the weights that rank 0 has read."""
-    if ranks.rank:
-        weights = replace(weights, tensors={name: torch.empty(each.shape) for name, each in weights.tensors.items()})
-    model = released.build(weights, options)
-    if ranks.device.type == "cpu":
-        attend_plainly(model)
-    if ranks.world_size > 1:
-        for parameter in model.parameters():
-            dist.broadcast(parameter.detach(), 0)
-    return model
 
 
 def classes_of(weights: Weights, labels: Labels, options: argparse.Namespace) -> tuple[list[str], list[int] | None]:

@@ -154,6 +154,10 @@ class Manifest:
         """Row -> what the loader needs of it."""
         return Clip(row=int(row), **{name: column[row] for name, column in self._clips.items()})
 
+    def cached(self, name: str, write: Callable[[Path], None]) -> Path:
+        """A file made of all rows of this manifest's file by `write` on first use: see `cached_file`."""
+        return cached_file(self.root, f"{name}-{self._digest}.arrow", write)
+
     def column(self, name: str) -> "pa.ChunkedArray":
         """A whole column as Arrow, for reports and label maps."""
         import pyarrow as pa

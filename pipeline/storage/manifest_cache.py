@@ -7,7 +7,7 @@ of different names, not with that of clips; while the cache is made, its disk ha
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,15 +58,25 @@ def write_cache(
 
 
 def write_arrow(table: "pa.Table", file: Path) -> None:
-    """Arrow that others map, in one batch. Raises OSError."""
+    """Arrow that others map, in as many batches as the table has chunks. Raises OSError."""
+    write_batches(table.schema, table.to_batches(), file)
+
+
+def write_batches(schema: "pa.Schema", batches: "Iterable[pa.RecordBatch]", file: Path) -> None:
+    """Arrow that others map, whole or not at all. Raises OSError, and whatever the batches do."""
     import pyarrow as pa
 
     with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-        with pa.ipc.new_file(temporary, table.schema) as writer:
-            writer.write_table(table)
-        temporary.flush()  # other ranks read it as soon as it has its name
-        os.chmod(temporary.name, 0o644)  # others use the dataset, too
-        os.replace(temporary.name, file)
+        try:
+            with pa.ipc.new_file(temporary, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            temporary.flush()  # other ranks read it as soon as it has its name
+            os.chmod(temporary.name, 0o644)  # others use the dataset, too
+            os.replace(temporary.name, file)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
 
 
 def _batches(manifest: Path, columns: list[str], names: list[str]) -> "Iterator[pa.RecordBatch]":

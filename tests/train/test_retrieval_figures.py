@@ -1,9 +1,14 @@
 """Recall, ranks and precision of texts and videos, against what a loop over sorted answers finds."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
-from train.accuracy.retrieval import belonging, text_to_video, video_to_text
+from train.accuracy.retrieval import Belonging, belonging, same_words, text_to_video, video_to_text
+from train.retrieval.pairs import WAYS, Pairs
 
 
 def test_several_texts_of_a_video_and_several_videos_of_a_text() -> None:
@@ -68,3 +73,65 @@ def test_refused() -> None:
         text_to_video(np.zeros((0, 3)), np.zeros((0, 3), bool))
     with pytest.raises(ValueError, match=r"similarities \(3, 3\) and what belongs \(3, 2\)"):
         text_to_video(fine_TV, np.ones((3, 2), bool))
+
+
+def test_some_queries_at_a_time_and_long_texts() -> None:
+    texts = ["x" * 50_000, "a", "a\0", "a", "漢字", "b"] * 30  # as an array of NumPy 36 MB, and "a" would be "a\0"
+    assert same_words(texts[:6]).tolist() == [0, 1, 2, 1, 3, 4]
+    videos_T = np.random.default_rng(0).permutation(np.arange(180) % 40)
+    whole_TV = np.array(
+        [[any(t == u and w == v for u, w in zip(texts, videos_T, strict=True)) for v in range(40)] for t in texts]
+    )
+    belonging_of = Belonging(videos_T, 40, texts)
+    assert (belonging(videos_T, 40, texts) == whole_TV).all()
+    some = np.array([3, 170, 4])
+    assert (belonging_of.of_texts(some) == whole_TV[some]).all()
+    assert (belonging_of.of_videos(np.array([39, 0])) == whole_TV[:, [39, 0]].T).all()
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ranks_share_the_queries(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    texts, videos_T = [f"text {i % 17}" for i in range(20)], np.arange(20) % 7
+    features = [random.standard_normal((n, 4)).astype(np.float32) for n in (7, 20)]
+    pairs = Pairs(np.arange(7), features[0], texts, videos_T, features[1])
+    shares = [Together(rank, ranks) for rank in range(ranks)]
+    monkeypatch.setattr("train.retrieval.pairs.AT_ONCE", 30)
+    with ThreadPoolExecutor(ranks) as threads:
+        found = [*threads.map(pairs.figures, shares)]
+    similarity_TV, belongs_TV = features[1] @ features[0].T, belonging(videos_T, 7, texts)
+    ways = text_to_video(similarity_TV, belongs_TV), video_to_text(similarity_TV, belongs_TV, videos_T, texts)
+    want = {f"{way}_{name}": value for way, each in zip(WAYS, ways, strict=True) for name, value in each.figures().items()}
+    want["chance_r1"] = belongs_TV.mean()
+    assert all(each == pytest.approx(want) for each in found)
+
+
+class Together:
+    """Stands for `Ranks`, in threads."""
+
+    meeting: ClassVar[Barrier]
+    values: ClassVar[dict[int, object]] = {}
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        if not rank:
+            Together.meeting = Barrier(world_size)
+
+    def gather(self, value: object) -> list[object]:
+        self.values[self.rank] = value
+        self.meeting.wait(60)
+        found = [self.values[rank] for rank in range(self.world_size)]
+        self.meeting.wait(60)
+        return found
+
+
+def test_nothing_is_found_among_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    none, alone = np.empty((0, 4), np.float32), Together(0, 1)
+    found = Pairs(np.empty(0, np.int64), none, [], np.empty(0, np.int64), none).figures(alone)  # type: ignore[arg-type]
+    assert "no clip could be decoded" in capsys.readouterr().err
+    one = np.ones((1, 4), np.float32)
+    pair = Pairs(np.arange(1), one, ["a"], np.zeros(1, np.int64), one)
+    assert found.keys() == pair.figures(alone).keys() and np.isnan([*found.values()]).all()  # type: ignore[arg-type]
+    assert pair.figures(alone)["text_to_video_r1"] == pair.figures(alone)["chance_r1"] == 1  # type: ignore[arg-type]
+    broken = Pairs(np.arange(1), one * np.nan, ["a"], np.zeros(1, np.int64), one).figures(alone)  # type: ignore[arg-type]
+    assert "not finite" in capsys.readouterr().err and np.isnan([*broken.values()]).all()

@@ -2,19 +2,25 @@
 
 import csv
 import json
+import shutil
 import signal
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.manifest_rows import with_columns
+from tests.train.retrieval.towers import save_tokenizer, sizes
 from tests.train.trainers import lines, losses, run, start
 from train.checkpoint.source import read_source
 from train.command_line import from_command_line
 from train.compute.memory import cost_of
 from train.recipes.retrieving import RECIPES
-from train.retrieval.held_out import figures_of
+from train.retrieval import evaluation
+from train.retrieval.pairs import WAYS
+from train.retrieval.text_folder import KEPT
 from train.run.dry_run import describe
 from train.stages.retrieving import Retrieving
 
@@ -35,19 +41,8 @@ CLIP = ("--size", "40x40", "--frames", "12", "--fps", "7.5")
 def make_tower(folder: Path, words: set[str]) -> Path:
     """A text tower of 32 values a token, with a tokenizer of these words."""
     transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    numbers = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *sorted(words)])}
-    tokenizer = Tokenizer(WordLevel(numbers, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
-        folder
-    )
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = transformers.BertConfig(vocab_size=len(numbers), max_position_embeddings=16, **sizes)
+    config = transformers.BertConfig(**sizes(save_tokenizer(folder, sorted(words), ends=False)))
     transformers.BertModel(config).save_pretrained(folder)
     return folder
 
@@ -98,8 +93,6 @@ def test_what_is_refused(tower: Path, tmp_path: Path) -> None:
     stage = Retrieving(from_command_line(RECIPES, ["micro", "--text", str(tower)]))
     with pytest.raises(ValueError, match="--words 32: the text tower takes 16 tokens at most"):
         cost_of(stage)
-    with pytest.raises(ValueError, match="nothing to look for"):
-        figures_of(np.empty((0, 0)), np.empty((0, 4)), np.empty(0, np.int64), [])
 
 
 def test_dry_run(tower: Path) -> None:
@@ -137,6 +130,67 @@ def test_ranks_kills_and_weights_to_begin_with(dataset: Path, tower: Path, tmp_p
     assert "video_projection.weight" not in same
     fingerprints = json.loads((tmp_path / "again" / "descent.json").read_text())
     assert fingerprints[0]["stage"] == "retrieve"
+
+
+def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*arguments: str) -> str:
+        assert evaluation.main([*arguments, "--out", str(tmp_path / "result")], RECIPES) == 2
+        return capsys.readouterr().err
+
+    assert "is no folder of a run of `tubecell retrieve`" in refused(str(tmp_path / "model.safetensors"))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"stage": "finetune", "optim": {}}))
+    assert "is a run of `finetune`, not of `retrieve`, and knows no texts; `tubecell evaluate` tells" in refused(str(run))
+    config = {"stage": "retrieve", **asdict(replace(RECIPES["micro"](), data="DATA", text=str(tmp_path / "gone")))}
+    (run / "config.json").write_text(json.dumps(config, default=str))
+    assert f"{run} has no text_tower, as runs of older code have none, and {tmp_path}/gone is not there" in refused(str(run))
+    assert "--workers 0 must be at least 1" in refused(str(run), "--workers", "0")
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_evaluated_without_its_tower(
+    dataset: Path, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "tower", tmp_path / "run"
+    shutil.copytree(tower, text)
+    steps = ("--steps", "4", "--evaluate-every", "2", "--save-every", "2")
+    run(dataset, out, *steps, program=FILE, given=options(text))
+    last = lines(out / "evaluations.jsonl")[-1]
+    text.rename(tmp_path / "moved")
+    assert {file.name for file in (out / KEPT).iterdir()} >= {"config.json", "tokenizer.json", "buffers.safetensors"}
+
+    def evaluated(name: str, *more: str, ranks: int = 1) -> dict:
+        given = ["evaluate", str(out), "--workers", "1", *more]
+        said = run(None, tmp_path / name, program=FILE, given=given, ranks=ranks)
+        assert f"text tower: {out}/{KEPT}, which the run kept of {text}" in said
+        return json.loads((tmp_path / name / "evaluation.json").read_text())
+
+    one = evaluated("one", "--split", "val")
+    flat = {f"held_out_{way}_{name}": value for way in WAYS for name, value in one[way].items()}
+    of_run = {name: value for name, value in last.items() if name.startswith("held_out")}
+    assert flat | {"held_out_chance_r1": one["chance_r1"]} == pytest.approx(of_run)
+    assert (one["clips"], one["of"], one["texts"], one["missing"]) == (8, 8, 16, [])
+    three = evaluated("three", ranks=3)  # of the run's own split
+    assert {way: three[way] for way in WAYS} == {way: pytest.approx(one[way]) for way in WAYS}
+    assert "data:image/jpeg" in (tmp_path / "three" / "evaluation.html").read_text()
+    # killed: some of the clips are there, in a part
+    table, parts = pq.read_table(tmp_path / "one" / "videos.parquet"), tmp_path / "killed" / "parts"
+    parts.mkdir(parents=True)
+    pq.write_table(table.slice(3), parts / f"part-{table['row'][3].as_py():09d}.parquet")
+    more = evaluated("killed", "--split", "val")
+    assert {way: more[way] for way in WAYS} == {way: pytest.approx(one[way]) for way in WAYS}
+    assert pq.read_table(tmp_path / "killed" / "videos.parquet")["row"].to_pylist() == table["row"].to_pylist()
+    given = [str(out), "--out", str(tmp_path / "one")]
+    assert evaluation.main([*given, "--split", "all"], RECIPES) == 2 and "give another --out" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    none = with_columns(dataset, tmp_path / "none", extra=[None] * 28)
+    assert evaluation.main([*given, "--data", str(none)], RECIPES) == 2
+    assert f"--split val: none of its 8 clips of {none} has a caption" in capsys.readouterr().err
+    # the run itself goes on without the tower, too
+    said = run(dataset, out, "--steps", "6", *steps[2:], program=FILE, given=options(text))
+    assert "those that the run kept of" in said and list(losses(out)) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ that of several videos, each of which is then right.
 T texts and V videos; Q queries and A answers are either.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,43 +39,82 @@ class Retrieval:
 def text_to_video(similarity_TV: np.ndarray, belongs_TV: np.ndarray) -> Retrieval:
     """Of every text the videos. Similarities of any real type; `belongs_TV` is bool, see `belonging`. Raises ValueError if a
     text has no video, there is no text, or a similarity is not finite."""
-    return _retrieved(similarity_TV, belongs_TV, np.arange(similarity_TV.shape[1]))
+    return summary(*places(similarity_TV, belongs_TV, np.arange(similarity_TV.shape[1])))
 
 
 def video_to_text(
-    similarity_TV: np.ndarray, belongs_TV: np.ndarray, videos_T: np.ndarray, texts: list[str] | None = None
+    similarity_TV: np.ndarray, belongs_TV: np.ndarray, videos_T: np.ndarray, texts: Sequence[str] | None = None
 ) -> Retrieval:
     """Of every video the texts, where text t was written for the video in place `videos_T[t]`. Where the `texts` are given, one
     that several videos have in the same words stands before others once, not once for each of them. Raises ValueError as
     `text_to_video` does."""
-    group_T = np.asarray(videos_T)
-    if texts is not None:
-        _, same_T, number = np.unique(texts, return_inverse=True, return_counts=True)
-        group_T = np.where(number[same_T] > 1, len(belongs_TV.T) + same_T, group_T)
-    return _retrieved(similarity_TV.T, belongs_TV.T, group_T)
+    return summary(*places(similarity_TV.T, belongs_TV.T, groups(np.asarray(videos_T), len(belongs_TV.T), texts)))
 
 
-def belonging(videos_T: np.ndarray, number: int, texts: list[str] | None = None) -> np.ndarray:
+def belonging(videos_T: np.ndarray, number: int, texts: Sequence[str] | None = None) -> np.ndarray:
     """Which of so many videos a text belongs to -> bool (T, V): the one that it was written for and, where the `texts` are
     given, all that have one of the same words."""
-    videos_T = np.asarray(videos_T)
-    same_T = videos_T if texts is None else np.unique(texts, return_inverse=True)[1]
-    belongs_XV = np.zeros((int(same_T.max(initial=-1)) + 1, number), np.bool_)
-    belongs_XV[same_T, videos_T] = True
-    return belongs_XV[same_T]
+    return Belonging(videos_T, number, texts).of_texts(np.arange(len(videos_T)))
 
 
-def _retrieved(similarity_QA: np.ndarray, belongs_QA: np.ndarray, group_A: np.ndarray) -> Retrieval:
+class Belonging:
+    """The same for some texts or videos at a time: the whole is too large for many."""
+
+    def __init__(self, videos_T: np.ndarray, number: int, texts: Sequence[str] | None = None) -> None:
+        self._videos_T, self._number = np.asarray(videos_T, np.int64), number
+        self._same_T = self._videos_T if texts is None else same_words(texts)
+        by_words, by_video = np.argsort(self._same_T, kind="stable"), np.argsort(self._videos_T, kind="stable")
+        self._words = int(self._same_T.max(initial=-1)) + 1
+        self._of_words = np.split(self._videos_T[by_words], np.searchsorted(self._same_T[by_words], np.arange(1, self._words)))
+        self._of_video = np.split(self._same_T[by_video], np.searchsorted(self._videos_T[by_video], np.arange(1, number)))
+
+    def of_texts(self, places: np.ndarray) -> np.ndarray:
+        """Places of Q texts -> bool (Q, V)."""
+        found_QV = np.zeros((len(places), self._number), np.bool_)
+        for query, words in enumerate(self._same_T[places].tolist()):
+            found_QV[query, self._of_words[words]] = True
+        return found_QV
+
+    def of_videos(self, places: np.ndarray) -> np.ndarray:
+        """Places of Q videos -> bool (Q, T)."""
+        found_QX = np.zeros((len(places), self._words), np.bool_)
+        for query, video in enumerate(np.asarray(places).tolist()):
+            found_QX[query, self._of_video[video]] = True
+        return found_QX[:, self._same_T]
+
+
+def same_words(texts: Sequence[str]) -> np.ndarray:
+    """A number for each, int64 (T,), equal ones for the same words. (A NumPy array of texts is as wide as the longest.)"""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
+
+
+def groups(videos_T: np.ndarray, number: int, texts: Sequence[str] | None) -> np.ndarray:
+    """What texts stand before others together, int64 (T,): those of one of so many videos and, where the `texts` are given, one
+    that several videos have in the same words."""
+    if texts is None:
+        return videos_T
+    same_T = same_words(texts)
+    return np.where(np.bincount(same_T)[same_T] > 1, number + same_T, videos_T)
+
+
+def places(similarity_QA: np.ndarray, belongs_QA: np.ndarray, group_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of some queries: the rank of the best answer, from 1, int64 (Q,), and the average precision, float64 (Q,). Answers of a
+    group stand before others once."""
     if similarity_QA.shape != belongs_QA.shape or similarity_QA.ndim != 2:
         raise ValueError(f"similarities {similarity_QA.shape} and what belongs {belongs_QA.shape} must be of texts and videos")
-    if not len(similarity_QA):
-        raise ValueError("there is nothing that could be looked for")
     if not np.isfinite(similarity_QA).all():
         raise ValueError("there are similarities that are not finite; try --compute.precision fp32")
     if len(without := np.flatnonzero(~belongs_QA.any(1))):
         raise ValueError(f"{len(without)} of {len(belongs_QA)} queries have no answer, such as that in place {without[0]}")
     found = [_found(s_A, b_A, group_A) for s_A, b_A in zip(similarity_QA, belongs_QA, strict=True)]
-    rank_Q, precision_Q = (np.array(each) for each in zip(*found, strict=True))
+    return np.array([rank for rank, _ in found], np.int64), np.array([precision for _, precision in found], np.float64)
+
+
+def summary(rank_Q: np.ndarray, precision_Q: np.ndarray) -> Retrieval:
+    """Of all queries' `places`. Raises ValueError if there is none."""
+    if not len(rank_Q):
+        raise ValueError("there is nothing that could be looked for")
     recall = {k: float((rank_Q <= k).mean()) for k in AT}
     return Retrieval(recall, float(np.median(rank_Q)), float(rank_Q.mean()), float(precision_Q.mean()))
 

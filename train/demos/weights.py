@@ -1,11 +1,13 @@
 """Weights of a command line, on a device."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from model.video_encoder import VideoEncoder, encoder_of
 from model.weights import Weights
@@ -18,6 +20,7 @@ from train.compute.parallel import Ranks
 from train.compute.precision import PRECISIONS
 
 HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
+Model = TypeVar("Model", bound=nn.Module)
 REFUSED = (DecodeError, OSError, ValueError, MemoryError)  # what a single video may end with; the others go on
 
 
@@ -71,14 +74,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def encoder_on(weights: Weights, precision: str, ranks: Ranks) -> VideoEncoder:
-    """On this rank's device, with the weights that rank 0 has read."""
+def on_ranks(weights: Weights, ranks: Ranks, make: Callable[[Weights], Model]) -> Model:
+    """What `make` builds, on this rank's device, with the weights that rank 0 has read. All ranks call it."""
     if ranks.rank:
         weights = replace(weights, tensors={name: torch.empty(each.shape) for name, each in weights.tensors.items()})
-    encoder = encoder_of(weights).to(ranks.device, PRECISIONS[precision].encoder)
+    model = make(weights)
     if ranks.device.type == "cpu":
-        attend_plainly(encoder)
+        attend_plainly(model)
     if ranks.world_size > 1:
-        for parameter in encoder.parameters():
+        for parameter in model.parameters():
             dist.broadcast(parameter.detach(), 0)
-    return encoder
+    return model
+
+
+def encoder_on(weights: Weights, precision: str, ranks: Ranks) -> VideoEncoder:
+    """On this rank's device, with the weights that rank 0 has read."""
+    dtype = PRECISIONS[precision].encoder
+    return on_ranks(weights, ranks, lambda whole: encoder_of(whole).to(ranks.device, dtype))

@@ -2,15 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-import torch.distributed as dist
 from torch import nn
 
 from model.weights import Weights
@@ -26,7 +23,6 @@ from train.accuracy.parts import Parts
 from train.checkpoint.descent import fingerprint
 from train.checkpoint.files import CONFIG
 from train.checkpoint.source import is_run
-from train.compute.on_cpu import attend_plainly
 from train.compute.parallel import Ranks
 from train.config import read_config
 from train.demos import weights as released
@@ -82,7 +78,7 @@ def score_model(options: argparse.Namespace, ranks: Ranks) -> None:
         print(f"{len(rows)} key frames of split {recipe.split}{there}", flush=True)
     missing = list[FailedClip]()
     if len(left):
-        model = model_of(weights, options, ranks)
+        model = released.on_ranks(weights, ranks, lambda whole: released.build(whole, options))
         missing = [*chain(*ranks.gather(detect(model, recipe, frames, left, boxes, parts, options, ranks)))]
     ranks.gather(None)  # every part is written
     if ranks.rank == 0:
@@ -132,19 +128,6 @@ def columns_of(weights: Weights, frames: KeyFrames) -> list[int]:
             f"{lacking[0]!r}"
         )
     return [place[name] for name in names]
-
-
-def model_of(weights: Weights, options: argparse.Namespace, ranks: Ranks) -> nn.Module:
-    """On this rank's device, with the weights that rank 0 has read."""
-    if ranks.rank:
-        weights = replace(weights, tensors={name: torch.empty(each.shape) for name, each in weights.tensors.items()})
-    model: nn.Module = released.build(weights, options)
-    if ranks.device.type == "cpu":
-        attend_plainly(model)
-    if ranks.world_size > 1:
-        for parameter in model.parameters():
-            dist.broadcast(parameter.detach(), 0)
-    return model
 
 
 def detect(

@@ -5,16 +5,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from model.localizer_weights import built
 from pipeline.console import check_printed, exit_status
 from pipeline.labels import read_label_map
-from pipeline.settings import completed, fields_of, with_values
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from train.compute.parallel import Ranks, started
-from train.config import LABEL_MAP, read_config, read_stage
+from train.config import LABEL_MAP, configuration_of, read_stage
 from train.localization.beginning import read_localizer
 from train.localization.configuration import LocalizeConfig
 from train.localization.held_out import HeldOutVideos
@@ -85,7 +84,7 @@ def asked(options: argparse.Namespace, recipes: Recipes) -> tuple[LocalizeConfig
     if (run / "config.json").exists():
         if (stage := read_stage(run / "config.json")) != "localize":
             raise ValueError(f"{run} is a run of `{stage}`, not of `localize`")
-        config = of_run(run / "config.json", next(iter(recipes.values()))())
+        config = configuration_of(run, next(iter(recipes.values()))())
         names = read_label_map(run / LABEL_MAP) if (run / LABEL_MAP).exists() else None
         if options.recipe:
             raise ValueError(f"--recipe {options.recipe}: {run} is a run, which has its own; leave it")
@@ -101,22 +100,6 @@ def asked(options: argparse.Namespace, recipes: Recipes) -> tuple[LocalizeConfig
     if not config.has_data:
         raise ValueError("--features FOLDER and --annotations JSON are needed")
     return config, names
-
-
-def of_run(file: Path, base: LocalizeConfig) -> LocalizeConfig:
-    """A run's config.json as it was resolved. Raises ValueError for what only newer code knows."""
-    before, fields = completed(read_config(file), base), fields_of(base)
-    if unknown := sorted(before.keys() - fields.keys()):
-        raise ValueError(f"{file} has {', '.join(unknown)}, which this tubecell does not know; update it")
-    found: LocalizeConfig = with_values(base, {name: typed(field.type, before[name]) for name, (field, _) in fields.items()})
-    return found
-
-
-def typed(kind: Any, value: Any) -> Any:
-    """What JSON made a list or a text of."""
-    if isinstance(value, list):
-        return tuple(typed(None, each) for each in value)
-    return Path(value) if isinstance(value, str) and Path in (kind, *get_args(kind)) else value
 
 
 def lines(found: Mapping[str, Any], folder: Path) -> list[str]:

@@ -37,7 +37,8 @@ from train.watch.json_lines import keep_lines
 
 ENVIRONMENT = "environment.json"
 LENGTH = {"steps", "epochs"}  # two ways to say one thing
-PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", COMPILED, "loader_profile", "reconstructions", LOCK)  # before `begin`
+# before `begin`
+PARTS = ("checkpoints", "metrics.jsonl", "tensorboard", COMPILED, "loader_profile", "reconstructions", "text_tower", LOCK)
 
 
 class RunFolder:

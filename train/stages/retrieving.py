@@ -4,6 +4,7 @@ tower of transformers (CLIP's symmetric loss; of videos as in Frozen in Time and
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from model.config import Implementation
 from model.trainable import Trainable
-from model.two_towers import Pooling, TwoTowers
+from model.two_towers import TwoTowers
 from model.weights import RETRIEVE, Transfer
 from pipeline.captions import FIELDS, Captions
 from pipeline.console import complain
@@ -33,7 +34,8 @@ from train.config import ComputeConfig, OptimConfig, RunConfig, at_least_1
 from train.parts import from_init, nothing_frozen, open_training
 from train.retrieval.contrastive import contrastive_loss
 from train.retrieval.held_out import held_out_pairs
-from train.retrieval.text_folder import TextFolder
+from train.retrieval.text_folder import begun
+from train.retrieval.text_trial import Asked
 from train.stage import Evaluator
 from train.stages.finetuning import check_trunk
 
@@ -45,8 +47,9 @@ class RetrieveConfig(RunConfig):
 
     text: str | None = setting(None, was=None, place=True)
     """The text tower: a local folder with a tokenizer and a model of transformers. Needed in a dry run, too."""
-    pooling: Pooling = "mean"
-    """What a text's feature is made of: "mean" of its tokens, "first" one, or "pooled", what the text tower itself pools."""
+    pooling: Asked = setting("auto", was="mean")
+    """What a text's feature is made of: "mean" of its tokens, "first" one, or "pooled", what the text tower itself pools.
+    "auto" takes what a tower pools that was trained to find pictures (CLIP's: the last token), and of others the mean."""
     words: int = 32
     """Tokens of a text; what is longer is cut."""
     captions: tuple[str, ...] = FIELDS
@@ -117,7 +120,7 @@ class Retrieving:
         self.config = config
         if config.text is None:
             raise ValueError("--text FOLDER is needed: a local folder with a tokenizer and a text model of transformers")
-        self._folder = TextFolder(config.text, config.pooling, config.words)
+        self._folder = begun(config.text, config.pooling, config.words, config.out)
         self._captions: Captions | None = None
 
     frozen = nothing_frozen
@@ -128,20 +131,23 @@ class Retrieving:
         config = self.config
         loader = open_training(config, self, ranks, state, clips_per_batch, label_map)
         try:
+            lacking, of = ranks.first(partial(self._lacking, loader.manifest))  # which makes what the others map
             self._captions = Captions(loader.manifest, config.captions)
-            lacking, of = self._lacking(loader.manifest, self._captions)
         except ValueError:
             loader.close()
             raise
+        if self._folder.is_kept and ranks.rank == 0:
+            print(f"text tower: tokenizer and sizes are those that the run kept of {self._folder.facts['from']}")
         if lacking:
             loader.notices.append(f"{lacking:,} of {of:,} clips have no caption: nothing is learned from them")
             if ranks.rank == 0:
                 complain(loader.notices[-1], once=True)
         return loader
 
-    def _lacking(self, manifest: Manifest, captions: Captions) -> tuple[int, int]:
+    def _lacking(self, manifest: Manifest) -> tuple[int, int]:
+        """Clips without a caption, and all of training."""
         rows = rows_of_split(manifest, checked_split(self.config.sampling.split))
-        lacking = int((captions.counts(rows) == 0).sum())
+        lacking = int((Captions(manifest, self.config.captions).counts(rows) == 0).sum())
         if lacking == len(rows):
             raise ValueError(
                 f"no clip of split {self.config.sampling.split} of {manifest.place} has a caption in `extra`, as "
@@ -217,8 +223,10 @@ class Retrieving:
 
     def evaluators(self, model: TwoTowers, ranks: Ranks, run: Path, manifest: Manifest) -> Sequence[Evaluator]:
         """What texts and videos find of each other on clips with a caption, in figures and on a page; the weights with the best
-        R@1 of texts are kept."""
+        R@1 of texts are kept. What evaluating later needs of the text tower goes into the run's folder."""
         assert self._captions is not None
+        if ranks.rank == 0:
+            self._folder.keep(run)
         return held_out_pairs(self, ranks, run, manifest, self._captions, self._folder)
 
 
