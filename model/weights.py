@@ -95,8 +95,9 @@ class Weights:
 
     @property
     def what(self) -> str:
-        """Encoder and decoder, or the number of classes."""
-        what = {"autoencoder": "encoder and decoder", "classifier": f"{self.num_classes} classes", "encoder": "encoder alone"}
+        """Encoder and what is beside it, or the number of classes."""
+        alone = "encoder and text tower" if self.has_texts else "encoder alone"
+        what = {"autoencoder": "encoder and decoder", "classifier": f"{self.num_classes} classes", "encoder": alone}
         return (what | {"detector": f"{self.num_classes} classes of boxes"})[self.kind]
 
     def encoder(self) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def with_caption(manifest: Manifest, captions: Captions, split: str, flag: str =
 
 def middle_view(config: RunConfig) -> SamplingRecipe:
     """How a run's clips are looked at in an evaluation."""
-    return replace(config.sampling, views_per_clip=1, fresh_windows=False)
+    return replace(config.sampling, views_per_clip=1, fresh_windows=False, split=checked_split(config.evaluate_split))
 
 
 def held_out_pairs(

@@ -51,15 +51,18 @@ def page(
 
 
 def found_by_texts(manifest: Manifest, pairs: Pairs) -> list[dict[str, Any]]:
-    """Of texts at equal distances the clips most like them, each with frames as a JPEG in base64, and in which place the first
-    that is right stands."""
+    """Of texts at equal distances the clips most like them and one that is right, each with its place and with frames as a JPEG
+    in base64, and in which place the first that is right stands."""
     different = np.unique(same_words(pairs.texts), return_index=True)[1]  # the same words find the same
     chosen = different[np.linspace(0, len(different) - 1, min(QUERIES, len(different))).round().astype(int)]
     similarity_QV = pairs.text_features[chosen] @ pairs.clip_features.T
     belongs_QV = Belonging(pairs.clip_of_text, len(pairs.rows), pairs.texts).of_texts(chosen)
     # of equal ones the right one comes last, as in the figures
     order_QV = [np.lexsort((own_V, -s_V)) for s_V, own_V in zip(similarity_QV, belongs_QV, strict=True)]
-    shown = sorted({int(pairs.rows[place]) for order_V in order_QV for place in order_V[:CLIPS]})
+    places_QK = [chosen_places(own_V[order_V]) for own_V, order_V in zip(belongs_QV, order_QV, strict=True)]
+    shown = sorted(
+        {int(row) for order_V, places in zip(order_QV, places_QK, strict=True) for row in pairs.rows[order_V[places]]}
+    )
     pictures = {row: jpeg(np.concatenate(views, axis=1)) for row, views in frames_of(manifest, shown, FRAMES, SIDE).items()}
     return [
         {
@@ -68,13 +71,23 @@ def found_by_texts(manifest: Manifest, pairs: Pairs) -> list[dict[str, Any]]:
             "right": int(own_V.sum()),
             "clips": [
                 {
-                    "key": manifest.clip(int(pairs.rows[place])).key,
-                    "similarity": float(s_V[place]),
-                    "right": bool(own_V[place]),
-                    "picture": pictures.get(int(pairs.rows[place])),
+                    "key": manifest.clip(int(pairs.rows[clip])).key,
+                    "place": place + 1,
+                    "similarity": float(s_V[clip]),
+                    "right": bool(own_V[clip]),
+                    "picture": pictures.get(int(pairs.rows[clip])),
                 }
-                for place in order_V[:CLIPS]
+                for place, clip in zip(places, order_V[places].tolist(), strict=True)
             ],
         }
-        for number, s_V, own_V, order_V in zip(chosen.tolist(), similarity_QV, belongs_QV, order_QV, strict=True)
+        for number, s_V, own_V, order_V, places in zip(
+            chosen.tolist(), similarity_QV, belongs_QV, order_QV, places_QK, strict=True
+        )
     ]
+
+
+def chosen_places(right_V: np.ndarray) -> list[int]:
+    """Of clips in their order, bool: the first ones and, if none of them is right, for the last of them the first that is."""
+    first = [*range(min(CLIPS, len(right_V)))]
+    best = int(np.flatnonzero(right_V)[0])
+    return first if best in first else [*first[:-1], best]

@@ -54,10 +54,8 @@ class TextFolder:
             tokenizer = AutoTokenizer.from_pretrained(str(self.place), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of files of others
             raise ValueError(f"--text {self.place} has no tokenizer that can be read: {first_line(error)}") from None
-        special = {*tokenizer.all_special_tokens}
-        if not any(
-            token not in special for token in tokenizer.get_vocab()
-        ):  # transformers makes one up where there are no files
+        # where there are no files, transformers makes one up, of special tokens alone
+        if not tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens}:
             raise ValueError(f"--text {self.place} has no tokenizer's files, such as tokenizer.json: no word is known")
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
