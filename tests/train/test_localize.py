@@ -20,7 +20,7 @@ from tests.train.trainers import lines, losses, run, start
 from train import localize
 from train.checkpoint.source import read_source
 from train.command_line import Kind, field_texts, from_command_line, spoken
-from train.localization.evaluation import of_run
+from train.config import configuration_of
 from train.localization.feature_set import FeatureSet
 from train.localization.inference import Found
 from train.localization.judging import JudgeConfig, judge
@@ -57,7 +57,7 @@ def test_a_run_and_what_it_leaves(made: Made, tmp_path: Path, capsys: pytest.Cap
     there = {each.name for each in (out / "localization").iterdir()}
     assert there == {"predictions.json", "evaluation.json", "evaluation.html", "timelines"}
     assert (out / "best.safetensors").exists() and "64 steps of features of 16 values" in (out / "card.md").read_text()
-    config = of_run(out / "config.json", RECIPES["tiny"]())
+    config = configuration_of(out, RECIPES["tiny"]())
     assert config.model.dim == 16 and config.sequence.crop == (0.9, 1.0) and config.model.windows == (9,)
     again = tmp_path / "result"
     assert main(["evaluate", str(out), "--split", "val", "--out", str(again), "--pictures", "1"]) == 0
