@@ -245,7 +245,7 @@ class ClipLoader:
         self.notices = notices(self.manifest, recipe) if rank == 0 else []  # it reads columns: 2.8 s for 100 million clips
         for notice in self.notices:
             complain(f"{self.manifest.place}: {notice}", once=True)
-        if world_size == 1 < ranks_of_job() and os.environ.get("RANK", "0") == "0":
+        if not self.sampler.picked and world_size == 1 < ranks_of_job() and os.environ.get("RANK", "0") == "0":
             complain(
                 f"warning: WORLD_SIZE is {ranks_of_job()}, and a loader was made for a world_size of 1: if every rank makes "
                 "one, all of them take the same clips; give it rank and world_size",

@@ -50,6 +50,7 @@ class EvaluationSampler(Sampler):
         if min(segments, crops) < 1:
             raise ValueError(f"{segments} segments x {crops} crops: a test takes at least one of each")
         self.views, self.segments, self.crops = views, *((segments, crops) if views == "full" else (1, 1))
+        self.picked = rows is not None
         self._rows = None if rows is None else np.asarray(rows, np.int64).reshape(-1)
 
     def of(self, manifest: Manifest, recipe: SamplingRecipe) -> Self:

@@ -27,6 +27,7 @@ class Sampler(ABC):
     sent. Where a rank is in an epoch, its *mark*, is a number of steps, or in a finite pass of clips."""
 
     finite: ClassVar[bool]  # an epoch is a pass of its own: it ends, and clips that fail leave their places empty
+    picked: bool = False  # its clips were named by row: no share of what a job's ranks have to do
     lanes: int = 0  # of shuffle "window", see `order`
     manifest: Manifest
     recipe: SamplingRecipe

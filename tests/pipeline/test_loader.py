@@ -19,7 +19,7 @@ import torch
 from pipeline.children import environment
 from pipeline.decoding.decode import ClipRequest, Decoder, decode_libav
 from pipeline.loader import SIDECAR, ClipLoader, LoaderError, LoaderState
-from pipeline.sampling import SamplingRecipe, sample_clips
+from pipeline.sampling import EvaluationSampler, SamplingRecipe, sample_clips
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.shards import ShardReader
 from tests.manifest_rows import with_columns
@@ -378,12 +378,12 @@ def test_states_of_other_runs_are_refused(dataset: Path) -> None:
 def test_a_loader_of_one_rank_in_a_job_of_several_says_so(
     dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """But for one that shows clips which were named, such as those of a page's pictures."""
     monkeypatch.setenv("WORLD_SIZE", "4")
-    for world_size, told in ((4, 0), (1, 1)):
-        with closing(ClipLoader(dataset, RECIPE, world_size=world_size)):
-            assert (
-                capsys.readouterr().err.count("warning: WORLD_SIZE is 4, and a loader was made for a world_size of 1") == told
-            )
+    for world_size, sampler, told in ((4, None, 0), (1, None, 1), (1, EvaluationSampler(rows=[3]), 0)):
+        with closing(ClipLoader(dataset, RECIPE, world_size=world_size, sampler=sampler)):
+            said = capsys.readouterr().err
+            assert said.count("warning: WORLD_SIZE is 4, and a loader was made for a world_size of 1") == told
 
 
 @pytest.mark.slow
