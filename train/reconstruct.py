@@ -32,10 +32,9 @@ from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from train.demos import weights as released
 from train.demos.film import write_film
-from train.demos.reconstruction import needs_pixels, rate_of, reconstruct, window
+from train.demos.reconstruction import ROWS, needs_pixels, rate_of, reconstruct, window
 from train.pictures import BORROWED, draw_images
 
-ROWS = ("original", "seen by\nthe encoder", "reconstruction", "patch means\nalone")
 FRAMES = 8  # of the picture
 
 

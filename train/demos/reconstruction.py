@@ -11,6 +11,8 @@ from pipeline.sampling import MaskRule, segment_frames
 from pipeline.sampling.masking import mask_indices
 from train.pictures import Images, paint
 
+ROWS = ("original", "seen by\nthe encoder", "reconstruction", "patch means\nalone")  # of Images
+
 
 def needs_pixels(weights: Weights) -> None:
     """Raises ValueError for weights that predict no pixels."""
