@@ -62,8 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         host, port = listener.getsockname()[:2]
         if not is_this_machine(host):
             print(f"--host {options.host}: whoever can reach this machine can use the page; there is no password")
-        print(f"http://{f'[{host}]' if ':' in host else host}:{port}    (Ctrl-C ends it)", flush=True)
-        serve(listener, shown, list(clips_of_quickstart(places)), options.longest * 60)
+        ready = f"http://{f'[{host}]' if ':' in host else host}:{port}    (Ctrl-C ends it)"
+        serve(listener, shown, list(clips_of_quickstart(places)), options.longest * 60, ready)
     return 0
 
 

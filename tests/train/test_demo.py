@@ -63,6 +63,7 @@ def test_weights_show_what_they_can(shown: ShownModels, folder: Path) -> None:
     ]
     said = head(shown)
     assert "3 classes with" in said and said.count("Not used:") == 2 and "No prediction" not in said
+    assert "&lt;b&gt;run&lt;/b&gt;, a &amp; b, c. Of a video" in said
     alone = head(load([str(folder / "mae.safetensors")], options()))
     assert "No prediction:" in alone and "<b>Reconstructs</b>" in alone
     assert "No reconstruction:" in head(load([str(folder / "classifier.safetensors")], options()))

@@ -112,7 +112,7 @@ def test_a_dropped_video_is_answered(server: Any, tmp_path: Path, capsys: Any) -
         moves = page.evaluate("getComputedStyle(document.querySelector('.film')).animationName")
         assert moves == "film" and "90% hidden" in page.inner_text("#reconstruction")
         page.get_by_text("Settings").click()
-        page.get_by_label("Seed of what is hidden").fill("7")
+        page.get_by_label("Seed:").fill("7")
         page.wait_for_function("old => document.querySelector('#reconstruction .best .value').innerText != old", arg=error)
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         assert (tmp_path / "page.png").stat().st_size > 10_000

@@ -53,7 +53,7 @@ def page(shown: ShownModels, clips: Sequence[Path], longest: float) -> gr.Blocks
                     moment = gr.Slider(0, 100, 50, step=1, label="Moment to reconstruct, % of the video", visible=used)
                     rule = first.mask if first else "tube"
                     mask = gr.Dropdown(list(get_args(MaskRule)), value=rule, label="What is hidden", visible=used)
-                    seed = gr.Number(0, precision=0, minimum=0, label="Seed of what is hidden", visible=used)
+                    seed = gr.Number(0, precision=0, minimum=0, label="Seed: another number hides other patches", visible=used)
                     predictor = one_of(shown.predictors, "Predict with")
                     reconstructor = one_of(shown.reconstructors, "Reconstruct with")
             with gr.Column(scale=6, min_width=320):

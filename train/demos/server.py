@@ -48,13 +48,18 @@ def temporary_uploads() -> Iterator[Path]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def serve(listener: socket.socket, shown: ShownModels, clips: Sequence[Path], longest: float) -> None:
-    """Answers until Ctrl-C, SIGTERM, or a terminal that closes."""
+def serve(listener: socket.socket, shown: ShownModels, clips: Sequence[Path], longest: float, ready: str) -> None:
+    """Prints `ready` and answers, until Ctrl-C, SIGTERM, or a terminal that closes."""
     os.environ.update(QUIET)
     import uvicorn
     from fastapi import FastAPI
 
     from train.demos.page import mounted, page
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(ready, flush=True)
 
     for number in (signal.SIGTERM, signal.SIGHUP):  # which would end the process with the uploads on the disk
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -63,7 +68,7 @@ def serve(listener: socket.socket, shown: ShownModels, clips: Sequence[Path], lo
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         application = guarded(mounted(app, page(shown, clips, longest)))
         config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=GOODBYE)
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
 
 
 def guarded(app: Any) -> Any:
