@@ -55,8 +55,10 @@ def main(arguments: Sequence[str]) -> int:
     places = options.weights or quickstart_weights()
     with listening(options.host, options.port) as listener:
         shown = load(places, options)
-        for model in (*shown.predictors.values(), *shown.reconstructors.values()):
-            print(f"{'predicts' if model.place in shown.predictors else 'reconstructs'} with {model.place} ({model.name})")
+        for place, classifier in shown.predictors.items():
+            print(f"predicts with {place} ({classifier.name})")
+        for place, autoencoder in shown.reconstructors.items():
+            print(f"reconstructs with {place} ({autoencoder.name})")
         for why in shown.neither:
             print(why)
         host, port = listener.getsockname()[:2]
