@@ -1,6 +1,8 @@
 # make quickstart                    build a dataset of generated clips, pre-train and fine-tune a small model, show what it learned
 # make quickstart VIDEOS=/my/videos  the same on a folder of your own videos
 # make learn                         pre-training against none, with few labels and with all: a table and a plot, some 20 minutes
+# make demo                          a page to drop a video on: it predicts and reconstructs, with the quickstart's models or
+#                                    WEIGHTS="FILE RUN ..." (and LABELS=FILE, PORT=N)
 # make install                       only .venv, for `source .venv/bin/activate`
 # make test                          lint, types and tests
 # make test-all                      the same with the slow ones, too: kills, full disks, torchrun
@@ -8,19 +10,25 @@
 
 PYTHON ?= python3
 VIDEOS ?=
+WEIGHTS ?=
+LABELS ?=
+PORT ?=
 BIN := .venv/bin
 # compiled when first imported: of 7 GB little is, and compiling all of it takes half a minute of a core
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 # or it would be compiled at every import, 17 s for torch
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart learn install test test-all lint clean
+.PHONY: quickstart learn demo install test test-all lint clean
 
 quickstart: .venv/installed
 	@$(BIN)/python quickstart.py $(if $(VIDEOS),--videos "$(VIDEOS)")
 
 learn: .venv/installed
 	$(BIN)/tubecell learning --parts labels --seeds 1 --methods scratch pretrained --shares 5 100
+
+demo: .venv/demo
+	@$(BIN)/tubecell demo $(WEIGHTS) $(if $(LABELS),--labels "$(LABELS)") $(if $(PORT),--port $(PORT))
 
 install: .venv/installed
 
@@ -44,7 +52,12 @@ lint: .venv/dev
 	$(PIP) --editable '.[all]'
 	@touch $@
 
-# what the tests need besides: Ray, a local S3 server, the peers of the benchmarks
+# Gradio
+.venv/demo: .venv/installed
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+# what the tests need besides: Ray, a local S3 server, the peers of the benchmarks, a driver of Chromium
 .venv/dev: .venv/installed
 	$(PIP) --editable '.[dev]'
 	@touch $@

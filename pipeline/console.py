@@ -93,15 +93,17 @@ def check_printed() -> None:
         raise ValueError(f"what was printed could not all be written: {fault}")
 
 
-def exit_status(*refused: type[Exception], name: str = "error") -> Callable[[Callable[[Sequence[str]], int | None]], Main]:
+def exit_status(
+    *refused: type[Exception], name: str = "error", bare: bool = False
+) -> Callable[[Callable[[Sequence[str]], int | None]], Main]:
     """Makes a program's main of one that returns its exit status, None for 0. ValueError, OSError and those `refused` are said
-    after `name`, and are 2; so is the help, of who gives no arguments."""
+    after `name`, and are 2; so is the help, of who gives no arguments, unless the program is called `bare`, too."""
 
     def decorate(main: Callable[[Sequence[str]], int | None]) -> Main:
         def command(arguments: Sequence[str] | None = None) -> int:
             words = sys.argv[1:] if arguments is None else arguments
             try:
-                if words:
+                if words or bare:
                     return main(words) or 0
                 with contextlib.suppress(SystemExit):
                     main(["--help"])

@@ -56,7 +56,8 @@ from train.accuracy.predictions import Predictions
 from train.accuracy.scores import ClipScores, view_probabilities
 from train.compute.parallel import Ranks, started
 from train.demos import weights as released
-from train.predict import SPARSE_WINDOWS, VIEWS_AT_ONCE, class_names, count, windows_and_crops
+from train.demos.prediction import SPARSE_WINDOWS, VIEWS_AT_ONCE, class_names
+from train.predict import count, windows_and_crops
 
 DENSE, SPARSE = (5, 3), (SPARSE_WINDOWS, 3)  # official views, of Kinetics and Something-Something
 PART_CLIPS, PART_SECONDS = 512, 60.0  # a part of the predictions, whichever comes first: what a kill costs

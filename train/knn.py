@@ -56,7 +56,8 @@ from train.checkpoint.descent import descent_of, encoder_sizes, fingerprint
 from train.classes import check_classes
 from train.compute.parallel import Ranks, started
 from train.demos import weights as released
-from train.predict import VIEWS_AT_ONCE, windows_and_crops
+from train.demos.prediction import VIEWS_AT_ONCE
+from train.predict import windows_and_crops
 
 FILE = "features.parquet"
 PART_CLIPS, PART_SECONDS = 512, 60.0  # a part of the features, whichever comes first: what a kill costs

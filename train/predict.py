@@ -26,28 +26,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
-import torch
 
-from model.classifier import VideoClassifier
-from model.weights import Weights
 from pipeline.console import check_printed, exit_status
-from pipeline.decoding.video_file import VideoFile, read_video
-from pipeline.progress import Progress
-from pipeline.sampling import segment_frames
-from pipeline.sampling.frames import tsn_test_frames
+from pipeline.decoding.video_file import read_video
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
-from train.accuracy.scores import view_probabilities
 from train.demos import weights as released
-from train.demos.time_line import THUMBNAILS, TimeLine, clock, draw, spans_of
-
-WINDOWS_AT_ONCE = 32  # decoded: 77 MB with one crop of 16 x 224²
-VIEWS_AT_ONCE = {"cpu": 4, "cuda": 32}
-SPARSE_WINDOWS = 2  # official, of Something-Something
+from train.demos.prediction import Prediction, class_names, needs_classes, predict
+from train.demos.time_line import clock, draw
 
 
 @exit_status(name="predict")
@@ -72,10 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         if (value := getattr(options, name)) < 1:
             raise ValueError(f"--{name} {value} must be at least 1")
     weights = released.read(options)
-    if weights.kind != "classifier":
-        others = {"autoencoder": "; `tubecell reconstruct` takes it", "detector": ": its classes are of boxes"}
-        instead = others.get(weights.kind, "")
-        raise ValueError(f"{weights.place} has no head of classes: give weights of a fine-tuned model{instead}")
+    needs_classes(weights)
     names = class_names(options.labels, weights)
     if not options.json:
         unnamed = "\n  its classes have no names: --labels FILE gives them" if not (weights.labels or options.labels) else ""
@@ -84,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     failed, drawn = 0, Counter[str]()
     for path in options.videos:
         try:
-            prediction = predict(model, path, options)
+            prediction = predict(model, read_video(path), options.stride, options.views, sparse=options.sparse)
         except released.REFUSED as error:
             released.tell("predict", path, error)
             failed += 1
@@ -104,81 +90,6 @@ def windows_and_crops(text: str) -> tuple[int, int]:
     if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not WINDOWSxCROPS, such as 5x3")
     return int(found[1]), int(found[2])
-
-
-def class_names(file: Path | None, weights: Weights) -> list[str]:
-    """Of the head's classes: from a file, from the weights, or their numbers.
-
-    A file is a JSON list, {"0": name} or {name: 0}, also as id2label in a config.json, or text with a name a line. Raises
-    ValueError for anything else, and for as many names as the head has not.
-    """
-    number = weights.num_classes
-    if file is None:
-        return list(weights.labels or (f"class {index}" for index in range(number)))
-    text = file.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith(("[", "{")):
-        names: Any = [line.strip() for line in text.strip().splitlines()]
-    else:
-        try:
-            names = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"--labels {file} is no JSON: {error}") from None
-        if isinstance(names, dict):
-            names = names.get("id2label", names)
-            pairs = [(index, name) if isinstance(name, str) else (name, index) for index, name in names.items()]
-            by_index = {int(index): name for index, name in pairs if str(index).isdecimal()}
-            names = [by_index.get(index) for index in range(len(pairs))]
-    if not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"--labels {file} does not give every class, from 0 on, a name: a JSON list of names, a dictionary")
-    if len(names) != number:
-        raise ValueError(f"--labels {file} names {len(names)} classes, and the head of {weights.place} has {number}")
-    return names
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model makes of a video."""
-
-    video: VideoFile
-    frames: np.ndarray
-    """Int64 (S, T), of the windows."""
-    line: TimeLine
-    timed: bool
-    """Whether the windows are of different times."""
-    pictures: np.ndarray
-    """Uint8 (n, height, width, 3): frames, equally spaced in time."""
-
-
-@torch.inference_mode()
-def predict(model: VideoClassifier, path: Path, options: argparse.Namespace) -> Prediction:
-    """Raises what REFUSED names."""
-    video, device = read_video(path), model.head.weight.device
-    size, num_frames, length = (model.config.input_size,) * 2, model.config.num_frames, video.clip.num_frames
-    end_to_end = -(-length // (num_frames * options.stride))
-    windows, crops = options.views or (SPARSE_WINDOWS if options.sparse else end_to_end, 1)
-    if options.sparse:
-        frames = tsn_test_frames(length, num_frames, windows)
-        spans = np.tile([video.times[0], video.seconds], (windows, 1))
-    else:
-        frames = segment_frames(length, num_frames, options.stride, windows)
-        spans = spans_of(video, frames, options.stride)
-    # the window and the frame of it that stand for each of some moments
-    moments = spans[0, 0] + (np.arange(THUMBNAILS) + 0.5) / THUMBNAILS * (spans[-1, 1] - spans[0, 0])
-    shown = [np.unravel_index(np.abs(video.times[frames] - moment).argmin(), frames.shape) for moment in moments]
-    pictures = np.empty((THUMBNAILS, *size, 3), np.uint8)
-    boxes, scores = video.boxes(size, crops), []
-    with Progress(total=windows * crops, unit="view", desc=path.name, leave=False, delay=2) as bar:
-        for first in range(0, windows, WINDOWS_AT_ONCE):
-            part = frames[first : first + WINDOWS_AT_ONCE]
-            views = video.views(np.repeat(part, crops, axis=0), np.tile(boxes, (len(part), 1)), size)
-            for i, (window, frame) in enumerate(shown):
-                if first <= window < first + len(part):
-                    pictures[i] = views[(window - first) * crops + crops // 2, frame]
-            for some in torch.from_numpy(views).split(VIEWS_AT_ONCE[device.type]):
-                scores.append(view_probabilities(model, some, len(some)))
-                bar.update(len(some))
-    probabilities = np.concatenate(scores).reshape(windows, crops, -1).mean(1)
-    return Prediction(video, frames, TimeLine(spans, probabilities), windows > 1 and not options.sparse, pictures)
 
 
 def report(path: Path, prediction: Prediction, names: Sequence[str], options: argparse.Namespace, picture: Path | None) -> None:

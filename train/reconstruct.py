@@ -24,23 +24,17 @@ import argparse
 from collections.abc import Sequence
 from typing import get_args
 
-import numpy as np
-import torch
-
-from model.weights import Weights
-from pipeline import keyed
 from pipeline.console import exit_status
 from pipeline.decoding.decode import DecodeError
-from pipeline.decoding.video_file import VideoFile, read_video
-from pipeline.sampling import MaskRule, segment_frames
-from pipeline.sampling.masking import mask_indices
+from pipeline.decoding.video_file import read_video
+from pipeline.sampling import MaskRule
 from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
 from train.demos import weights as released
 from train.demos.film import write_film
-from train.pictures import BORROWED, Images, draw_images, paint
+from train.demos.reconstruction import ROWS, needs_pixels, rate_of, reconstruct, window
+from train.pictures import BORROWED, draw_images
 
-ROWS = ("original", "seen by\nthe encoder", "reconstruction", "patch means\nalone")
 FRAMES = 8  # of the picture
 
 
@@ -66,68 +60,28 @@ def main(arguments: Sequence[str]) -> int:
     if options.stride < 1:
         raise ValueError(f"--stride {options.stride} must be at least 1")
     weights = released.read(options)
-    check_pixels(weights)
+    needs_pixels(weights)
     print(weights)
+    model = released.build(weights, options)
     try:
         video = read_video(options.video)
         frames = window(video, weights.config.num_frames, options.stride, options.start)
-        size = (weights.config.input_size, weights.config.input_size)
-        views = torch.from_numpy(video.views(frames[None], video.boxes(size, 1), size))
+        images = reconstruct(model, video, frames, options.mask, options.mask_ratio, options.seed)
     except (DecodeError, OSError) as error:
         released.tell("reconstruct", options.video, error)
         return 1
-    images = reconstruct(weights, views, options)
     stem.parent.mkdir(parents=True, exist_ok=True)
     errors = f"error {images.error:.3f}, of the means alone {images.error_of_means:.3f}"
     begin, end = video.times[frames[[0, -1]]]
     hidden = f"{options.mask_ratio:.0%} hidden ({options.mask})"
     title = f"{released.short(options.video.name)}, {begin:.1f} to {end:.1f} s; {weights.name}; {hidden}\n{errors}; {BORROWED}"
     draw_images(picture, dict(zip(ROWS, images[:4], strict=True)), min(FRAMES, len(frames)), title)
-    step = np.diff(video.times[np.unique(frames)])
-    rate = 1 / step.mean() if len(step) else 25 / options.stride
-    write_film(film, {name.replace("\n", " "): clip[0] for name, clip in zip(ROWS, images[:4], strict=True)}, rate)
+    clips = {name.replace("\n", " "): clip[0] for name, clip in zip(ROWS, images[:4], strict=True)}
+    write_film(film, clips, rate_of(video, frames, options.stride))
     print(f"squared error    {images.error:.3f} of the hidden patches' normalised pixels")
     print(f"                 {images.error_of_means:.3f} of their means alone")
     print(f"picture          {picture}\nfilm             {film}")
     return 0
-
-
-def check_pixels(weights: Weights) -> None:
-    """Raises ValueError for weights that predict no pixels."""
-    if weights.kind != "autoencoder":
-        what = {"classifier": "a classifier", "detector": "an action detector"}.get(weights.kind, "an encoder alone")
-        instead = "; `tubecell predict` takes it" if weights.kind == "classifier" else ""
-        raise ValueError(f"{weights.place} is {what}, without a decoder: give weights of pre-training{instead}")
-    values, pixels = len(weights.tensors["decoder.head.weight"]), weights.config.patch_values
-    if values != pixels:
-        raise ValueError(
-            f"{weights.place} predicts {values} values of a patch, which are no pixels (a patch has {pixels}): its target was "
-            "features; give weights that were trained to predict pixels"
-        )
-
-
-def window(video: VideoFile, num_frames: int, stride: int, start: float | None) -> np.ndarray:
-    """Every `stride`-th frame from `start` seconds on, or in the middle -> (T,); the last is repeated where there are too few.
-
-    Raises ValueError for a start after the end."""
-    length = video.clip.num_frames
-    if start is None:
-        return segment_frames(length, num_frames, stride, 1)[0]
-    if not 0 <= start < video.seconds:
-        raise ValueError(f"--start {start:g} is not in the video, which has 0 to {video.seconds:.2f} seconds")
-    first = min(int(np.searchsorted(video.times, start - 1e-6)), length - 1)
-    return first + segment_frames(min(length - first, num_frames * stride), num_frames, stride, 1)[0]
-
-
-def reconstruct(weights: Weights, views: torch.Tensor, options: argparse.Namespace) -> Images:
-    """Views (1, T, size, size, 3) uint8 -> pictures."""
-    grid = weights.config.grid
-    key = keyed.mix(options.seed, keyed.MASK, np.arange(1))
-    indices = mask_indices(key, grid, options.mask_ratio, 0, masks=options.mask)
-    model = released.build(weights, options)
-    device = next(model.parameters()).device
-    visible, hidden = (torch.from_numpy(each).to(device) for each in indices[:2])
-    return paint(model, views.to(device), visible, hidden)
 
 
 if __name__ == "__main__":

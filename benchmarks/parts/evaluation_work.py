@@ -16,8 +16,8 @@ from pipeline.sampling import SamplingRecipe
 from train.accuracy.predictions import Predictions
 from train.accuracy.scores import view_probabilities
 from train.compute.parallel import Ranks
+from train.demos.prediction import VIEWS_AT_ONCE
 from train.evaluate import predict
-from train.predict import VIEWS_AT_ONCE
 
 
 class ForwardWork(Work):

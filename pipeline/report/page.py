@@ -17,8 +17,18 @@ COLOURS = 8  # classes c0 to c7 of the style sheet
 def render(template: Path, kind: str, heading: object, subtitle: str, **values: Any) -> str:
     """The whole document: `template`, the body's, with `values`, and the style sheet beside it. Its policy forbids every
     request, so that nothing in it can reach a network."""
+    environment = environment_of(template.parent, HERE)
+    kit = environment.get_template("page.html").module
+    environment.globals |= {name: part for name, part in vars(kit).items() if not name.startswith("_")}
+    body = Markup(environment.get_template(template.name).render(values))
+    style = Markup((HERE / "page.css").read_text("utf-8") + template.with_suffix(".css").read_text("utf-8"))
+    return str(kit.page(kind, heading, subtitle, style, body))  # type: ignore[attr-defined]
+
+
+def environment_of(*folders: Path) -> Environment:
+    """What templates in these folders are rendered by: values are escaped, and forms of numbers known."""
     environment = Environment(
-        loader=FileSystemLoader([template.parent, HERE]),
+        loader=FileSystemLoader(folders),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=shown,
@@ -27,11 +37,7 @@ def render(template: Path, kind: str, heading: object, subtitle: str, **values: 
     )
     environment.filters |= {"f": form, "colour": colour}
     environment.globals["share"] = share
-    kit = environment.get_template("page.html").module
-    environment.globals |= {name: part for name, part in vars(kit).items() if not name.startswith("_")}
-    body = Markup(environment.get_template(template.name).render(values))
-    style = Markup((HERE / "page.css").read_text("utf-8") + template.with_suffix(".css").read_text("utf-8"))
-    return str(kit.page(kind, heading, subtitle, style, body))  # type: ignore[attr-defined]
+    return environment
 
 
 def shown(value: object) -> str:

@@ -18,6 +18,7 @@ from pipeline.sampling import segment_frames
 from tests.pipeline.encoding import encode, numbered_frame
 from train import predict
 from train.checkpoint.source import read_source
+from train.demos.prediction import class_names
 from train.demos.time_line import TimeLine
 
 NAMES = ["running", "a very long name of something that somebody does with something else for a while", "Схватка $x$ 人"]
@@ -91,8 +92,8 @@ def test_a_short_video_is_one_window(classifier: Any, tmp_path: Path, capsys: An
 def test_names_of_classes(text: str, classifier: Any, tmp_path: Path) -> None:
     (tmp_path / "labels").write_text(text)
     weights = read_source(classifier[0])
-    assert predict.class_names(tmp_path / "labels", weights) == ["x", "y", "z"]
-    assert predict.class_names(None, weights) == NAMES
+    assert class_names(tmp_path / "labels", weights) == ["x", "y", "z"]
+    assert class_names(None, weights) == NAMES
 
 
 def test_refusals_name_what_is_wrong(classifier: Any, video: Path, capsys: Any, tmp_path: Path) -> None:

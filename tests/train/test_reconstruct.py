@@ -17,6 +17,7 @@ from model.weights import metadata_of
 from pipeline.decoding.video_file import read_video
 from tests.pipeline.encoding import encode, numbered_frame
 from train import reconstruct
+from train.demos.reconstruction import window
 from train.pictures import paint
 
 TINY = MODELS["tiny"]
@@ -107,4 +108,4 @@ def test_a_window_at_the_end_repeats_its_last_frame(
     length: int, start: float | None, frames: list[int], tmp_path: Path
 ) -> None:
     (tmp_path / "x.mp4").write_bytes(encode([numbered_frame(number) for number in range(length)]))
-    assert reconstruct.window(read_video(tmp_path / "x.mp4"), 4, 4, start).tolist() == frames
+    assert window(read_video(tmp_path / "x.mp4"), 4, 4, start).tolist() == frames

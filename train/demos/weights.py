@@ -24,10 +24,12 @@ Model = TypeVar("Model", bound=nn.Module)
 REFUSED = (DecodeError, OSError, ValueError, MemoryError)  # what a single video may end with; the others go on
 
 
-def add_options(parser: argparse.ArgumentParser, positional: bool = False, flag: str = "--weights") -> None:
-    """With a flag, or the place of weights as an argument."""
+def add_options(parser: argparse.ArgumentParser, positional: bool | str = False, flag: str = "--weights") -> None:
+    """With a flag, or the place of weights as an argument; "*": any number of places."""
     what = "official, Hugging Face's or timm's file or folder; or a run of ours"
-    if positional:
+    if positional == "*":
+        parser.add_argument("weights", nargs="*", metavar="WEIGHTS", help=what)
+    elif positional:
         parser.add_argument("weights", metavar="RUN_OR_WEIGHTS", help=what)
     else:
         parser.add_argument(flag, dest="weights", required=True, metavar="W", help=what)
@@ -43,10 +45,10 @@ def add_options(parser: argparse.ArgumentParser, positional: bool = False, flag:
     parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: bf16 on CUDA, fp32 on a CPU")
 
 
-def read(options: argparse.Namespace) -> Weights:
-    """Of several ranks the first reads: see `read_once`. Raises ValueError, in a line, for what is no weights, and for another
-    network than ours."""
-    weights = read_once(options.weights, key=options.key, **{name: getattr(options, name) for name in HINTS})
+def read(options: argparse.Namespace, place: str | None = None) -> Weights:
+    """Of several ranks the first reads: see `read_once`. `place`: one of several. Raises ValueError, in a line, for what is no
+    weights, and for another network than ours."""
+    weights = read_once(place or options.weights, key=options.key, **{name: getattr(options, name) for name in HINTS})
     weights.check_same()
     return weights
 
@@ -60,8 +62,13 @@ def build(weights: Weights, options: argparse.Namespace) -> Any:
 
 def tell(program: str, video: object, error: Exception) -> None:
     """Why there is nothing of a video: a line."""
+    complain(printable(f"{program}: {video}: {reason(error)}"))
+
+
+def reason(error: Exception) -> str:
+    """What one of REFUSED says."""
     detail = error.detail if isinstance(error, DecodeError) else getattr(error, "strerror", None) or str(error)
-    complain(printable(f"{program}: {video}: {detail or type(error).__name__}"))
+    return detail or type(error).__name__
 
 
 def short(name: str, length: int = 60) -> str:
