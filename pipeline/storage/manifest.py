@@ -158,11 +158,12 @@ class Manifest:
         """A file made of all rows of this manifest's file by `write` on first use: see `cached_file`."""
         return cached_file(self.root, f"{name}-{self._digest}.arrow", write)
 
-    def column(self, name: str) -> "pa.ChunkedArray":
-        """A whole column as Arrow, for reports and label maps."""
+    def column(self, name: str, *, whole: bool = False) -> "pa.ChunkedArray":
+        """A column as Arrow, for reports and label maps; `whole`: of later versions' rows, too."""
         import pyarrow as pa
 
-        return pa.ipc.open_file(pa.memory_map(str(self._file))).read_all()[name].slice(0, len(self))
+        column = pa.ipc.open_file(pa.memory_map(str(self._file))).read_all()[name]
+        return column if whole else column.slice(0, len(self))
 
 
 _Place = tuple[list[tuple[str, int, int]], list[str]]

@@ -1,5 +1,5 @@
 from collections import Counter
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from pipeline.sampling import order
 from pipeline.sampling.order import Order
 from pipeline.sampling.recipe import SamplingRecipe
+from pipeline.storage.manifest import Manifest
+from tests.manifest_rows import row, write_rows
 
 QUICK = settings(derandomize=True, database=None, deadline=None, max_examples=60)
 SOURCES = ["kinetics", "ssv2", "ava"]
@@ -215,17 +217,26 @@ def test_windows_shuffle_and_epochs_differ() -> None:
     assert (rows == all_rows(Order(recipe(1, shuffle="window", lanes=1, window=50, seed=1), 1000), 0)).mean() < 0.02
 
 
-def manifest(shards: list[str], offsets: list[int]) -> SimpleNamespace:
-    columns = {"shard": pa.chunked_array([shards]), "offset": pa.chunked_array([offsets])}
-    return SimpleNamespace(place="DATASET", column=columns.__getitem__)
+def goes_back(shards: list[str], offsets: list[int]) -> int | None:
+    return order.first_that_goes_back(pa.chunked_array([shards]), pa.chunked_array([offsets]))
 
 
-def test_rows_that_do_not_follow_their_shards_are_refused() -> None:
-    order.check_reading_order(manifest(["a", "a", "c", "b", "b"], [1, 5, 3, 0, 9]))
-    with pytest.raises(ValueError, match="row 3 goes back in a;"):
-        order.check_reading_order(manifest(["a", "a", "b", "a", "a"], [1, 5, 3, 7, 9]))
-    with pytest.raises(ValueError, match="row 1 goes back in a;"):
-        order.check_reading_order(manifest(["a", "a", "b"], [5, 1, 3]))
+def test_rows_that_do_not_follow_their_shards_are_found() -> None:
+    assert goes_back(["a", "a", "c", "b", "b"], [1, 5, 3, 0, 9]) is None
+    assert goes_back(["a", "a", "b", "a", "a"], [1, 5, 3, 7, 9]) == 3
+    assert goes_back(["a", "a", "b"], [5, 1, 3]) == 1
+
+
+def test_they_are_refused_where_the_version_has_them(tmp_path: Path) -> None:
+    """And looked for once, however many processes ask."""
+    shards = ["shards/a.tar", "shards/a.tar", "shards/b.tar", "shards/a.tar"]
+    for version, number in enumerate((3, 4), start=1):
+        write_rows(tmp_path, [row(place, shard=shards[place]) for place in range(number)])
+        opened = Manifest(tmp_path, version)
+        assert len(opened) == number
+    with pytest.raises(ValueError, match=r"row 3 goes back in shards/a.tar; use shuffle 'global'"):
+        order.check_reading_order(opened)
+    order.check_reading_order(Manifest(tmp_path, 1))
 
 
 # ------------------------------------------------------------------------------------------------------- mixtures
