@@ -229,8 +229,9 @@ def results(measured: Measured) -> list[Result]:
             name = f"builder/{preset.replace('-', '_')}"
             found.append(Result(name, built.clips / built.seconds, "clips/s"))
             found.append(Result(f"{name}/bytes", built.bytes, "bytes", files.bytes))
-        if plain := files.h264_plain:
-            found.append(Result("builder/h264_fast/bytes/vs_plain_preset", files.h264_fast.bytes, "bytes", plain.bytes))
+        if built_plain := files.h264_plain:
+            beside_it = Result("builder/h264_fast/bytes/vs_plain_preset", files.h264_fast.bytes, "bytes", built_plain.bytes)
+            found.append(beside_it)
         found += [peer.result("views/s") for peer in measured.peers]
     found += [part.result("views/s") for part in measured.on_files.values()]
     if best := measured.best_peer:
