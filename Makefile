@@ -44,11 +44,13 @@ test-all: lint
 lint: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
-.venv/installed: pyproject.toml setup.py constraints.txt
+.venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(f"tubecell needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml setup.py constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[all]'
 	@touch $@
 
@@ -57,10 +59,10 @@ lint: .venv/dev
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
-# what the tests need besides: Ray, a local S3 server, the peers of the benchmarks, a driver of Chromium
-.venv/dev: .venv/installed
+# the same, and what the tests need besides: Ray, a local S3 server, the peers of the benchmarks, a driver of Chromium; in one call
+.venv/dev: pyproject.toml setup.py constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[dev]'
-	@touch $@
+	@touch $(@D)/installed $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache *.egg-info build

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""How fast clips become training data on this machine, next to a PyTorch DataLoader, and whether loader or model limits.
+"""How fast videos become training data on this machine, next to a PyTorch DataLoader, and whether loader or model limits.
 
-    tubecell throughput --videos FOLDER      your files, before anything is built: what would tubecell gain?
+    tubecell throughput --videos FOLDER      your own videos, before anything is built of them: a table and one sentence
+    tubecell throughput --videos FOLDER --plot throughput.png          the same as a picture
     tubecell throughput --data DATASET       a dataset: builder, decoding, loader, model, all together, peers
     tubecell throughput                      generated clips and the recipe `tiny` (`vit-b-hybrid` on a GPU)
     tubecell throughput vit-b-hybrid --data DATASET --json throughput.json --plot throughput.png
 
 All take turns of a few seconds, round after round; every rate is the median of the rounds, and every ratio that of the rounds'
-ratios. Frames are taken at stride 4, so that all decode the same. A clip is decoded once and becomes R views.
+ratios. Frames are taken at stride 4, so that all decode the same. A clip is decoded once and becomes R views: training
+examples of 16 frames, each with its own crop. Where the machine is busy with other work, or the rounds differ too much, the
+last words are that it cannot tell, not a ratio.
 """
 
 import sys
@@ -52,11 +55,13 @@ class Options(WithTurns):
     recipe: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")] = None
     """A recipe of train/recipes/pretraining.py; by default vit-b-hybrid, and tiny for generated clips without a GPU."""
     videos: Path | None = None
-    """Folder of video files, measured before anything is built of them."""
+    """Folder of video files at any depth, measured before anything is built of them; other files in it do not matter."""
     data: str | None = None
     """The dataset to measure on: a folder with a manifest.parquet; by default 64 generated clips in data/throughput."""
     plot: Path | None = None
     """Picture to draw of them, .png or .svg."""
+    more: bool = False
+    """With --videos: measure one view of a clip, the preset h264-plain and fine-tuning's views, too; three times as long."""
     peers: bool = True
     """Compare with DataLoaders over the files that the dataset was built from; that builds some of them three times more."""
     files: int = 40
@@ -88,7 +93,7 @@ def main(options: Options) -> list[Result]:
     with started(config.compute.device) as ranks:
         trial = Trial(config, Stopwatch(options.seconds, ranks.device), options.rounds, options.files)
         if options.videos:
-            measured = measure_files(trial, options.videos, options.min_width or 0)
+            measured = measure_files(trial, options.videos, options.min_width or 0, options.more)
         else:
             narrowest = 300 if options.min_width is None else options.min_width
             measured = measure_dataset(trial, ranks, narrowest if options.peers else None)

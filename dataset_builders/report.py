@@ -1,4 +1,4 @@
-"""DATASET/report.html: what a dataset holds, where it came from and what was left out, in one file that needs no network.
+"""DATASET/report.html and card.md: what a dataset holds, where it came from and what was left out, to look at and to publish.
 
 tubecell report-dataset DATASET
 """
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from dataset_builders.pages import sections
+from dataset_builders.pages import dataset_card, sections
 from dataset_builders.pages.contact_sheet import take_pictures
 from dataset_builders.pages.counts import SourceCounts, count_dataset
 from pipeline.console import exit_status
@@ -33,7 +33,7 @@ TOOK = "took.json"  # in .build: how long the last build was at it
 
 
 def write_report(dataset: Path) -> Path:
-    """Write DATASET/report.html anew and return its path. 1.35 million clips: 1 s of a core, another for
+    """Write DATASET/report.html and card.md anew and return the first's path. 1.35 million clips: 1 s of a core, another for
     matplotlib's import, and 2 s of another process that imports torch for the contact sheet. Raises ValueError without a
     finished manifest of a known format."""
     if not (dataset / "manifest.parquet").is_file():
@@ -47,9 +47,12 @@ def write_report(dataset: Path) -> Path:
     pictures = take_pictures(dataset, versions[-1]["fingerprint"]) if versions[-1]["rows"] else []
     file = dataset / ".build" / TOOK
     took = tqdm.format_interval(json.loads(file.read_bytes())["seconds"]) if file.exists() else ""
+    name, licences = dataset.resolve().name, dataset_card.find_licences(dataset)
+    card = dataset_card.dataset_card(name, counts, described, versions, licences, dataset_card.own_shards(dataset))
+    write_durably(dataset / dataset_card.FILE, card.encode())
     target, template = dataset / "report.html", Path(__file__).with_name("report.html")
     values = sections.values(counts, described, versions, pictures, took)
-    write_durably(target, render(template, "dataset", dataset.resolve().name, "Dataset report", **values).encode())
+    write_durably(target, render(template, "dataset", name, "Dataset report", **values).encode())
     return target
 
 

@@ -17,7 +17,7 @@ import pytest
 from setup import under_one_name
 from tests.test_console import entries
 from tests.train.trainers import SMALL, losses
-from tubecell.__main__ import programs
+from tubecell.__main__ import main, programs
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("benchmarks", "dataset_builders", "model", "pipeline", "train", "tubecell", "pyproject.toml", "setup.py", "README.md")
@@ -40,6 +40,18 @@ def test_every_entry_file_is_a_program() -> None:
     files = {ROOT / (module.replace(".", "/") + ".py") for module, _ in found.values()}
     assert files == {file for file in entries() if file.parent.parent == ROOT}
     assert {"build", "verify", "pretrain", "report", "throughput"} <= found.keys()
+
+
+def test_every_program_is_listed_once_and_in_its_group(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tubecell"])
+    assert main() == 0
+    _, datasets, models, measurements = re.split("\n\n(?:datasets|models|measurements).*\n", capsys.readouterr().out)
+    listed = [line.split()[0] for group in (datasets, models, measurements) for line in group.splitlines()]
+    assert listed == list(programs())
+    for name, group in (("verify", datasets), ("pretrain", models), ("throughput", measurements)):
+        assert f"\n  {name} " in f"\n{group}"
 
 
 def test_a_name_that_a_wheel_does_not_have_ends_its_build() -> None:

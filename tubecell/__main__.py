@@ -1,6 +1,6 @@
 """tubecell PROGRAM [OPTION ...]
 
-Each program is a file of the folders dataset_builders, train and benchmarks; `tubecell PROGRAM --help` says what it takes.
+`tubecell PROGRAM --help` says what it takes. To begin with: `tubecell throughput --videos FOLDER`, your videos' speed.
 On several GPUs: torchrun --nproc-per-node 8 -m tubecell pretrain RECIPE --data DATASET --out RUN
 """
 
@@ -10,8 +10,13 @@ import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
+from shutil import get_terminal_size
 
-FOLDERS = ("dataset_builders", "train", "benchmarks")
+FOLDERS = {
+    "dataset_builders": "datasets: build, choose, check",
+    "train": "models: train, evaluate, use",
+    "benchmarks": "measurements",
+}
 NAMES = {"dataset_builders/build_dataset.py": "build", "dataset_builders/report.py": "report-dataset"}
 IS_PROGRAM = '\nif __name__ == "__main__":\n'
 
@@ -34,8 +39,14 @@ def main() -> int:
     name, *arguments = sys.argv[1:] or ["--help"]
     found = programs()
     if name in ("-h", "--help"):
-        lines = [f"  {name:<24}{summary}" for name, (_, summary) in found.items()]
-        print(f"usage: {__doc__}", *lines, sep="\n")
+        print(f"usage: {__doc__.rstrip()}")
+        width = get_terminal_size((10_000, 0)).columns if sys.stdout.isatty() else 10_000
+        for folder, title in FOLDERS.items():
+            print(f"\n{title}")
+            for name, (module, summary) in found.items():
+                if f".{folder}." in f".{module}":
+                    line = f"  {name:<24}{summary}"
+                    print(line if len(line) <= width else f"{line[: width - 1]}…")
         return 0
     if name not in found:
         close = difflib.get_close_matches(name, found, cutoff=0.5) or found

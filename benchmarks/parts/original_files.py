@@ -1,25 +1,30 @@
-"""Some of a user's video files, and datasets made of exactly these: the files as they are, as h264-fast, as h264-plain."""
+"""Some of a user's video files, and datasets made of exactly these: the files as they are, as h264-fast, as h264-plain. Of long
+files a piece is taken, without encoding it again."""
 
 import json
 import os
 import random
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import pyarrow.compute as pc
 
 from benchmarks.parts.generated_dataset import run_builder
 from dataset_builders import build_unlabeled_hybrid
+from dataset_builders.media.ffmpeg_process import ffmpeg_path
 from dataset_builders.media.probe import VideoInfo, probe
 from dataset_builders.media.rejects import RejectedError
 from dataset_builders.media.transcode import Timing, Wanted
 from pipeline.storage.columns import read_rows
 from pipeline.storage.manifest import Manifest
 
-LONGEST = 300.0  # seconds; longer files would be cut, and building clips of 40 films takes hours
+LONGEST = 300.0  # seconds; building clips of 40 films takes hours
+PIECE = 60  # seconds that are taken from the middle of a longer file
 SEED = 0
 
 
@@ -45,7 +50,13 @@ class OriginalFiles:
     codecs: str
     copy: Built
     h264_fast: Built
-    h264_plain: Built
+    h264_plain: Built | None
+
+    @property
+    def built(self) -> dict[str, Built]:
+        """By preset, those that are encoded again."""
+        found = {"h264-fast": self.h264_fast, "h264-plain": self.h264_plain}
+        return {preset: built for preset, built in found.items() if built}
 
 
 def dataset_files(dataset: Path) -> list[bytes]:
@@ -76,25 +87,48 @@ def shuffled_files(folder: Path) -> list[bytes]:
     return paths
 
 
-def build_of_files(paths: Sequence[bytes], number: int, narrowest: int, folder: Path) -> OriginalFiles:
-    """The first `number` of the files that can be taken, and the datasets built of them in `folder`.
+def build_of_files(paths: Sequence[bytes], number: int, narrowest: int, folder: Path, *, plain: bool = True) -> OriginalFiles:
+    """The first `number` of the files that can be taken, pieces of the long ones, and datasets built of them in `folder`; as
+    h264-plain only if that is wanted.
 
     Raises ValueError if none of them can be taken, RuntimeError if a build fails.
     """
-    chosen, said = chosen_videos(paths, number, longest=LONGEST, narrowest=narrowest)
-    videos = folder / "videos"
+    chosen, said = chosen_videos(paths, number, longest=inf, narrowest=narrowest)
+    videos, long = folder / "videos", 0
     videos.mkdir()
-    for place, name in enumerate(os.fsdecode(path) for path, _ in chosen):
-        (videos / f"{place:06d}{Path(name).suffix.lower()}").symlink_to(os.path.abspath(name))
-    print(f"building three datasets of {len(chosen)} of the {len(paths)} files{said}", flush=True)
-    copy, fast, plain = (_build(videos, preset, folder / preset) for preset in ("copy", "h264-fast", "h264-plain"))
-    files = [file for file in sorted(videos.iterdir()) if file.name in copy.names & fast.names & plain.names]
+    for place, (name, info) in enumerate((os.fsdecode(path), info) for path, info in chosen):
+        if (seconds := length(info)) > LONGEST:
+            long += 1
+            cut(Path(name), (seconds - PIECE) / 2, videos / f"{place:06d}.mkv")
+        else:
+            (videos / f"{place:06d}{Path(name).suffix.lower()}").symlink_to(os.path.abspath(name))
+    said += f"; of {long} that are longer than {LONGEST:g} s, {PIECE} s from the middle" if long else ""
+    presets = ("copy", "h264-fast", "h264-plain") if plain else ("copy", "h264-fast")
+    print(f"building {len(presets)} small datasets of {len(chosen)} of the {len(paths)} files{said}", flush=True)
+    built = {preset: _build(videos, preset, folder / preset) for preset in presets}
+    taken = set.intersection(*(each.names for each in built.values()))
+    files = [file for file in sorted(videos.iterdir()) if file.name in taken]
     if not files:
         raise ValueError(f"the builder takes none of the {len(chosen)} files, such as {os.fsdecode(paths[0])!r}")
-    manifest = Manifest(copy.dataset)
+    manifest = Manifest(built["copy"].dataset)
     width, height = (int(sorted(side)[len(manifest) // 2]) for side in (manifest.width, manifest.height))
     codecs = ", ".join(sorted(set(manifest.column("codec").to_pylist())))
-    return OriginalFiles(files, sum(file.stat().st_size for file in files), width, height, codecs, copy, fast, plain)
+    datasets = built["copy"], built["h264-fast"], built.get("h264-plain")
+    return OriginalFiles(files, sum(file.stat().st_size for file in files), width, height, codecs, *datasets)
+
+
+def length(info: VideoInfo) -> float:
+    """Of a video in seconds."""
+    return Timing.of(info, Wanted()).num_frames / float(info.rate)
+
+
+def cut(video: Path, start: float, out: Path) -> None:
+    """Copy `PIECE` seconds of its picture, from the key frame before `start` on. Raises ValueError if FFmpeg cannot."""
+    what = ["-i", str(video.absolute()), "-t", str(PIECE), "-map", "0:V:0", "-c", "copy", "-avoid_negative_ts", "make_zero"]
+    command = [ffmpeg_path(), "-nostdin", "-loglevel", "error", "-ss", f"{start:.3f}", *what, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        raise ValueError(f"{video}: FFmpeg cannot cut a piece out of it: {done.stderr.strip()[-300:]}")
 
 
 def chosen_videos(
@@ -113,7 +147,7 @@ def chosen_videos(
             continue
         if info.width < narrowest:
             passed[f"are less than {narrowest} px wide (--min-width)"] += 1
-        elif Timing.of(info, Wanted()).num_frames / info.rate > longest:
+        elif length(info) > longest:
             passed[f"are longer than {longest:g} s"] += 1
         else:
             chosen.append((path, info))

@@ -106,7 +106,12 @@ class Neighbours:
 def _busy_seconds() -> float:
     """CPU time of everybody on the cores that this process may use."""
     times = psutil.cpu_times(percpu=True)
-    return sum(times[core].user + times[core].nice + times[core].system for core in os.sched_getaffinity(0))
+    return sum(_busy(times[core]) for core in os.sched_getaffinity(0))
+
+
+def _busy(core: Any) -> float:
+    """Of a core: what programs here used, and what the host of a virtual machine gave to others meanwhile (steal)."""
+    return core.user + core.nice + core.system + getattr(core, "steal", 0.0)
 
 
 def _own_seconds() -> float:

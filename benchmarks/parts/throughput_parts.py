@@ -47,12 +47,13 @@ class Trial:
         return f"{describe_machine()}\nviews: {frames} frames at stride {STRIDE}, {side} x {side} px"
 
 
-def measure_files(trial: Trial, folder: Path, narrowest: int) -> Measured:
-    """--videos: a user's files through DataLoaders, through tubecell as they are, and as h264-fast would be."""
+def measure_files(trial: Trial, folder: Path, narrowest: int, more: bool) -> Measured:
+    """--videos: a user's files through DataLoaders, through tubecell as they are, and as h264-fast would be; `more` as in
+    `add_original_files`."""
     print(trial.describe(), flush=True)
     measured = Measured(PEER_VIEWS, decoding_processes(trial.config), trial.stopwatch.device)
     with ExitStack() as stack:
-        add_original_files(measured, trial, shuffled_files(folder), narrowest, stack)
+        add_original_files(measured, trial, shuffled_files(folder), narrowest, stack, more)
         trial.stopwatch.rounds(measured.parts, trial.rounds)
     return measured
 
@@ -83,7 +84,7 @@ def measure_dataset(trial: Trial, ranks: Ranks, narrowest: int | None) -> Measur
                 measured.add_loader(f"loader/{backend}/r{r}", f"loader, {backend}, R = {r}", loader, decode)
         if narrowest is not None:
             try:
-                add_original_files(measured, trial, dataset_files(manifest.root), narrowest, stack)
+                add_original_files(measured, trial, dataset_files(manifest.root), narrowest, stack, more=True)
             except (ValueError, RuntimeError) as reason:
                 measured.skipped.append(f"DataLoader over the original files: {reason}")
         clips, decoder = config.sampling.clips_per_step // passes, config.loader.decoder
@@ -114,16 +115,18 @@ def backends(manifest: Manifest, measured: Measured) -> list[Literal["libav", "d
     return ["libav"]
 
 
-def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes], narrowest: int, stack: ExitStack) -> None:
-    """DataLoaders over original files, and tubecell over the same files, as they are and as h264-fast; and as h264-plain, to
-    see what the frames are worth that a decoder is spared.
+def add_original_files(
+    measured: Measured, trial: Trial, paths: Sequence[bytes], narrowest: int, stack: ExitStack, more: bool
+) -> None:
+    """DataLoaders over original files, and tubecell over the same files, as they are and as h264-fast. And with `more` as
+    h264-plain, to see what the frames are worth that a decoder is spared, with one view of a clip, and fine-tuning's views.
 
     Raises ValueError if none of the files can be taken.
     """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tubecell-throughput-")))
-    files = measured.originals = build_of_files(paths, trial.files, narrowest, folder)
+    files = measured.originals = build_of_files(paths, trial.files, narrowest, folder, plain=more)
     print(f"files: {len(files.files)}, {files.width} x {files.height} in the middle, {files.codecs}", flush=True)
-    clips = min(built.clips for built in (files.copy, files.h264_fast, files.h264_plain))
+    clips = min(built.clips for built in (files.copy, *files.built.values()))
     for reader in READERS:
         if reason := missing_reader(reader):
             measured.skipped.append(f"DataLoader with {reader}: {reason}")
@@ -132,15 +135,15 @@ def add_original_files(measured: Measured, trial: Trial, paths: Sequence[bytes],
         work = stack.enter_context(closing(PeerWork(videos, trial.stopwatch.device)))
         title = f"DataLoader, {reader}, R = {PEER_VIEWS}, original files"
         measured.peers.append(measured.add(Part(f"dataloader/{reader.lower()}/r{PEER_VIEWS}", title, PEER_VIEWS, work)))
-    fast, plain = (files.h264_fast, "h264_fast", "these as h264-fast"), (files.h264_plain, "h264_plain", "these as h264-plain")
-    same = files.copy, "same_files", "original files"
-    for r, (built, suffix, what) in ((PEER_VIEWS, same), (PEER_VIEWS, fast), (PEER_VIEWS, plain), (1, fast), (1, plain)):
+    encoded = [(built, preset.replace("-", "_"), f"these as {preset}") for preset, built in files.built.items()]
+    loaders = [(PEER_VIEWS, each) for each in ((files.copy, "same_files", "original files"), *encoded)]
+    for r, (built, suffix, what) in [*loaders, *((1, each) for each in encoded if more)]:
         recipe = trial.recipe(r, clips)
         loader = stack.enter_context(closing(LoaderWork(built.dataset, recipe, trial.config, trial.stopwatch)))
         name = f"r{r}/{suffix}"
         part = measured.add(Part(f"loader/libav/{name}", f"loader, libav, R = {r}, {what}", r, loader))
         measured.on_files[name], measured.first_batch[part.name] = part, loader.first_batch
-    if missing_reader("decord2") is None:
+    if more and missing_reader("decord2") is None:
         recipe = trial.recipe(VIEWS, clips)
         parts = add_finetuning(files.files, files.h264_fast.dataset, recipe, trial.config, trial.stopwatch, stack)
         measured.finetuning = {name: measured.add(part) for name, part in parts.items()}

@@ -8,13 +8,15 @@ import torch
 
 from benchmarks.parts.original_files import OriginalFiles
 from benchmarks.parts.path_parts import DecodeWork, LoaderWork
-from benchmarks.parts.results import Result, disturbance
+from benchmarks.parts.results import Result
 from benchmarks.parts.stopwatch import Part, ratios
 from pipeline.machine import usable_cores
 from pipeline.report.text import four_lines
+from pipeline.report.verdict import DISTURBED
 
 PEER_VIEWS = 4  # R of whatever reads the original files, the paper's
 SAME, FAST = f"r{PEER_VIEWS}/same_files", f"r{PEER_VIEWS}/h264_fast"
+UNSTEADY = 0.5  # of their median, the most that the rounds' ratios may differ by for one to be told
 
 
 @dataclass(slots=True)
@@ -72,6 +74,14 @@ class Measured:
         return max(self.peers, key=lambda part: part.clips, default=None)
 
     @property
+    def compared(self) -> dict[str, list[float]]:
+        """Of the rounds, views of tubecell by those of the best DataLoader: on the files as they are, and as h264-fast."""
+        best = self.best_peer
+        if best is None or not self.on_files:
+            return {}
+        return {name: ratios(self.on_files[name], best, in_views=True) for name in (SAME, FAST)}
+
+    @property
     def beside_plain(self) -> list[tuple[Part, Part]]:
         """The loader on h264-fast, and on h264-plain, of the same files and with as many views."""
         pairs = [[self.on_files.get(f"r{r}/{preset}") for preset in ("h264_fast", "h264_plain")] for r in (1, PEER_VIEWS)]
@@ -94,7 +104,7 @@ def table(measured: Measured) -> str:
     """A line a part; `cores` are those that it had in use, `others` those that other programs had meanwhile."""
     rows: list[tuple[str, Part | None, str]] = []
     if (files := measured.originals) is not None:
-        for name, built in (("h264-fast", files.h264_fast), ("h264-plain", files.h264_plain)):
+        for name, built in files.built.items():
             rows.append((f"builder, {name}", None, f"{built.clips / built.seconds:9.4g}  {built.bytes / 1e6:.4g} MB"))
     loaders = measured.loaders
     if loaders:
@@ -156,8 +166,9 @@ def own_ms(fast: Part, plain: Part) -> Result:
 
 
 def verdict(measured: Measured) -> str:
-    """What tubecell gains over a DataLoader; what limits, what to change, and what a model like this takes."""
-    lines = disturbance(measured.neighbours) + gain(measured)
+    """What tubecell gains over a DataLoader, or that this cannot be told; what limits, what to change, and what a model like
+    this takes."""
+    lines = [headline(measured)]
     if measured.profile and (model := measured.model):
         cores, loader = min(measured.workers, usable_cores()), measured.loader
         lines += [
@@ -172,21 +183,36 @@ def verdict(measured: Measured) -> str:
             lines.append(f"They share the cores: {can}")
         lines.append(f"Training waited for data {measured.data_wait:.0%} of the time.")
     seconds = median(measured.first_batch.values())
-    return "\n".join(["", *lines, f"A loader's first batch came {seconds:.1f} s after it was made."])
+    return "\n".join(["", *filter(None, lines), f"A loader's first batch came {seconds:.1f} s after it was made."])
 
 
-def gain(measured: Measured) -> list[str]:
-    """Over the best DataLoader."""
+def headline(measured: Measured) -> str:
+    """The one sentence: what tubecell gains over the best DataLoader, or that this cannot be told; "" where neither is."""
+    if doubts := why_not_told(measured):
+        what = "how tubecell and a DataLoader compare on these files" if measured.compared else "how fast this machine is"
+        return f"Cannot tell {what}: {'; '.join(doubts)}. Run it again when nothing else runs."
     files, best = measured.originals, measured.best_peer
-    if files is None or best is None or not measured.on_files:
-        return []
-    as_they_are, fast = (median(ratios(measured.on_files[name], best, in_views=True)) for name in (SAME, FAST))
+    if files is None or best is None or not measured.compared:
+        return ""
+    as_they_are, fast = (times(median(of_rounds)) for of_rounds in measured.compared.values())
     built = files.h264_fast
-    return [
-        f"On these files tubecell gives {times(as_they_are)} x the views of {best.title.split(', R')[0]}, as they are "
-        f"(--preset copy), and {times(fast)} x once they are built as h264-fast (the default), which takes "
+    return (
+        f"On these files tubecell gives {as_they_are} x the views of {best.title.split(', R')[0]}, as they are "
+        f"(--preset copy), and {fast} x once they are built as h264-fast (the default), which takes "
         f"{built.seconds / built.clips:.2g} s a clip here and makes {built.bytes / files.bytes:.2g} x the bytes."
-    ]
+    )
+
+
+def why_not_told(measured: Measured) -> list[str]:
+    """What forbids to say a ratio: other programs, or rounds that differ too much. Empty where nothing does."""
+    found = []
+    if measured.neighbours > DISTURBED * usable_cores():
+        found.append(f"other programs had up to {measured.neighbours:.1f} of the {usable_cores()} cores in use meanwhile")
+    for of_rounds in measured.compared.values():
+        if (max(of_rounds) - min(of_rounds)) / median(of_rounds) > UNSTEADY:
+            lowest, highest = times(min(of_rounds)), times(max(of_rounds))
+            found.append(f"the rounds do not agree: from {lowest} x to {highest} x")
+    return found
 
 
 def results(measured: Measured) -> list[Result]:
@@ -199,10 +225,13 @@ def results(measured: Measured) -> list[Result]:
         found += [decode.result("clips/s"), loader.result("views/s")]
         found.append(loader.result("clips/s", f"{loader.name}/vs_decode_only", decode))
     if (files := measured.originals) is not None:
-        for name, built in (("h264_fast", files.h264_fast), ("h264_plain", files.h264_plain)):
-            found.append(Result(f"builder/{name}", built.clips / built.seconds, "clips/s"))
-            found.append(Result(f"builder/{name}/bytes", built.bytes, "bytes", files.bytes))
-        found.append(Result("builder/h264_fast/bytes/vs_plain_preset", files.h264_fast.bytes, "bytes", files.h264_plain.bytes))
+        for preset, built in files.built.items():
+            name = f"builder/{preset.replace('-', '_')}"
+            found.append(Result(name, built.clips / built.seconds, "clips/s"))
+            found.append(Result(f"{name}/bytes", built.bytes, "bytes", files.bytes))
+        if built_plain := files.h264_plain:
+            beside_it = Result("builder/h264_fast/bytes/vs_plain_preset", files.h264_fast.bytes, "bytes", built_plain.bytes)
+            found.append(beside_it)
         found += [peer.result("views/s") for peer in measured.peers]
     found += [part.result("views/s") for part in measured.on_files.values()]
     if best := measured.best_peer:

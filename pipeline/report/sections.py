@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.report.charts import steps
 from pipeline.report.page import form
-from pipeline.report.verdict import STAGE_NAMES
+from pipeline.report.verdict import STAGE_NAMES, verdict_lines
 from pipeline.stage_meters import STAGES
 
 RATES = {
@@ -34,6 +34,7 @@ def values(profile: Mapping[str, Any]) -> dict[str, Any]:
     span = max(gantt["ms"], 1e-3) / 1e3
     tick = next((tick for tick in TICKS if span / tick <= 10), 1.0)
     return {
+        "verdict_lines": verdict_lines(profile["verdict"]),
         "names": NAMES,
         "css": {**COLOURS, "step": "step"},
         "rate_bars": [(title, *_rate(rates[name])) for name, title in RATES.items() if name in rates],

@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report.sections import RATES
-from pipeline.report.verdict import STAGE_NAMES
-
-LINES = {"limits": "What limits", "change": "The one change", "following": "The next ceiling", "sure": "How sure"}
+from pipeline.report.verdict import STAGE_NAMES, verdict_lines
 
 
 def four_lines(profile: Mapping[str, Any]) -> list[str]:
-    """The verdict."""
-    return [f"{title:<18}{profile['verdict'][name]}" for name, title in LINES.items()]
+    """The verdict, or why there is none."""
+    return [f"{title:<18}{text}" for title, text in verdict_lines(profile["verdict"])]
 
 
 def summary(profile: Mapping[str, Any]) -> str:
@@ -56,7 +54,7 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     ]
     if before["machine"] != after["machine"]:
         differing.insert(0, f"machine: {before['machine']} in A, {after['machine']} in B")
-    verdicts = [f"{side}: {profile['verdict']['limits']}" for side, profile in (("A", before), ("B", after))]
+    verdicts = [f"{side}: {verdict_lines(profile['verdict'])[0][1]}" for side, profile in (("A", before), ("B", after))]
     return "\n".join(
         [*verdicts, "", *(["measured differently: ", *(f"  {line}" for line in differing), ""] if differing else []), *lines]
     )

@@ -8,6 +8,7 @@ workers, the storage, the model. A change raises some of them; the lowest one af
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
+from typing import Any
 
 DISTURBED = 0.1  # of the cores: as many in use by other programs make figures doubtful
 PROVEN = 0.05  # of the rate with batches from memory: less than that lost to data counts as nothing
@@ -300,6 +301,22 @@ class Verdict:
     change: str
     following: str
     sure: str
+    told: bool = True  # whether the figures suffice to say it
+
+
+NOT_SURE = "Not sure: "
+LINES = {"limits": "What limits", "change": "The one change", "following": "The next ceiling", "sure": "How sure"}
+PERHAPS = {"limits": "It looks like", "change": "The change then", "following": "The next ceiling"}
+
+
+def verdict_lines(verdict: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A profile's "verdict" -> (title, text), the first of which stands out. Where the figures do not suffice, that is the
+    first, and what they look like comes after it."""
+    if verdict.get("told", not verdict["sure"].startswith(NOT_SURE)):
+        return [(title, verdict[name]) for name, title in LINES.items()]
+    again = "Measure again when nothing else runs, for longer: tubecell loader-profile --rounds 5 --seconds 8"
+    first = [("What limits", f"Cannot tell: {verdict['sure'].removeprefix(NOT_SURE)}"), ("What to do", again)]
+    return [*first, *((title, verdict[name]) for name, title in PERHAPS.items())]
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -313,7 +330,9 @@ def judge(evidence: Evidence) -> Verdict:
     if gain is None:
         gain = max(1.0, min(after.values()) / min(before.values())) if before else 1.0
     promised = "" if finding.limit == "model" else f"; predicted gain {gain:.2f} ×; cost: {finding.cost}"
-    return Verdict(finding.limit, gain, finding.limits, finding.change + promised, _following(after), _sure(evidence))
+    sure = _sure(evidence)
+    told = finding.limit == "disturbed" or not sure.startswith(NOT_SURE)
+    return Verdict(finding.limit, gain, finding.limits, finding.change + promised, _following(after), sure, told)
 
 
 def _following(after: Mapping[str, float]) -> str:
@@ -325,7 +344,7 @@ def _following(after: Mapping[str, float]) -> str:
 
 
 def _sure(evidence: Evidence) -> str:
-    """What speaks against the figures; one thing is a doubt, two are too many."""
+    """What speaks against the figures; one thing is a doubt, two are too many, and so are other programs alone."""
     doubts = []
     if evidence.neighbours > DISTURBED * evidence.cores:
         doubts.append(f"other programs had {evidence.neighbours:.1f} of the {evidence.cores} cores meanwhile")
@@ -347,5 +366,6 @@ def _sure(evidence: Evidence) -> str:
     if evidence.cached is None:
         doubts.append("no batches from memory were tried" if evidence.together else "no model ran beside the loader")
     if doubts:
-        return f"{'Fairly sure, but' if len(doubts) == 1 else 'Not sure:'} {'; '.join(doubts)}"
+        too_many = len(doubts) > 1 or evidence.neighbours > DISTURBED * evidence.cores
+        return f"{NOT_SURE if too_many else 'Fairly sure, but '}{'; '.join(doubts)}"
     return f"Sure: shown with batches from memory, {evidence.clips:,} clips, rounds within {evidence.spread:.0%}, quiet machine"

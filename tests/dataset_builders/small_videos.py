@@ -44,5 +44,5 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not {".build", ".cache", "report.html"} & set(file.relative_to(folder).parts)
+        if file.is_file() and not {".build", ".cache", "report.html", "card.md"} & set(file.relative_to(folder).parts)
     }

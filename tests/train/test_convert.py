@@ -157,7 +157,8 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("to", ["hf", pytest.param("official", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["hf", "official"])
 def test_a_killed_conversion_leaves_nothing(tmp_path: Path, to: str) -> None:
     """Killed while it writes: the file has no name yet, and what is written of it goes with the process."""
     large = replace(TINY, encoder_dim=512)  # 50 MB

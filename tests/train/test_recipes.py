@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,20 @@ def test_small_datasets_are_as_in_appendix_b(data: str, stride: int, later: int,
     assert (before.epochs, before.optim.base_lr, before.views.views_per_step) == (epochs, 3e-4, 196 // 8 * 8)
     assert before.views.sampling == after.views.sampling == ("manifest" if stride == 4 else f"stride:{stride}")
     assert (after.epochs, after.sampling.clips_per_step, after.optim.base_lr) == (later, 128, 1e-3 / 2)
+
+
+@pytest.mark.parametrize("name", ["vit-s-own", "vit-b-own"])
+def test_ones_own_videos_are_learned_as_long_as_ucf101(name: str, papers: dict[str, str]) -> None:
+    """`own` says what of the papers its values follow."""
+    config, small, large = RECIPES[name](), RECIPES["v1-vit-b-ucf101"](), RECIPES["vit-g-hybrid"]()
+    steps, batch = config.total_steps(1), config.views.views_per_step
+    assert config.epochs is None and steps * batch == pytest.approx(small.expected_clips * small.epochs, rel=0.01)
+    assert config.optim.base_lr == small.optim.base_lr and batch / small.views.views_per_step == pytest.approx(256 / 192)
+    assert replace(config.optim, base_lr=1.5e-4, clip_grad=0.02) == large.optim
+    assert replace(config.views, views_per_step=8192) == large.views
+    assert pytest.approx(38_400 * 800) == steps * batch  # of more clips, 800 epochs are longer
+    assert "more training iterations could contribute to better performance when we decrease the size" in papers["v1"]
+    assert FINETUNING[name]().model.encoder_dim == config.model.encoder_dim
 
 
 def test_the_model_card(papers: dict[str, str]) -> None:

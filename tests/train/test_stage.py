@@ -33,37 +33,42 @@ def test_it_is_short() -> None:
     assert sum(bool(line.strip()) for line in FILE.read_text().splitlines()) <= 60
 
 
-def test_another_stage_has_all_that_a_run_has(
-    labelled: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = (
-        "--encoder",
-        str(encoder),
-        "--optim.base-lr",
-        "0.3",
-        "--save-every",
-        "4",
-        "--evaluate-every",
-        "8",
-        "--steps",
-        "12",
-    )
-    run(labelled, tmp_path / "one", *options, program=FILE)
-    run(labelled, tmp_path / "two", *options, ranks=2, program=FILE)
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert one == pytest.approx(two, rel=1e-3)  # bf16
-    assert one[12] < one[1]
-    assert 0 <= lines(tmp_path / "one" / "metrics.jsonl")[-1]["top1"] <= 1
+@pytest.fixture(scope="module")
+def options(encoder: Path) -> tuple[str, ...]:
+    named = {"encoder": encoder, "optim.base-lr": 0.3, "save-every": 4, "evaluate-every": 8, "steps": 12}
+    return tuple(word for name, value in named.items() for word in (f"--{name}", str(value)))
 
-    # killed between two checkpoints, it goes on bit for bit
+
+@pytest.fixture(scope="module")
+def straight(labelled: Path, options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the stage, on one rank."""
+    out = tmp_path_factory.mktemp("straight") / "one"
+    run(labelled, out, *options, program=FILE)
+    return out
+
+
+@pytest.mark.slow
+def test_another_stage_that_is_killed_goes_on_bit_for_bit(
+    labelled: Path, straight: Path, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Between two checkpoints."""
     trainer = start(labelled, tmp_path / "killed", *options, program=FILE).until(6).send(signal.SIGKILL)
     assert trainer.wait() == [-signal.SIGKILL]
     run(labelled, tmp_path / "killed", *options, program=FILE)
-    assert losses(tmp_path / "killed") == one
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "killed")]
-    assert set(weights[0]) == {"head.weight", "head.bias"}
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert losses(tmp_path / "killed") == losses(straight)
+    weights, others = (load_file(out / "model.safetensors") for out in (straight, tmp_path / "killed"))
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
+
+def test_another_stage_has_all_that_a_run_has(
+    labelled: Path, straight: Path, options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(labelled, tmp_path / "two", *options, ranks=2, program=FILE)
+    one, two = losses(straight), losses(tmp_path / "two")
+    assert one == pytest.approx(two, rel=1e-3)  # bf16
+    assert one[12] < one[1]
+    assert 0 <= lines(straight / "metrics.jsonl")[-1]["top1"] <= 1
+    assert set(load_file(straight / "model.safetensors")) == {"head.weight", "head.bias"}
     assert "| model | 264 parameters |" in (card := (tmp_path / "two" / "card.md").read_text()) and "load_encoder" not in card
 
     # it evaluates the seven clips that are held out
@@ -74,12 +79,12 @@ def test_another_stage_has_all_that_a_run_has(
     # it says what it would be, and what it was
     said = start(labelled, tmp_path / "dry", *options, "--dry-run", program=FILE).said(0)
     assert "parameters" in said and f"{32 * 8 + 8}" in said
-    assert report([str(tmp_path / "one"), "--out", str(tmp_path / "report.html")]) == 0
+    assert report([str(straight), "--out", str(tmp_path / "report.html")]) == 0
     assert "Held out" in (tmp_path / "report.html").read_text()
 
     # and its folder is no other stage's
-    assert json.loads((tmp_path / "one" / "config.json").read_text())["stage"] == "toy-probe"
-    assert "holds a run of `toy-probe`, not of `pretrain`" in start(labelled, tmp_path / "one", "--steps", "3").said(2)
+    assert json.loads((straight / "config.json").read_text())["stage"] == "toy-probe"
+    assert "holds a run of `toy-probe`, not of `pretrain`" in start(labelled, straight, "--steps", "3").said(2)
     capsys.readouterr()
 
 

@@ -12,7 +12,7 @@ from train.compute.precision import Precision
 
 # dense bf16 and fp16 TFLOP/s of the data sheets, by a part of the device's name, the longer names first
 PEAK_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H200 NVL": 835.0, "GB200": 2500.0, "H100": 989.0, "H200": 989.0}
-PEAK_TFLOPS |= {"A100": 312.0, "B200": 2250.0, "L40S": 362.0}
+PEAK_TFLOPS |= {"A100": 312.0, "B200": 2250.0, "L40S": 362.0, "RTX 4090": 165.0, "RTX 3090": 71.0}
 
 SUSTAINED = 0.5  # seconds of a measurement on a GPU: a power limit acts after about 0.1
 

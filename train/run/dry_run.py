@@ -24,6 +24,7 @@ from train.stage import Stage
 
 NODE = 8  # GPUs of a node, for numbers of ranks that are only thought of
 CARDS = {"40 GB": 40e9, "80 GB": 80e9, "141 GB": 141e9}  # A100, A100 and H100, H200: bytes by the data sheets
+ONE_GPU = ("H100", "L40S", "A100", "RTX 4090", "RTX 3090")
 CARD = "H100"  # to reckon with where there is none, or an unknown one
 POLICIES = ("none", "every:4", "every:2", "full")
 
@@ -53,6 +54,7 @@ def describe(stage: Costed, world_size: int) -> str:
         "batch": f"{views:,} views = {sampling.clips_per_step:,} clips x {config.views.views_per_clip}",
         "whole run": f"{steps * views:,} views, {flops / 1e21:.3g} ZFLOP",
         "which takes": duration(config, flops),
+        "on one GPU": one_gpu(config, flops),
     }
     for ranks in dict.fromkeys((world_size, 8, 64)):
         try:
@@ -96,6 +98,14 @@ def duration(config: LoopConfig, flops: float) -> str:
         f"{days} GPU-days, {eight} h on 8 GPUs, {many} h on 64, at --mfu {config.mfu:g} of the {rate / 1e12:g} TFLOP/s of "
         f"{'this' if card == here else 'an'} {card} in {name}"
     )
+
+
+def one_gpu(config: LoopConfig, flops: float) -> str:
+    """Hours on one of each of `ONE_GPU`, at --mfu of its data sheet in bf16."""
+    rates = {card: data_sheet_flops(card, PRECISIONS["bf16"]) for card in ONE_GPU}
+    hours = {card: flops / (config.mfu * rate) / 3600 for card, rate in rates.items() if rate}
+    said = ", ".join(f"{number:,.0f} ({card})" if number >= 10 else f"{number:.2g} ({card})" for card, number in hours.items())
+    return f"hours: {said}, at --mfu {config.mfu:g} of each data sheet"
 
 
 def predicted_memory(

@@ -92,7 +92,7 @@ def test_behind_a_url(home: Path, s3: S3Server, monkeypatch, capsys: pytest.Capt
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "home"))
     url = f"s3://{BUCKET}/dropped/dataset"
     assert build(home, url, "--work", home / "a") == 0
-    names = [name for name in files.listed(url) if name != "report.html"]
+    names = [name for name in files.listed(url) if name not in ("report.html", "card.md")]
     clean = {name: files.read(f"{url}/{name}") for name in names}
     described = json.loads(clean["dataset.json"])
     pq.write_table(as_older_code(read_rows(home / "a" / "dropped.parquet"), described), home / "older.parquet")

@@ -39,7 +39,7 @@ def build(videos: Path | str, out: object, *more: object) -> int:
 
 def remote_tree(url: str) -> dict[str, bytes]:
     """What `tree` says of a folder."""
-    names = [name for name in files.listed(url) if not name.startswith(".build/") and name != "report.html"]
+    names = [name for name in files.listed(url) if not name.startswith(".build/") and name not in ("report.html", "card.md")]
     return {name: files.read(f"{url}/{name}") for name in names}
 
 

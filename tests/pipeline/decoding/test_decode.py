@@ -71,7 +71,10 @@ def test_frames_are_the_ones_asked_for(name: str, wanted: list[int]) -> None:
     assert numbers(decode_frames(clip, data, np.array(wanted))) == wanted
 
 
-@pytest.mark.parametrize("name", ["ud810_ps7/PS7A1P2T1.avi", "ut_interaction/set1/12_3_4.avi"])
+LONG = pytest.param("ud810_ps7/PS7A1P2T1.avi", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [LONG, "ut_interaction/set1/12_3_4.avi"])
 def test_old_avi_files_number_their_frames_wrongly(shared: Path, name: str) -> None:
     """MPEG-4 with B-frames: the stamps come out as 1, 4, 6, 5, 7 ..., and some belong to packets that only hold a place."""
     data = (shared / "clips" / "videos" / name).read_bytes()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pipeline.decoding.decode import Failure
 from pipeline.report.figures import figures, parsed, percentiles, shares, spelled
 from pipeline.report.loader_page import assemble, page, write_report
 from pipeline.report.text import comparison, summary
-from pipeline.report.verdict import RULES, Evidence, ceilings, judge
+from pipeline.report.verdict import RULES, Evidence, ceilings, judge, verdict_lines
 from pipeline.sampling import SamplingRecipe, sample_clips
 from pipeline.stage_meters import RECORD, BatchMeter, StageMeters
 from pipeline.storage.manifest import Manifest
@@ -114,7 +115,7 @@ def test_ceilings() -> None:
     ("changes", "words"),
     [
         ({}, "Sure: "),
-        ({"neighbours": 0.4}, "Fairly sure, but other programs had 0.4 of the 2 cores"),
+        ({"neighbours": 0.4}, "Not sure: other programs had 0.4 of the 2 cores"),
         ({"cached": 500.0}, "faster than with batches from memory, which cannot be"),
         ({"spread": 0.5, "clips": 20}, "Not sure: rates of the same thing differ by 50% between rounds; only 20 clips"),
         ({"loader": 200.0}, "the stages add up to 690 views/s, and the loader alone gave 200"),
@@ -127,6 +128,27 @@ def test_ceilings() -> None:
 )
 def test_doubts_are_said(changes: dict[str, Any], words: str) -> None:
     assert words in judge(evidence(**{**WAITS, **changes})).sure
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "told"),
+    [
+        ({}, "Decoding, on 2 cores", True),
+        ({"cached": None}, "Decoding, on 2 cores", True),  # one doubt
+        ({"neighbours": 0.4}, "Cannot tell: other programs had 0.4", False),
+        ({"spread": 0.5, "clips": 20}, "Cannot tell: rates of the same thing differ by 50%", False),
+        ({"neighbours": 1.5, "spread": 0.5}, "Other programs have 1.5 of the 2 cores", True),  # which is what there is to tell
+    ],
+)
+def test_nothing_is_said_for_certain_that_cannot_be_told(changes: dict[str, Any], first: str, told: bool) -> None:
+    verdict = judge(evidence(**{**WAITS, **changes}))
+    lines = verdict_lines(asdict(verdict))
+    assert lines[0][0] == "What limits" and lines[0][1].startswith(first) and verdict.told == told
+    older = {name: value for name, value in asdict(verdict).items() if name != "told"}
+    if verdict.limit != "disturbed":
+        assert verdict_lines(older) == lines
+    if not told:
+        assert (lines[1][0], lines[2]) == ("What to do", ("It looks like", verdict.limits))
 
 
 def test_frames_are_spelled_and_parsed() -> None:
