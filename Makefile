@@ -4,6 +4,7 @@
 # make install                       only .venv, for `source .venv/bin/activate`
 # make test                          lint, types and tests
 # make test-all                      the same with the slow ones, too: kills, full disks, torchrun
+# make docs-test                     every command of README.md and docs/ in a sandbox, in small where two cores are too few for it
 # make clean                         remove the virtual environment and caches; datasets and runs stay
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # or it would be compiled at every import, 17 s for torch
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart learn install test test-all lint clean
+.PHONY: quickstart learn install test test-all docs-test lint clean
 
 quickstart: .venv/installed
 	@$(BIN)/python quickstart.py $(if $(VIDEOS),--videos "$(VIDEOS)")
@@ -32,6 +33,9 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+docs-test: .venv/dev
+	$(PYTEST) --dist load tests/docs
 
 lint: .venv/dev
 	$(BIN)/ruff check
