@@ -1,7 +1,7 @@
 """Our commands, a hundred times cheaper: a process that has imported everything once, and forks for each of them.
 
-`write_commands` makes `tubecell`, `torchrun` and `python` that a page's bash finds first: they hand their words, folder, environment
-and open files to the server and end as its fork does. What `python` is given that is not ours runs in a Python of its own.
+`write_commands` makes `tubecell`, `torchrun` and `python` that a page's bash finds first: they hand their words, folder,
+environment and open files to the server and end as its fork does. Other things for `python` run in a Python of their own.
 """
 
 import array
@@ -31,7 +31,7 @@ PRELOADED += (
     "torch.distributed.run",
     "pipeline.workers.sidecar",
 )
-PROGRAMS = {module.removeprefix("tubecell.") for module, _ in programs().values()}
+PROGRAMS = {module.removeprefix("tubecell.") for module, _ in programs().values()} | {"__main__"}
 LENGTH = 8  # bytes of a message's length
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL for a command whose caller has gone
 CLIENT = """#!{python} -IS
@@ -68,7 +68,7 @@ def serve(address: str) -> None:
     """Until nobody holds this process's stdin open."""
     for module in PRELOADED:
         importlib.import_module(module)
-    for name in [name for name in sys.modules if name in PROGRAMS or name.removeprefix("tubecell.") in PROGRAMS]:
+    for name in [name for name in sys.modules if name != "__main__" and name.removeprefix("tubecell.") in PROGRAMS]:
         del sys.modules[name]  # or runpy would warn of each
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{address}.new")

@@ -1,6 +1,7 @@
 """What the capital names of the pages stand for: small, real, made by our own commands, each once for a whole test run.
 
-A page's sandbox gets a copy of what the page names, unless the page makes it itself (`--out NAME`). A name is a word, or a pattern.
+A page's sandbox gets a copy of what the page names, unless the page makes it itself (`--out NAME`). A name is a word, or a
+pattern.
 """
 
 import json
@@ -249,7 +250,15 @@ def features(shelf: Shelf, place: Path) -> None:
 
 @material(r"thumos14\.json", r"fineaction\.json", r"ANNOTATIONS\.json")
 def annotations(shelf: Shelf, place: Path) -> None:
-    place.write_bytes((shelf.get("FEATURES").parent / "made" / "annotations.json").read_bytes())
+    """With the splits that those sets have."""
+    table = json.loads((shelf.get("FEATURES").parent / "made" / "annotations.json").read_text())
+    called = {
+        "thumos14.json": {"train": "validation", "val": "test"},
+        "fineaction.json": {"train": "training", "val": "validation"},
+    }
+    for video in table["database"].values():
+        video["subset"] = called.get(place.name, {}).get(video["subset"], video["subset"])
+    place.write_text(json.dumps(table))
 
 
 @material("LOCALIZER")

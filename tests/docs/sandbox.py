@@ -47,9 +47,8 @@ class Outcome:
     fault: str = ""
 
     def report(self) -> str:
-        lines = [
-            f"{self.page}: {self.stand} as they stand, {len(self.changed)} smaller, {len(self.exempt)} exempt; {self.seconds:.0f} s"
-        ]
+        counts = f"{self.stand} as they stand, {len(self.changed)} smaller, {len(self.exempt)} exempt"
+        lines = [f"{self.page}: {counts}; {self.seconds:.0f} s"]
         for each in self.changed:
             lines += [f"    smaller: {one_line(each.written)}", f"         as: {one_line(each.run).replace(MODEL, '$SMALL')}"]
         lines += [f"    exempt:  line {block.line}: {block.exempt}" for block in self.exempt]

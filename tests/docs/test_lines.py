@@ -1,5 +1,5 @@
-"""What can be said of the pages without running them: links lead somewhere, commands are ours with flags that exist, and few are
-exempt."""
+"""What can be said of the pages without running them: links lead somewhere, commands are ours with flags that exist, and few
+are exempt."""
 
 import argparse
 import re
