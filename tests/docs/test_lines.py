@@ -41,7 +41,7 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def calls_of(command: str) -> Iterator[list[str]]:
     """Our programs in a line of bash, with their words: [["pretrain", "tiny", "--out", "RUN"]]."""
-    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer = shlex.shlex(command.replace("\n", " ; "), posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words = list[str]()
     for word in [*lexer, ";"]:
@@ -70,14 +70,14 @@ def check(words: list[str]) -> None:
     assert words[0] in found, f"there is no program {words[0]!r}"
     module = found[words[0]][0].removeprefix("tubecell.")
     main = runpy.run_path(str(ROOT / f"{module.replace('.', '/')}.py"))["main"]
+    left: object = "it was not read as a command line"
     try:
         main(words[1:])
     except Accepted:
-        return
-    except SystemExit as left:
-        assert left.code in (0, None), f"refused: {words}"
-        return
-    raise AssertionError(f"{words} was not read as a command line")
+        left = 0
+    except SystemExit as end:
+        left = end.code
+    assert left in (0, None), f"refused: {words}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path.stem)
@@ -92,10 +92,14 @@ def test_commands_are_ours(
     for block in blocks:
         for command in block.commands() if block.language == "bash" else ():
             for words in calls_of(smaller(command)):
+                fault = None
                 try:
                     check(words)
                 except AssertionError as error:
-                    pytest.fail(f"{page.name}, line {block.line}: {command}\n{error}\n{capsys.readouterr().err}", pytrace=False)
+                    fault = error
+                if fault:
+                    said = capsys.readouterr().err
+                    pytest.fail(f"{page.name}, line {block.line}: {command}\n{fault}\n{said}", pytrace=False)
 
 
 def test_unknown_flags_and_programs_are_found(reading: None, capsys: pytest.CaptureFixture[str]) -> None:
