@@ -99,7 +99,8 @@ class Page:
 
     def code(self) -> str:
         """All that is run or written to files."""
-        return "\n".join(block.text for block in self.blocks() if block.language and not block.exempt)
+        run = [block for block in self.blocks() if not block.exempt]
+        return "\n".join(block.text for block in run if block.file or block.language in ("bash", "python"))
 
     def prose(self) -> str:
         """Without the blocks."""

@@ -16,7 +16,7 @@ from tests.docs.materials import Shelf, of_name
 from tests.docs.smaller import IN_PYTHON, MODEL, smaller
 
 WORD = re.compile(r"(?<![\w./:{-])[A-Za-z][\w.-]*[\w]")  # that may be a place: not a part of a longer path
-LONGEST = 600.0  # seconds of a page
+LONGEST = 1500.0  # seconds of a page
 LAST_LINES = 60
 
 

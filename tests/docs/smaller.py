@@ -21,6 +21,7 @@ TRAINERS |= {
 }
 LOOKS = ("--dry-run", "--help", "--help-all")
 SHORT = 5  # steps
+QUICKSTART = "import quickstart as q; q.CLIPS, q.HELD_OUT, q.PRETRAINING, q.FINETUNING = 32, 8, 2, 2; exit(q.main())"
 
 
 class Rule(NamedTuple):
@@ -53,6 +54,10 @@ RULES = (
     Rule(r"--views 5x3\b", "--views 2x1"),
     Rule(r"--clips (\d{3,})\b", "--clips 12"),
     Rule(r"tubecell throughput(?P<rest>[^|;&<>\n]*)", r"tubecell throughput\g<rest> --seconds 0.1 --rounds 1"),
+    Rule(r"^source \.venv/bin/activate$", 'source .venv/bin/activate; PATH="$COMMANDS:$PATH"'),
+    Rule(r"^make quickstart$", f"python -c '{QUICKSTART}'"),
+    Rule(r"^make quickstart VIDEOS=\S+$", "make --dry-run quickstart VIDEOS=VIDEOS"),
+    Rule(r"^make (test|test-all|docs-test|learn)$", r"make --dry-run \1"),  # each longer than all pages
 )
 IN_PYTHON = (
     Rule(r'device="cuda"', 'device="cpu"'),

@@ -11,7 +11,7 @@ from tests.docs.sandbox import run_page
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # materials are made within the first that want them
+@pytest.mark.timeout(2400)  # materials are made within the first that want them
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.path.stem)
 def test_every_command_of(page: Page, shelf: Shelf, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     outcome = run_page(page, tmp_path / "page", shelf)
