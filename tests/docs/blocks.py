@@ -104,7 +104,15 @@ class Page:
 
     def prose(self) -> str:
         """Without the blocks."""
-        return re.sub(r"^(\s*)(```+).*?^\1\2\s*$", "", self.text, flags=re.MULTILINE | re.DOTALL)
+        kept, fence = list[str](), ""
+        for line in self.text.splitlines():
+            if fence:
+                fence = "" if line.strip() == fence else fence
+            elif found := FENCE.match(line):
+                fence = found[2]
+            else:
+                kept.append(line)
+        return "\n".join(kept)
 
     def anchors(self) -> set[str]:
         """Of its headings, as GitHub makes them."""

@@ -145,11 +145,15 @@ fi
   # A.toml
   a = 1
   ```
+
+```bash
+# no heading
+```
 # One, two
 """
     (tmp_path / "page.md").write_text(text)
     page = Page(tmp_path / "page.md")
-    bash, toml = page.blocks()
+    bash, toml, _ = page.blocks()
     assert bash.exempt == "why not" and bash.commands() == ["a b", "if c; then\n  d 'x # y'\nfi"] and bash.line == 5
     assert (toml.file, toml.text, toml.exempt) == ("A.toml", "# A.toml\na = 1\n", "")
     assert page.anchors() == {"one-two", "one-two-1"} and page.links() == ["#one-two", "x.md"]
