@@ -31,7 +31,7 @@ PRELOADED += (
     "torch.distributed.run",
     "pipeline.workers.sidecar",
 )
-PROGRAMS = {module.removeprefix("tubecell.") for module, _ in programs().values()} | {"__main__"}
+PROGRAMS = {module.removeprefix("tubecell.") for module, _ in programs().values()} | {"__main__", "torch.distributed.run"}
 LENGTH = 8  # bytes of a message's length
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL for a command whose caller has gone
 CLIENT = """#!{python} -IS
