@@ -54,6 +54,7 @@ RULES = (
     Rule(r"--views 5x3\b", "--views 2x1"),
     Rule(r"--clips (\d{3,})\b", "--clips 12"),
     Rule(r"tubecell throughput(?P<rest>[^|;&<>\n]*)", r"tubecell throughput\g<rest> --seconds 0.1 --rounds 1"),
+    Rule(r"\{000000\.\.\d+\}", "{000000..000000}"),  # tars of a dataset that has one
     Rule(r"^source \.venv/bin/activate$", 'source .venv/bin/activate; PATH="$COMMANDS:$PATH"'),
     Rule(r"^make quickstart$", f"python -c '{QUICKSTART}'"),
     Rule(r"^make quickstart VIDEOS=\S+$", "make --dry-run quickstart VIDEOS=VIDEOS"),
