@@ -121,14 +121,16 @@ def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collect
     """Flags over the TOML file's values over the defaults. Raises ValueError for what cannot work."""
     given = {name: value for name, value in vars(args).items() if value is not None}
     table, base = _read_toml(Path(args.config)) if args.config else ({}, Path.cwd())
-    sources, sampling = [], table.pop("sampling", None)
-    for rule in filter(None, (sampling, given.get("sampling"))):
-        parse_sampling(str(rule))
+    sources: list[Source] = []
+    sampling = table.pop("sampling", None)
+    for rule in (sampling, given.get("sampling")):
+        if rule is not None:
+            parse_sampling(str(rule))
     for name, entry in table.pop("sources", {}).items():
         if not NAME.fullmatch(name):
             raise ValueError(f"{args.config}: the source name {name!r} must have 1 to 40 letters, digits, '_' or '-'")
         kind = entry.pop("kind", "")
-        if rule := given.get("sampling", entry.get("sampling", sampling)):
+        if (rule := given.get("sampling", entry.get("sampling", sampling))) is not None:
             entry["sampling"] = rule
         sources.append(make_source(name, kind, entry, base, splits, f"{args.config}, source {name}"))
     sources += _sources_of_flags(({} if sampling is None else {"sampling": sampling}) | given, splits)
