@@ -151,6 +151,29 @@ def captioned(shelf: Shelf, place: Path) -> None:
     shelf.call(f"tubecell build --list own={place.parent / 'captions.csv'} --out {place} {FEW}")
 
 
+@material(r"captions\.csv")
+def captions(shelf: Shelf, place: Path) -> None:
+    place.write_bytes((shelf.get("CAPTIONED").parent / "captions.csv").read_bytes())
+
+
+@material("MSRVTT_VIDEOS")
+def msrvtt_videos(shelf: Shelf, place: Path) -> None:
+    """video0.mp4 and so on."""
+    place.mkdir()
+    for number, file in enumerate(sorted(shelf.get("VIDEOS").rglob("*.mp4"))):
+        (place / f"video{number}.mp4").write_bytes(file.read_bytes())
+
+
+@material("MSRVTT_LISTS")
+def msrvtt_lists(shelf: Shelf, place: Path) -> None:
+    place.mkdir()
+    files = enumerate(sorted(shelf.get("VIDEOS").rglob("*.mp4")))
+    said = {f"video{number}": SAID[file.parent.name] for number, file in files}
+    videos = [{"video_id": name, "split": ("train", "validate")[number % 2]} for number, name in enumerate(said)]
+    sentences = [{"video_id": name, "caption": text} for name, texts in said.items() for text in texts]
+    (place / "train_val_videodatainfo.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+
+
 @material("MOVIES")
 def movies(shelf: Shelf, place: Path) -> None:
     """Four to train on and two others, of rectangles that wander; beside them, what is known of them."""
@@ -259,6 +282,15 @@ def annotations(shelf: Shelf, place: Path) -> None:
     for video in table["database"].values():
         video["subset"] = called.get(place.name, {}).get(video["subset"], video["subset"])
     place.write_text(json.dumps(table))
+
+
+@material(r"SCORES\.json")
+def scores(shelf: Shelf, place: Path) -> None:
+    """What somebody else says of each video: how much of each class there is in it."""
+    videos = json.loads(shelf.get("ANNOTATIONS.json").read_text())["database"]
+    classes = sorted({action["label"] for video in videos.values() for action in video["annotations"]})
+    said = [{"label": name, "score": 1 / (1 + number)} for number, name in enumerate(classes)]
+    place.write_text(json.dumps({"results": dict.fromkeys(videos, said)}))
 
 
 @material("LOCALIZER")

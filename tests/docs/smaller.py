@@ -17,7 +17,8 @@ TRAINERS |= {
     "retrieve": f"{MODEL} {FEW} --words 12",
     "detect": f"{MODEL} --loader.workers 1 --log-every 1 --no-save-in-background --views.views-per-step 8"
     " --short-sides 64 72 --evaluate-sides 64 96",
-    "localize": "--log-every 1 --no-save-in-background --model.input-dim 64 --model.dim 16 --model.head-dim 16",
+    "localize": "--log-every 1 --no-save-in-background --model.input-dim 64 --model.dim 16 --model.head-dim 16"
+    " --views.views-per-step 2",
 }
 LOOKS = ("--dry-run", "--help", "--help-all")
 SHORT = 5  # steps
@@ -32,15 +33,24 @@ class Rule(NamedTuple):
 def training(found: re.Match[str]) -> str:
     """A small model and few steps: as many as the number that is asked for has digits, so that more stay more."""
     program, given = found["program"], found["rest"]
-    if any(word in given.split() for word in LOOKS) or (program == "localize" and given.split()[:1] == ["evaluate"]):
+    if any(word in given.split() for word in LOOKS) or (
+        program in ("localize", "retrieve") and given.split()[:1] == ["evaluate"]
+    ):
         return found[0]
     wanted = re.search(r" --steps (\d+)", given)
     given = re.sub(r" --(steps|epochs) \d+", "", given)
     given = re.sub(r" --((?:evaluate|save|reconstruct)-every) \d{2,}", r" --\1 2", given)
     given = re.sub(r" --compute\.views-per-forward \d+", " --compute.views-per-forward 4", given)
+    given = re.sub(r" --freeze \d{2,}", " --freeze 2", given)
     given = re.sub(r" --profile \d+:\d+", " --profile 1:2", given)
     steps = 2 if not wanted else int(wanted[1]) if int(wanted[1]) <= SHORT else len(wanted[1])
     return f"{found['call']}{given.rstrip()} {TRAINERS[program]} --steps {steps} "
+
+
+def rehearsal(found: re.Match[str]) -> str:
+    """Of two processes and a small model."""
+    given = re.sub(r" --(nodes|gpus|card|recipe|clips) \S+", "", found["rest"]).rstrip()
+    return f"tubecell rehearsal{given} --recipe tiny --nodes 1 --gpus 2 --shards 2 --reshard False --clips 20000 "
 
 
 RULES = (
@@ -51,8 +61,12 @@ RULES = (
     Rule(r"--nnodes[ =]\S+ (.*?)--rdzv-backend c10d --rdzv-endpoint \S+ --rdzv-id \S+", r"--standalone \1"),
     Rule(r"git clone \S+ tubecell", 'git clone --quiet "$CHECKOUT" tubecell'),
     Rule(r"^make install$", 'ln -s "$CHECKOUT/.venv" .venv'),
+    Rule(r"(examples/hf_trainer\.py[^|;&<>#\n]*)", r"\1 --views 8 --size 32 --dim 48 --epochs 1 "),
+    Rule(r"(examples/ddp_labels\.py[^|;&<>#\n]*)", r"\1 --views 8 --size 64 --epochs 1 "),
+    Rule(r"(examples/vjepa_loop\.py[^|;&<>#\n]*)", r"\1 --views 8 --size 64 --dim 64 --steps 2 --save-every 2 "),
     Rule(r"--views 5x3\b", "--views 2x1"),
     Rule(r"--clips (\d{3,})\b", "--clips 12"),
+    Rule(r"tubecell rehearsal(?P<rest>[^|;&<>\n]*)", rehearsal),
     Rule(r"tubecell throughput(?P<rest>[^|;&<>\n]*)", r"tubecell throughput\g<rest> --seconds 0.1 --rounds 1"),
     Rule(r"\{000000\.\.\d+\}", "{000000..000000}"),  # tars of a dataset that has one
     Rule(r"^source \.venv/bin/activate$", 'source .venv/bin/activate; PATH="$COMMANDS:$PATH"'),
