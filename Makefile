@@ -6,6 +6,7 @@
 # make install                       only .venv, for `source .venv/bin/activate`
 # make test                          lint, types and tests
 # make test-all                      the same with the slow ones, too: kills, full disks, torchrun
+# make docs-test                     every command of README.md and docs/ in a sandbox, in small where two cores are too few for it
 # make clean                         remove the virtual environment and caches; datasets and runs stay
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # or it would be compiled at every import, 17 s for torch
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart learn demo install test test-all lint clean
+.PHONY: quickstart learn demo install test test-all docs-test lint clean
 
 quickstart: .venv/installed
 	@$(BIN)/python quickstart.py $(if $(VIDEOS),--videos "$(VIDEOS)")
@@ -40,6 +41,9 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+docs-test: .venv/dev
+	$(PYTEST) --dist load tests/docs
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""What the claims in the README are measured with: a program a file.
+"""What the figures of docs/figures.md are measured with: a program a file.
 
 Begin with throughput.py. `parts` holds what these programs share or run as children, `gpu` the jobs of gpu_suite.py.
 """

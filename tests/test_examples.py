@@ -43,7 +43,7 @@ def losses(said: str) -> dict[int, float]:
     return {int(step): float(loss) for step, loss in re.findall(r"(?:epoch|step) (\d+): loss ([\d.]+)", said)}
 
 
-def test_examples_know_the_loader_alone_and_are_named_in_the_readme() -> None:
+def test_examples_know_the_loader_alone_and_are_named_on_its_page() -> None:
     files = sorted((ROOT / "examples").glob("*.py"))
     assert len(files) == 3
     for file in files:
@@ -51,7 +51,7 @@ def test_examples_know_the_loader_alone_and_are_named_in_the_readme() -> None:
         names = {node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes}
         ours = {name for name in names if name.split(".")[0] in OURS}
         assert ours and all(name.startswith("tubecell.pipeline.") for name in ours), file
-        assert f"`{file.name}`" in (ROOT / "README.md").read_text()
+        assert f"`{file.name}`" in (ROOT / "docs" / "loader.md").read_text()
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@
     torchrun --nproc-per-node 8 -m tubecell detect vit-b-ava --data AVA --init WEIGHTS --out RUN --evaluate-every 1000
 
 DATASET is one of `tubecell build-detection`; its boxes of people are annotated in training, and detected in evaluations.
-WEIGHTS are those of a run of `pretrain`, `finetune` or `detect`, or anybody's: see `tubecell inspect`. Interrupted, the same
-command goes on from the last checkpoint with the same batches, on any number of GPUs. `tubecell score-detections RUN` tests
-what came out.
+WEIGHTS are those of a run of `pretrain`, `finetune` or `detect`, or anybody's: see docs/released-weights.md. Interrupted, the
+same command goes on from the last checkpoint with the same batches, on any number of GPUs. `tubecell score-detections RUN`
+tests what came out.
 """
 
 import sys

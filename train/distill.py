@@ -4,9 +4,9 @@
     tubecell distill tiny --teacher RUN --init RUN --data DATASET --out RUN
     torchrun --nproc-per-node 8 -m tubecell distill vit-b-k710 --teacher WEIGHTS --init WEIGHTS --data DATASET --out RUN
 
-The teacher is a classifier: a run of `finetune`, or anybody's weights. The student begins with those of --init, see `tubecell
-inspect`. No label is needed. Interrupted, the same command goes on from the last checkpoint with the same batches, on any
-number of GPUs. RUN holds what one of `finetune` does.
+The teacher is a classifier: a run of `finetune`, or anybody's weights. The student begins with those of --init, of any layout:
+see docs/released-weights.md. No label is needed. Interrupted, the same command goes on from the last checkpoint with the same
+batches, on any number of GPUs. RUN holds what one of `finetune` does.
 """
 
 import sys

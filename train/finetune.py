@@ -4,9 +4,9 @@
     tubecell finetune tiny --data DATASET --init RUN --out RUN
     torchrun --nproc-per-node 8 -m tubecell finetune vit-b-own --data DATASET --init WEIGHTS --out RUN --evaluate-every 500
 
-The classes are the dataset's. WEIGHTS are those of a run of `pretrain` or `finetune`, or anybody's: see `tubecell inspect`.
-Interrupted, the same command goes on from the last checkpoint with the same batches, on any number of GPUs. RUN holds what one
-of `pretrain` does, and label_map.json.
+The classes are the dataset's. WEIGHTS are those of a run of `pretrain` or `finetune`, or anybody's: see
+docs/released-weights.md. Interrupted, the same command goes on from the last checkpoint with the same batches, on any number of
+GPUs. RUN holds what one of `pretrain` does, and label_map.json.
 """
 
 import sys

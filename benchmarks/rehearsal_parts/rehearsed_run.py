@@ -61,7 +61,7 @@ def measured_data(options: Options, clips: int, views: int) -> dict[str, Any]:
     """What a made-up manifest of so many clips costs to write, and a node to sample from, each in a process of its own."""
     assert options.folder is not None
     options.folder.mkdir(parents=True, exist_ok=True)
-    dataset = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=options.folder))
+    dataset = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=options.folder.resolve()))
     try:
         found: dict[str, Any] = _alone("synthetic_manifest", dataset, clips)
         found["bytes of the manifest"] = (dataset / "manifest.parquet").stat().st_size

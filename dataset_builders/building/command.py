@@ -121,13 +121,19 @@ def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collect
     """Flags over the TOML file's values over the defaults. Raises ValueError for what cannot work."""
     given = {name: value for name, value in vars(args).items() if value is not None}
     table, base = _read_toml(Path(args.config)) if args.config else ({}, Path.cwd())
-    sources = []
+    sources: list[Source] = []
+    sampling = table.pop("sampling", None)
+    for rule in (sampling, given.get("sampling")):
+        if rule is not None:
+            parse_sampling(str(rule))
     for name, entry in table.pop("sources", {}).items():
         if not NAME.fullmatch(name):
             raise ValueError(f"{args.config}: the source name {name!r} must have 1 to 40 letters, digits, '_' or '-'")
         kind = entry.pop("kind", "")
+        if (rule := given.get("sampling", entry.get("sampling", sampling))) is not None:
+            entry["sampling"] = rule
         sources.append(make_source(name, kind, entry, base, splits, f"{args.config}, source {name}"))
-    sources += _sources_of_flags(given, splits)
+    sources += _sources_of_flags(({} if sampling is None else {"sampling": sampling}) | given, splits)
     if len({source.name for source in sources}) < len(sources):
         repeated = next(source.name for i, source in enumerate(sources) if source.name in {s.name for s in sources[:i]})
         raise ValueError(f"the source name {repeated!r} is given twice")
@@ -136,8 +142,8 @@ def make_build(args: argparse.Namespace, splits: Collection[str], kinds: Collect
     for source in sources:
         if source.kind not in kinds:
             raise ValueError(f"source {source.name} is of kind {source.kind!r}; this command builds {', '.join(kinds)}")
-    if unknown := [name for name in table if name not in (*OPTIONS, "sampling")]:
-        allowed = ", ".join([*OPTIONS, "sources"])
+    if unknown := [name for name in table if name not in OPTIONS]:
+        allowed = ", ".join([*OPTIONS, "sampling", "sources"])
         raise ValueError(f"{args.config}: {', '.join(unknown)} is not known; allowed are {allowed}")
     options = {name: value for name, value in (table | given).items() if name in OPTIONS}
     places = {name: options.pop(name, None) for name in ("out", "work")}
@@ -221,8 +227,6 @@ def _read_toml(file: Path) -> tuple[dict[str, Any], Path]:
 def _sources_of_flags(given: Mapping[str, Any], splits: Collection[str]) -> list[Source]:
     here = Path.cwd()
     common: dict[str, Any] = {"sampling": given["sampling"]} if "sampling" in given else {}
-    if common:
-        parse_sampling(given["sampling"])
     if "labels_from_folder" in given and not any(flag in given for flag in LABELLED):
         flags = ", ".join(f"--{flag}" for flag in LABELLED)
         raise ValueError(f"--labels-from-folder: is for {flags}; in a TOML file a source has labels_from_folder = true")

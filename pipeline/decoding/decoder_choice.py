@@ -20,7 +20,7 @@ from pipeline.decoding.resize import by_16, find_kernel
 from pipeline.decoding.trim import can_decode
 from pipeline.storage.manifest import Clip, Manifest
 
-# clips/s of libav on a core: 16 frames at stride 4 of h264-plain, four views of 224², a Xeon with AVX-512 (README, "Figures")
+# clips/s of libav on a core: 16 frames at stride 4 of h264-plain, four views of 224², a Xeon with AVX-512 (docs/figures.md)
 LIBAV_RATE = 91.0
 DALI_RATES: dict[str, float] = {}  # clips/s of a whole card, by a part of its name, of the same clips; none was measured yet
 

@@ -203,6 +203,22 @@ def test_a_folder_for_each_split(flag: str, kind: str, tmp_path: Path, monkeypat
     assert len(set(clip_keys(source.plan().requests))) == 4
 
 
+def test_sampling_for_all_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the top of a file it is every source's that has none; a flag wins over both."""
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "own/a.mp4")
+    file = tmp_path / "build.toml"
+    for top, own, flag, wanted in (
+        ("stride:2", "", (), "stride:2"),
+        ("stride:2", 'sampling = "seconds:0.2"', (), "seconds:0.2"),
+        ("stride:2", 'sampling = "seconds:0.2"', ("--sampling", "stride:3"), "stride:3"),
+    ):
+        file.write_text(f'out = "dataset"\nsampling = "{top}"\n[sources.own]\nkind = "folder"\nfolder = "own"\n{own}')
+        assert planned(build_dataset, "--config", "build.toml", *flag).plan().requests["sampling"].to_pylist() == [wanted]
+    file.write_text('out = "dataset"\nsampling = 4\n[sources.own]\nkind = "folder"\nfolder = "own"')
+    assert build_dataset.main(["--config", "build.toml"]) == 2 and "sampling '4' is not known" in capsys.readouterr().err
+
+
 def test_lists_for_each_split_beside_their_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And several for one."""
     touch(tmp_path, "own/a.mp4", "own/b.mp4", "own/c.mp4", "own/private.txt")
