@@ -73,6 +73,13 @@ class S3Server:
         assert fault is None or fault in FAULTS
         self._everywhere = fault
 
+    def empty(self) -> None:
+        """No object is left in the bucket."""
+        from pipeline.storage import files
+
+        for name in files.listed(f"s3://{BUCKET}"):
+            files.remove(f"s3://{BUCKET}/{name}")
+
     def clear(self) -> None:
         self._released.set()
         self._released = threading.Event()
