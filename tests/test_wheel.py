@@ -54,6 +54,14 @@ def test_every_program_is_listed_once_and_in_its_group(
         assert f"\n  {name} " in f"\n{group}"
 
 
+def test_a_program_explains_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that stand in its own file, too."""
+    monkeypatch.setattr(sys, "argv", ["tubecell", "throughput", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "Folder of video files at any depth" in capsys.readouterr().out
+
+
 def test_a_name_that_a_wheel_does_not_have_ends_its_build() -> None:
     for code in ("import train.config", '"from train.config import x"', "def f():\n    'See train.config.'"):
         with pytest.raises(SystemExit, match=r"file.py, line \d: train.config has another name"):

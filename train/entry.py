@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from pipeline.console import check_printed, may_fail, open_streams
 from pipeline.loader import LoaderError
 from pipeline.sampling.order import order_of
@@ -45,6 +47,13 @@ def run(
     """A stage's program: RECIPE --flag value ... -> 0 when the run is done, or was asked to stop and saved; 2 when it cannot be
     as asked; 1 when it failed. `recipes`: by name, functions that give a configuration; without a command line `usage` is
     printed."""
+    under_torchrun = "TORCHELASTIC_ERROR_FILE" in os.environ  # which is told what ended a rank
+    return (record(_run) if under_torchrun else _run)(stage, recipes, usage, arguments) or 0
+
+
+def _run(
+    stage: type[Stage], recipes: Mapping[str, Callable[[], LoopConfig]], usage: str, arguments: Sequence[str] | None
+) -> int:
     startup = Startup()
     open_streams(PATIENCE)
     arguments = sys.argv[1:] if arguments is None else arguments

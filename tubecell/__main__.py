@@ -6,7 +6,6 @@ On several GPUs: torchrun --nproc-per-node 8 -m tubecell pretrain RECIPE --data 
 
 import ast
 import difflib
-import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +34,9 @@ def programs() -> dict[str, tuple[str, str]]:
 
 
 def main() -> int:
-    """Becomes the program that the first argument names. Returns 0 after the list of them, 2 for a name that there is not."""
+    """Runs the program that the first argument names. Returns its exit status, 0 after the list of them, 2 for a name that
+    there is not."""
+    import_module("tubecell.pipeline.console").prepare()
     name, *arguments = sys.argv[1:] or ["--help"]
     found = programs()
     if name in ("-h", "--help"):
@@ -53,8 +54,7 @@ def main() -> int:
         print(f"tubecell: there is no program {name!r}; perhaps {', '.join(close)}", file=sys.stderr)
         return 2
     sys.argv[:] = [f"tubecell {name}", *arguments]
-    runpy.run_module(found[name][0], run_name="__main__")
-    return 0
+    return import_module(found[name][0]).main()
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class StepTrace(TorchDispatchMode):
                 trace._imagined = False
 
         torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign,assignment]
-        ShardingPropagator._propagate_tensor_meta_non_cached = imagined  # type: ignore[method-assign]
+        ShardingPropagator._propagate_tensor_meta_non_cached = imagined  # type: ignore[method-assign,assignment]
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

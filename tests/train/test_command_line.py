@@ -91,8 +91,8 @@ def test_steps_and_epochs_are_two_ways_to_say_one_thing(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("vit-q", "there is no recipe 'vit-q'; perhaps vit-b-ssv2"),
-        ("--steps 5", "a recipe comes first, as in `tubecell pretrain micro ...`; `tubecell pretrain --help` lists them"),
+        ("vit-q", "there is no recipe 'vit-q'; perhaps vit-s-own or vit-b-own"),
+        ("--steps 5", "a recipe comes first, as in `tubecell pretrain vit-s-own ...`; `tubecell pretrain --help` lists them"),
         ("tiny extra", "'extra' belongs to no flag: after the recipe come flags and their values; `tubecell pretrain tiny "),
         ("tiny --optim.lr 3", "there is no flag --optim.lr; perhaps --optim.base-lr or "),
         ("tiny --base-lr 3", "there is no flag --base-lr; perhaps --optim.base-lr; `tubecell pretrain tiny --help-all` shows"),
@@ -176,7 +176,7 @@ def test_a_file_says_what_flags_do(tmp_path: Path, capsys: pytest.CaptureFixture
         ("[optim]\nlr = 1", "optim.lr is not known; perhaps optim.base_lr"),
         ('config = "other.toml"', "config is not known"),
         ("recipe = 5", "there is no recipe '5'; `tubecell pretrain --help` lists them"),
-        ('recipe = "vit-q"', "there is no recipe 'vit-q'; perhaps vit-b-ssv2"),
+        ('recipe = "vit-q"', "there is no recipe 'vit-q'; perhaps vit-s-own or vit-b-own"),
         ("steps = 1.5", "steps 1.5 must be a whole number"),
         ("steps = 5\nepochs = 3", "steps 5 and epochs 3 both say how long a run is; give one"),
         ('[compute]\nprecision = "bf61"', "compute.precision bf61 is not known; perhaps bf16"),

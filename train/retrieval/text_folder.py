@@ -65,7 +65,7 @@ class TextFolder:
         return tokenizer
 
     @cached_property
-    def _model(self) -> nn.Module:
+    def _model(self) -> Any:  # transformers' PreTrainedModel
         """Whole, float32, on the CPU; of a run's copy without weights, on meta."""
         from transformers import AutoConfig
         from transformers.utils import logging

@@ -36,7 +36,7 @@ def tried(model: nn.Module, ids_BL: np.ndarray, there_BL: np.ndarray, asked: Ask
         if asked == "auto" and getattr(model, "pooler", None) is None and "pooler_output" in made(model, ids, there):
             pooling = "pooled"
         if pooling != "pooled" and hasattr(model, "pooler"):
-            model.pooler = None  # nothing would train it
+            model.pooler = None  # type: ignore[assignment]  # nothing would train it
         if "pooler_output" not in made(model, ids, there) and pooling == "pooled":
             raise ValueError('--pooling pooled: it pools nothing; take "mean" or "first"')
         feature_BD: Tensor = TextTower(model, pooling, {})(ids, there)
