@@ -34,7 +34,9 @@ class Captions:
         if not fields:
             raise ValueError("captions: at least one field of `extra` is needed")
         of_fields = hashlib.blake2b(json.dumps(list(fields)).encode(), digest_size=8).hexdigest()
-        file = manifest.cached(f"captions-{of_fields}", partial(_write, manifest.root / "manifest.parquet", tuple(fields)))
+        file = manifest.cached(
+            f"captions-{of_fields}.arrow", partial(_write, manifest.root / "manifest.parquet", tuple(fields))
+        )
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
         self._batches = [reader.get_batch(i).column(LISTS) for i in range(reader.num_record_batches)]
         numbers = [np.diff(lists.offsets.to_numpy()) for lists in self._batches]

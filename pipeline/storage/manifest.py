@@ -156,7 +156,8 @@ class Manifest:
 
     def cached(self, name: str, write: Callable[[Path], None]) -> Path:
         """A file made of all rows of this manifest's file by `write` on first use: see `cached_file`."""
-        return cached_file(self.root, f"{name}-{self._digest}.arrow", write)
+        stem, suffix = os.path.splitext(name)
+        return cached_file(self.root, f"{stem}-{self._digest}{suffix}", write)
 
     def column(self, name: str, *, whole: bool = False) -> "pa.ChunkedArray":
         """A column as Arrow, for reports and label maps; `whole`: of later versions' rows, too."""
