@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -149,7 +150,22 @@ def call(what: str, *command: str | int | Path) -> None:
     arguments = [str(relative(part) if isinstance(part, Path) else part) for part in command]
     print(f"\n\033[1m{what}\033[0m" if sys.stdout.isatty() else f"\n{what}")
     print(f"$ tubecell {shlex.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, "-m", "tubecell", *arguments], cwd=ROOT, check=True)
+    program = subprocess.Popen([sys.executable, "-m", "tubecell", *arguments], cwd=ROOT)
+    asked = []  # to stop: a program that trains saves first
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM or len(asked) > 1:  # a terminal sends its Ctrl-C to both
+            program.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    status = program.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if asked:
+        raise SystemExit(128 + asked[0])
+    if status:
+        raise subprocess.CalledProcessError(status, arguments)
 
 
 def relative(path: Path) -> Path:

@@ -36,7 +36,7 @@ from train.watch.last_words import leave_last_words
 
 Config = TypeVar("Config", bound=LoopConfig)
 FIRST = (  # what --help shows, the rest is for --help-all
-    *("data", "features", "annotations", "out", "config", "dry_run", "epochs", "save_every"),
+    *("data", "features", "annotations", "out", "config", "dry_run", "steps", "epochs", "save_every"),
     *("views.views_per_step", "optim.base_lr", "compute.views_per_forward", "compute.activation_checkpointing"),
 )
 HELP, HELP_ALL = {"-h", "--help"}, "--help-all"

@@ -25,6 +25,7 @@ import argparse
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, BinaryIO
 
 import torch
@@ -50,6 +51,7 @@ from train.checkpoint.weights import apart, write_safetensors
 HINTS = ("encoder_heads", "decoder_heads", "input_size", "num_frames")
 SUFFIXES = {"tubecell": ".safetensors", "official": ".pth", "timm": ".safetensors", "hf": ""}
 TRANSFORMERS = "5.23"  # before, biases of others' folders were lost in silence
+LACKING = f"--verify needs transformers: pip install 'transformers>={TRANSFORMERS}'"
 MOST = 1e-4  # largest difference of an output, relative to the largest output, that --verify takes for rounding
 HF_CLASSES = {
     "autoencoder": "VideoMAEForPreTraining",
@@ -88,6 +90,8 @@ def main(arguments: Sequence[str]) -> int:
             f"{weights.place} is a probe's: its norm is of every token, before their mean or its pooler, of which "
             f"--to {options.to} knows nothing; give --to tubecell"
         )
+    if options.verify and options.to == "hf" and find_spec("transformers") is None:
+        raise ImportError(LACKING)  # before minutes of writing
     write, left = WRITERS[options.to](weights)
     print("\n".join(listed("cannot be held", left)), end="\n" if left else "")
     write_whole(options.out, write)
@@ -327,7 +331,7 @@ def by_hf(folder: str, clips: Tensor, masked: Tensor) -> Outputs:
     try:
         import transformers
     except ImportError:
-        raise ImportError(f"--verify needs transformers: pip install 'transformers>={TRANSFORMERS}'") from None
+        raise ImportError(LACKING) from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     kind = json.loads(Path(folder, "config.json").read_text())["architectures"][0]
