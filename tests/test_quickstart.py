@@ -1,7 +1,12 @@
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import quickstart
@@ -67,3 +72,19 @@ def test_what_pretraining_was_good_for_is_told_with_intervals(tmp_path: Path, ca
     assert "top-1, from the pre-trained encoder   50.0%   95 %: 38% to 62%" in told
     quickstart.print_accuracy(tmp_path, False)
     assert "nothing to fine-tune on" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_whoever_ends_it_ends_its_program(tmp_path: Path) -> None:
+    """A scheduler's SIGTERM reaches quickstart.py alone."""
+    code = f"import quickstart; quickstart.call('clips', 'generate-clips', '--out', {str(tmp_path)!r}, '--clips', 10**6)"
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=quickstart.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not any(tmp_path.iterdir()):
+        assert running.poll() is None
+        time.sleep(0.1)
+    (program,) = psutil.Process(running.pid).children()
+    running.terminate()
+    assert running.wait(60) == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(program.pid)
