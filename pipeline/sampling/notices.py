@@ -8,10 +8,8 @@ import numpy as np
 from pipeline.sampling.frames import AT_KEY_FRAMES, frame_step, parse_rate, repeated, training_frames
 from pipeline.sampling.order import order_of
 from pipeline.sampling.recipe import SamplingRecipe
-from pipeline.sampling.splits import clips_of_split, describe_split
+from pipeline.sampling.splits import AT_ONCE, clips_of_split, describe_split
 from pipeline.storage.manifest import Manifest
-
-AT_ONCE = 1 << 20  # clips
 
 
 @dataclass(frozen=True, slots=True)

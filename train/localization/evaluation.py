@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from model.localizer_weights import built
-from pipeline.console import check_printed, exit_status
 from pipeline.labels import read_label_map
-from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
-from train.compute.parallel import Ranks, started
+from train.accuracy.evaluate_command import evaluate_command
+from train.compute.parallel import Ranks
 from train.config import LABEL_MAP, configuration_of, read_stage
 from train.localization.beginning import read_localizer
 from train.localization.configuration import LocalizeConfig
@@ -25,16 +24,7 @@ Recipes = Mapping[str, Callable[[], LocalizeConfig]]
 
 def main(arguments: Sequence[str], recipes: Recipes) -> int:
     """The exit status."""
-
-    @exit_status(name="localize evaluate")
-    def command(words: Sequence[str]) -> None:
-        options = parsed(words)
-        refuse_dataset("--out", options.out)
-        with started(options.device, flag="--device") as ranks:
-            evaluate(options, recipes, ranks)
-        check_printed()
-
-    return command(arguments or ["--help"])
+    return evaluate_command("localize evaluate", arguments, parsed, lambda options, ranks: evaluate(options, recipes, ranks))
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:

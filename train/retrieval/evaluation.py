@@ -25,17 +25,16 @@ import torch
 
 from model.two_towers import TwoTowers
 from pipeline.captions import Captions
-from pipeline.console import check_printed, exit_status
 from pipeline.loader import LoaderError
 from pipeline.progress import Progress
 from pipeline.sampling import EvaluationSampler
 from pipeline.storage.manifest import Manifest
-from pipeline.storage.output_folder import refuse_dataset
 from pipeline.storage.remote import on_disk
+from train.accuracy.evaluate_command import evaluate_command
 from train.accuracy.parts import Parts, lists
 from train.checkpoint.descent import fingerprint
 from train.checkpoint.source import BEST, read_once
-from train.compute.parallel import Ranks, started
+from train.compute.parallel import Ranks
 from train.config import LoaderConfig
 from train.demos.weights import on_ranks
 from train.parts import open_loader
@@ -52,16 +51,9 @@ Told = list[tuple[str, str, str]]  # key, reason and detail of clips that could 
 
 def main(arguments: Sequence[str], recipes: Recipes) -> int:
     """The exit status."""
-
-    @exit_status(LoaderError, name="retrieve evaluate")
-    def command(words: Sequence[str]) -> None:
-        options = parsed(words)
-        refuse_dataset("--out", options.out)
-        with started(options.device, flag="--device") as ranks:
-            evaluate(options, recipes, ranks)
-        check_printed()
-
-    return command(arguments or ["--help"])
+    return evaluate_command(
+        "retrieve evaluate", arguments, parsed, lambda options, ranks: evaluate(options, recipes, ranks), LoaderError
+    )
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
